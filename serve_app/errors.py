@@ -1,0 +1,66 @@
+"""Everything the product raises on purpose.
+
+    SpeechError
+      InvalidRequest      400  the caller can fix it
+        UnknownModel      404  no such model is served
+      Overloaded          429  try later; carries retry_after_s
+      StageUnavailable    503  starting, draining or unhealthy
+      StageFailed         500  a bug or a device fault
+
+    CheckpointError            a checkpoint on disk is unusable: names the file and the reason; start-up only
+
+All arguments go to `super().__init__`, so each error survives pickling between replicas.
+"""
+
+
+class SpeechError(Exception):
+    """Base of the errors that a client may see."""
+
+
+class InvalidRequest(SpeechError):
+    """The request cannot be served as it is; `param` names the field (OpenAI's error shape)."""
+
+    def __init__(self, message: str, param: str | None = None, code: str | None = None) -> None:
+        super().__init__(message, param, code)
+        self.message = message
+        self.param = param
+        self.code = code
+
+    def __str__(self) -> str:
+        return self.message
+
+
+class UnknownModel(InvalidRequest):
+    """The request names a model that is not served here."""
+
+
+class Overloaded(SpeechError):
+    """No capacity now; the same request may pass after `retry_after_s` seconds."""
+
+    def __init__(self, message: str, retry_after_s: float = 1.0) -> None:
+        super().__init__(message, retry_after_s)
+        self.message = message
+        self.retry_after_s = retry_after_s
+
+    def __str__(self) -> str:
+        return self.message
+
+
+class StageUnavailable(SpeechError):
+    """A stage cannot serve at present; another attempt may reach a healthy replica."""
+
+
+class StageFailed(SpeechError):
+    """A stage broke while it worked on a request."""
+
+
+class CheckpointError(Exception):
+    """A checkpoint cannot be used: `file` and `reason` say why."""
+
+    def __init__(self, file: str, reason: str) -> None:
+        super().__init__(file, reason)
+        self.file = file
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return f"{self.file}: {self.reason}"

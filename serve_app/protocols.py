@@ -1,0 +1,63 @@
+"""The seams between stages. Deployments, tests and `fakes` know the stages only by these."""
+
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from typing import Protocol
+
+import numpy as np
+
+from serve_app.types import CodecFrames, PcmChunk, SpeechRequest
+
+
+class Talker(Protocol):
+    """Text to codec frames (all groups: a talker owns its way to a code predictor)."""
+
+    def frames(
+        self, request: SpeechRequest, done: np.ndarray | None = None
+    ) -> AsyncGenerator[CodecFrames, None]:
+        """Yield the frames of `request`, one item per frame, in order.
+
+        `done` (int64 [T, Q]) are frames made earlier, here or elsewhere: the stream goes on after them, exactly as
+        if it had never stopped. Closing the generator aborts the request in the engine.
+
+        Raises:
+            InvalidRequest: the prompt cannot be built (unknown voice, text too long, ...). Before any frame.
+            Overloaded: the queue is full. Before any frame.
+            StageFailed: the engine died.
+        """
+        ...
+
+    def stats(self) -> Mapping[str, float]:
+        """Load of the engine: running, waiting, kv_cache_usage, preemptions, steps."""
+        ...
+
+    def check_health(self) -> None:
+        """Raise StageUnavailable or StageFailed unless the engine works."""
+        ...
+
+    def close(self) -> None: ...
+
+
+class SpeechDecoder(Protocol):
+    """Codec frames to samples, stateful per stream; many streams at once."""
+
+    def pcm(
+        self, frames: AsyncIterator[CodecFrames], done: np.ndarray | None = None
+    ) -> AsyncGenerator[PcmChunk, None]:
+        """Yield one chunk of samples per item of `frames`, in order; any chunking gives the same samples.
+
+        `done` (int64 [T, Q]) are frames whose samples the listener already has: they prime the state and are not
+        yielded. Holds one stream slot for the life of the generator.
+
+        Raises:
+            Overloaded: no stream slot is free. Before any sample.
+            StageFailed: the device failed.
+        """
+        ...
+
+    def stats(self) -> Mapping[str, float]:
+        """Load: streams, max_streams, and counters of steps and frames."""
+        ...
+
+    def check_health(self) -> None: ...
+
+    def close(self) -> None: ...

@@ -1,0 +1,130 @@
+"""Values that cross a stage boundary: frozen, picklable, numpy and plain Python only.
+
+    SpeechRequest -[prompt]-> Prompt -[talker + code predictor]-> CodecFrames* -[speech decoder]-> PcmChunk* -> bytes
+
+A star marks a stream. Shapes use T frames, Q code groups, P prompt positions, N samples.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+
+FinishReason = Literal["stop", "length"]
+TaskType = Literal["custom_voice", "voice_design", "base"]
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """How one code is drawn; `temperature` 0 means greedy, `top_k` 0 and `top_p` 1 switch that filter off."""
+
+    temperature: float
+    top_k: int
+    top_p: float
+    repetition_penalty: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingOverrides:
+    """The sampling parameters a request states; None means the checkpoint's generation_config decides."""
+
+    temperature: float | None = None
+    top_k: int | None = None
+    top_p: float | None = None
+    repetition_penalty: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class SpeechRequest:
+    """One synthesis, valid by construction (the HTTP layer has checked it); knows nothing of HTTP.
+
+    `language` is "auto" or a key of the checkpoint's codec_language_id. `streaming_text` chooses the prompt layout
+    that feeds one text token per frame instead of the whole text in the prefill. `seed` is always set: the ingress
+    draws one where the client gave none, so that any replica can repeat the request exactly.
+    """
+
+    request_id: str
+    model: str
+    text: str
+    voice: str | None
+    language: str
+    seed: int
+    instructions: str | None = None
+    streaming_text: bool = False
+    talker: SamplingOverrides = field(default_factory=SamplingOverrides)
+    subtalker: SamplingOverrides = field(default_factory=SamplingOverrides)
+    min_new_tokens: int | None = None
+    max_new_tokens: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """Everything the talker needs for one request; no file is read after it exists.
+
+    rows: int32 [P, 1 + Q]. Column 0 is a text id or -1, column 1 + g a code of group g or -1. The embedding of a
+        row is the sum of what is not -1: text_table[text id] + sum over g of codec_table_g[code].
+    trailing_text: int32 [n]. The text id added to generated frame t; frames t >= n get `pad_text_id`.
+    speaker_vector: float32 [H] added to position `speaker_position`, or None (voice clones only).
+    """
+
+    request_id: str
+    rows: np.ndarray
+    trailing_text: np.ndarray
+    pad_text_id: int
+    talker: Sampling
+    subtalker: Sampling
+    seed: int
+    min_new_tokens: int
+    max_new_tokens: int
+    speaker_vector: np.ndarray | None = None
+    speaker_position: int = -1
+
+
+@dataclass(frozen=True, slots=True)
+class CodecFrames:
+    """Consecutive codec frames of one stream: codes int64 [T, Q], T >= 1, never an EOS row.
+
+    `finish_reason` is set on the last item of a stream only. An empty tail (the EOS came after the last frame had
+    been sent) is an item with T == 0 and a finish reason.
+    """
+
+    codes: np.ndarray
+    first_frame: int
+    finish_reason: FinishReason | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class PcmChunk:
+    """Consecutive samples of one stream and the codes they were made from.
+
+    samples: int16 [N], N = T * samples_per_frame (0 in a tail that only carries the finish reason).
+    codes: int64 [T, Q].
+    """
+
+    samples: np.ndarray
+    first_sample: int
+    codes: np.ndarray
+    finish_reason: FinishReason | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ModelCard:
+    """What the HTTP layer may know of a served checkpoint, without torch or the weights."""
+
+    name: str
+    task: TaskType
+    size: str
+    languages: tuple[str, ...]
+    voices: tuple[str, ...]
+    supports_instructions: bool
+    sample_rate_hz: int
+    samples_per_frame: int
+    max_new_tokens: int
+    path: str
+    embedded: bool = False
+    voice_languages: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def frame_rate_hz(self) -> float:
+        return self.sample_rate_hz / self.samples_per_frame
