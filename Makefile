@@ -1,0 +1,35 @@
+# make serve   start the server: HOST, PORT, TTS_MODEL and CONFIG may be set
+# make test    run the tests
+# make check   formatting, lint, types, import rules
+# Each target makes or repairs .venv first; once that is done it is a matter of milliseconds.
+
+PYTHON ?= python3
+CONFIG ?= configs/serve.yaml
+PYTEST_ARGS ?=
+
+VENV := .venv/bin
+# One thread per process: the stages are processes of their own, and on a small machine more threads only take turns.
+TEST_ENV := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false RAY_AUTH_MODE=disabled \
+	RAY_USAGE_STATS_ENABLED=0 VLLM_NO_USAGE_STATS=1
+
+.PHONY: serve test check format
+
+serve:
+	@PYTHON="$(PYTHON)" scripts/setup-venv.sh
+	@exec $(VENV)/python -m serve_app $(CONFIG)
+
+test:
+	@PYTHON="$(PYTHON)" scripts/setup-venv.sh dev
+	@$(TEST_ENV) $(VENV)/python -m pytest $(PYTEST_ARGS)
+
+check:
+	@PYTHON="$(PYTHON)" scripts/setup-venv.sh dev
+	$(VENV)/ruff format --check .
+	$(VENV)/ruff check .
+	$(VENV)/pyright
+	$(VENV)/python -m pytest -q -p no:cacheprovider tests/unit/test_imports.py
+
+format:
+	@PYTHON="$(PYTHON)" scripts/setup-venv.sh dev
+	$(VENV)/ruff format .
+	$(VENV)/ruff check --fix .

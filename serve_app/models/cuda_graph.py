@@ -1,0 +1,175 @@
+"""Captured CUDA graphs with static inputs.
+
+`GraphRunner` owns one captured graph; `BatchGraphs` owns one per batch size, pads a batch up to the next one, and is
+its own eager twin (`enabled=False`). Not thread-safe: all graphs of one memory pool belong to one thread, since a
+replay may overwrite what another graph of the pool left behind (outputs excepted).
+"""
+
+from bisect import bisect_left
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+# Warm-up calls before a capture: libraries load their kernels and allocate their workspaces in the first ones.
+_NUM_WARMUP_CALLS = 2
+
+
+class GraphRunner:
+    """Capture `fn` on the static inputs once, then replay.
+
+    `fn` runs a few times before and during the capture, on whatever the inputs hold then: they must point it at
+    scratch state. The capture happens on the current stream, which must not be the default one.
+    """
+
+    def __init__(
+        self, fn: Callable[..., Tensor], inputs: tuple[Tensor, ...], pool: Any | None = None
+    ) -> None:
+        self.inputs = inputs
+        stream = torch.cuda.current_stream()
+        for _ in range(_NUM_WARMUP_CALLS):
+            fn(*inputs)
+        stream.synchronize()
+        self._graph: torch.cuda.CUDAGraph | None = torch.cuda.CUDAGraph()
+        # thread_local: other threads of a fused replica may use CUDA while this one captures.
+        with torch.cuda.graph(
+            self._graph, pool=pool, stream=stream, capture_error_mode="thread_local"
+        ):
+            self._output = fn(*inputs)
+
+    def __call__(self) -> Tensor:
+        """Replay on the current stream; the result is a static buffer, valid until the next call."""
+        if self._graph is None:
+            raise RuntimeError("the graph is closed")
+        self._graph.replay()
+        return self._output
+
+    def close(self) -> None:
+        if self._graph is not None:
+            self._graph.reset()
+            self._graph = None
+
+
+class BatchGraphs:
+    """One graph of `fn` per batch size; a call is padded up to the next size.
+
+    Args:
+        make_inputs: static inputs for a batch size, each with leading dimension equal to it. What they hold at first
+            is the padding: it is what `fn` sees in unused rows, and in all rows during warm-up and capture.
+        fn: tensors -> tensor with the same leading dimension. Rows must not influence one another.
+        batch_sizes: sizes to capture, in ascending order.
+        pool: CUDA graph memory pool, shared with other graphs of the same thread; default: one of its own.
+        enabled: False calls `fn` eagerly with the exact batch, no static buffers (CPU, debugging).
+    """
+
+    def __init__(
+        self,
+        make_inputs: Callable[[int], tuple[Tensor, ...]],
+        fn: Callable[..., Tensor],
+        batch_sizes: Sequence[int],
+        pool: Any | None = None,
+        enabled: bool = True,
+    ) -> None:
+        if not batch_sizes or min(batch_sizes) < 1:
+            raise ValueError(
+                f"batch sizes must be positive and not empty, got {tuple(batch_sizes)}"
+            )
+        self.batch_sizes = tuple(sorted(set(batch_sizes)))
+        self.enabled = enabled
+        self._fn = fn
+        self._example = make_inputs(1)
+        self._runners: dict[int, GraphRunner] = {}
+        self._padding: dict[int, tuple[Tensor, ...]] = {}
+        self._make_inputs = make_inputs
+        self._pool = pool
+        self._captured: tuple[int, ...] = ()
+        self._closed = False
+
+    @property
+    def max_batch(self) -> int:
+        return self.batch_sizes[-1]
+
+    @property
+    def captured(self) -> tuple[int, ...]:
+        """The sizes that have a graph; a call uses these only."""
+        return self._captured
+
+    def capture(self, batch_size: int) -> None:
+        """Capture one size, once; nothing when not enabled. Runs `fn` on padding rows, on the current stream."""
+        if not self.enabled or batch_size in self._runners:
+            return
+        if batch_size not in self.batch_sizes:
+            raise ValueError(f"batch size {batch_size} is none of {self.batch_sizes}")
+        if self._pool is None:
+            self._pool = torch.cuda.graph_pool_handle()
+        inputs = self._make_inputs(batch_size)
+        self._padding[batch_size] = tuple(tensor.clone() for tensor in inputs)
+        self._runners[batch_size] = GraphRunner(self._fn, inputs, self._pool)
+        self._captured = tuple(sorted(self._runners))
+
+    def capture_all(self) -> None:
+        """Capture every size, small ones first."""
+        for batch_size in self.batch_sizes:
+            self.capture(batch_size)
+
+    def pick(self, num_rows: int) -> int:
+        """Return the smallest batch size that holds `num_rows`; under graphs, the smallest captured.
+
+        Raises:
+            ValueError: no size does.
+        """
+        sizes = self.captured if self.enabled else self.batch_sizes
+        index = bisect_left(sizes, num_rows)
+        if num_rows < 1 or index == len(sizes):
+            raise ValueError(f"{num_rows} rows do not fit the batch sizes {sizes}")
+        return sizes[index]
+
+    def __call__(self, *inputs: Tensor) -> Tensor:
+        """Run `fn` on a batch of at most `max_batch` rows and return its rows.
+
+        Args:
+            inputs: each [n, ...] with the shape and dtype of the static inputs; may be on the host (pinned host
+                memory is copied asynchronously: leave it alone until the current stream has passed this call).
+
+        Returns:
+            [n, ...]. A view of a static buffer when captured: valid until the next call.
+
+        Raises:
+            ValueError: number, shape or dtype of the inputs differ from the static ones.
+            RuntimeError: called after `close()`.
+        """
+        if self._closed:
+            raise RuntimeError("the graphs are closed")
+        num_rows = self._check(inputs)
+        batch_size = self.pick(num_rows)
+        if not self.enabled:
+            pairs = zip(inputs, self._example, strict=True)
+            return self._fn(*(given.to(like.device, non_blocking=True) for given, like in pairs))
+        runner = self._runners[batch_size]
+        for given, static, padding in zip(
+            inputs, runner.inputs, self._padding[batch_size], strict=True
+        ):
+            static[:num_rows].copy_(given, non_blocking=True)
+            if num_rows < batch_size:
+                static[num_rows:].copy_(padding[num_rows:])
+        return runner()[:num_rows]
+
+    def close(self) -> None:
+        """Free the graphs; idempotent."""
+        for runner in self._runners.values():
+            runner.close()
+        self._runners.clear()
+        self._padding.clear()
+        self._closed = True
+
+    def _check(self, inputs: tuple[Tensor, ...]) -> int:
+        if len(inputs) != len(self._example):
+            raise ValueError(f"{len(inputs)} inputs, expected {len(self._example)}")
+        for index, (given, example) in enumerate(zip(inputs, self._example, strict=True)):
+            expected = (inputs[0].shape[0], *example.shape[1:])
+            if tuple(given.shape) != expected or given.dtype != example.dtype:
+                raise ValueError(
+                    f"input {index} is {given.dtype} {tuple(given.shape)}, expected {example.dtype} {expected}"
+                )
+        return inputs[0].shape[0]

@@ -1,0 +1,401 @@
+"""`VllmTalker`: the talker as an asyncio service around an in-process vLLM engine core.
+
+One thread owns the engine: it adds and aborts requests, steps, and hands every step's frames to the event loops that
+wait for them, in one call per loop and step. Consumers are async generators; closing one aborts its request.
+See docs/decisions/0001-in-process-engine.md for why the engine is not in a process of its own.
+"""
+
+import asyncio
+import logging
+import os
+import secrets
+import threading
+import time
+from collections import defaultdict, deque
+from collections.abc import AsyncGenerator, Mapping
+from contextlib import aclosing
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+
+from serve_app.config import TalkerConfig
+from serve_app.errors import InvalidRequest, Overloaded, StageFailed, StageUnavailable
+from serve_app.models.device import DeviceSpec, resolve_device
+from serve_app.models.frame_channel import FrameClient
+from serve_app.models.prompt import build_prompt
+from serve_app.models.talker.state import (
+    PROMPT_KEY,
+    RUNTIME_KEY,
+    RUNTIMES,
+    StepFrames,
+    TalkerPrompt,
+    TalkerRuntime,
+)
+from serve_app.models.text_tokenizer import TextTokenizer
+from serve_app.types import CodecFrames, FinishReason, Prompt, SpeechRequest
+
+logger = logging.getLogger(__name__)
+
+# Free memory that vLLM may find besides what it reserves itself; see `_engine_config`.
+_RESERVE_BYTES = 3 * 2**30
+_STALL_S = 30.0
+
+
+@dataclass(slots=True)
+class _Stream:
+    """One running request, owned by the event loop that consumes it."""
+
+    loop: asyncio.AbstractEventLoop
+    queue: "asyncio.Queue[CodecFrames | Exception]"
+    next_frame: int
+
+
+@dataclass(slots=True)
+class _Load:
+    """Counters written by the engine thread."""
+
+    running: int = 0
+    waiting: int = 0
+    kv_cache_usage: float = 0.0
+    steps: int = 0
+    frames: int = 0
+    preemptions: int = 0
+    last_step: float = field(default_factory=time.monotonic)
+
+
+class VllmTalker:
+    """Implements `protocols.Talker`.
+
+    Args:
+        checkpoint: serve_app.models.checkpoint.Checkpoint.
+        config: engine settings.
+        place: device and dtype.
+        predictor: where frames are completed; called from the engine thread only.
+    """
+
+    def __init__(
+        self, checkpoint: Any, config: TalkerConfig, place: DeviceSpec, predictor: FrameClient
+    ) -> None:
+        self.spec = checkpoint.spec
+        self.config = config
+        self.tokenizer = TextTokenizer.from_dir(checkpoint.path)
+        self.predictor = predictor
+        self._streams: dict[str, _Stream] = {}
+        self._inbox: deque[tuple[str, Any]] = deque()
+        self._wake = threading.Condition()
+        self._step_frames: deque[StepFrames] = deque()
+        self._load = _Load()
+        self._failure: BaseException | None = None
+        self._closing = False
+        self.model_state: Any = None
+        self._runtime_key = secrets.token_hex(8)
+        RUNTIMES[self._runtime_key] = TalkerRuntime(
+            self.spec.talker, predictor, self._step_frames.append, self._count_preemption
+        )
+        started = threading.Event()
+        # The engine is built on the thread that will step it: vLLM and CUDA keep per-thread state.
+        self._thread = threading.Thread(
+            target=self._run, args=(checkpoint, place, started), name="talker-engine", daemon=True
+        )
+        self._thread.start()
+        started.wait()
+        if self._failure is not None:
+            raise self._failure
+
+    @classmethod
+    def load(
+        cls, checkpoint: Any, config: TalkerConfig, device: str, predictor: FrameClient
+    ) -> "VllmTalker":
+        """Start the engine; blocks until it can serve.
+
+        Raises:
+            CheckpointError, StageUnavailable: the checkpoint or the device is unusable.
+        """
+        return cls(checkpoint, config, resolve_device(device, config.dtype), predictor)
+
+    # Consumers: any event loop
+
+    async def frames(
+        self, request: SpeechRequest, done: np.ndarray | None = None
+    ) -> AsyncGenerator[CodecFrames, None]:
+        """See `protocols.Talker.frames`."""
+        prompt = build_prompt(request, self.spec, self.tokenizer, self.config.max_model_len)
+        async with aclosing(self.generate(prompt, done)) as stream:
+            async for item in stream:
+                yield item
+
+    async def generate(
+        self, prompt: Prompt, done: np.ndarray | None = None
+    ) -> AsyncGenerator[CodecFrames, None]:
+        """Like `frames`, from a prompt that is built already."""
+        self.check_health()
+        groups = self.spec.talker.num_code_groups
+        done = np.zeros((0, groups), np.int64) if done is None else done
+        if done.ndim != 2 or done.shape[1] != groups:
+            raise InvalidRequest(f"done frames must be [T, {groups}], got {list(done.shape)}", "done")
+        limit = self.config.max_num_seqs + self.config.max_queued
+        if len(self._streams) >= limit:
+            raise Overloaded(f"{len(self._streams)} requests are running or waiting, limit {limit}")
+        if len(done) >= prompt.max_new_tokens:
+            yield CodecFrames(np.zeros((0, groups), np.int64), len(done), "length")
+            return
+        request_id = f"{prompt.request_id}-{secrets.token_hex(4)}"
+        stream = _Stream(asyncio.get_running_loop(), asyncio.Queue(), len(done))
+        self._streams[request_id] = stream
+        self._post("add", (request_id, TalkerPrompt(prompt, done)))
+        finished = False
+        try:
+            while not finished:
+                item = await stream.queue.get()
+                if isinstance(item, Exception):
+                    raise item
+                finished = item.finish_reason is not None
+                yield item
+        finally:
+            self._streams.pop(request_id, None)
+            if not finished:
+                self._post("abort", request_id)
+
+    def stats(self) -> Mapping[str, float]:
+        load = self._load
+        return {
+            "running": load.running,
+            "waiting": load.waiting,
+            "kv_cache_usage": load.kv_cache_usage,
+            "steps": load.steps,
+            "frames": load.frames,
+            "preemptions": load.preemptions,
+            "streams": len(self._streams),
+        }
+
+    def check_health(self) -> None:
+        if self._failure is not None:
+            raise StageFailed(f"the talker engine died: {self._failure!r}")
+        if self._closing:
+            raise StageUnavailable("the talker is closing")
+        busy = self._load.running + self._load.waiting > 0
+        if busy and time.monotonic() - self._load.last_step > _STALL_S:
+            raise StageFailed(f"the talker engine made no step for {_STALL_S:.0f} s")
+
+    def close(self) -> None:
+        """Stop the engine thread; streams that still run fail with StageUnavailable."""
+        self._closing = True
+        self._post("close", None)
+        self._thread.join(timeout=20)
+        self.predictor.close()
+        RUNTIMES.pop(self._runtime_key, None)
+
+    def _post(self, kind: str, value: Any) -> None:
+        with self._wake:
+            self._inbox.append((kind, value))
+            self._wake.notify()
+
+    # Engine thread
+
+    def _count_preemption(self) -> None:
+        self._load.preemptions += 1
+
+    def _run(self, checkpoint: Any, place: DeviceSpec, started: threading.Event) -> None:
+        core = None
+        try:
+            core = self._build(checkpoint, place)
+            started.set()
+            self._loop(core)
+        except BaseException as error:
+            logger.exception("the talker engine stopped")
+            self._failure = error
+        finally:
+            started.set()
+            reason = self._failure
+            for stream in list(self._streams.values()):
+                failure = StageFailed(f"the talker engine died: {reason!r}") if reason else (
+                    StageUnavailable("the talker was closed")
+                )
+                self._deliver({stream.loop: [(stream, failure)]})
+            if core is not None:
+                core.shutdown()
+
+    def _build(self, checkpoint: Any, place: DeviceSpec) -> Any:
+        os.environ["VLLM_USE_V2_MODEL_RUNNER"] = "1"
+        # The uniprocess executor is refused on CPU unless multiprocessing is off; there is one process anyway.
+        os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
+        os.environ.setdefault("VLLM_USE_FLASHINFER_SAMPLER", "0")
+        if place.device.type == "cpu":
+            os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
+        from vllm import ModelRegistry
+        from vllm.plugins import load_general_plugins
+        from vllm.v1.engine.core import EngineCore
+        from vllm.v1.executor.abstract import Executor
+
+        from serve_app.models.talker.model import TalkerForVllm
+        from serve_app.models.talker.plugin import ARCHITECTURE, register
+
+        load_general_plugins()
+        register()
+        # Registered as a class: by name, vLLM would inspect it in a subprocess that imports vLLM once more.
+        ModelRegistry.register_model(ARCHITECTURE, TalkerForVllm)
+        if place.device.type == "cpu":
+            from serve_app.models.talker import cpu_kernels
+
+            cpu_kernels.install()
+        vllm_config = self._engine_config(checkpoint, place)
+        with torch.inference_mode():
+            core = EngineCore(vllm_config, Executor.get_class(vllm_config), log_stats=True)
+        self.model_state = core.model_executor.driver_worker.worker.model_runner.model_state
+        return core
+
+    def _engine_config(self, checkpoint: Any, place: DeviceSpec) -> Any:
+        from vllm.engine.arg_utils import EngineArgs
+
+        config, cuda = self.config, place.device.type == "cuda"
+        settings: dict[str, Any] = {}
+        if config.block_size is not None:
+            settings["block_size"] = config.block_size
+        if cuda:
+            # vLLM refuses to start unless this share of the whole card is free; what it takes is fixed by the KV bytes.
+            total = torch.cuda.get_device_properties(place.device).total_memory
+            weights = sum(f.stat().st_size for f in checkpoint.path.glob("*.safetensors"))
+            needed = weights + self.kv_cache_bytes(place.dtype) + _RESERVE_BYTES
+            settings["gpu_memory_utilization"] = min(0.95, needed / total)
+        graphs = cuda and config.cuda_graphs
+        args = EngineArgs(
+            model=str(checkpoint.path),
+            skip_tokenizer_init=True,
+            dtype=str(place.dtype).removeprefix("torch."),  # type: ignore[arg-type]
+            max_model_len=config.max_model_len,
+            max_num_seqs=config.max_num_seqs,
+            max_num_batched_tokens=config.max_num_batched_tokens,
+            enable_prefix_caching=False,
+            kv_cache_memory_bytes=self.kv_cache_bytes(place.dtype),
+            enforce_eager=not graphs,
+            compilation_config={"mode": 0, "cudagraph_mode": "FULL" if graphs else "NONE"},  # type: ignore[arg-type]
+            additional_config={RUNTIME_KEY: self._runtime_key},
+            disable_log_stats=True,
+            **settings,
+        )
+        vllm_config = args.create_engine_config()
+        # vLLM's CPU platform switches asynchronous scheduling off; the talker runs the same way everywhere.
+        vllm_config.scheduler_config.async_scheduling = True
+        return vllm_config
+
+    def kv_cache_bytes(self, dtype: torch.dtype) -> int:
+        """The KV pool: as configured, else room for a quarter of max_num_seqs requests of full length."""
+        if self.config.kv_cache_bytes is not None:
+            return self.config.kv_cache_bytes
+        shape = self.spec.talker.transformer
+        per_token = 2 * shape.num_layers * shape.num_kv_heads * shape.head_dim * dtype.itemsize
+        requests = max(2, self.config.max_num_seqs // 4)
+        return requests * self.config.max_model_len * per_token
+
+    def _loop(self, core: Any) -> None:
+        while True:
+            with self._wake:
+                while not self._inbox and not _has_work(core):
+                    self._update_load(core)
+                    self._wake.wait()
+                messages = list(self._inbox)
+                self._inbox.clear()
+            for kind, value in messages:
+                if kind == "close":
+                    return
+                if kind == "add":
+                    self._add(core, *value)
+                else:
+                    core.abort_requests([value])
+            if _has_work(core):
+                with torch.inference_mode():
+                    outputs, executed = core.step_fn()
+                    core.post_step(model_executed=executed)
+                self._load.steps += bool(executed)
+                # A call that returns a step's outputs has just delivered that step's frames.
+                step = self._step_frames.popleft() if self._step_frames else None
+                if step is not None and outputs and 0 in outputs:
+                    self._dispatch(step, outputs[0].outputs)
+                self._update_load(core)
+
+    def _add(self, core: Any, request_id: str, work: TalkerPrompt) -> None:
+        from vllm import SamplingParams
+        from vllm.v1.engine import EngineCoreRequest
+
+        talker = self.spec.talker
+        prompt, done = work.prompt, work.done
+        # Ids stand in for positions: vLLM counts them, the state builds the embeddings. They are control ids, which
+        # can never be sampled.
+        ids = [talker.codec_pad_id] * (len(prompt.rows) + len(done))
+        params = SamplingParams(
+            max_tokens=prompt.max_new_tokens - len(done),
+            stop_token_ids=[talker.codec_eos_id],
+            detokenize=False,
+            extra_args={PROMPT_KEY: work},
+        )
+        request = EngineCoreRequest(
+            request_id=request_id,
+            prompt_token_ids=ids,
+            mm_features=None,
+            sampling_params=params,
+            pooling_params=None,
+            arrival_time=time.time(),
+            lora_request=None,
+            cache_salt=None,
+            data_parallel_rank=None,
+        )
+        try:
+            core.add_request(*core.preprocess_add_request(request))
+        except Exception as error:
+            logger.exception("vLLM refused request %s", request_id)
+            stream = self._streams.get(request_id)
+            if stream is not None:
+                self._deliver({stream.loop: [(stream, StageFailed(f"vLLM refused it: {error}"))]})
+
+    def _dispatch(self, step: StepFrames, outputs: list[Any]) -> None:
+        """Match a step's outputs with its codes and hand them to their consumers."""
+        row_of = {request_id: row for row, request_id in enumerate(step.request_ids)}
+        deliveries: dict[asyncio.AbstractEventLoop, list[tuple[_Stream, Any]]] = defaultdict(list)
+        for output in outputs:
+            stream = self._streams.get(output.request_id)
+            if stream is None:  # its consumer has gone
+                continue
+            reason = _finish_reason(output.finish_reason)
+            ended = bool(output.new_token_ids) and output.new_token_ids[-1] == self.spec.talker.codec_eos_id
+            if not output.new_token_ids and reason is None:
+                continue
+            count = 0 if ended or not output.new_token_ids else 1
+            row = row_of[output.request_id] if count else 0
+            item = CodecFrames(step.codes[row : row + count], stream.next_frame, reason)
+            stream.next_frame += count
+            self._load.frames += count
+            deliveries[stream.loop].append((stream, item))
+        self._deliver(deliveries)
+
+    @staticmethod
+    def _deliver(deliveries: Mapping[asyncio.AbstractEventLoop, list[tuple[_Stream, Any]]]) -> None:
+        for loop, items in deliveries.items():
+            try:
+                loop.call_soon_threadsafe(_put_all, items)
+            except RuntimeError:  # the consumer's loop is closed: nobody waits any more
+                logger.debug("dropped %d items for a closed event loop", len(items))
+
+    def _update_load(self, core: Any) -> None:
+        scheduler, load = core.scheduler, self._load
+        load.running = len(scheduler.running)
+        load.waiting = len(scheduler.waiting)
+        load.kv_cache_usage = scheduler.kv_cache_manager.usage
+        load.last_step = time.monotonic()
+
+
+def _put_all(items: list[tuple[_Stream, Any]]) -> None:
+    for stream, item in items:
+        stream.queue.put_nowait(item)
+
+
+def _has_work(core: Any) -> bool:
+    return core.scheduler.has_requests() or bool(core.batch_queue)
+
+
+def _finish_reason(reason: Any) -> FinishReason | None:
+    if reason is None:
+        return None
+    name = str(reason)
+    return "stop" if name == "stop" else "length"

@@ -1,0 +1,338 @@
+"""Model-runner hooks of the talker: integer rows in, sampled frames out.
+
+Per running request one slot of a table of positions lives on the device. Prompt positions are written when the request
+arrives, generated ones by the sampler, so that prefill, decode, chunked prefill and recompute after preemption all
+build their inputs by the same gather, without host synchronisation and without per-request Python.
+"""
+
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from vllm.config import VllmConfig
+from vllm.v1.core.sched.output import NewRequestData
+from vllm.v1.worker.gpu.input_batch import InputBatch
+from vllm.v1.worker.gpu.model_states.default import DefaultModelState
+from vllm.v1.worker.gpu.sample.output import SamplerOutput
+from vllm.v1.worker.gpu.states import RequestState
+
+from serve_app.models.code_predictor import FrameBatch
+from serve_app.models.frame_channel import FrameClient
+from serve_app.models.sampling import apply_repetition_penalty, sample, uniform
+from serve_app.models.spec import TalkerSpec
+from serve_app.models.talker.model import TalkerForVllm
+from serve_app.types import Prompt
+
+PROMPT_KEY = "tts_prompt"
+RUNTIME_KEY = "tts_runtime"
+
+# A preempted request comes back as a new one; its codes wait here. Finished requests pass through as well (the hook
+# does not tell them apart), so the store is bounded; preempted requests are few and come back soon.
+_MAX_SUSPENDED = 1024
+
+
+@dataclass(frozen=True, slots=True)
+class TalkerPrompt:
+    """What travels in `SamplingParams.extra_args`: the prompt and the frames made before, int64 [T, Q]."""
+
+    prompt: Prompt
+    done: np.ndarray
+
+
+@dataclass(frozen=True, slots=True)
+class StepFrames:
+    """The frames of one engine step, on the host: codes int64 [B, Q] of `request_ids`."""
+
+    request_ids: list[str]
+    codes: np.ndarray
+
+
+@dataclass(frozen=True, slots=True)
+class TalkerRuntime:
+    """What the engine's owner gives to the state: model facts, the way to a code predictor, where frames go,
+    and who is told that a preempted request came back."""
+
+    spec: TalkerSpec
+    predictor: FrameClient
+    on_frames: Callable[[StepFrames], None]
+    on_restore: Callable[[], None]
+
+
+# vLLM builds the state itself and its config carries plain values only; owner and state share a process.
+RUNTIMES: dict[str, TalkerRuntime] = {}
+
+
+class SlotTable:
+    """Device-side state of the running requests, one row per slot; the last row takes unwanted writes.
+
+    ids: int32 [slots + 1, positions, 1 + Q], rows of the joined embedding table.
+    seen: bool [slots + 1, V], the group-0 codes made so far (repetition penalty).
+    floats: float32 [slots + 1, 5]: temperature, top_p, repetition penalty, subtalker temperature, subtalker top_p.
+    ints: int64 [slots + 1, 5]: seed, prompt length, minimum frames, top_k, subtalker top_k.
+    """
+
+    def __init__(self, slots: int, positions: int, spec: TalkerSpec, zero_row: int, device: torch.device):
+        self.trash = slots
+        self.device = device
+        self.ids = torch.full(
+            (slots + 1, positions, 1 + spec.num_code_groups), zero_row, dtype=torch.int32, device=device
+        )
+        self.seen = torch.zeros(slots + 1, spec.vocab_size, dtype=torch.bool, device=device)
+        self.true = torch.ones((), dtype=torch.bool, device=device)
+        self.floats = torch.ones(slots + 1, 5, dtype=torch.float32, device=device)
+        self.ints = torch.zeros(slots + 1, 5, dtype=torch.int64, device=device)
+
+    def upload(self, values: np.ndarray) -> Tensor:
+        """Copy to the device without waiting for it."""
+        tensor = torch.from_numpy(np.ascontiguousarray(values))
+        if self.device.type == "cuda":
+            tensor = tensor.pin_memory()
+        return tensor.to(self.device, non_blocking=True)
+
+
+class TalkerState(DefaultModelState):
+    """vLLM's per-model state hooks (Model Runner V2)."""
+
+    supports_prompt_embeds = False
+
+    def __init__(
+        self, vllm_config: VllmConfig, model: TalkerForVllm, encoder_cache: Any, device: torch.device
+    ) -> None:
+        super().__init__(vllm_config, model, encoder_cache, device)
+        runtime = RUNTIMES[vllm_config.additional_config[RUNTIME_KEY]]
+        self.runtime = runtime
+        self.spec = runtime.spec
+        self.talker = model
+        assert model.frame_embedding is not None, "weights are loaded before the state is built"
+        self.embedding = model.frame_embedding
+        self.offsets = np.array(self.embedding.offsets, dtype=np.int32)
+        self.code_offsets = torch.from_numpy(self.offsets[1:]).to(device)
+        self.table = SlotTable(
+            self.max_num_reqs, self.max_model_len + 1, self.spec, self.embedding.zero_row, device
+        )
+        self.inputs = torch.zeros(
+            self.max_num_tokens, self.inputs_embeds_size, dtype=self.dtype, device=device
+        )
+        self.slot_of: dict[str, int] = {}
+        self.prompt_len = np.zeros(self.max_num_reqs + 1, dtype=np.int64)
+        self.end = np.zeros(self.max_num_reqs + 1, dtype=np.int64)
+        self.suspended: OrderedDict[str, Tensor] = OrderedDict()
+        # Set by benchmarks: one CUDA event per boundary inside a step (inputs, forward, predictor, store).
+        self.marks: list[torch.cuda.Event] | None = None
+
+    def mark(self) -> None:
+        if self.marks is not None:
+            event = torch.cuda.Event(enable_timing=True)
+            event.record()
+            self.marks.append(event)
+
+    # Requests
+
+    def add_request(self, req_index: int, new_req_data: NewRequestData) -> None:
+        extra = new_req_data.sampling_params.extra_args if new_req_data.sampling_params else None
+        work: TalkerPrompt | None = (extra or {}).get(PROMPT_KEY)
+        if work is None:  # vLLM's own warm-up requests
+            self.table.ids[req_index] = self.embedding.zero_row
+            return
+        prompt, done = work.prompt, work.done
+        length = len(prompt.rows)
+        self.slot_of[new_req_data.req_id] = req_index
+        self.prompt_len[req_index] = length
+        self._write_rows(req_index, prompt, done)
+        # After a preemption the ids sampled so far count as prefill, too.
+        made = len(new_req_data.prefill_token_ids or ()) - new_req_data.prompt_len
+        frames = len(done) + made
+        saved = self.suspended.pop(new_req_data.req_id, None)
+        if made > 0:
+            if saved is None or len(saved) < frames:
+                raise RuntimeError(f"codes of preempted request {new_req_data.req_id} are gone")
+            self.table.ids[req_index, length : length + frames, 1:] = saved[:frames]
+            self.runtime.on_restore()
+        # Rows beyond what is computed so far count as well: a request may be preempted while it refills.
+        self.end[req_index] = length + frames - 1
+        self._write_history(req_index, length, frames)
+        self.table.floats[req_index] = self.table.upload(
+            np.array(
+                [
+                    prompt.talker.temperature,
+                    prompt.talker.top_p,
+                    prompt.talker.repetition_penalty,
+                    prompt.subtalker.temperature,
+                    prompt.subtalker.top_p,
+                ],
+                dtype=np.float32,
+            )
+        )
+        self.table.ints[req_index] = self.table.upload(
+            np.array(
+                [prompt.seed, length, prompt.min_new_tokens, prompt.talker.top_k, prompt.subtalker.top_k],
+                dtype=np.int64,
+            )
+        )
+
+    def _write_rows(self, slot: int, prompt: Prompt, done: np.ndarray) -> None:
+        """Fill a slot: prompt rows, done frames, and the text of every frame to come."""
+        length, trailing = len(prompt.rows), prompt.trailing_text
+        known = np.full(
+            (length + max(len(trailing), len(done)), len(self.offsets)), -1, dtype=np.int32
+        )
+        known[:length] = prompt.rows
+        known[length:, 0] = prompt.pad_text_id
+        known[length : length + len(trailing), 0] = trailing
+        known[length : length + len(done), 1:] = done
+        ids = np.where(known >= 0, known + self.offsets, self.embedding.zero_row).astype(np.int32)
+        self.table.ids[slot, : len(ids)] = self.table.upload(ids)
+        self.table.ids[slot, len(ids) :, 0] = prompt.pad_text_id + int(self.offsets[0])
+
+    def _write_history(self, slot: int, start: int, frames: int) -> None:
+        """Mark the group-0 codes of frames made so far as seen."""
+        self.table.seen[slot] = False
+        codes = self.table.ids[slot, start : start + frames, 1].long() - int(self.offsets[1])
+        self.table.seen[slot].index_fill_(0, codes, True)
+
+    def remove_request(self, req_id: str) -> None:
+        """Called for finished and preempted requests alike: keep the codes in case it comes back."""
+        slot = self.slot_of.pop(req_id, None)
+        if slot is None:
+            return
+        # The row at `end` is the last one written: the position computed last sampled the row that follows it.
+        made = self.table.ids[slot, self.prompt_len[slot] : self.end[slot] + 1, 1:]
+        self.suspended[req_id] = made.clone()
+        if len(self.suspended) > _MAX_SUSPENDED:
+            self.suspended.popitem(last=False)
+
+    # Inputs
+
+    def prepare_inputs(self, input_batch: InputBatch, req_states: RequestState) -> dict[str, Any]:
+        padded = input_batch.num_tokens_after_padding
+        if input_batch.req_ids[0] in self.slot_of:
+            self.mark()
+            self._fill(input_batch)
+        return {"inputs_embeds": self.inputs[:padded]}
+
+    def prepare_dummy_inputs(self, num_reqs: int, num_tokens: int) -> dict[str, Any]:
+        return {"inputs_embeds": self.inputs[:num_tokens]}
+
+    def _fill(self, batch: InputBatch) -> None:
+        tokens, rows = batch.num_tokens, batch.num_reqs
+        slots = batch.idx_mapping_np[:rows]
+        computed = batch.num_computed_tokens_np[:rows] + batch.num_scheduled_tokens[:rows]
+        self.end[slots] = np.maximum(self.end[slots], computed)
+        if tokens == rows:
+            owner = batch.idx_mapping[:rows].long()
+        else:
+            index = torch.arange(tokens, device=self.device, dtype=batch.query_start_loc.dtype)
+            row = torch.searchsorted(batch.query_start_loc[1 : rows + 1].contiguous(), index, right=True)
+            owner = batch.idx_mapping[row].long()
+        ids = self.table.ids[owner, batch.positions[:tokens]]
+        self.inputs[:tokens] = self.embedding.embed(ids)
+
+    # Sampling
+
+    def custom_sampler(self, sampler: Any) -> tuple[Any, Any]:
+        return TalkerSampler(self, sampler.req_states), None
+
+
+class FramesOut:
+    """Rides vLLM's asynchronous output copy: codes go to the host on its copy stream, then to `on_frames`.
+
+    vLLM asks its log-probability tensors for two things, `to_cpu_nonblocking` when the copy stream is active and
+    `tolists` once the copies have arrived; nothing else of them is looked at.
+    """
+
+    def __init__(self, codes: Tensor, request_ids: list[str], deliver: Callable[[StepFrames], None]) -> None:
+        self.device_codes = codes  # kept alive: the copy runs on another stream
+        self.host_codes: Tensor | None = None
+        self.request_ids = request_ids
+        self.deliver = deliver
+
+    def to_cpu_nonblocking(self) -> "FramesOut":
+        self.host_codes = self.device_codes.to("cpu", non_blocking=True)
+        return self
+
+    def tolists(self) -> None:
+        assert self.host_codes is not None
+        self.deliver(StepFrames(self.request_ids, self.host_codes.numpy()))
+
+
+class TalkerSampler:
+    """Samples code 0, has the code predictor fill the frame, and writes the next input row."""
+
+    def __init__(self, state: TalkerState, req_states: RequestState) -> None:
+        self.state = state
+        self.req_states = req_states
+        # The runner counts sampled ids for vLLM's own penalties; ours are in SlotTable.seen.
+        self.penalties_state = SimpleNamespace(output_bin_counts=None)
+        self.compute_nans = False
+        spec = state.spec
+        forbidden = torch.zeros(spec.vocab_size, dtype=torch.bool, device=state.device)
+        # The upper 1024 ids are control ids (model spec 3.4, step 3).
+        forbidden[spec.vocab_size - 1024 :] = True
+        forbidden[spec.codec_eos_id] = False
+        self.forbidden = forbidden
+
+    def add_request(self, req_idx: int, sampling_params: Any) -> None:
+        """Parameters arrive with the prompt (TalkerState.add_request)."""
+
+    def apply_staged_writes(self) -> None: ...
+
+    def __call__(self, logits: Tensor, input_batch: InputBatch) -> SamplerOutput:
+        state, rows = self.state, logits.shape[0]
+        slots = input_batch.idx_mapping[:rows].long()
+        frame = input_batch.positions[input_batch.logits_indices] + 1
+        # A row that is still prefilling samples nothing; vLLM reads num_sampled.
+        finished_prefill = input_batch.seq_lens[:rows] >= self.req_states.prefill_len.gpu[slots]
+        num_sampled = finished_prefill.to(torch.int32)
+        real = input_batch.req_ids[0] in state.slot_of
+        if real:
+            code_0, codes = self._frame(logits, slots, frame, finished_prefill)
+            out = FramesOut(codes, list(input_batch.req_ids), state.runtime.on_frames)
+        else:
+            code_0, out = logits.argmax(-1), None
+        return SamplerOutput(
+            sampled_token_ids=code_0.view(-1, 1),
+            logprobs_tensors=out,  # type: ignore[arg-type]
+            num_nans=None,
+            num_sampled=num_sampled,
+            num_rejected=torch.zeros_like(num_sampled),
+        )
+
+    def _frame(
+        self, logits: Tensor, slots: Tensor, position: Tensor, valid: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        table, talker = self.state.table, self.state.talker
+        floats, ints = table.floats[slots], table.ints[slots]
+        seed, frame = ints[:, 0], position - ints[:, 1]
+        code_0 = self.sample_code_0(logits, slots, floats, ints, frame)
+        assert talker.sample_hidden is not None
+        self.state.mark()
+        rest = self.state.runtime.predictor.predict(
+            FrameBatch(
+                talker.sample_hidden, code_0, seed, frame, floats[:, 3], ints[:, 4], floats[:, 4]
+            )
+        )
+        self.state.mark()
+        codes = torch.cat((code_0[:, None], rest), dim=1)
+        # Only finished prefills own their next row: others would overwrite restored history.
+        target = torch.where(valid, slots, torch.full_like(slots, table.trash))
+        table.ids[target, position, 1:] = codes.to(torch.int32) + self.state.code_offsets
+        # A device tensor: assigning a Python scalar through index tensors would wait for a copy.
+        table.seen.index_put_((target, code_0), table.true)
+        self.state.mark()
+        return code_0, codes
+
+    def sample_code_0(
+        self, logits: Tensor, slots: Tensor, floats: Tensor, ints: Tensor, frame: Tensor
+    ) -> Tensor:
+        """Reference order: repetition penalty, minimum length, suppression, temperature, top-k, top-p."""
+        scores = apply_repetition_penalty(logits.float(), self.state.table.seen[slots], floats[:, 2])
+        scores = scores.masked_fill(self.forbidden, float("-inf"))
+        eos = self.state.spec.codec_eos_id
+        too_early = frame < ints[:, 2]
+        scores[:, eos] = torch.where(too_early, float("-inf"), scores[:, eos])
+        return sample(scores, floats[:, 0], ints[:, 3], floats[:, 1], uniform(ints[:, 0], frame, 0))

@@ -1,0 +1,53 @@
+"""What all tests share: markers by folder, one thread, checkpoints written once per session."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from serve_app.models.random_checkpoint import Eos, Size, write_checkpoint
+from serve_app.types import TaskType
+
+TESTS = Path(__file__).parent
+FOLDERS = ("unit", "parity", "integration", "gpu", "e2e")
+
+TinyCheckpoint = Callable[..., Path]
+
+# More threads than cores make tiny tensors slower, and fix the order of sums across machines.
+torch.set_num_threads(1)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    for folder in FOLDERS:
+        config.addinivalue_line("markers", f"{folder}: tests/{folder} (set from the folder)")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    without_gpu = pytest.mark.skip(reason="needs a CUDA device")
+    for item in items:
+        if not item.path.is_relative_to(TESTS):
+            continue
+        folder = item.path.relative_to(TESTS).parts[0]
+        if folder in FOLDERS:
+            item.add_marker(folder)
+        if folder == "gpu" and not torch.cuda.is_available():
+            item.add_marker(without_gpu)
+
+
+@pytest.fixture(scope="session")
+def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> TinyCheckpoint:
+    """A factory of checkpoint folders, shared by equal arguments: no test may change one."""
+    written: dict[tuple[object, ...], Path] = {}
+
+    def checkpoint(
+        variant: TaskType = "custom_voice", size: Size = "tiny", seed: int = 0, eos: Eos = "natural"
+    ) -> Path:
+        key = (variant, size, seed, eos)
+        if key not in written:
+            path = tmp_path_factory.mktemp("checkpoints") / f"{size}-{variant}-{seed}-{eos}"
+            write_checkpoint(path, size=size, variant=variant, seed=seed, eos=eos)
+            written[key] = path
+        return written[key]
+
+    return checkpoint

@@ -1,0 +1,157 @@
+"""A real server: the launcher, `serve run`, HAProxy and all replicas, in processes of their own."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+import pytest
+
+pytest.importorskip("ray")
+
+import psutil
+
+REPOSITORY = Path(__file__).parents[2]
+CONFIGS = {"split": "configs/serve.yaml", "fused": "configs/serve.fused.yaml"}
+SPEECH = {"split": "SpeechDecoder", "fused": "Fused"}
+START_TIMEOUT_S = 420.0
+STOP_TIMEOUT_S = 60.0
+
+
+@dataclass(frozen=True)
+class Server:
+    """A running server; `stats` asks the stages themselves, past HTTP."""
+
+    placement: str
+    url: str
+    process: psutil.Process
+    observer: subprocess.Popen[str]
+
+    def stats(self) -> dict[str, dict[str, float]]:
+        assert self.observer.stdin is not None
+        assert self.observer.stdout is not None
+        self.observer.stdin.write("\n")
+        self.observer.stdin.flush()
+        return json.loads(self.observer.stdout.readline())
+
+    def num_streams(self) -> float:
+        """How many requests any stage still works on."""
+        stats = self.stats()
+        talker, decoder = stats["talker"], stats["speech_decoder"]
+        return max(talker["running"], talker["waiting"], talker["streams"], decoder["streams"])
+
+    def replicas(self) -> dict[str, psutil.Process]:
+        """The process of each replica, by the name of its deployment."""
+        found: dict[str, psutil.Process] = {}
+        for process in self.process.children(recursive=True):
+            title = " ".join(process.cmdline())
+            if title.startswith("ray::ServeReplica:tts:"):
+                found[title.split(":")[4].split(".")[0]] = process
+        return found
+
+
+@pytest.fixture(scope="module", params=["split", "fused"])
+def server(request: pytest.FixtureRequest) -> Iterator[Server]:
+    placement: str = request.param
+    with tempfile.TemporaryDirectory(prefix="tts-e2e-", dir="/tmp") as folder:
+        yield from run_server(placement, Path(folder), request.config)
+
+
+def run_server(placement: str, folder: Path, config: pytest.Config) -> Iterator[Server]:
+    port = free_port()
+    log = folder / "server.log"
+    environment = {
+        **os.environ,
+        "HOST": "127.0.0.1",
+        "PORT": str(port),
+        # Sockets lie below it, and the path of a socket must be short.
+        "RAY_TMPDIR": str(folder),
+        "RAY_AUTH_MODE": "disabled",
+        "RAY_USAGE_STATS_ENABLED": "0",
+    }
+    for name in ("TTS_MODEL", "TTS_REVISION", "RAY_ADDRESS"):
+        environment.pop(name, None)
+    started = time.monotonic()
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "serve_app", CONFIGS[placement]],
+            cwd=REPOSITORY,
+            env=environment,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    root = psutil.Process(process.pid)
+    try:
+        url = f"http://127.0.0.1:{port}"
+        wait_until_ready(url, process, log)
+        ready_s = time.monotonic() - started
+        reporter = config.pluginmanager.get_plugin("terminalreporter")
+        if reporter is not None:
+            reporter.write_line(f"\n{placement}: ready {ready_s:.1f} s after the start")
+        with observe(placement, folder, environment) as observer:
+            server = Server(placement, url, root, observer)
+            server.stats()  # so that the first measured call finds the way
+            yield server
+            observer.kill()
+    finally:
+        stop(process, root)
+
+
+def wait_until_ready(url: str, process: subprocess.Popen[bytes], log: Path) -> None:
+    deadline = time.monotonic() + START_TIMEOUT_S
+    while time.monotonic() < deadline:
+        if process.poll() is not None:
+            pytest.fail(f"the server ended with {process.returncode}:\n{log.read_text()[-4000:]}")
+        try:
+            if httpx.get(f"{url}/ready", timeout=5).status_code == 200:
+                return
+        except httpx.HTTPError:
+            pass
+        time.sleep(0.25)
+    replica_logs = sorted(log.parent.glob("ray/session_*/logs/serve/replica_*.log"))
+    tails = "\n".join(f"--- {path.name}\n{path.read_text()[-2000:]}" for path in replica_logs)
+    pytest.fail(f"not ready after {START_TIMEOUT_S:.0f} s:\n{log.read_text()[-4000:]}\n{tails}")
+
+
+def observe(placement: str, folder: Path, environment: dict[str, str]) -> subprocess.Popen[str]:
+    (port_file,) = folder.glob("ray/session_latest/gcs_server_port_*")
+    address = f"127.0.0.1:{port_file.read_text().strip()}"
+    return subprocess.Popen(
+        [sys.executable, str(Path(__file__).with_name("observer.py")), address, SPEECH[placement]],
+        env=environment,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    )
+
+
+def stop(process: subprocess.Popen[bytes], root: psutil.Process) -> None:
+    """End the server as Ctrl-C does, then whatever of it is left; touches only what it started."""
+    started_here = root.children(recursive=True) if process.poll() is None else []
+    if process.poll() is None:
+        process.send_signal(signal.SIGINT)
+        try:
+            process.wait(STOP_TIMEOUT_S)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+    _, alive = psutil.wait_procs(started_here, timeout=10)
+    for left in alive:
+        left.kill()
+    psutil.wait_procs(alive, timeout=10)
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])

@@ -1,0 +1,144 @@
+"""What must not change the codes: the batch, the order of arrival, chunked prefill, preemption, resumption.
+
+Each test compares streams of one engine with streams of the same requests alone.
+"""
+
+import asyncio
+import dataclasses
+import random
+from contextlib import aclosing, suppress
+
+import numpy as np
+import pytest
+
+from serve_app.errors import InvalidRequest, Overloaded
+from serve_app.types import SamplingOverrides
+from tests.parity.engines import assert_same_codes, request, speak, talker
+
+SAMPLED = SamplingOverrides(temperature=0.9, top_k=50, top_p=0.95, repetition_penalty=1.05)
+TEXTS = [
+    "Hello there.",
+    "A much longer sentence, which takes a while to read and to say aloud.",
+    "今天天气很好。",
+    "Bonjour!",
+    "Numbers: 1 2 3 4 5 6 7.",
+]
+
+
+def mixed_requests(count: int, frames: int = 24):
+    """Greedy and sampled, both text modes, several voices, lengths and seeds."""
+    voices = ["ryan", "vivian", "dylan", "serena"]
+    return [
+        request(
+            TEXTS[i % len(TEXTS)],
+            voice=voices[i % len(voices)],
+            language="auto",
+            streaming_text=i % 2 == 0,
+            seed=1000 + i,
+            max_new_tokens=frames - 3 * (i % 5),
+            **({} if i % 3 == 0 else {"talker": SAMPLED, "subtalker": SAMPLED}),
+        )
+        for i in range(count)
+    ]
+
+
+@pytest.fixture(scope="module")
+def path(tiny_checkpoint):
+    return tiny_checkpoint("custom_voice", "tiny", eos="unreachable")
+
+
+@pytest.fixture(scope="module")
+def singles(path):
+    """The streams of 32 mixed requests, each alone in the engine."""
+    requests = mixed_requests(32)
+    with talker(path) as engine:
+        return requests, [speak(engine, [r])[0] for r in requests]
+
+
+def test_batches_in_any_order_of_arrival_equal_singles(path, singles) -> None:
+    requests, alone = singles
+    with talker(path) as engine:
+        for seed in (1, 2):
+            rng = random.Random(seed)
+            order = rng.sample(range(32), 32)
+            together = speak(
+                engine, [requests[i] for i in order], delays_s=[rng.random() * 0.5 for _ in order]
+            )
+            for index, codes in zip(order, together, strict=True):
+                assert_same_codes(codes, alone[index], f"request {index}")
+
+
+def test_chunked_prefill_and_preemption_change_nothing(path, singles) -> None:
+    requests, alone = singles
+    # 24 KV blocks of 32 positions hold a third of what 32 requests need, and 40 positions a step split prompts.
+    # float32, 3 layers, 2 KV heads of 32: what the tiny checkpoint has.
+    per_block = 32 * 2 * 3 * 2 * 32 * 4
+    with talker(path, max_num_batched_tokens=40, kv_cache_bytes=24 * per_block) as engine:
+        together = speak(engine, requests)
+        preemptions = engine.stats()["preemptions"]
+    assert preemptions > 0, "the KV pool was large enough: nothing was preempted"
+    for index, codes in enumerate(together):
+        assert_same_codes(codes, alone[index], f"request {index}")
+
+
+def test_resumed_streams_equal_uninterrupted_ones(path, singles) -> None:
+    requests, alone = singles
+    cuts = [1 + (7 * i) % (len(codes) - 1) for i, codes in enumerate(alone)]
+    done = [codes[:cut] for codes, cut in zip(alone, cuts, strict=True)]
+    with talker(path) as engine:
+        rest = speak(engine, requests, done=done)
+    for index, (codes, cut) in enumerate(zip(rest, cuts, strict=True)):
+        assert_same_codes(codes, alone[index][cut:], f"request {index} resumed at {cut}")
+
+
+def test_seeds_decide_sampled_codes(path) -> None:
+    base = request(TEXTS[0], talker=SAMPLED, subtalker=SAMPLED, max_new_tokens=10)
+    with talker(path) as engine:
+        a, b, c = speak(
+            engine, [dataclasses.replace(base, seed=s) for s in (5, 5, 6)]
+        )
+    assert np.array_equal(a, b)
+    assert not np.array_equal(a, c)
+
+
+def test_closing_a_stream_aborts_its_request(path) -> None:
+    async def run(engine) -> None:
+        for _ in range(20):
+            async with aclosing(engine.frames(request(TEXTS[1], max_new_tokens=400))) as stream:
+                async for _ in stream:
+                    break
+        for _ in range(50):
+            if engine.stats()["running"] == engine.stats()["waiting"] == 0:
+                break
+            await asyncio.sleep(0.01)
+        stats = engine.stats()
+        assert (stats["running"], stats["waiting"], stats["streams"]) == (0, 0, 0)
+        assert stats["kv_cache_usage"] == 0
+
+    with talker(path) as engine:
+        asyncio.run(run(engine))
+
+
+def test_a_full_queue_and_bad_requests_are_refused_before_the_engine(path) -> None:
+    async def run(engine) -> None:
+        async with aclosing(engine.frames(request(TEXTS[1], max_new_tokens=400))) as first:
+            await anext(first)
+            async with aclosing(engine.frames(request(TEXTS[1], max_new_tokens=400))) as second:
+                waiting = asyncio.ensure_future(anext(second))
+                await asyncio.sleep(0.05)
+                with pytest.raises(Overloaded):
+                    await anext(engine.frames(request(TEXTS[0])))
+                waiting.cancel()
+                with suppress(asyncio.CancelledError):
+                    await waiting
+        with pytest.raises(InvalidRequest, match="voice"):
+            await anext(engine.frames(request(TEXTS[0], voice="nobody")))
+
+    with talker(path, max_num_seqs=1, max_queued=1) as engine:
+        asyncio.run(run(engine))
+
+
+def test_limits_give_a_finish_reason(path) -> None:
+    with talker(path) as engine:
+        (codes,) = speak(engine, [request(TEXTS[0], max_new_tokens=7)])
+    assert len(codes) == 7

@@ -1,0 +1,146 @@
+"""The app builder's decisions, without a cluster."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from serve_app.app import bind, describe, make_plan
+from serve_app.config import AppConfig, CodePredictorConfig, SpeechDecoderConfig, TalkerConfig
+from serve_app.fakes import fake_card
+
+SPLIT = {"Ingress", "SpeechDecoder", "Talker", "CodePredictor"}
+FUSED = {"Ingress", "Fused"}
+LAPTOP = {"CPU": 2.0, "memory": 8e9}
+SERVER = {"CPU": 16.0, "GPU": 1.0}
+
+
+def config(**changes: Any) -> AppConfig:
+    return AppConfig.model_validate(changes)
+
+
+@pytest.mark.parametrize(("placement", "names"), [("split", SPLIT), ("fused", FUSED)])
+def test_each_deployment_of_a_placement_gets_complete_options(
+    placement: str, names: set[str]
+) -> None:
+    plan = make_plan(config(placement=placement), SERVER)
+    assert set(plan.actor_options) == names
+    for options in plan.actor_options.values():
+        assert set(options) == {"num_cpus", "num_gpus", "runtime_env"}
+
+
+@pytest.mark.parametrize(
+    ("device", "cluster", "chosen"),
+    [
+        ("auto", SERVER, "cuda"),
+        ("auto", LAPTOP, "cpu"),
+        ("cuda", SERVER, "cuda"),
+        ("cpu", SERVER, "cpu"),
+    ],
+)
+def test_the_device_follows_the_configuration_then_the_cluster(
+    device: str, cluster: dict[str, float], chosen: str
+) -> None:
+    plan = make_plan(config(device=device), cluster)
+    assert plan.device == chosen
+    assert f"{device!r}" in plan.reason
+
+
+def test_cuda_on_a_cluster_without_gpus_is_refused() -> None:
+    with pytest.raises(ValueError, match="no node of the Ray cluster has a GPU"):
+        make_plan(config(device="cuda"), LAPTOP)
+
+
+@pytest.mark.parametrize("placement", ["split", "fused"])
+def test_one_replica_of_everything_fits_one_gpu_exactly(placement: str) -> None:
+    plan = make_plan(config(placement=placement), SERVER)
+    assert sum(options["num_gpus"] for options in plan.actor_options.values()) == 1.0
+    assert plan.actor_options["Ingress"]["num_gpus"] == 0
+
+
+@pytest.mark.parametrize("placement", ["split", "fused"])
+@pytest.mark.parametrize("cpus", [1.0, 2.0, 4.0])
+def test_a_small_machine_is_never_asked_for_more_than_it_has(placement: str, cpus: float) -> None:
+    plan = make_plan(config(placement=placement), {"CPU": cpus})
+    reserved = [options["num_cpus"] for options in plan.actor_options.values()]
+    assert sum(reserved) < cpus
+    assert min(reserved) > 0
+
+
+def test_reservations_are_as_configured_where_they_fit() -> None:
+    plan = make_plan(config(talker=TalkerConfig(num_cpus=3)), SERVER)
+    assert plan.actor_options["Talker"]["num_cpus"] == 3
+
+
+def test_on_cpu_no_share_of_a_gpu_is_reserved_and_none_is_visible() -> None:
+    plan = make_plan(config(device="cpu"), SERVER)
+    for options in plan.actor_options.values():
+        assert options["num_gpus"] == 0
+        assert options["runtime_env"]["env_vars"]["CUDA_VISIBLE_DEVICES"] == ""
+
+
+def test_on_gpu_only_the_ingress_is_blind() -> None:
+    plan = make_plan(config(), SERVER)
+    blind = {
+        name
+        for name, options in plan.actor_options.items()
+        if "CUDA_VISIBLE_DEVICES" in options["runtime_env"]["env_vars"]
+    }
+    assert blind == {"Ingress"}
+
+
+@pytest.mark.parametrize(("placement", "host"), [("split", "Talker"), ("fused", "Fused")])
+def test_the_process_of_the_engine_gets_its_environment(placement: str, host: str) -> None:
+    options = make_plan(config(placement=placement), LAPTOP).actor_options
+    env = options[host]["runtime_env"]["env_vars"]
+    assert env["VLLM_ENABLE_V1_MULTIPROCESSING"] == "0"
+    assert env["VLLM_CPU_OMP_THREADS_BIND"] == "nobind"
+    assert not any(
+        name.startswith("VLLM") for name in options["Ingress"]["runtime_env"]["env_vars"]
+    )
+
+
+@pytest.mark.parametrize(("placement", "names"), [("split", SPLIT), ("fused", FUSED)])
+def test_the_graph_holds_the_deployments_that_the_plan_names(
+    placement: str, names: set[str]
+) -> None:
+    args = config(placement=placement)
+    application = bind(args, make_plan(args, LAPTOP), (fake_card(),), {})
+    found: dict[str, Any] = {}
+    pending = [application]
+    while pending:
+        deployment = pending.pop()._bound_deployment
+        found[deployment.name] = deployment
+        pending.extend(a for a in deployment.init_args if hasattr(a, "_bound_deployment"))
+    assert set(found) == names
+    for name, deployment in found.items():
+        options = make_plan(args, LAPTOP).actor_options[name]
+        assert deployment.ray_actor_options["num_cpus"] == options["num_cpus"]
+
+
+def test_without_configuration_the_embedded_checkpoint_is_served(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.delenv("TTS_MODEL", raising=False)
+    card = describe(config().resolved())
+    assert card.embedded
+    assert card.voices
+    assert Path(card.path).is_relative_to(tmp_path)
+
+
+def test_a_folder_is_served_under_its_own_name(tiny_checkpoint: Callable[..., Path]) -> None:
+    folder = tiny_checkpoint()
+    card = describe(config(model=str(folder)))
+    assert (card.name, card.path, card.embedded) == (folder.name, str(folder.resolve()), False)
+
+
+def test_the_served_name_can_be_chosen(tiny_checkpoint: Callable[..., Path]) -> None:
+    card = describe(config(model=str(tiny_checkpoint()), served_model_name="voices"))
+    assert card.name == "voices"
+
+
+def test_shares_of_the_shipped_defaults_tile_a_gpu() -> None:
+    shares = (TalkerConfig(), CodePredictorConfig(), SpeechDecoderConfig())
+    assert round(sum(stage.num_gpus for stage in shares), 6) == 1.0

@@ -1,0 +1,66 @@
+import io
+import wave
+
+import numpy as np
+import pytest
+import soundfile
+
+from serve_app.audio import AudioFormat, encode_file, stream_encoder, wav_header
+
+RATE_HZ = 24000
+SAMPLES = np.array([0, 1, -1, 32767, -32768, 258], dtype=np.int16)
+
+
+def test_pcm_is_little_endian_and_has_no_header():
+    encoder = stream_encoder(AudioFormat.PCM, RATE_HZ)
+    assert encoder.encode(SAMPLES[:2]) == b"\x00\x00\x01\x00"
+    assert encoder.encode(SAMPLES[2:].astype(">i2")) == SAMPLES[2:].astype("<i2").tobytes()
+    assert encoder.finish() == b""
+
+
+def test_a_streamed_wav_has_its_header_in_the_first_piece_only():
+    encoder = stream_encoder(AudioFormat.WAV, RATE_HZ)
+    first = encoder.encode(SAMPLES[:2])
+    assert first == wav_header(RATE_HZ) + SAMPLES[:2].tobytes()
+    assert encoder.encode(SAMPLES[2:]) == SAMPLES[2:].tobytes()
+    assert encoder.finish() == b""
+
+
+def test_a_streamed_wav_states_an_unknown_length_and_can_be_read():
+    encoder = stream_encoder(AudioFormat.WAV, RATE_HZ)
+    data = encoder.encode(SAMPLES) + encoder.finish()
+    assert data[4:8] == data[40:44] == b"\xff\xff\xff\xff"
+    with wave.open(io.BytesIO(data)) as reader:
+        assert reader.getparams()[:3] == (1, 2, RATE_HZ)
+        assert reader.readframes(len(SAMPLES)) == SAMPLES.tobytes()
+
+
+def test_a_stream_without_samples_is_still_a_wav_file():
+    data = stream_encoder(AudioFormat.WAV, RATE_HZ).finish()
+    assert len(data) == 44
+
+
+def test_a_wav_file_states_its_exact_length():
+    data = encode_file(SAMPLES, AudioFormat.WAV, RATE_HZ)
+    assert int.from_bytes(data[4:8], "little") == len(data) - 8
+    assert int.from_bytes(data[40:44], "little") == len(data) - 44
+    samples, rate_hz = soundfile.read(io.BytesIO(data), dtype="int16")
+    assert rate_hz == RATE_HZ
+    np.testing.assert_array_equal(samples, SAMPLES)
+
+
+@pytest.mark.parametrize("size", [0, 1, 7, 5000])
+def test_streamed_and_whole_bodies_differ_in_the_size_fields_only(size):
+    samples = np.arange(size, dtype=np.int16)
+    for audio_format in AudioFormat:
+        encoder = stream_encoder(audio_format, RATE_HZ)
+        halves = (samples[: size // 2], samples[size // 2 :])
+        streamed = b"".join(map(encoder.encode, halves)) + encoder.finish()
+        whole = encode_file(samples, audio_format, RATE_HZ)
+        header = 44 if audio_format is AudioFormat.WAV else 0
+        assert streamed[header:] == whole[header:] == samples.tobytes()
+
+
+def test_content_types_name_the_rate_of_the_model():
+    assert AudioFormat.WAV.content_type(RATE_HZ) == "audio/wav"
+    assert AudioFormat.PCM.content_type(16000) == "audio/pcm;rate=16000;channels=1"

@@ -1,0 +1,233 @@
+import json
+
+import pytest
+
+from serve_app.config import IngressConfig
+from serve_app.deployments.openai_api import (
+    VOICE_ALIASES,
+    engine_request_id,
+    find_card,
+    ignored,
+    model_object,
+    parse,
+    to_domain,
+    voices_body,
+)
+from serve_app.errors import InvalidRequest, UnknownModel
+from serve_app.fakes import fake_card
+
+CARD = fake_card()
+DESIGN = fake_card(name="design", task="voice_design", voices=(), path="/models/design-folder/")
+LIMITS = IngressConfig()
+
+
+def body(**fields):
+    return parse(json.dumps({"input": "Hello.", **fields}).encode())
+
+
+def domain(cards=(CARD,), **fields):
+    return to_domain(body(**fields), cards, LIMITS, "id")
+
+
+def test_the_smallest_body_gets_every_default():
+    request = domain()
+    assert request.model == CARD.name
+    assert request.voice == "vivian"
+    assert request.language == "auto"
+    assert request.instructions is None
+    assert request.streaming_text is False
+    assert body().audio_format == "wav"
+    assert request.talker.temperature is None
+    assert request.subtalker.temperature is None
+
+
+def test_a_seed_is_drawn_where_none_is_given():
+    assert domain(seed=11).seed == 11
+    assert len({domain().seed for _ in range(8)}) == 8
+
+
+@pytest.mark.parametrize(
+    ("given", "voice"),
+    [
+        ("ryan", "ryan"),
+        ("  RyAn ", "ryan"),
+        ("alloy", "vivian"),
+        ("Coral", "serena"),
+        ({"id": "dylan"}, "dylan"),
+        (None, "vivian"),
+        ("", "vivian"),
+        ("default", "vivian"),
+    ],
+)
+def test_a_voice_is_found_by_name_object_or_alias(given, voice):
+    assert domain(voice=given).voice == voice
+
+
+@pytest.mark.parametrize("field", ["voice", "speaker", "voice_id"])
+def test_a_voice_may_stand_in_each_of_its_fields(field):
+    assert domain(**{field: "aiden"}).voice == "aiden"
+
+
+@pytest.mark.parametrize("voices", [("one",), ("one", "two"), CARD.voices])
+def test_every_openai_voice_is_some_voice_of_any_checkpoint(voices):
+    cards = (fake_card(voices=voices),)
+    for name in VOICE_ALIASES:
+        found = {domain(cards, voice=name).voice for _ in range(3)}
+        assert len(found) == 1
+        assert found <= set(voices)
+
+
+def test_a_speaker_comes_before_an_alias_of_the_same_name():
+    assert domain((fake_card(voices=("vivian", "Alloy")),), voice="alloy").voice == "Alloy"
+
+
+def test_a_designed_voice_needs_instructions_and_no_name():
+    request = domain((DESIGN,), voice="alloy", instructions=" Old and warm. ")
+    assert request.voice is None
+    assert request.instructions == "Old and warm."
+    with pytest.raises(InvalidRequest) as caught:
+        domain((DESIGN,), voice="alloy")
+    assert caught.value.param == "instructions"
+
+
+@pytest.mark.parametrize(
+    ("given", "language"),
+    [
+        (None, "auto"),
+        ("", "auto"),
+        ("Auto", "auto"),
+        ("English", "english"),
+        ("de", "german"),
+        ("zh-Hans-CN", "chinese"),
+        ("ja_JP", "japanese"),
+    ],
+)
+def test_languages_are_names_or_codes(given, language):
+    assert domain(language=given).language == language
+
+
+@pytest.mark.parametrize("field", ["language", "lang_code", "lang", "language_type"])
+def test_a_language_may_stand_in_each_of_its_fields(field):
+    assert domain(**{field: "German"}).language == "german"
+
+
+@pytest.mark.parametrize("text", ["None", "", "  ", None])
+def test_empty_instructions_are_absent(text):
+    request = domain(instructions=text)
+    assert request.instructions is None
+    assert ignored(body(instructions=text), request) is None
+
+
+def test_instructions_that_a_model_ignores_are_reported():
+    card = fake_card(supports_instructions=False)
+    request = domain((card,), instruct="Whisper.")
+    assert request.instructions is None
+    assert "instructions ignored" in (ignored(body(instruct="Whisper."), request) or "")
+    assert domain(instruct="Whisper.").instructions == "Whisper."
+
+
+@pytest.mark.parametrize(
+    ("fields", "talker", "subtalker"),
+    [
+        ({}, None, None),
+        ({"temperature": 0.5}, 0.5, None),
+        ({"temperature": 0}, 0, 0),
+        ({"do_sample": False}, 0, 0),
+        ({"do_sample": False, "temperature": 0.7}, 0, 0),
+        ({"do_sample": True, "temperature": 0.7}, 0.7, None),
+        ({"temperature": 0, "subtalker_temperature": 0.8}, 0, 0.8),
+        ({"temperature": 0, "subtalker_top_k": 5}, 0, None),
+        ({"temperature": 0, "subtalker_dosample": True}, 0, None),
+        ({"subtalker_dosample": False}, None, 0),
+        ({"subtalker_temperature": 0}, None, 0),
+    ],
+)
+def test_greedy_means_both_parts_unless_the_second_has_a_say(fields, talker, subtalker):
+    request = domain(**fields)
+    assert request.talker.temperature == talker
+    assert request.subtalker.temperature == subtalker
+
+
+def test_the_other_sampling_fields_arrive_where_they_belong():
+    request = domain(
+        top_k=3, top_p=0.5, repetition_penalty=1.2, subtalker_top_k=4, subtalker_top_p=0.6
+    )
+    assert (request.talker.top_k, request.talker.top_p) == (3, 0.5)
+    assert request.talker.repetition_penalty == 1.2
+    assert (request.subtalker.top_k, request.subtalker.top_p) == (4, 0.6)
+    assert request.subtalker.repetition_penalty is None
+
+
+def test_the_prompt_layout_is_chosen_by_the_name_of_the_reference():
+    assert domain(non_streaming_mode=False).streaming_text is True
+    assert domain(non_streaming_mode=True).streaming_text is False
+
+
+def test_token_limits_have_two_names_and_are_checked():
+    assert domain(max_tokens=9).max_new_tokens == 9
+    assert domain(max_new_tokens=256, min_new_tokens=2).min_new_tokens == 2
+    for fields in ({"max_new_tokens": 257}, {"max_new_tokens": 3, "min_new_tokens": 4}):
+        with pytest.raises(InvalidRequest):
+            domain(**fields)
+
+
+def test_unknown_fields_and_nulls_are_ignored():
+    nulls = {name: None for name in type(body()).model_fields if name != "input"}
+    first, second = domain(seed=1), domain(**{**nulls, "seed": 1, "backend": "x", "user": [1]})
+    assert first == second
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["", None, "qwen3-tts-fake", "QWEN3-TTS-FAKE", "fakes/qwen3-tts-fake", "tts-1", "qwen3-tts"],
+)
+def test_a_model_has_several_names(name):
+    assert domain((CARD, DESIGN), model=name).model == CARD.name
+
+
+def test_a_model_is_found_by_its_folder_or_by_its_task():
+    assert find_card("design-folder", (CARD, DESIGN)) is DESIGN
+    request = domain((CARD, DESIGN), task_type="VoiceDesign", instructions="Calm.")
+    assert request.model == "design"
+    with pytest.raises(UnknownModel, match="Served here: qwen3-tts-fake, design"):
+        domain((CARD, DESIGN), model="gpt-9")
+
+
+@pytest.mark.parametrize("task", ["CustomVoice", "custom_voice", "customvoice"])
+def test_the_task_may_be_spelled_in_several_ways(task):
+    assert domain(task_type=task).model == CARD.name
+
+
+def test_voice_cloning_is_refused_instead_of_ignored():
+    for field in ("ref_audio", "ref_text", "references", "speaker_embedding"):
+        with pytest.raises(InvalidRequest, match="not available yet"):
+            domain(**{field: "x"})
+    with pytest.raises(InvalidRequest, match="only clones"):
+        domain((fake_card(task="base", voices=()),))
+
+
+def test_engine_ids_keep_a_valid_id_of_the_client_and_never_repeat():
+    first, second = engine_request_id("req_1.a:b-c"), engine_request_id("req_1.a:b-c")
+    assert first.startswith("req_1.a:b-c-")
+    assert first != second
+    for bad in (None, "", "a b", "x" * 129, "a\n", "ä"):
+        made = engine_request_id(bad)
+        assert len(made) == 32 + 1 + 8
+        assert made.replace("-", "").isalnum()
+
+
+def test_the_list_of_voices_serves_every_kind_of_reader():
+    listed = voices_body((CARD,), created=5, legacy=False)
+    names = [*CARD.voices, *VOICE_ALIASES]
+    assert [voice["id"] for voice in listed["voices"]] == names
+    assert listed["data"] == listed["voices"]
+    assert (listed["first_id"], listed["last_id"]) == (names[0], names[-1])
+    alias = listed["voices"][len(CARD.voices)]
+    assert (alias["type"], alias["alias_of"]) == ("alias", "vivian")
+    assert voices_body((CARD,), created=5, legacy=True) == {"voices": names}
+    assert voices_body((DESIGN,), created=5, legacy=False)["data"] == []
+
+
+def test_a_model_object_tells_no_path():
+    assert "path" not in json.dumps(model_object(DESIGN, 5))
+    assert "/models/" not in json.dumps(model_object(DESIGN, 5))

@@ -1,0 +1,156 @@
+"""Prompts: layout, limits, and what a request may not say."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from serve_app.errors import InvalidRequest
+from serve_app.models.prompt import build_prompt
+from serve_app.models.spec import ModelSpec
+from serve_app.models.text_tokenizer import TextTokenizer
+from serve_app.types import Prompt, Sampling, SamplingOverrides, SpeechRequest
+from tests.conftest import TinyCheckpoint
+
+REQUEST = SpeechRequest(
+    request_id="r", model="tiny", text="Hello world.", voice="Ryan", language="english", seed=7
+)
+
+
+@pytest.fixture
+def spec(tiny_checkpoint: TinyCheckpoint) -> ModelSpec:
+    return ModelSpec.from_dir(tiny_checkpoint())
+
+
+@pytest.fixture
+def tokenizer(tiny_checkpoint: TinyCheckpoint) -> TextTokenizer:
+    return TextTokenizer.from_dir(tiny_checkpoint())
+
+
+def built(
+    spec: ModelSpec, tokenizer: TextTokenizer, max_model_len: int = 4096, **changes: object
+) -> Prompt:
+    return build_prompt(dataclasses.replace(REQUEST, **changes), spec, tokenizer, max_model_len)
+
+
+def test_the_rows_of_a_whole_text_are_role_prefix_and_body(
+    spec: ModelSpec, tokenizer: TextTokenizer
+) -> None:
+    prompt = built(spec, tokenizer)
+    text = tokenizer.encode("Hello world.")
+    pad, bos, eos = spec.text.tts_pad_id, spec.text.tts_bos_id, spec.text.tts_eos_id
+    assert prompt.rows.dtype == np.int32
+    assert prompt.rows.shape == (3 + 6 + len(text) + 2, 17)
+    assert prompt.rows[:3, 0].tolist() == tokenizer.encode("<|im_start|>assistant\n")
+    assert prompt.rows[3:9, 0].tolist() == [pad] * 5 + [bos]
+    assert prompt.rows[3:9, 1].tolist() == [2154, 2156, 2050, 2157, 3061, 2148]
+    assert prompt.rows[9:, 0].tolist() == [*text, eos, pad]
+    assert prompt.rows[9:, 1].tolist() == [2148] * (len(text) + 1) + [2149]
+    assert (prompt.rows[:3, 1] == -1).all()
+    assert (prompt.rows[:, 2:] == -1).all()
+    assert prompt.trailing_text.tolist() == []
+    assert (prompt.pad_text_id, prompt.seed, prompt.speaker_vector) == (pad, 7, None)
+
+
+def test_streaming_text_keeps_all_but_the_first_token_for_later(
+    spec: ModelSpec, tokenizer: TextTokenizer
+) -> None:
+    prompt = built(spec, tokenizer, streaming_text=True)
+    text = tokenizer.encode("Hello world.")
+    assert len(prompt.rows) == 3 + 6 + 1
+    assert prompt.rows[-1, :2].tolist() == [text[0], 2149]
+    assert prompt.trailing_text.tolist() == [*text[1:], spec.text.tts_eos_id]
+
+
+def test_auto_without_a_voice_has_the_shortest_prefix(
+    spec: ModelSpec, tokenizer: TextTokenizer
+) -> None:
+    prompt = built(spec, tokenizer, voice=None, language="Auto")
+    assert prompt.rows[3:7, 1].tolist() == [2155, 2156, 2157, 2148]
+
+
+@pytest.mark.parametrize(
+    ("language", "row"), [("auto", 2074), ("chinese", 2074), ("english", 2050)]
+)
+def test_a_dialect_speaker_turns_chinese_and_auto_into_the_dialect(
+    spec: ModelSpec, tokenizer: TextTokenizer, language: str, row: int
+) -> None:
+    prompt = built(spec, tokenizer, voice="Dylan", language=language)
+    assert prompt.rows[3:6, 1].tolist() == [2154, 2156, row]
+
+
+def test_instructions_come_first_and_have_text_only(
+    spec: ModelSpec, tokenizer: TextTokenizer
+) -> None:
+    plain, instructed = built(spec, tokenizer), built(spec, tokenizer, instructions=" Whisper. ")
+    ids = tokenizer.encode("<|im_start|>user\nWhisper.<|im_end|>\n")
+    assert instructed.rows[: len(ids), 0].tolist() == ids
+    assert (instructed.rows[: len(ids), 1:] == -1).all()
+    np.testing.assert_array_equal(instructed.rows[len(ids) :], plain.rows)
+    np.testing.assert_array_equal(built(spec, tokenizer, instructions="  ").rows, plain.rows)
+
+
+def test_the_small_custom_voice_model_drops_instructions(tiny_checkpoint: TinyCheckpoint) -> None:
+    path = tiny_checkpoint("custom_voice", "tiny-0b6")
+    spec, tokenizer = ModelSpec.from_dir(path), TextTokenizer.from_dir(path)
+    np.testing.assert_array_equal(
+        built(spec, tokenizer, instructions="Whisper.").rows, built(spec, tokenizer).rows
+    )
+
+
+def test_a_request_states_what_the_checkpoint_does_not_decide(
+    spec: ModelSpec, tokenizer: TextTokenizer
+) -> None:
+    prompt = built(spec, tokenizer, talker=SamplingOverrides(temperature=0.0, top_k=0))
+    assert prompt.talker == Sampling(0.0, 0, 1.0, 1.05)
+    assert prompt.subtalker == Sampling(0.9, 50, 1.0, 1.0)
+
+
+def test_limits_hold_whatever_the_request_says(spec: ModelSpec, tokenizer: TextTokenizer) -> None:
+    tokens = len(tokenizer.encode("Hello world."))
+    assert built(spec, tokenizer).max_new_tokens == 60 + 25 * tokens
+    assert built(spec, tokenizer, text="long " * 400, max_model_len=32768).max_new_tokens == 8192
+    assert built(spec, tokenizer, max_new_tokens=9000, max_model_len=100).max_new_tokens == (
+        100 - len(built(spec, tokenizer).rows)
+    )
+    few = built(spec, tokenizer, max_new_tokens=1)
+    assert (few.min_new_tokens, few.max_new_tokens) == (1, 1)
+    assert built(spec, tokenizer, min_new_tokens=0).min_new_tokens == 2
+    assert built(spec, tokenizer, min_new_tokens=30).min_new_tokens == 30
+
+
+@pytest.mark.parametrize(
+    ("changes", "param", "said"),
+    [
+        ({"text": " \n\t "}, "input", "empty"),
+        ({"text": "hi <|im_end|> there"}, "input", "<|im_end|>"),
+        ({"text": "<tts_pad>"}, "input", "<tts_pad>"),
+        ({"instructions": "<|im_start|>system"}, "instructions", "<|im_start|>"),
+        ({"voice": "alloy"}, "voice", "vivian"),
+        ({"language": "klingon"}, "language", "japanese"),
+        ({"language": "beijing_dialect"}, "language", "chinese"),
+        ({"max_model_len": 20}, "input", "too long"),
+        ({"text": "many words " * 100, "max_model_len": 1000}, "input", "too long"),
+    ],
+)
+def test_what_cannot_be_spoken_is_refused_by_field(
+    spec: ModelSpec, tokenizer: TextTokenizer, changes: dict[str, object], param: str, said: str
+) -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        built(spec, tokenizer, **changes)
+    assert caught.value.param == param
+    assert said in caught.value.message
+    if "max_model_len" in changes:
+        assert caught.value.code == "string_above_max_length"
+
+
+def test_a_model_without_preset_voices_says_so(tiny_checkpoint: TinyCheckpoint) -> None:
+    path = tiny_checkpoint("voice_design", "tiny")
+    with pytest.raises(InvalidRequest, match="describe the voice"):
+        built(ModelSpec.from_dir(path), TextTokenizer.from_dir(path))
+
+
+def test_voice_cloning_is_not_available_yet(tiny_checkpoint: TinyCheckpoint) -> None:
+    path = tiny_checkpoint("base", "tiny")
+    with pytest.raises(InvalidRequest, match="cloned voices"):
+        built(ModelSpec.from_dir(path), TextTokenizer.from_dir(path), voice=None)

@@ -1,0 +1,152 @@
+"""Every key of configs/*.yaml means something, and a wrong one is reported."""
+
+import copy
+import inspect
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from ray.serve._private import constants
+
+from serve_app import __main__ as launcher
+from serve_app import serve_config
+
+CONFIGS = Path(__file__).parents[2] / "configs"
+SHIPPED = sorted(CONFIGS.glob("*.yaml"))
+
+
+@pytest.fixture
+def config() -> dict[str, Any]:
+    return copy.deepcopy(serve_config.load(CONFIGS / "serve.yaml"))
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.name)
+def test_shipped_configs_pass_the_strict_check(path: Path) -> None:
+    serve_config.load(path)
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.name)
+def test_shipped_configs_set_every_deployment(path: Path) -> None:
+    (application,) = serve_config.load(path)["applications"]
+    names = [deployment["name"] for deployment in application["deployments"]]
+    assert sorted(names) == sorted(serve_config.STAGES[application["args"]["placement"]])
+    for deployment in application["deployments"]:
+        assert deployment["graceful_shutdown_timeout_s"] >= 120
+        assert deployment["health_check_period_s"] <= 5
+        limits = deployment["autoscaling_config"]
+        assert limits["target_ongoing_requests"] < deployment["max_ongoing_requests"]
+        assert limits["look_back_period_s"] > limits["metrics_interval_s"]
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.name)
+def test_serve_reads_the_environment_variables_that_are_set(path: Path) -> None:
+    names = serve_config.load(path)["controller_options"]["runtime_env"]["env_vars"]
+    source = inspect.getsource(constants)
+    assert [name for name in names if f'"{name}"' not in source] == []
+
+
+def test_haproxy_reads_what_the_launcher_sets(tmp_path: Path) -> None:
+    source = inspect.getsource(constants)
+    names = launcher.haproxy_env(tmp_path)
+    assert [name for name in names if f'"{name}"' not in source] == []
+
+
+def unknown_top(config: dict[str, Any]) -> None:
+    config["proxy_locaton"] = "EveryNode"
+
+
+def unknown_http(config: dict[str, Any]) -> None:
+    config["http_options"]["prt"] = 1
+
+
+def unknown_deployment_key(config: dict[str, Any]) -> None:
+    config["applications"][0]["deployments"][0]["max_ongoing_request"] = 1
+
+
+def unknown_in_a_plain_dict(config: dict[str, Any]) -> None:
+    config["applications"][0]["deployments"][1]["autoscaling_config"]["min_replica"] = 1
+
+
+def unknown_argument(config: dict[str, Any]) -> None:
+    config["applications"][0]["args"]["talker"]["num_gpu"] = 1
+
+
+def wrong_type(config: dict[str, Any]) -> None:
+    config["applications"][0]["args"]["talker"]["num_gpus"] = "half"
+
+
+def unknown_deployment(config: dict[str, Any]) -> None:
+    config["applications"][0]["deployments"].append({"name": "Fused"})
+
+
+def actor_options(config: dict[str, Any]) -> None:
+    config["applications"][0]["deployments"][2]["ray_actor_options"] = {"num_gpus": 1}
+
+
+@pytest.mark.parametrize(
+    ("change", "reported"),
+    [
+        (unknown_top, "proxy_locaton: unknown key"),
+        (unknown_http, "http_options.prt: unknown key"),
+        (unknown_deployment_key, "deployments[Ingress].max_ongoing_request: unknown key"),
+        (unknown_in_a_plain_dict, "autoscaling_config.min_replica: unknown key"),
+        (unknown_argument, "args.talker.num_gpu: "),
+        (wrong_type, "args.talker.num_gpus: "),
+        (unknown_deployment, "no deployment 'Fused' in placement 'split'"),
+        (actor_options, "deployments.Talker.ray_actor_options: "),
+    ],
+    ids=lambda value: getattr(value, "__name__", ""),
+)
+def test_a_fault_is_reported_with_its_place(
+    config: dict[str, Any], tmp_path: Path, change: Any, reported: str
+) -> None:
+    change(config)
+    path = tmp_path / "serve.yaml"
+    path.write_text(yaml.safe_dump(config))
+    with pytest.raises(serve_config.ServeConfigError) as caught:
+        serve_config.load(path)
+    assert any(reported in problem for problem in caught.value.problems), str(caught.value)
+
+
+@pytest.mark.parametrize("text", ["", "- a\n", "a: [\n"], ids=["empty", "list", "broken"])
+def test_a_file_that_is_no_mapping_is_refused(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "serve.yaml"
+    path.write_text(text)
+    with pytest.raises(serve_config.ServeConfigError):
+        serve_config.load(path)
+
+
+def test_a_missing_file_is_reported_by_name(tmp_path: Path) -> None:
+    with pytest.raises(serve_config.ServeConfigError, match=r"none\.yaml"):
+        serve_config.load(tmp_path / "none.yaml")
+
+
+def test_host_and_port_replace_only_themselves(config: dict[str, Any]) -> None:
+    changed = serve_config.with_address(config, "0.0.0.0", 9000)
+    assert changed["http_options"] == {**config["http_options"], "host": "0.0.0.0", "port": 9000}
+    assert serve_config.with_address(config) == config
+
+
+def test_added_environment_variables_keep_those_of_the_file(config: dict[str, Any]) -> None:
+    changed = serve_config.with_env(config, {"A": "1"})
+    env = changed["controller_options"]["runtime_env"]["env_vars"]
+    assert env["A"] == "1"
+    assert env["RAY_SERVE_ENABLE_HA_PROXY"] == "1"
+    assert list(serve_config.find_problems(changed)) == []
+
+
+def test_a_model_is_added_where_the_file_names_none(config: dict[str, Any]) -> None:
+    changed = serve_config.with_model(config, "owner/name", None)
+    assert changed["applications"][0]["args"]["model"] == "owner/name"
+    again = serve_config.with_model(changed, "other/name", None)
+    assert again["applications"][0]["args"]["model"] == "owner/name"
+
+
+def test_the_launcher_refuses_a_faulty_file_before_it_starts_anything(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "serve.yaml"
+    path.write_text("proxy_locaton: EveryNode\n")
+    assert launcher.main([str(path)]) == 2
+    assert "proxy_locaton" in capsys.readouterr().err
