@@ -19,16 +19,15 @@ key="$(cat pyproject.toml scripts/setup-venv.sh | sha256sum | cut -c1-16) $DEVIC
 stamp() { echo "$venv/.installed-$1"; }
 done_with() { [[ -f "$(stamp "$1")" && "$(<"$(stamp "$1")")" == "$key" && -x "$venv/bin/python" ]]; }
 
-if done_with "$level" || { [[ "$level" == serve ]] && done_with dev; }; then
-  exit 0
-fi
+installed() { done_with "$level" || { [[ "$level" == serve ]] && done_with dev; }; }
+if installed; then exit 0; fi
 
 say() { echo "setup: $*" >&2; }
 
 # Two `make` at once (serve in one terminal, test in another) must not install over each other.
 exec 9>"${TMPDIR:-/tmp}/qwen3-tts-serve-$(echo "$PWD" | sha256sum | cut -c1-12).lock"
 flock 9 2>/dev/null || true
-if done_with "$level"; then exit 0; fi
+if installed; then exit 0; fi
 
 "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || {
   say "$("$python" --version 2>&1) found, Python 3.11 or newer needed; name one: make PYTHON=python3.12 ..."
@@ -52,7 +51,7 @@ install() {
     # First and by itself, so that a machine whose pip knows no CPU build of torch fails here, with a plain message.
     say "installing torch for CPU"
     pip install --quiet "torch==2.13.*" || return 1
-    if ! pip show torch 2>/dev/null | grep -q '^Version: .*+cpu'; then
+    if ! "$venv/bin/python" -c 'import sys, torch; sys.exit(torch.version.cuda is not None)'; then
       say "pip took a CUDA build of torch; see 'Installation' in README.md (PIP_EXTRA_INDEX_URL)"
       pip uninstall --quiet --yes torch
       return 2

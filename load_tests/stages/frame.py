@@ -3,8 +3,8 @@
     python load_tests/stages/frame.py --size 1.7b --batches 1 16 64
 
 Random full-size weights, EOS unreachable, so that every stream makes the asked number of frames. Columns, in ms per
-step: `talker` from the input gather to the logits and the sampled code 0, `predictor` groups 1..15, `store` writing
-the next row (CUDA events), `host` what the step's wall time exceeds them by (the device idles), `step` the wall time.
+step: `talker` from the input gather to the logits, `frame` sampling, code predictor and storing (CUDA events), `host`
+what the step's wall time exceeds them by (the device idles), `step` the wall time.
 """
 
 import argparse
@@ -65,16 +65,15 @@ async def decode_steps(talker: VllmTalker, state, batch: int, frames: int) -> di
     while talker.stats()["running"]:
         await asyncio.sleep(0.01)
     torch.cuda.synchronize()
-    full = [marks[i : i + 4] for i in range(0, len(marks) - 4, 4)]
+    full = [marks[i : i + 3] for i in range(0, len(marks) - 3, 3)]
     spans = [[a.elapsed_time(b) for a, b in zip(m, m[1:])] for m in full]
-    talker_ms, predictor_ms, store_ms = (statistics.median(column) for column in zip(*spans))
+    talker_ms, frame_ms = (statistics.median(column) for column in zip(*spans))
     step_ms = 1000 * wall / done
     return {
         "batch": batch,
         "talker": talker_ms,
-        "predictor": predictor_ms,
-        "store": store_ms,
-        "host": step_ms - talker_ms - predictor_ms - store_ms,
+        "frame": frame_ms,
+        "host": step_ms - talker_ms - frame_ms,
         "step": step_ms,
     }
 

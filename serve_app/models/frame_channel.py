@@ -89,15 +89,12 @@ class InProcessFrames:
         def inputs(rows: int) -> tuple[Tensor, ...]:
             return FrameBatch.zeros(rows, width, hidden_dtype, device).tensors()
 
+        self.batch_sizes = batch_sizes
         self.run = BatchGraphs(inputs, predictor.frame, batch_sizes, enabled=device.type == "cuda")
-        if self.run.enabled:
-            with torch.cuda.stream(torch.cuda.Stream(device)):
-                self.run.capture_all()
-                torch.cuda.current_stream().synchronize()
 
     @classmethod
     def load(cls, checkpoint: Any, config: CodePredictorConfig, device: str) -> "InProcessFrames":
-        """Build the predictor of `checkpoint` (serve_app.models.checkpoint.Checkpoint) and capture its graphs."""
+        """Build the predictor of `checkpoint` (serve_app.models.checkpoint.Checkpoint)."""
         place = resolve_device(device, config.dtype)  # type: ignore[arg-type]
         tensors = checkpoint.tensors("talker.code_predictor.")
         codec = checkpoint.tensors("talker.model.codec_embedding.")["weight"]
@@ -108,9 +105,23 @@ class InProcessFrames:
             return cls(predictor, place.dtype, config.batch_sizes)
 
     @torch.inference_mode()
+    def capture(self) -> None:
+        """Capture the graphs of `predict`; not needed by a talker that captures `predict_eager` in its own."""
+        device = self.predictor.device
+        if device.type == "cuda":
+            with torch.cuda.stream(torch.cuda.Stream(device)):
+                self.run.capture_all()
+                torch.cuda.current_stream().synchronize()
+
+    @torch.inference_mode()
     def predict(self, batch: FrameBatch) -> Tensor:
         hidden, *rest = batch.tensors()
         return self.run(hidden.to(self.hidden_dtype), *rest)
+
+    def predict_eager(self, batch: FrameBatch) -> Tensor:
+        """`predict` as plain tensor code, for a caller that captures it together with its own."""
+        hidden, *rest = batch.tensors()
+        return self.predictor.frame(hidden.to(self.hidden_dtype), *rest)
 
     def close(self) -> None: ...
 
@@ -173,7 +184,9 @@ class FrameServer:
 
     @classmethod
     def load(cls, checkpoint: Any, config: CodePredictorConfig, device: str) -> "FrameServer":
-        return cls(InProcessFrames.load(checkpoint, config, device))
+        frames = InProcessFrames.load(checkpoint, config, device)
+        frames.capture()
+        return cls(frames)
 
     def _listen(self) -> FrameEndpoint:
         path = os.path.join(tempfile.gettempdir(), f"tts-frames-{os.getpid()}-{secrets.token_hex(4)}.sock")

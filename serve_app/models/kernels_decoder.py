@@ -27,26 +27,27 @@ def _snake_kernel(
     alpha_exp,
     inverse_beta,
     out,
+    x_row_stride,
     history_row_stride,
     channels,
     context_values,
     fresh_values,
+    total_values,
     block: tl.constexpr,
 ):
-    """One row of a batch: `context_values` copied from the history, then Snake of the fresh ones."""
+    """One row of a batch: `context_values` of history, Snake of `fresh_values`, then zeros."""
     row = tl.program_id(1).to(tl.int64)
     index = tl.program_id(0) * block + tl.arange(0, block)
-    total = context_values + fresh_values
     kept = index < context_values
-    fresh = (index >= context_values) & (index < total)
+    fresh = (index >= context_values) & (index < context_values + fresh_values)
     channel = index % channels
     before = tl.load(history + row * history_row_stride + index, mask=kept, other=0.0)
-    value = tl.load(x + row * fresh_values + index - context_values, mask=fresh, other=0.0)
+    value = tl.load(x + row * x_row_stride + index - context_values, mask=fresh, other=0.0)
     wide = value.to(tl.float32) + tl.load(shift + channel)
     sine = tl.sin(wide * tl.load(alpha_exp + channel))
     wide += sine * sine * tl.load(inverse_beta + channel)
-    result = tl.where(kept, before, wide.to(before.dtype))
-    tl.store(out + row * total + index, result, mask=index < total)
+    result = tl.where(fresh, wide.to(before.dtype), before)
+    tl.store(out + row * total_values + index, result, mask=index < total_values)
 
 
 @triton.jit
@@ -95,7 +96,7 @@ def _waveform_kernel(
     total = tl.zeros((columns, channel_block), tl.float32)
     for tap in tl.static_range(taps):
         value = tl.load(padded + offset + tap * channels, mask=inside, other=0.0).to(tl.float32)
-        scale = tl.load(weight + tap * channels + channel, mask=channel < channels, other=0.0)
+        scale = tl.load(weight + channel * taps + tap, mask=channel < channels, other=0.0)
         total += value * scale[None, :]
     sample = tl.sum(total, 1) + tl.load(bias)
     sample = tl.minimum(tl.maximum(sample, -1.0), 1.0)
@@ -103,19 +104,26 @@ def _waveform_kernel(
 
 
 def snake(x: Tensor, shift: Tensor, alpha_exp: Tensor, inverse_beta: Tensor) -> Tensor:
-    """Do what `speech_decoder.snake` does."""
+    """Do what `speech_decoder.snake` does; each row of x is contiguous."""
     return snake_padded(x, x[:, :0], shift, alpha_exp, inverse_beta)
 
 
 def snake_padded(
-    x: Tensor, history: Tensor, shift: Tensor, alpha_exp: Tensor, inverse_beta: Tensor
+    x: Tensor,
+    history: Tensor,
+    shift: Tensor,
+    alpha_exp: Tensor,
+    inverse_beta: Tensor,
+    multiple: int = 1,
 ) -> Tensor:
-    """Do what `speech_decoder.snake_padded` does; each row of `history` is contiguous."""
-    x = x.contiguous()
+    """Do what `speech_decoder.snake_padded` does; each row of x and of `history` is contiguous."""
     rows, length, channels = x.shape
+    if x.stride()[1:] != (channels, 1):
+        x = x.contiguous()
     context = history.shape[1]
-    out = torch.empty((rows, context + length, channels), dtype=x.dtype, device=x.device)
-    grid = (triton.cdiv((context + length) * channels, _BLOCK), rows)
+    total = triton.cdiv(context + length, multiple) * multiple
+    out = torch.empty((rows, total, channels), dtype=x.dtype, device=x.device)
+    grid = (triton.cdiv(total * channels, _BLOCK), rows)
     _snake_kernel[grid](
         x,
         history,
@@ -123,10 +131,12 @@ def snake_padded(
         alpha_exp,
         inverse_beta,
         out,
+        x.stride(0),
         history.stride(0),
         channels,
         context * channels,
         length * channels,
+        total * channels,
         block=_BLOCK,
     )
     return out
@@ -146,7 +156,7 @@ def depthwise_conv(padded: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 
 
 def waveform(padded: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """Do what `speech_decoder.waveform` does; channels are innermost in `padded` and `weight`."""
+    """Do what `speech_decoder.waveform` does; `padded` and `weight` are contiguous."""
     rows, columns, channels = padded.shape
     taps = weight.shape[2]
     length = columns - taps + 1

@@ -82,7 +82,7 @@ _SPEAKERS: Final = {
 _SPEAKER_DIALECTS: Final = {"eric": "sichuan_dialect", "dylan": "beijing_dialect"}
 _CODEC_EOS_ID: Final = 2150
 # Runs then end after some twenty frames in the mean; a random model keeps no count of them.
-_EOS_GAIN: Final = 1.8
+_EOS_GAIN: Final = 2.6
 
 # What the sizes differ in; everything else of the configuration files is shared.
 _TALKER: Final[Mapping[Size, dict[str, Any]]] = {

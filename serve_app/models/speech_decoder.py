@@ -32,10 +32,11 @@ from serve_app.models.device import DeviceSpec, resolve_device
 from serve_app.models.spec import SpeechDecoderSpec
 from serve_app.models.streaming import (
     causal_conv,
-    causal_transposed_conv,
     conv_of_padded,
+    conv_weight,
     rotary,
     rotate,
+    transposed_conv_of_padded,
     transposed_conv_weight,
     window_mask,
     windowed_attention,
@@ -94,10 +95,17 @@ def snake(x: Tensor, shift: Tensor, alpha_exp: Tensor, inverse_beta: Tensor) -> 
 
 
 def snake_padded(
-    x: Tensor, history: Tensor, shift: Tensor, alpha_exp: Tensor, inverse_beta: Tensor
+    x: Tensor,
+    history: Tensor,
+    shift: Tensor,
+    alpha_exp: Tensor,
+    inverse_beta: Tensor,
+    multiple: int = 1,
 ) -> Tensor:
-    """Return `history` [B, P, C] followed by snake(x) [B, L, C]: [B, P + L, C]."""
-    return torch.cat((history, snake(x, shift, alpha_exp, inverse_beta)), 1)
+    """Return `history` [B, P, C], snake(x) [B, L, C], and zeros to a multiple of `multiple` columns."""
+    fresh = snake(x, shift, alpha_exp, inverse_beta)
+    padded = torch.cat((history, fresh), 1)
+    return F.pad(padded, (0, 0, 0, -padded.shape[1] % multiple))
 
 
 def depthwise_conv(padded: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
@@ -203,12 +211,7 @@ class _Weights:
         return self.raw(name).to(self.dtype)
 
     def conv(self, name: str) -> Tensor:
-        """A convolution weight [Cout, Cin, K] with channels innermost in memory, like the activations."""
-        return _channels_inner(self.take(name))
-
-
-def _channels_inner(weight: Tensor) -> Tensor:
-    return weight.transpose(1, 2).contiguous().transpose(1, 2)
+        return conv_weight(self.take(name))
 
 
 class _Block(nn.Module):
@@ -384,9 +387,10 @@ class _ResidualUnit(_Block):
     def forward(self, x: Tensor, state: DecoderState) -> Tensor:
         """Add to x [B, L, C] in place and return it."""
         history = state[self._name]
-        padded = self.kernels.snake_padded(x, history, *self.act1.arguments)
-        y, kept = conv_of_padded(padded, history.shape[1], self.conv, None, dilation=self._dilation)
-        history.copy_(kept)
+        context, dilation = history.shape[1], self._dilation
+        padded = self.kernels.snake_padded(x, history, *self.act1.arguments, dilation)
+        history.copy_(padded[:, x.shape[1] : x.shape[1] + context])
+        y = conv_of_padded(padded, self.conv, None, dilation=dilation)[:, : x.shape[1]]
         y = self.kernels.snake(y, *self.act2.arguments)
         x.flatten(0, 1).addmm_(y.flatten(0, 1), self.mix.T)
         return x
@@ -420,7 +424,7 @@ class _VocoderBlock(_Block):
         """Take the weights; `pending` biases are missing in the input, the result in the output."""
         self.act.load(weights, f"{self._name}.0", pending)
         up = transposed_conv_weight(weights.take(f"{self._name}.1.conv.weight"), self._rate)
-        self.set(up=_channels_inner(up))
+        self.set(up=conv_weight(up))
         pending = weights.raw(f"{self._name}.1.conv.bias")
         for unit in self.units:
             assert isinstance(unit, _ResidualUnit)
@@ -430,9 +434,8 @@ class _VocoderBlock(_Block):
     def forward(self, x: Tensor, state: DecoderState) -> Tensor:
         history = state[self._name]
         padded = self.kernels.snake_padded(x, history, *self.act.arguments)
-        x, kept = causal_transposed_conv(padded, 1, self.up, None, stride=self._rate)
-        history.copy_(kept)
-        x = x.contiguous()
+        history.copy_(padded[:, -1:])
+        x = transposed_conv_of_padded(padded, self.up, None, stride=self._rate).contiguous()
         for unit in self.units:
             x = unit(x, state)
         return x
@@ -502,7 +505,7 @@ class SpeechDecoderModel(_Block):
             project_out=weights.take("pre_transformer.output_proj.weight"),
             project_out_bias=weights.take("pre_transformer.output_proj.bias"),
             first_conv=weights.conv("decoder.0.conv.weight"),
-            last_conv=_channels_inner(weights.raw(f"decoder.{last + 1}.conv.weight")),
+            last_conv=weights.raw(f"decoder.{last + 1}.conv.weight"),
             last_conv_bias=weights.raw(f"decoder.{last + 1}.conv.bias"),
         )
         for part in (*self.layers, *self.upsample):

@@ -88,14 +88,16 @@ def test_the_kernels_equal_the_eager_functions(dtype: torch.dtype, context: int)
     tolerance = (
         {"rtol": 1e-6, "atol": 1e-6} if dtype is torch.float32 else {"rtol": 2**-7, "atol": 1e-3}
     )
+    cut = x[:, :47]
     torch.testing.assert_close(
-        kernels_decoder.snake(x, *parameters), snake(x, *parameters), **tolerance
+        kernels_decoder.snake(cut, *parameters), snake(cut, *parameters), **tolerance
     )
-    torch.testing.assert_close(
-        kernels_decoder.snake_padded(x, history, *parameters),
-        snake_padded(x, history, *parameters),
-        **tolerance,
-    )
+    for multiple in (1, 9):
+        torch.testing.assert_close(
+            kernels_decoder.snake_padded(x, history, *parameters, multiple),
+            snake_padded(x, history, *parameters, multiple),
+            **tolerance,
+        )
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
@@ -115,9 +117,7 @@ def test_the_convolution_kernels_equal_the_eager_functions(
         rtol=tolerance,
         atol=tolerance,
     )
-    last = (
-        torch.randn(1, 7, channels, generator=generator, device="cuda").mul_(0.03).transpose(1, 2)
-    )
+    last = torch.randn(1, 7, channels, generator=generator, device="cuda").mul_(0.03)
     last_bias = torch.tensor([0.1], device="cuda")
     with tf32(False):
         expected = waveform(padded, last, last_bias)

@@ -34,7 +34,9 @@ def path(request, tmp_path_factory):
 @pytest.fixture(scope="module")
 def frames(path):
     config = CodePredictorConfig(batch_sizes=BATCHES)
-    return InProcessFrames.load(open_checkpoint(path), config, "cuda")
+    frames = InProcessFrames.load(open_checkpoint(path), config, "cuda")
+    frames.capture()
+    return frames
 
 
 def batch(frames: InProcessFrames, rows: int, greedy: bool = True) -> FrameBatch:

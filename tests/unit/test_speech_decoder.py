@@ -24,9 +24,11 @@ from serve_app.models.speech_decoder import (
 )
 from serve_app.models.streaming import (
     causal_conv,
-    causal_transposed_conv,
+    conv_of_padded,
+    conv_weight,
     rotary,
     rotate,
+    transposed_conv_of_padded,
     transposed_conv_weight,
     window_mask,
 )
@@ -70,8 +72,9 @@ class CountingModel(SpeechDecoderModel):
         marked = (frames + 1000 * codes[:, 0]).double() / 32767
         return marked.repeat_interleave(SAMPLES_PER_FRAME, 1)
 
-
-    def hold(self, runner: SpeechDecoderRunner, slot: int, codes: np.ndarray) -> "Future[np.ndarray]":
+    def hold(
+        self, runner: SpeechDecoderRunner, slot: int, codes: np.ndarray
+    ) -> "Future[np.ndarray]":
         """Start a step that lasts until the gate opens."""
         self.gate.clear()
         self.entered.clear()
@@ -404,33 +407,33 @@ def test_codes_of_another_shape_are_refused_by_the_model(model: SpeechDecoderMod
 def test_causal_conv_in_chunks_equals_a_padded_convolution() -> None:
     x = torch.randn(2, 30, 5, dtype=torch.float64)
     weight, bias = torch.randn(4, 5, 7, dtype=torch.float64), torch.randn(4, dtype=torch.float64)
-    expected = F.conv1d(F.pad(x.transpose(1, 2), (18, 0)), weight, bias, dilation=3).transpose(1, 2)
-    history, parts = torch.zeros(2, 18, 5, dtype=torch.float64), []
+    expected = F.conv1d(F.pad(x.transpose(1, 2), (6, 0)), weight, bias).transpose(1, 2)
+    history, parts = torch.zeros(2, 6, 5, dtype=torch.float64), []
     for chunk in x.split([1, 2, 20, 7], 1):
-        y, history = causal_conv(chunk, history, weight, bias, dilation=3)
+        y, history = causal_conv(chunk, history, conv_weight(weight), bias)
         parts.append(y)
     torch.testing.assert_close(torch.cat(parts, 1), expected)
 
 
+@pytest.mark.parametrize("dilation", [1, 3, 9])
+def test_interleaved_convolutions_equal_a_dilated_one(dilation: int) -> None:
+    padded = torch.randn(2, 81, 5, dtype=torch.float64)
+    weight = torch.randn(4, 5, 7, dtype=torch.float64)
+    expected = F.conv1d(padded.transpose(1, 2), weight, dilation=dilation).transpose(1, 2)
+    got = conv_of_padded(padded, conv_weight(weight), None, dilation=dilation)
+    torch.testing.assert_close(got, expected)
+
+
 @pytest.mark.parametrize(("stride", "taps"), [(2, 1), (3, 2), (8, 2)])
-def test_causal_transposed_conv_equals_the_ordinary_one_cut_on_the_right(
-    stride: int, taps: int
-) -> None:
+def test_transposed_conv_equals_the_ordinary_one_cut_on_the_right(stride: int, taps: int) -> None:
     x = torch.randn(2, 11, 5, dtype=torch.float64)
     weight = torch.randn(5, 4, stride * taps, dtype=torch.float64)
     bias = torch.randn(4, dtype=torch.float64)
-    expected = F.conv_transpose1d(x.transpose(1, 2), weight, bias, stride=stride)[
-        ..., : 11 * stride
-    ]
-    rearranged = transposed_conv_weight(weight, stride)
-    history, parts = torch.zeros(2, taps - 1, 5, dtype=torch.float64), []
-    for chunk in x.split([1, 4, 6], 1):
-        padded = torch.cat((history, chunk), 1)
-        y, history = causal_transposed_conv(
-            padded, taps - 1, rearranged, bias.repeat(stride), stride=stride
-        )
-        parts.append(y)
-    torch.testing.assert_close(torch.cat(parts, 1), expected.transpose(1, 2))
+    full = F.conv_transpose1d(x.transpose(1, 2), weight, bias, stride=stride).transpose(1, 2)
+    rearranged = conv_weight(transposed_conv_weight(weight, stride))
+    padded = torch.cat((x.new_zeros(2, taps - 1, 5), x), 1)
+    got = transposed_conv_of_padded(padded, rearranged, bias.repeat(stride), stride=stride)
+    torch.testing.assert_close(got, full[:, : 11 * stride])
 
 
 def test_a_kernel_that_does_not_fit_its_stride_is_refused() -> None:

@@ -8,6 +8,7 @@ build their inputs by the same gather, without host synchronisation and without 
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -22,7 +23,8 @@ from vllm.v1.worker.gpu.sample.output import SamplerOutput
 from vllm.v1.worker.gpu.states import RequestState
 
 from serve_app.models.code_predictor import FrameBatch
-from serve_app.models.frame_channel import FrameClient
+from serve_app.models.cuda_graph import BatchGraphs
+from serve_app.models.frame_channel import FrameClient, InProcessFrames
 from serve_app.models.sampling import apply_repetition_penalty, sample, uniform
 from serve_app.models.spec import TalkerSpec
 from serve_app.models.talker.model import TalkerForVllm
@@ -122,7 +124,13 @@ class TalkerState(DefaultModelState):
         self.prompt_len = np.zeros(self.max_num_reqs + 1, dtype=np.int64)
         self.end = np.zeros(self.max_num_reqs + 1, dtype=np.int64)
         self.suspended: OrderedDict[str, Tensor] = OrderedDict()
-        # Set by benchmarks: one CUDA event per boundary inside a step (inputs, forward, predictor, store).
+        self.embed_rows: Callable[..., None] | None = None
+        if device.type == "cuda":
+            from serve_app.models.talker import kernels
+
+            kernels.warm_up(self.inputs, self.embedding.weight, self.table.ids)
+            self.embed_rows = kernels.embed_rows
+        # Set by benchmarks: a CUDA event before the inputs, after the forward pass, and after the frame.
         self.marks: list[torch.cuda.Event] | None = None
 
     def mark(self) -> None:
@@ -223,14 +231,15 @@ class TalkerState(DefaultModelState):
         slots = batch.idx_mapping_np[:rows]
         computed = batch.num_computed_tokens_np[:rows] + batch.num_scheduled_tokens[:rows]
         self.end[slots] = np.maximum(self.end[slots], computed)
-        if tokens == rows:
-            owner = batch.idx_mapping[:rows].long()
-        else:
+        owner, positions = batch.idx_mapping[:rows], batch.positions[:tokens]
+        if tokens > rows:
             index = torch.arange(tokens, device=self.device, dtype=batch.query_start_loc.dtype)
-            row = torch.searchsorted(batch.query_start_loc[1 : rows + 1].contiguous(), index, right=True)
-            owner = batch.idx_mapping[row].long()
-        ids = self.table.ids[owner, batch.positions[:tokens]]
-        self.inputs[:tokens] = self.embedding.embed(ids)
+            row = torch.searchsorted(batch.query_start_loc[1 : rows + 1], index, right=True)
+            owner = owner[row]
+        if self.embed_rows is not None:
+            self.embed_rows(self.inputs, self.embedding.weight, self.table.ids, owner, positions)
+        else:
+            self.inputs[:tokens] = self.embedding.embed(self.table.ids[owner.long(), positions])
 
     # Sampling
 
@@ -275,6 +284,8 @@ class TalkerSampler:
         forbidden[spec.vocab_size - 1024 :] = True
         forbidden[spec.codec_eos_id] = False
         self.forbidden = forbidden
+        self.is_eos = torch.arange(spec.vocab_size, device=state.device) == spec.codec_eos_id
+        self.graphs = self._capture()
 
     def add_request(self, req_idx: int, sampling_params: Any) -> None:
         """Parameters arrive with the prompt (TalkerState.add_request)."""
@@ -284,16 +295,19 @@ class TalkerSampler:
     def __call__(self, logits: Tensor, input_batch: InputBatch) -> SamplerOutput:
         state, rows = self.state, logits.shape[0]
         slots = input_batch.idx_mapping[:rows].long()
-        frame = input_batch.positions[input_batch.logits_indices] + 1
+        position = input_batch.positions[input_batch.logits_indices] + 1
         # A row that is still prefilling samples nothing; vLLM reads num_sampled.
-        finished_prefill = input_batch.seq_lens[:rows] >= self.req_states.prefill_len.gpu[slots]
-        num_sampled = finished_prefill.to(torch.int32)
-        real = input_batch.req_ids[0] in state.slot_of
-        if real:
-            code_0, codes = self._frame(logits, slots, frame, finished_prefill)
+        valid = input_batch.seq_lens[:rows] >= self.req_states.prefill_len.gpu[slots]
+        if input_batch.req_ids[0] in state.slot_of:
+            assert state.talker.sample_hidden is not None
+            state.mark()
+            codes = self.frames(logits, state.talker.sample_hidden, slots, position, valid)
+            state.mark()
+            code_0 = codes[:, 0]
             out = FramesOut(codes, list(input_batch.req_ids), state.runtime.on_frames)
-        else:
+        else:  # profiling and warm-up: nobody waits for these frames
             code_0, out = logits.argmax(-1), None
+        num_sampled = valid.to(torch.int32)
         return SamplerOutput(
             sampled_token_ids=code_0.view(-1, 1),
             logprobs_tensors=out,  # type: ignore[arg-type]
@@ -302,37 +316,71 @@ class TalkerSampler:
             num_rejected=torch.zeros_like(num_sampled),
         )
 
-    def _frame(
-        self, logits: Tensor, slots: Tensor, position: Tensor, valid: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        table, talker = self.state.table, self.state.talker
+    def frames(
+        self, logits: Tensor, hidden: Tensor, slots: Tensor, position: Tensor, valid: Tensor
+    ) -> Tensor:
+        """The frame of every row: int64 [B, Q]; its own tensor, as the next step may not wait for readers."""
+        if self.graphs is not None:
+            return self.graphs(logits, hidden, slots, position, valid).clone()
+        return self._frames(self.state.runtime.predictor.predict, logits, hidden, slots, position, valid)
+
+    def _capture(self) -> BatchGraphs | None:
+        """One graph per batch size from logits to the stored frame, where the predictor is in this process."""
+        state, predictor = self.state, self.state.runtime.predictor
+        if state.device.type != "cuda" or not isinstance(predictor, InProcessFrames):
+            return None
+        spec, dtype = state.spec, state.dtype
+
+        def inputs(rows: int) -> tuple[Tensor, ...]:
+            def zeros(*shape: int, of: torch.dtype) -> Tensor:
+                return torch.zeros(*shape, dtype=of, device=state.device)
+
+            return (
+                zeros(rows, spec.vocab_size, of=dtype),
+                zeros(rows, spec.transformer.hidden_size, of=dtype),
+                torch.full((rows,), state.table.trash, dtype=torch.int64, device=state.device),
+                zeros(rows, of=torch.int64),
+                zeros(rows, of=torch.bool),
+            )
+
+        frames = partial(self._frames, predictor.predict_eager)
+        sizes = [n for n in predictor.batch_sizes if n < state.max_num_reqs]
+        graphs = BatchGraphs(inputs, frames, [*sizes, state.max_num_reqs])
+        with torch.cuda.stream(torch.cuda.Stream(state.device)):
+            graphs.capture_all()
+            torch.cuda.current_stream().synchronize()
+        return graphs
+
+    def _frames(
+        self,
+        predict: Callable[[FrameBatch], Tensor],
+        logits: Tensor,
+        hidden: Tensor,
+        slots: Tensor,
+        position: Tensor,
+        valid: Tensor,
+    ) -> Tensor:
+        """Sample code 0, fill the frame, store it as the row at `position`; capturable if `predict` is."""
+        table = self.state.table
         floats, ints = table.floats[slots], table.ints[slots]
         seed, frame = ints[:, 0], position - ints[:, 1]
         code_0 = self.sample_code_0(logits, slots, floats, ints, frame)
-        assert talker.sample_hidden is not None
-        self.state.mark()
-        rest = self.state.runtime.predictor.predict(
-            FrameBatch(
-                talker.sample_hidden, code_0, seed, frame, floats[:, 3], ints[:, 4], floats[:, 4]
-            )
+        rest = predict(
+            FrameBatch(hidden, code_0, seed, frame, floats[:, 3], ints[:, 4], floats[:, 4])
         )
-        self.state.mark()
         codes = torch.cat((code_0[:, None], rest), dim=1)
         # Only finished prefills own their next row: others would overwrite restored history.
         target = torch.where(valid, slots, torch.full_like(slots, table.trash))
         table.ids[target, position, 1:] = codes.to(torch.int32) + self.state.code_offsets
         # A device tensor: assigning a Python scalar through index tensors would wait for a copy.
         table.seen.index_put_((target, code_0), table.true)
-        self.state.mark()
-        return code_0, codes
+        return codes
 
     def sample_code_0(
         self, logits: Tensor, slots: Tensor, floats: Tensor, ints: Tensor, frame: Tensor
     ) -> Tensor:
         """Reference order: repetition penalty, minimum length, suppression, temperature, top-k, top-p."""
         scores = apply_repetition_penalty(logits.float(), self.state.table.seen[slots], floats[:, 2])
-        scores = scores.masked_fill(self.forbidden, float("-inf"))
-        eos = self.state.spec.codec_eos_id
-        too_early = frame < ints[:, 2]
-        scores[:, eos] = torch.where(too_early, float("-inf"), scores[:, eos])
+        too_early = (frame < ints[:, 2])[:, None] & self.is_eos
+        scores = scores.masked_fill(self.forbidden | too_early, float("-inf"))
         return sample(scores, floats[:, 0], ints[:, 3], floats[:, 1], uniform(ints[:, 0], frame, 0))
