@@ -1,4 +1,4 @@
-"""Run the reference package and keep its greedy codes: tests/golden/codes.npz.
+"""Run the reference package and keep its greedy codes and one waveform: tests/golden/codes.npz.
 
     python -m tests.golden.make_codes
 
@@ -48,18 +48,21 @@ SETS = {
     ),
 }
 
+# The embedded checkpoint is the one of "natural_end": this stream is also compared from the running server.
+WAVEFORM = ("natural_end", 1)
+
 
 def weights_hash(checkpoint: Path) -> str:
     """SHA-256 of model.safetensors: what decides the codes."""
     return hashlib.sha256((checkpoint / "model.safetensors").read_bytes()).hexdigest()
 
 
-def reference_codes(checkpoint: Path, cases: list[dict]) -> list[np.ndarray]:
-    """int16 [T, Q] of each case, FRAMES frames where the EOS cannot be reached."""
+def reference_runs(checkpoint: Path, cases: list[dict]) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Codes int16 [T, Q], FRAMES frames where the EOS cannot be reached, and samples int16 [N] of each case."""
     from tests.parity.reference import Reference
 
     reference = Reference(checkpoint)
-    return [
+    runs = [
         reference.speak(
             case["text"],
             speaker=case["voice"],
@@ -67,8 +70,12 @@ def reference_codes(checkpoint: Path, cases: list[dict]) -> list[np.ndarray]:
             instruct=case.get("instructions"),
             non_streaming_mode=not case.get("streaming_text", False),
             max_new_tokens=FRAMES + 1,  # it drops the last frame at the limit
-        ).codes.astype(np.int16)
+        )
         for case in cases
+    ]
+    return [
+        (run.codes.astype(np.int16), np.rint(run.wav.clip(-1, 1) * 32767).astype(np.int16))
+        for run in runs
     ]
 
 
@@ -80,8 +87,10 @@ def main() -> None:
             folder = Path(scratch, name)
             write_checkpoint(folder, size=size, variant=variant, eos=eos)
             arrays[f"{name}/weights"] = np.array(weights_hash(folder))
-            for index, codes in enumerate(reference_codes(folder, cases)):
+            for index, (codes, samples) in enumerate(reference_runs(folder, cases)):
                 arrays[f"{name}/{index}"] = codes
+                if (name, index) == WAVEFORM:
+                    arrays["waveform"] = samples
                 print(name, index, codes.shape, flush=True)
     np.savez_compressed(FILE, **arrays)
 

@@ -1,4 +1,4 @@
-"""The speech decoder on CUDA: graphs, kernels and dtypes against the eager float32 decode on the CPU."""
+"""The speech decoder on CUDA: graphs, kernels and dtypes against the eager CPU decode."""
 
 import asyncio
 from collections.abc import AsyncGenerator, Iterator
@@ -12,16 +12,15 @@ from serve_app.config import SpeechDecoderConfig
 from serve_app.models import kernels_decoder
 from serve_app.models.checkpoint import Checkpoint, open_checkpoint
 from serve_app.models.cuda_graph import BatchGraphs
-from serve_app.models.speech_decoder import (
+from serve_app.models.speech_decoder import StreamingSpeechDecoder
+from serve_app.models.speech_decoder_model import (
     SpeechDecoderModel,
-    SpeechDecoderRunner,
-    StreamingSpeechDecoder,
     depthwise_conv,
     snake,
     snake_padded,
-    tf32,
     waveform,
 )
+from serve_app.models.speech_decoder_runner import SpeechDecoderRunner, tf32
 from serve_app.types import CodecFrames
 from tests.conftest import TinyCheckpoint
 
@@ -117,7 +116,7 @@ def test_the_convolution_kernels_equal_the_eager_functions(
         rtol=tolerance,
         atol=tolerance,
     )
-    last = torch.randn(1, 7, channels, generator=generator, device="cuda").mul_(0.03)
+    last = torch.randn(1, channels, 7, generator=generator, device="cuda").mul_(0.03)
     last_bias = torch.tensor([0.1], device="cuda")
     with tf32(False):
         expected = waveform(padded, last, last_bias)

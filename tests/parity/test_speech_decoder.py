@@ -1,4 +1,4 @@
-"""The streaming speech decoder against the reference package, and against itself cut into other chunks and batches."""
+"""The speech decoder against the reference, and against itself in other chunks and batches."""
 
 import asyncio
 from collections.abc import AsyncGenerator, Sequence
@@ -13,12 +13,8 @@ from torch import Tensor
 from serve_app.config import SpeechDecoderConfig
 from serve_app.models.checkpoint import Checkpoint, open_checkpoint
 from serve_app.models.device import resolve_device
-from serve_app.models.speech_decoder import (
-    DecoderState,
-    SpeechDecoderModel,
-    StreamingSpeechDecoder,
-    context_frames,
-)
+from serve_app.models.speech_decoder import StreamingSpeechDecoder
+from serve_app.models.speech_decoder_model import DecoderState, SpeechDecoderModel, context_frames
 from serve_app.types import CodecFrames
 from tests.conftest import TinyCheckpoint
 from tests.parity.reference import Reference
@@ -62,7 +58,7 @@ def random_codes(num_frames: int, seed: int = 0) -> np.ndarray:
 def decode(
     model: SpeechDecoderModel, codes: np.ndarray, splits: Sequence[int] | None = None
 ) -> Tensor:
-    """Decode [T, Q] alone in chunks of the given lengths (the last one repeats); default: one chunk."""
+    """Decode [T, Q] in chunks of the given lengths (the last one repeats); default: one."""
     state, parts, begin, index = model.new_state(1), [], 0, 0
     splits = splits or [len(codes)]
     while begin < len(codes):
@@ -96,7 +92,7 @@ def assert_same(got: Tensor, expected: Tensor, tolerance: float) -> None:
     ids=["ones", "sevens", "twentyfives", "growing", "mixed", "random1", "random2"],
 )
 def test_any_chunking_equals_offline(model: SpeechDecoderModel, splits: list[int]) -> None:
-    codes = random_codes(150)
+    codes = random_codes(100)
     assert_same(decode(model, codes, splits), decode(model, codes), TOLERANCE[model.dtype])
 
 

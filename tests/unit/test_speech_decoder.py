@@ -16,12 +16,9 @@ from serve_app.errors import CheckpointError, Overloaded, StageFailed, StageUnav
 from serve_app.models.checkpoint import Checkpoint, open_checkpoint
 from serve_app.models.cuda_graph import BatchGraphs
 from serve_app.models.device import resolve_device
-from serve_app.models.speech_decoder import (
-    DecoderState,
-    SpeechDecoderModel,
-    SpeechDecoderRunner,
-    StreamingSpeechDecoder,
-)
+from serve_app.models.speech_decoder import StreamingSpeechDecoder
+from serve_app.models.speech_decoder_model import DecoderState, SpeechDecoderModel
+from serve_app.models.speech_decoder_runner import SpeechDecoderRunner
 from serve_app.models.streaming import (
     causal_conv,
     conv_of_padded,
@@ -50,7 +47,7 @@ def model(checkpoint: Checkpoint) -> SpeechDecoderModel:
 
 
 class CountingModel(SpeechDecoderModel):
-    """Stands in for the network: sample values tell the position and the first code, and steps can be held back."""
+    """A network whose samples tell position and first code, and whose steps can be held back."""
 
     def __init__(self, template: SpeechDecoderModel) -> None:
         super().__init__(template.spec)
@@ -105,7 +102,8 @@ def make_runner(counting: CountingModel) -> Iterator[MakeRunner]:
 
     def make(max_streams: int = 4, **options: object) -> SpeechDecoderRunner:
         given = {"chunk_frames": (1, 2, 4), "batch_sizes": (1, 2, 4), **options}
-        made.append(SpeechDecoderRunner(counting, max_streams=max_streams, **given))  # type: ignore[arg-type]
+        runner = SpeechDecoderRunner(counting, max_streams=max_streams, **given)  # type: ignore
+        made.append(runner)
         counting.steps.clear()
         return made[-1]
 
@@ -176,6 +174,20 @@ def test_first_audio_goes_first_then_who_runs_dry_soonest(
     for future in (held, *futures):
         future.result(10)
     assert [step[0] for step in counting.steps] == [4, 3, 2, 1]
+
+
+def test_first_audio_overtakes_the_priming_of_a_resumed_stream(
+    make_runner: MakeRunner, counting: CountingModel
+) -> None:
+    runner = make_runner()
+    blocker, resumed, new = (runner.acquire() for _ in range(3))
+    held = counting.hold(runner, blocker, codes_of(9))
+    primed = runner.submit(resumed, codes_of(1, 12), discard=True)
+    first = runner.submit(new, codes_of(2))
+    counting.gate.set()
+    for future in (held, primed, first):
+        future.result(10)
+    assert [step[0] for step in counting.steps] == [9, 2, 1, 1, 1]
 
 
 def test_a_slot_starts_over_for_its_next_stream(make_runner: MakeRunner) -> None:
