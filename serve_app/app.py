@@ -8,7 +8,7 @@ fused:  Ingress -> Fused
 import logging
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -159,7 +159,10 @@ def describe(config: AppConfig) -> ModelCard:
     name = config.served_model_name or (
         folder.name if config.model is None else _name(config.model)
     )
-    return ModelSpec.from_dir(folder).card(name, str(folder), embedded)
+    card = ModelSpec.from_dir(folder).card(name, str(folder), embedded)
+    # A client is told at once what the talker's engine could not hold.
+    longest = min(card.max_new_tokens, config.talker.max_model_len)
+    return replace(card, max_new_tokens=longest)
 
 
 def _name(model: str) -> str:

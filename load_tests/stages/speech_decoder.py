@@ -1,21 +1,26 @@
-"""Time the speech decoder alone on a GPU: random weights of the released shapes, CUDA graphs, no Ray.
+"""Time the speech decoder alone on a GPU: random weights of released shapes, graphs, no Ray.
 
     python -m load_tests.stages.speech_decoder --dtypes bf16 --streams 1 8 64 --frames 1 12
 
-Prints one markdown table per dtype: milliseconds of one step (states gathered, frames decoded, states scattered back)
-for a number of streams and frames per stream, and the audio-seconds per second of the best one.
+Prints one markdown table per dtype: milliseconds of one step (states gathered, frames decoded,
+states scattered back) for a number of streams and frames per stream, and the audio-seconds per
+second of the best one. With --served, times the runner instead, host work included: start, memory,
+one frame of one stream, and that many streams decoding chunks back to back.
 """
 
 import argparse
 import time
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from serve_app.config import SpeechDecoderConfig
 from serve_app.models.checkpoint import speech_decoder_shapes
 from serve_app.models.cuda_graph import BatchGraphs
 from serve_app.models.spec import SpeechDecoderSpec, TransformerSpec
-from serve_app.models.speech_decoder import SpeechDecoderModel, tf32
+from serve_app.models.speech_decoder_model import SpeechDecoderModel
+from serve_app.models.speech_decoder_runner import SpeechDecoderRunner, tf32
 
 # speech_tokenizer/config.json of the releases.
 RELEASED = SpeechDecoderSpec(
@@ -50,7 +55,7 @@ DTYPES = {
 
 
 def random_tensors(spec: SpeechDecoderSpec, device: torch.device) -> dict[str, Tensor]:
-    """Draw every tensor of a speech decoder, scaled so that the output is neither silent nor clipped."""
+    """Draw every tensor of a speech decoder; the output is neither silent nor clipped."""
     generator = torch.Generator(device).manual_seed(0)
 
     def draw(name: str, shape: tuple[int, ...]) -> Tensor:
@@ -136,6 +141,42 @@ def profile(model: SpeechDecoderModel, rows: int, num_frames: int) -> str:
     )
 
 
+def served(model: SpeechDecoderModel, num_streams: int) -> str:
+    """Return what a replica with the default configuration does for `num_streams` busy streams."""
+    config = SpeechDecoderConfig(max_streams=num_streams)
+    begin, before = time.monotonic(), torch.cuda.memory_reserved()
+    runner = SpeechDecoderRunner(
+        model,
+        max_streams=config.max_streams,
+        chunk_frames=config.chunk_frames,
+        batch_sizes=config.batch_sizes,
+    )
+    start_s = time.monotonic() - begin
+    memory = (torch.cuda.memory_reserved() - before) / 2**30
+    slots = [runner.acquire() for _ in range(num_streams)]
+    frame = np.zeros((1, RELEASED.num_code_groups), np.int64)
+    chunk = frame.repeat(config.chunk_frames[-1], 0)
+    latencies = []
+    for _ in range(50):
+        begin = time.monotonic()
+        runner.submit(slots[0], frame).result()
+        latencies.append(time.monotonic() - begin)
+    rounds = 10
+    begin = time.monotonic()
+    futures = [runner.submit(slot, chunk) for _ in range(rounds) for slot in slots]
+    for future in futures:
+        future.result()
+    elapsed = time.monotonic() - begin
+    audio = rounds * num_streams * len(chunk) * RELEASED.samples_per_frame / RELEASED.sample_rate_hz
+    runner.close()
+    return (
+        f"start {start_s:.1f} s, memory {memory:.2f} GiB besides the weights;"
+        f" one frame {sorted(latencies)[25] * 1000:.2f} ms (median);"
+        f" {num_streams} streams x {len(chunk)} frames:"
+        f" {audio / elapsed:.0f} audio-seconds per second"
+    )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m load_tests.stages.speech_decoder")
     parser.add_argument("--streams", type=int, nargs="+", default=[1, 8, 16, 32, 64, 128])
@@ -143,6 +184,7 @@ def main() -> None:
     parser.add_argument("--dtypes", choices=DTYPES, nargs="+", default=list(DTYPES))
     parser.add_argument("--repeats", type=int, default=20)
     parser.add_argument("--profile", type=int, nargs=2, metavar=("STREAMS", "FRAMES"))
+    parser.add_argument("--served", type=int, metavar="STREAMS")
     args = parser.parse_args()
     device = torch.device("cuda")
     tensors = random_tensors(RELEASED, device)
@@ -152,6 +194,11 @@ def main() -> None:
         model = SpeechDecoderModel(RELEASED).load(tensors, dtype, device)
         if args.profile:
             print(profile(model, *args.profile))
+            continue
+        if args.served:
+            print(f"{name}: {served(model, args.served)}")
+            del model
+            torch.cuda.empty_cache()
             continue
         torch.cuda.reset_peak_memory_stats()
         begin = time.monotonic()

@@ -1,8 +1,9 @@
 """Captured CUDA graphs with static inputs.
 
-`GraphRunner` owns one captured graph; `BatchGraphs` owns one per batch size, pads a batch up to the next one, and is
-its own eager twin (`enabled=False`). Not thread-safe: all graphs of one memory pool belong to one thread, since a
-replay may overwrite what another graph of the pool left behind (outputs excepted).
+`GraphRunner` owns one captured graph; `BatchGraphs` owns one per batch size, pads a batch up to the
+next one, and is its own eager twin (`enabled=False`). Not thread-safe: all graphs of one memory
+pool belong to one thread, since a replay may overwrite what another graph of the pool left behind
+(outputs excepted).
 """
 
 from bisect import bisect_left
@@ -12,15 +13,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-# Warm-up calls before a capture: libraries load their kernels and allocate their workspaces in the first ones.
+# Warm-up calls before a capture: libraries load their kernels and allocate their workspaces in the
+# first ones.
 _NUM_WARMUP_CALLS = 2
 
 
 class GraphRunner:
     """Capture `fn` on the static inputs once, then replay.
 
-    `fn` runs a few times before and during the capture, on whatever the inputs hold then: they must point it at
-    scratch state. The capture happens on the current stream, which must not be the default one.
+    `fn` runs a few times before and during the capture, on whatever the inputs hold then: they must
+    point it at scratch state. The capture happens on the current stream, which must not be the
+    default one.
     """
 
     def __init__(
@@ -39,7 +42,7 @@ class GraphRunner:
             self._output = fn(*inputs)
 
     def __call__(self) -> Tensor:
-        """Replay on the current stream; the result is a static buffer, valid until the next call."""
+        """Replay on the current stream; the result is static, valid until the next call."""
         if self._graph is None:
             raise RuntimeError("the graph is closed")
         self._graph.replay()
@@ -55,11 +58,13 @@ class BatchGraphs:
     """One graph of `fn` per batch size; a call is padded up to the next size.
 
     Args:
-        make_inputs: static inputs for a batch size, each with leading dimension equal to it. What they hold at first
-            is the padding: it is what `fn` sees in unused rows, and in all rows during warm-up and capture.
+        make_inputs: static inputs for a batch size, each with leading dimension equal to it. What
+            they hold at first is the padding: it is what `fn` sees in unused rows, and in all rows
+            during warm-up and capture.
         fn: tensors -> tensor with the same leading dimension. Rows must not influence one another.
         batch_sizes: sizes to capture, in ascending order.
-        pool: CUDA graph memory pool, shared with other graphs of the same thread; default: one of its own.
+        pool: CUDA graph memory pool, shared with other graphs of the same thread; default: one of
+            its own.
         enabled: False calls `fn` eagerly with the exact batch, no static buffers (CPU, debugging).
     """
 
@@ -96,7 +101,7 @@ class BatchGraphs:
         return self._captured
 
     def capture(self, batch_size: int) -> None:
-        """Capture one size, once; nothing when not enabled. Runs `fn` on padding rows, on the current stream."""
+        """Capture one size, once; does nothing when not enabled. `fn` sees padding rows only."""
         if not self.enabled or batch_size in self._runners:
             return
         if batch_size not in self.batch_sizes:
@@ -114,7 +119,7 @@ class BatchGraphs:
             self.capture(batch_size)
 
     def pick(self, num_rows: int) -> int:
-        """Return the smallest batch size that holds `num_rows`; under graphs, the smallest captured.
+        """Return the smallest batch size (if enabled: the smallest captured) for `num_rows`.
 
         Raises:
             ValueError: no size does.
@@ -129,8 +134,9 @@ class BatchGraphs:
         """Run `fn` on a batch of at most `max_batch` rows and return its rows.
 
         Args:
-            inputs: each [n, ...] with the shape and dtype of the static inputs; may be on the host (pinned host
-                memory is copied asynchronously: leave it alone until the current stream has passed this call).
+            inputs: each [n, ...] with the shape and dtype of the static inputs; may be on the host
+                (pinned host memory is copied asynchronously: leave it alone until the current
+                stream has passed this call).
 
         Returns:
             [n, ...]. A view of a static buffer when captured: valid until the next call.
@@ -170,6 +176,7 @@ class BatchGraphs:
             expected = (inputs[0].shape[0], *example.shape[1:])
             if tuple(given.shape) != expected or given.dtype != example.dtype:
                 raise ValueError(
-                    f"input {index} is {given.dtype} {tuple(given.shape)}, expected {example.dtype} {expected}"
+                    f"input {index} is {given.dtype} {tuple(given.shape)},"
+                    f" expected {example.dtype} {expected}"
                 )
         return inputs[0].shape[0]

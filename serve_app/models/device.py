@@ -41,7 +41,8 @@ def resolve_device(
     available = torch.cuda.is_available()
     if device == "cuda" and not available:
         raise StageUnavailable(
-            "device is 'cuda' but this process sees no CUDA device; give the replica a GPU, or set device to 'cpu'"
+            "device is 'cuda' but this process sees no CUDA device; give the replica a GPU,"
+            " or set device to 'cpu'"
         )
     chosen = (
         torch.device("cuda", torch.cuda.current_device())

@@ -1,18 +1,18 @@
 """Triton versions of the speech decoder's passes that libraries do badly: read once, write once.
 
 They compute in float32 whatever the activations are. The eager functions of the same names in
-`speech_decoder` are the reference; tests/gpu/test_speech_decoder.py compares them.
+`speech_decoder_model` are the reference; tests/gpu/test_speech_decoder.py compares them.
 """
 
-# Triton's decorator keeps the annotation tl.constexpr, which callers meet with plain integers.
-# pyright: reportArgumentType=false
+# Triton types constexpr parameters and static_range as they are inside a compiled kernel.
+# pyright: reportArgumentType=false, reportGeneralTypeIssues=false
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from serve_app.models.speech_decoder import Kernels
+from serve_app.models.speech_decoder_model import Kernels
 
 _BLOCK = 1024
 # Output columns per program of `waveform`; its channels are one block.
@@ -104,7 +104,7 @@ def _waveform_kernel(
 
 
 def snake(x: Tensor, shift: Tensor, alpha_exp: Tensor, inverse_beta: Tensor) -> Tensor:
-    """Do what `speech_decoder.snake` does; each row of x is contiguous."""
+    """Do what `speech_decoder_model.snake` does; each row of x is contiguous."""
     return snake_padded(x, x[:, :0], shift, alpha_exp, inverse_beta)
 
 
@@ -116,7 +116,7 @@ def snake_padded(
     inverse_beta: Tensor,
     multiple: int = 1,
 ) -> Tensor:
-    """Do what `speech_decoder.snake_padded` does; each row of x and of `history` is contiguous."""
+    """Do what `speech_decoder_model.snake_padded` does; rows of x and `history` are contiguous."""
     rows, length, channels = x.shape
     if x.stride()[1:] != (channels, 1):
         x = x.contiguous()
@@ -143,7 +143,7 @@ def snake_padded(
 
 
 def depthwise_conv(padded: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """Do what `speech_decoder.depthwise_conv` does; `padded` is contiguous."""
+    """Do what `speech_decoder_model.depthwise_conv` does; `padded` is contiguous."""
     rows, columns, channels = padded.shape
     taps = weight.shape[2]
     length = columns - taps + 1
@@ -156,7 +156,7 @@ def depthwise_conv(padded: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 
 
 def waveform(padded: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """Do what `speech_decoder.waveform` does; `padded` and `weight` are contiguous."""
+    """Do what `speech_decoder_model.waveform` does; `padded` and `weight` are contiguous."""
     rows, columns, channels = padded.shape
     taps = weight.shape[2]
     length = columns - taps + 1

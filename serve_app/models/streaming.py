@@ -1,8 +1,9 @@
-"""Causal layers with an explicit state: each takes its history and returns its output and the next history.
+"""Causal layers with an explicit state: each is given its history, none remembers a stream.
 
-Nothing here remembers a stream. Offline is one chunk from a zero history, and any split of a sequence into chunks
-computes the same sums, so it gives the same result up to rounding. Activations are [B, L, C] (time before channels):
-a transposed convolution is then a convolution plus a reshape, and tensor cores get the channels-last data they want.
+Offline is one chunk from a zero history, and any split of a
+sequence into chunks computes the same sums, so it gives the same result up to rounding. Activations
+are [B, L, C] (time before channels): a transposed convolution is then a convolution plus a reshape,
+and tensor cores get the channels-last data they want.
 Source: speech tokenizer decoder of Qwen3-TTS 12Hz.
 """
 
@@ -60,8 +61,9 @@ def causal_conv(
 def transposed_conv_weight(weight: Tensor, stride: int) -> Tensor:
     """Rearrange a transposed convolution's weight [Cin, Cout, K] for `causal_transposed_conv`.
 
-    With K = stride * taps, output n * stride + p is the sum over i < taps of weight[:, :, i * stride + p] applied to
-    input n - i: an ordinary causal convolution of `taps` taps whose output channels hold the `stride` phases.
+    With K = stride * taps, output n * stride + p is the sum over i < taps of weight[:, :, i *
+    stride + p] applied to input n - i: an ordinary causal convolution of `taps` taps whose output
+    channels hold the `stride` phases.
 
     Returns:
         [stride * Cout, Cin, taps], phase-major: an ordinary weight for `conv_weight`.
@@ -100,7 +102,7 @@ def transposed_conv_of_padded(
 def rotary(
     position: Tensor, num_new: int, head_dim: int, theta: float, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor]:
-    """Return cos and sin [B, T, 1, head_dim] (rotate-half pairing) for positions position[b] .. position[b] + T - 1.
+    """Return cos and sin [B, T, 1, head_dim], rotate-half, of the T positions from position[b] on.
 
     The inverse frequencies are rounded to float32 whatever `dtype` is, as the reference does.
     """
@@ -113,7 +115,7 @@ def rotary(
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Apply rotary embedding to [B, T, heads, head_dim] in the dtype of cos, and return to the dtype of x."""
+    """Apply rotary embedding to [B, T, heads, head_dim], computing in the dtype of cos."""
     wide = x.to(cos.dtype)
     low, high = wide.chunk(2, -1)
     return (wide * cos + torch.cat((-high, low), -1) * sin).to(x.dtype)
@@ -122,8 +124,9 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 def window_mask(position: Tensor, num_new: int, window: int) -> Tensor:
     """Say which keys each query sees: bool [B, 1, T, window-1+T], true where the key counts.
 
-    Keys are the window-1 cached ones, then the T new ones, so key j of row b stands at position[b] - (window-1) + j.
-    A query sees itself and the window-1 positions before it, never a position below 0 (a cache entry not yet filled).
+    Keys are the window-1 cached ones, then the T new ones, so key j of row b stands at position[b]
+    - (window-1) + j. A query sees itself and the window-1 positions before it, never a position
+    below 0 (a cache entry not yet filled).
     """
     query = torch.arange(num_new, device=position.device)[:, None]
     key = torch.arange(window - 1 + num_new, device=position.device)
@@ -144,8 +147,10 @@ def windowed_attention(
 
     Args:
         query: [B, T, heads, head_dim], rotated.
-        key: [B, T, kv_heads, head_dim], rotated at absolute positions. `value` alike, not rotated.
-        cached_key: [B, window-1, kv_heads, head_dim]; entries before position 0 are ignored. `cached_value` alike.
+        key: [B, T, kv_heads, head_dim], rotated at absolute positions.
+        value: as `key`, not rotated.
+        cached_key: [B, window-1, kv_heads, head_dim]; entries before position 0 are ignored.
+        cached_value: as `cached_key`.
         mask: from `window_mask`.
 
     Returns:

@@ -16,13 +16,11 @@ from ray.exceptions import ActorDiedError
 from serve_app import metrics
 from serve_app.audio import AudioFormat, encode_file, wav_header
 from serve_app.config import IngressConfig
-from serve_app.deployments.ingress import (
-    Status,
-    WarmUp,
-    build_api,
-    resumed,
-    through,
-)
+from serve_app.deployments.api import build_api
+from serve_app.deployments.remote import through
+from serve_app.deployments.speak import resumed
+from serve_app.deployments.status import Status
+from serve_app.deployments.warm_up import WarmUp
 from serve_app.errors import Overloaded, StageFailed, StageUnavailable
 from serve_app.fakes import FakeSpeechDecoder, FakeTalker, fake_card, fake_codes
 from serve_app.pipeline import synthesize
@@ -214,6 +212,24 @@ def test_instructions_that_the_model_ignores_are_reported_in_a_header():
     response = asyncio.run(create(service, instructions="Whisper."))
     assert response.response.headers["x-warning"].startswith("instructions ignored")
     assert "x-warning" not in asyncio.run(create(service, instructions="None")).response.headers
+
+
+@pytest.mark.parametrize("voice", ["alloy", "nobody", {"id": "voice_1"}])
+def test_a_designed_voice_is_made_whatever_voice_the_client_must_name(voice):
+    service = Service(cards=(fake_card(task="voice_design", voices=()),))
+    asyncio.run(create(service, voice=voice, instructions="Old and warm."))
+    (request,) = service.talker.requests
+    assert request.voice is None
+    assert request.instructions == "Old and warm."
+
+
+def test_the_limit_of_tokens_is_the_one_of_the_card():
+    service = Service(cards=(fake_card(max_new_tokens=12),))
+    asyncio.run(create(service, extra_body={"max_new_tokens": 12}))
+    for field in ("max_new_tokens", "max_tokens", "min_new_tokens"):
+        with pytest.raises(openai.BadRequestError, match="12"):
+            asyncio.run(create(service, extra_body={field: 13}))
+    assert len(service.talker.requests) == 1
 
 
 def test_the_id_of_the_client_is_used_where_it_is_well_formed():

@@ -19,7 +19,8 @@ from load_tests.metrics import summarize
 from load_tests.runner import ClosedLoop, OpenLoop, run_closed, run_open
 from load_tests.workload import Workload, poisson_arrivals
 from serve_app.config import IngressConfig
-from serve_app.deployments.ingress import Status, build_api
+from serve_app.deployments.api import build_api
+from serve_app.deployments.status import Status
 from serve_app.errors import Overloaded, StageFailed
 from serve_app.fakes import FakeSpeechDecoder, FakeTalker, fake_card
 from serve_app.pipeline import synthesize

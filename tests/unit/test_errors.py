@@ -4,8 +4,8 @@ import pytest
 from ray.exceptions import ActorDiedError, ActorUnavailableError, RayTaskError
 from ray.serve.exceptions import BackPressureError, RequestCancelledError
 
-from serve_app.deployments.ingress import from_ray
-from serve_app.deployments.openai_api import error_response
+from serve_app.deployments.error_response import error_response
+from serve_app.deployments.remote import from_ray
 from serve_app.errors import (
     CheckpointError,
     InvalidRequest,

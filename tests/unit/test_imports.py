@@ -12,6 +12,23 @@ PACKAGE = Path(__file__).parents[2] / "serve_app"
 HEAVY = ("torch", "vllm", "transformers")
 HTTP = ("fastapi", "starlette", "uvicorn")
 STAGES = ("talker", "code_predictor", "speech_decoder", "fused")
+# The HTTP server without Ray, and what puts it on Ray.
+HTTP_SERVER = (
+    "api",
+    "audio_response",
+    "audio_writer",
+    "catalog",
+    "error_response",
+    "names",
+    "request_checks",
+    "speak",
+    "speech_body",
+    "speech_endpoint",
+    "speech_request",
+    "status",
+    "warm_up",
+)
+ON_RAY = ("ingress", "remote")
 
 # What a module must not import anywhere, not even inside a function.
 FORBIDDEN: dict[str, tuple[str, ...]] = {
@@ -25,17 +42,28 @@ FORBIDDEN: dict[str, tuple[str, ...]] = {
     "pipeline": (*HEAVY, *HTTP, "ray", "serve_app.models", "serve_app.deployments"),
     "serve_config": (*HEAVY, *HTTP, "serve_app.models", "serve_app.deployments"),
     "models": ("ray", *HTTP, "serve_app.deployments", "serve_app.app"),
-    "deployments.ingress": (
-        *HEAVY,
-        "serve_app.models",
-        *(f"serve_app.deployments.{s}" for s in STAGES),
-    ),
-    "deployments.openai_api": (*HEAVY, "ray", "serve_app.models"),
+    **{
+        f"deployments.{module}": (
+            *HEAVY,
+            "serve_app.models",
+            *(f"serve_app.deployments.{stage}" for stage in STAGES),
+        )
+        for module in ON_RAY
+    },
+    **{
+        f"deployments.{module}": (
+            *HEAVY,
+            "ray",
+            "serve_app.models",
+            *(f"serve_app.deployments.{other}" for other in (*ON_RAY, *STAGES)),
+        )
+        for module in HTTP_SERVER
+    },
     **{
         f"deployments.{stage}": (
             *HTTP,
             "serve_app.app",
-            "serve_app.deployments.ingress",
+            *(f"serve_app.deployments.{other}" for other in (*ON_RAY, *HTTP_SERVER)),
             *(f"serve_app.deployments.{other}" for other in STAGES if other != stage),
         )
         for stage in STAGES
@@ -116,6 +144,22 @@ def test_importing_the_application_loads_no_framework() -> None:
         check=True,
     )
     assert done.stdout.strip() == ""
+
+
+def test_every_deployment_module_has_a_rule() -> None:
+    known = {*STAGES, *HTTP_SERVER, *ON_RAY, "weights", "__init__"}
+    assert {path.stem for path in (PACKAGE / "deployments").glob("*.py")} == known
+
+
+def test_the_http_server_works_without_ray() -> None:
+    show = "import sys; print('ray' in sys.modules)"
+    done = subprocess.run(
+        [sys.executable, "-c", f"import serve_app.deployments.api; {show}"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.strip() == "False"
 
 
 def test_versions_are_stated_once() -> None:

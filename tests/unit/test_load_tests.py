@@ -17,7 +17,7 @@ from load_tests.runner import ClosedLoop, OpenLoop, Run
 from load_tests.serve_bench import CONFIGS, configured
 from load_tests.workload import Workload, poisson_arrivals
 from serve_app.config import AppConfig
-from serve_app.deployments.openai_api import SpeechBody, parse
+from serve_app.deployments.speech_body import SpeechBody, parse
 from serve_app.serve_config import find_problems
 
 SHAPE = AudioShape()
@@ -267,5 +267,5 @@ def test_overrides_reach_arguments_and_deployments(placement: str) -> None:
 
 @pytest.mark.parametrize("override", ["talker", "deployments.Nobody.max_ongoing_requests=3"])
 def test_a_wrong_override_is_refused(override: str) -> None:
-    with pytest.raises(ValueError, match="KEY=VALUE|Nobody"):
+    with pytest.raises(ValueError, match=r"KEY=VALUE|Nobody"):
         configured("fused", [override], None)

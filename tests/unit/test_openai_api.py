@@ -3,16 +3,10 @@ import json
 import pytest
 
 from serve_app.config import IngressConfig
-from serve_app.deployments.openai_api import (
-    VOICE_ALIASES,
-    engine_request_id,
-    find_card,
-    ignored,
-    model_object,
-    parse,
-    to_domain,
-    voices_body,
-)
+from serve_app.deployments.catalog import model_object, voices_body
+from serve_app.deployments.names import VOICE_ALIASES, find_card
+from serve_app.deployments.speech_body import parse
+from serve_app.deployments.speech_request import engine_request_id, ignored, to_domain
 from serve_app.errors import InvalidRequest, UnknownModel
 from serve_app.fakes import fake_card
 
@@ -79,6 +73,12 @@ def test_every_openai_voice_is_some_voice_of_any_checkpoint(voices):
 
 def test_a_speaker_comes_before_an_alias_of_the_same_name():
     assert domain((fake_card(voices=("vivian", "Alloy")),), voice="alloy").voice == "Alloy"
+
+
+@pytest.mark.parametrize("voice", ["alloy", "Vivian", "nobody", "", None, {"id": "voice_1"}])
+@pytest.mark.parametrize("field", ["voice", "speaker", "voice_id"])
+def test_a_designed_voice_has_no_name_whatever_is_sent(field, voice):
+    assert domain((DESIGN,), instructions="Calm.", **{field: voice}).voice is None
 
 
 def test_a_designed_voice_needs_instructions_and_no_name():

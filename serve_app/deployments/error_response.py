@@ -1,0 +1,95 @@
+"""Every error as OpenAI's error object: one table, used by the routes and by the application."""
+
+import math
+from typing import Final
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse, Response
+from starlette.exceptions import HTTPException
+
+from serve_app.errors import (
+    InvalidRequest,
+    Overloaded,
+    SpeechError,
+    StageUnavailable,
+    UnknownModel,
+)
+
+_HTTP_CODES: Final = {404: "not_found", 405: "method_not_allowed", 413: "payload_too_large"}
+
+
+def error_response(error: Exception) -> JSONResponse:
+    """The one table from exception to status and OpenAI's error object.
+
+    The message of a failure inside is left out: it may name files, devices or addresses.
+    """
+    headers: dict[str, str] = {}
+    param: str | None = None
+    code: str | None
+    match error:
+        case UnknownModel():
+            status, kind, code, param = 404, "invalid_request_error", error.code, error.param
+        case InvalidRequest():
+            status, kind, code, param = 400, "invalid_request_error", error.code, error.param
+        case Overloaded():
+            status, kind, code = 429, "rate_limit_error", "server_overloaded"
+            headers = _retry_headers(error.retry_after_s)
+        case StageUnavailable():
+            status, kind, code = 503, "server_error", "service_unavailable"
+            headers = _retry_headers(1.0)
+        case SpeechError():
+            status, kind, code = 500, "server_error", "generation_failed"
+        case HTTPException():
+            status, kind = error.status_code, "invalid_request_error"
+            code = _HTTP_CODES.get(status)
+            headers = dict(error.headers or {})
+        case _:
+            status, kind, code = 500, "server_error", "internal_error"
+    return JSONResponse(
+        {
+            "error": {
+                "message": _message(error, status),
+                "type": kind,
+                "param": param,
+                "code": code,
+            }
+        },
+        status,
+        headers,
+    )
+
+
+def add_error_handlers(app: FastAPI) -> None:
+    """Answer what a route raises, and unknown paths and methods, with `error_response`."""
+    for kind in (SpeechError, HTTPException, RequestValidationError, Exception):
+        app.add_exception_handler(kind, _on_error)
+
+
+async def _on_error(request: Request, error: Exception) -> Response:
+    if isinstance(error, RequestValidationError):
+        first = error.errors()[0]
+        name = str(first["loc"][-1])
+        error = InvalidRequest(f"Invalid value for '{name}': {first['msg']}.", name)
+    elif isinstance(error, HTTPException) and error.status_code in (404, 405):
+        what = "Unknown path" if error.status_code == 404 else "Method not allowed"
+        detail = f"{what}: {request.method} {request.url.path}"
+        error = HTTPException(error.status_code, detail, error.headers)
+    return error_response(error)
+
+
+def _message(error: Exception, status: int) -> str:
+    if isinstance(error, HTTPException):
+        return str(error.detail)
+    if isinstance(error, InvalidRequest | Overloaded):
+        return str(error)
+    if status == 503:
+        return "The speech service is not available at the moment. Please try again."
+    return "The server failed to generate the speech."
+
+
+def _retry_headers(seconds: float) -> dict[str, str]:
+    return {
+        "Retry-After": str(max(1, math.ceil(seconds))),
+        "retry-after-ms": str(max(1, round(seconds * 1000))),
+    }

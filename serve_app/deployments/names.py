@@ -1,0 +1,92 @@
+"""The names that clients have for models, voices and languages, and what is served under each."""
+
+import re
+from collections.abc import Sequence
+from typing import Final
+
+from serve_app.types import ModelCard
+
+MODEL_ALIASES: Final = (
+    "tts-1",
+    "tts-1-hd",
+    "gpt-4o-mini-tts",
+    "gpt-4o-mini-tts-2025-12-15",
+    "qwen3-tts",
+)
+# OpenAI's voice names, and the Qwen speaker that comes nearest.
+VOICE_ALIASES: Final = {
+    "alloy": "vivian",
+    "ash": "aiden",
+    "ballad": "ryan",
+    "cedar": "uncle_fu",
+    "coral": "serena",
+    "echo": "ryan",
+    "fable": "aiden",
+    "marin": "serena",
+    "nova": "vivian",
+    "onyx": "uncle_fu",
+    "sage": "sohee",
+    "shimmer": "ono_anna",
+    "verse": "aiden",
+}
+_DEFAULT_VOICE: Final = "alloy"
+# ISO 639-1; a BCP 47 tag is looked up by its first part.
+_LANGUAGE_CODES: Final = {
+    "zh": "chinese",
+    "en": "english",
+    "ja": "japanese",
+    "ko": "korean",
+    "de": "german",
+    "fr": "french",
+    "ru": "russian",
+    "pt": "portuguese",
+    "es": "spanish",
+    "it": "italian",
+}
+TASK_NAMES: Final = {"custom_voice": "CustomVoice", "voice_design": "VoiceDesign", "base": "Base"}
+
+
+def find_card(name: str, cards: Sequence[ModelCard]) -> ModelCard | None:
+    """The card of a model name: the served name, the hub id or folder, or one of OpenAI's names.
+
+    OpenAI's names stand for the first card.
+    """
+    wanted = name.strip().casefold()
+    for card in cards:
+        path = card.path.rstrip("/")
+        if wanted in {card.name.casefold(), path.casefold(), path.rsplit("/", 1)[-1].casefold()}:
+            return card
+    return cards[0] if wanted in MODEL_ALIASES else None
+
+
+def find_voice(name: str | None, card: ModelCard) -> str | None:
+    """The voice of `card` that a name stands for, the default where there is no name, or None."""
+    wanted = (name or "").strip().casefold()
+    voices = {voice.casefold(): voice for voice in card.voices}
+    if wanted in voices:
+        return voices[wanted]
+    return alias_target(_DEFAULT_VOICE if wanted in ("", "default") else wanted, card)
+
+
+def alias_target(name: str, card: ModelCard) -> str | None:
+    """The voice of `card` that one of OpenAI's names stands for, or None.
+
+    A checkpoint without the usual speakers gives each name a fixed one of its own.
+    """
+    if name not in VOICE_ALIASES or not card.voices:
+        return None
+    voices = {voice.casefold(): voice for voice in card.voices}
+    position = list(VOICE_ALIASES).index(name)
+    return voices.get(VOICE_ALIASES[name], card.voices[position % len(card.voices)])
+
+
+def find_language(name: str | None, card: ModelCard) -> str | None:
+    """The language of `card` that a lower-case name or code stands for, or None; none is "auto"."""
+    if not name or name == "auto":
+        return "auto"
+    served = {language.casefold(): language for language in card.languages}
+    code = re.split(r"[-_]", name)[0]
+    for candidate in (name, _LANGUAGE_CODES.get(code, "")):
+        if candidate in served:
+            return served[candidate]
+    return None

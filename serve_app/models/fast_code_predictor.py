@@ -1,0 +1,169 @@
+"""The code predictor on CUDA: the eager model's frame in few kernels.
+
+Up to `LIBRARY_ROWS` rows a layer is five kernels of our own, which fetch their weights while the kernel before them
+runs; with more rows the library's matrix products win. Same interface and the same codes as `CodePredictor` up to
+rounding; residuals, queries, keys before the cache and everything elementwise stay in float32.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from serve_app.models.code_predictor import CodePredictor
+from serve_app.models.kernels_predictor import add_norm, attend, linear, sample_row, swiglu
+from serve_app.models.spec import CodePredictorSpec
+
+
+@dataclass(frozen=True, slots=True)
+class Tiles:
+    """What one program of a matrix product makes: rows, and outputs by product."""
+
+    rows: int
+    qkv: int
+    output: int
+    gate_up: int
+    down: int
+    head: int
+
+
+# Largest number of rows of each choice; measured by load_tests/stages/code_predictor.py on an H200.
+_TILES = {
+    16: Tiles(rows=16, qkv=32, output=8, gate_up=32, down=8, head=16),
+    1 << 30: Tiles(rows=32, qkv=32, output=16, gate_up=32, down=16, head=32),
+}
+LIBRARY_ROWS = 128
+
+
+class FastCodePredictor(CodePredictor):
+    """See CodePredictor.
+
+    Args:
+        pdl: overlap the start of each kernel with the end of the one before (Hopper or newer).
+        library_rows: from this many rows on, let the library multiply.
+    """
+
+    def __init__(
+        self,
+        spec: CodePredictorSpec,
+        tensors: Mapping[str, Tensor],
+        codec_embedding: Tensor,
+        device: torch.device,
+        dtype: torch.dtype,
+        *,
+        pdl: bool = False,
+        library_rows: int = LIBRARY_ROWS,
+    ) -> None:
+        super().__init__(spec, tensors, codec_embedding, device, dtype)
+        self.pdl = pdl
+        self.library_rows = library_rows
+        self.layers = [replace(layer, gate_up=_alternate(layer.gate_up)) for layer in self.layers]
+
+    def _rotary_tables(self) -> tuple[Tensor, Tensor]:
+        """Cosines and sines in float32, each angle once."""
+        shape = self.spec.transformer
+        exponent = torch.arange(0, shape.head_dim, 2, dtype=torch.float32) / shape.head_dim
+        places = torch.arange(self.spec.num_code_groups, dtype=torch.float32)
+        angles = torch.outer(places, shape.rope_theta**-exponent)
+        return angles.cos().to(self.device), angles.sin().to(self.device)
+
+    def frame(
+        self,
+        hidden: Tensor,
+        code_0: Tensor,
+        seed: Tensor,
+        frame: Tensor,
+        temperature: Tensor,
+        top_k: Tensor,
+        top_p: Tensor,
+    ) -> Tensor:
+        rows, groups = hidden.shape[0], self.spec.num_code_groups
+        cache = self.new_cache(rows)
+        codes = torch.empty(rows, groups - 1, dtype=torch.int64, device=self.device)
+        first = self._project(hidden.to(self.dtype))
+        x = torch.stack((first, self.code_tables[0][code_0]), dim=1)
+        following = torch.empty_like(first)
+        position = 0
+        for group in range(1, groups):
+            logits = self.logits(x, cache, position, group)
+            table = self.code_tables[group] if group < groups - 1 else None
+            sample_row(
+                logits, seed, frame, temperature, top_k, top_p, group, codes, table, following,
+                pdl=self.pdl,
+            )  # fmt: skip
+            position += x.shape[1]
+            x = following[:, None]
+        return codes
+
+    def new_cache(self, rows: int) -> Tensor:
+        """Keys and values of one frame, not yet written: [layers, 2, rows, kv heads, Q, head_dim]."""
+        shape = self.spec.transformer
+        return torch.empty(
+            (shape.num_layers, 2, rows, shape.num_kv_heads, self.spec.num_code_groups, shape.head_dim),
+            device=self.device,
+            dtype=self.dtype,
+        )  # fmt: skip
+
+    def logits(self, x: Tensor, cache: Tensor, start: int, group: int) -> Tensor:
+        """Float32 logits [B, vocab] of `group`, from the inputs [B, S, h] of positions `start` on."""
+        flat = x.view(-1, x.shape[-1])
+        forward = self._library if len(flat) >= self.library_rows else self._fused
+        return forward(flat, cache, start, self.heads[group - 1])
+
+    def _fused(self, x: Tensor, cache: Tensor, start: int, head: Tensor) -> Tensor:
+        shape, rows, pdl = self.spec.transformer, len(x), self.pdl
+        eps, fresh = shape.rms_norm_eps, len(x) // cache.shape[2]
+        tiles = next(tiles for most, tiles in _TILES.items() if rows <= most)
+        heads, kv_heads = shape.num_heads, shape.num_kv_heads
+        # Reused by all layers: a kernel starts writing only when all kernels before it have ended.
+        qkv = x.new_empty(rows, (heads + 2 * kv_heads) * shape.head_dim, dtype=torch.float32)
+        attended = x.new_empty(rows, heads * shape.head_dim)
+        state = torch.empty_like(x, dtype=torch.float32)
+        inner = x.new_empty(rows, shape.intermediate_size)
+        for weights, keys_values in zip(self.layers, cache, strict=True):
+            linear(
+                x, weights.qkv, qkv, tiles.rows, tiles.qkv, norm=(weights.input_norm, eps), pdl=pdl
+            )
+            attend(
+                qkv, weights.q_norm, weights.k_norm, eps, (self.cos, self.sin), keys_values, start,
+                attended, pdl=pdl,
+            )  # fmt: skip
+            linear(
+                attended, weights.output, state, tiles.rows, tiles.output, residual=x, pdl=pdl
+            )
+            x = state
+            linear(
+                x, weights.gate_up, inner, tiles.rows, tiles.gate_up,
+                norm=(weights.post_norm, eps), gated=True, pdl=pdl,
+            )  # fmt: skip
+            linear(inner, weights.down, x, tiles.rows, tiles.down, residual=x, pdl=pdl)
+        logits = x.new_empty(rows // fresh, len(head), dtype=torch.float32)
+        last = x[fresh - 1 :: fresh]
+        return linear(
+            last, head, logits, tiles.rows, tiles.head, norm=(self.norm, eps), pdl=pdl
+        )
+
+    def _library(self, x: Tensor, cache: Tensor, start: int, head: Tensor) -> Tensor:
+        shape, rows, pdl = self.spec.transformer, len(x), self.pdl
+        eps, fresh = shape.rms_norm_eps, len(x) // cache.shape[2]
+        attended = x.new_empty(rows, shape.num_heads * shape.head_dim)
+        delta = None
+        for weights, keys_values in zip(self.layers, cache, strict=True):
+            qkv = F.linear(add_norm(x, delta, weights.input_norm, eps, pdl), weights.qkv)
+            attend(
+                qkv, weights.q_norm, weights.k_norm, eps, (self.cos, self.sin), keys_values, start,
+                attended, pdl=pdl,
+            )  # fmt: skip
+            delta = F.linear(attended, weights.output)
+            pairs = F.linear(add_norm(x, delta, weights.post_norm, eps, pdl), weights.gate_up)
+            delta = F.linear(swiglu(pairs, pdl), weights.down)
+        normed = add_norm(x, delta, self.norm, eps, pdl)
+        return F.linear(normed[fresh - 1 :: fresh], head).float()
+
+
+def _alternate(gate_up: Tensor) -> Tensor:
+    """Gate rows and up rows in turn, so that a tile of outputs holds whole pairs."""
+    gate, up = gate_up.chunk(2)
+    return torch.stack((gate, up), dim=1).flatten(0, 1)
