@@ -1,12 +1,19 @@
-"""Peers on the same checkpoint, in the same process as nothing else: one stream, first audio and real-time factor.
+"""Peers on the same checkpoint, in the same process as nothing else: one stream, first audio and
+real-time factor.
 
-    python load_tests/peers.py install wheels            # their wheels from the package registry, once
-    PYTHONPATH=<unpacked wheels> python load_tests/peers.py run --peer faster --checkpoint CKPT --frames 100
+    python load_tests/peers.py install wheels            # their wheels from the package registry,
+    once
+    PYTHONPATH=<unpacked wheels> python load_tests/peers.py run --peer faster --checkpoint CKPT
+    --frames 100
 
-Peers: `reference` (qwen-tts-hf, the reference package ported to transformers 5) and `faster` (faster-qwen3-tts: CUDA
-graphs, one stream). Their code is installed, never copied. The checkpoint must have an unreachable EOS
-(`serve_app.models.random_checkpoint --eos unreachable`), so that every run makes the asked number of frames. Neither
-has a server; ours is measured in process as well (`--peer ours`), and over HTTP by `python -m load_tests`.
+Peers: `reference` (qwen-tts-hf, the reference package ported to transformers 5) and `faster`
+(faster-qwen3-tts: CUDA
+graphs, one stream). Their code is installed, never copied. The checkpoint must have an unreachable
+EOS
+(`serve_app.models.random_checkpoint --eos unreachable`), so that every run makes the asked number
+of frames. Neither
+has a server; ours is measured in process as well (`--peer ours`), and over HTTP by `python -m
+load_tests`.
 """
 
 import argparse
@@ -27,7 +34,8 @@ TEXT = "The quick brown fox jumps over the lazy dog, and then it sleeps."
 VOICE, LANGUAGE = "ryan", "English"
 PACKAGES = ["faster-qwen3-tts==0.5.4", "qwen-tts-hf==0.1.1.post1"]
 FRAME_S = 0.08
-# What the peers import for other tasks than the one measured (25 Hz tokenizer, voice cloning, demo).
+# What the peers import for other tasks than the one measured (25 Hz tokenizer, voice cloning,
+# demo).
 _UNUSED = [
     "torchaudio",
     "torchaudio.compliance",
@@ -56,7 +64,9 @@ def stub_unused_imports() -> None:
 
 
 def keep_rope_theta() -> None:
-    """transformers 5.17 moved rope_theta of Mimi's config, and the port's own "default" entry does not look there."""
+    """transformers 5.17 moved rope_theta of Mimi's config, and the port's own "default" entry does
+    not look there.
+    """
     from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
     def default_rope(config, device=None, seq_len=None, **_):
@@ -119,7 +129,9 @@ def faster(checkpoint: Path, chunk: int) -> Run:
 
 @contextlib.contextmanager
 def ours(checkpoint: Path, chunk: int) -> Iterator[Run]:
-    """Talker, code predictor and speech decoder in this process, as in placement `fused`, without Serve."""
+    """Talker, code predictor and speech decoder in this process, as in placement `fused`, without
+    Serve.
+    """
     from serve_app.config import CodePredictorConfig, SpeechDecoderConfig, TalkerConfig
     from serve_app.models.checkpoint import open_checkpoint
     from serve_app.models.frame_channel import InProcessFrames
@@ -153,7 +165,9 @@ def ours(checkpoint: Path, chunk: int) -> Iterator[Run]:
 
 
 def _check(samples: int, frames: int) -> None:
-    """Peers may count the last frame differently (model spec 3.4); anything beyond one frame is another workload."""
+    """Peers may count the last frame differently (model spec 3.4); anything beyond one frame is
+    another workload.
+    """
     if abs(samples - frames * 1920) > 2 * 1920:
         raise SystemExit(f"{samples} samples are not {frames} frames")
 

@@ -7,6 +7,7 @@ after every level, keeps to `--budget-s`, and ends every process that it started
 
 import argparse
 import asyncio
+import http.client
 import os
 import shutil
 import signal
@@ -15,6 +16,7 @@ import sys
 import tempfile
 import threading
 import time
+import urllib.error
 import urllib.request
 import uuid
 from collections.abc import Generator, Iterator, Mapping, Sequence
@@ -46,7 +48,9 @@ STAGES: Final = {"split": ("SpeechDecoder", "Talker"), "fused": ("Fused",)}
 # their parents are gone and they call themselves something else.
 _MARK: Final = "TTS_BENCH_RUN"
 _STOP_S: Final = 20.0
-_LOG_LINES: Final = 60
+_LOG_LINES: Final = 40
+# What Serve's controller logs of a deployment that fails again and again.
+_GIVEN_UP: Final = ("are UNHEALTHY", "DEPLOY_FAILED")
 
 
 @dataclass(slots=True)
@@ -92,15 +96,31 @@ class Server:
         Raises:
             ServerFailed: the server ended, or is not ready in time.
         """
+        told = ""
         while True:
+            reason = not_ready(f"{self.url}/ready")
             elapsed_s = time.monotonic() - self.started_s
-            if answers(f"{self.url}/ready"):
+            if reason is None:
                 return elapsed_s
+            if reason != told:
+                say(f"{elapsed_s:6.1f} s, not ready: {reason}")
+                told = reason
             if self.process.poll() is not None:
                 raise ServerFailed(f"the server ended with {self.process.returncode}")
+            if self._has_given_up():
+                raise ServerFailed(f"a deployment does not start, seen after {elapsed_s:.0f} s")
             if elapsed_s > timeout_s:
                 raise ServerFailed(f"not ready after {timeout_s:.0f} s")
             time.sleep(0.2)
+
+    def _has_given_up(self) -> bool:
+        """Whether Serve calls a deployment unhealthy: on a lent machine, waiting on costs time."""
+        return any(
+            word in path.read_text(errors="replace")
+            for path in self.logs()
+            if path.name.startswith("controller_")
+            for word in _GIVEN_UP
+        )
 
     def logs(self) -> Iterator[Path]:
         """Its own log, then those of the replicas, the controller and the workers."""
@@ -114,12 +134,15 @@ class ServerFailed(Exception):
     """The server did not come up."""
 
 
-def answers(url: str) -> bool:
+def not_ready(url: str) -> str | None:
+    """What `/ready` gives as the reason; None when it is ready."""
     try:
-        with urllib.request.urlopen(url, timeout=5) as response:
-            return response.status == 200
-    except OSError:
-        return False
+        with urllib.request.urlopen(url, timeout=5):
+            return None
+    except urllib.error.HTTPError as error:
+        return error.read(300).decode(errors="replace").strip() or f"status {error.code}"
+    except (OSError, http.client.HTTPException):
+        return "no answer"
 
 
 @contextmanager
@@ -379,12 +402,16 @@ async def load(
 
 
 def show(server: Server) -> None:
-    """Print the ends of the logs."""
+    """Print the end of the server's log, and of each other log that speaks of an error."""
     for path in server.logs():
         lines = path.read_text(errors="replace").splitlines()
-        if lines:
-            shown = _LOG_LINES if path == server.log else _LOG_LINES // 4
-            say("\n".join([f"--- {path.name}", *lines[-shown:]]))
+        if path != server.log:
+            errors = [n for n, line in enumerate(lines) if "Error" in line or "ERROR" in line]
+            if not errors:
+                continue
+            # Around the first one: what follows is mostly its consequence.
+            lines = lines[max(0, errors[0] - 10) : errors[0] + 5]
+        say("\n".join([f"--- {path.name}", *(line[:400] for line in lines[-_LOG_LINES:])]))
 
 
 def keep(server: Server, target: Path) -> None:

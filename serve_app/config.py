@@ -1,7 +1,9 @@
 """Every setting, in one strict frozen tree; the only module that reads the environment.
 
-Resources, device and placement are arguments of the app builder (`args:` in configs/*.yaml); what Serve can change in
-place (replica bounds, queue limits, drain times) stands under `deployments:` there and is not repeated here.
+Resources, device and placement are arguments of the app builder (`args:` in configs/*.yaml); what
+Serve can change in
+place (replica bounds, queue limits, drain times) stands under `deployments:` there and is not
+repeated here.
 """
 
 import hashlib
@@ -21,62 +23,99 @@ class Strict(BaseModel):
 class TalkerConfig(Strict):
     """The vLLM engine of one talker replica."""
 
-    num_gpus: float = Field(0.5, ge=0, description="share of a GPU that Ray reserves per replica; ignored on CPU")
-    num_cpus: float = Field(0.5, ge=0, description="CPU cores that Ray reserves per replica")
+    num_gpus: float = Field(
+        default=0.5,
+        ge=0,
+        description="share of a GPU that Ray reserves per replica; ignored on CPU",
+    )
+    num_cpus: float = Field(
+        default=0.5, ge=0, description="CPU cores that Ray reserves per replica"
+    )
     dtype: Dtype = "auto"
-    max_num_seqs: int = Field(64, ge=1, description="streams decoded together in one step")
-    max_model_len: int = Field(4096, ge=32, description="prompt positions plus frames of one request")
-    max_num_batched_tokens: int = Field(2048, ge=16, description="positions computed in one step (chunked prefill)")
-    max_queued: int = Field(256, ge=0, description="requests that may wait beyond the running ones; then 429")
-    kv_cache_bytes: int | None = Field(None, ge=1, description="KV pool; default: room for a quarter of max_num_seqs"
-                                       " requests of full length, at least one")
-    cuda_graphs: bool = Field(True, description="FULL CUDA graphs for decode steps; false = eager")
-    block_size: int | None = Field(None, description="KV block length in positions; default: the engine's")
+    max_num_seqs: int = Field(default=64, ge=1, description="streams decoded together in one step")
+    max_model_len: int = Field(
+        default=4096, ge=32, description="prompt positions plus frames of one request"
+    )
+    max_num_batched_tokens: int = Field(
+        default=2048, ge=16, description="positions computed in one step (chunked prefill)"
+    )
+    max_queued: int = Field(
+        default=256, ge=0, description="requests that may wait beyond the running ones; then 429"
+    )
+    kv_cache_bytes: int | None = Field(
+        default=None,
+        ge=1,
+        description="KV pool; default: room for a quarter of max_num_seqs"
+        " requests of full length, at least one",
+    )
+    cuda_graphs: bool = Field(
+        default=True, description="FULL CUDA graphs for decode steps; false = eager"
+    )
+    block_size: int | None = Field(
+        default=None, description="KV block length in positions; default: the engine's"
+    )
 
 
 class CodePredictorConfig(Strict):
-    """The code predictor: a deployment of its own in `split`, in the talker's process in `fused`."""
+    """The code predictor: its own deployment in `split`, in the talker's process in `fused`."""
 
-    num_gpus: float = Field(0.2, ge=0)
-    num_cpus: float = Field(0.5, ge=0)
+    num_gpus: float = Field(default=0.2, ge=0)
+    num_cpus: float = Field(default=0.5, ge=0)
     dtype: Dtype = "auto"
-    batch_sizes: tuple[int, ...] = Field((1, 2, 4, 8, 16, 32, 64, 128, 256), description="captured CUDA graphs")
+    batch_sizes: tuple[int, ...] = Field(
+        default=(1, 2, 4, 8, 16, 32, 64, 128, 256), description="captured CUDA graphs"
+    )
     channel: Literal["auto", "cuda_ipc", "socket"] = Field(
-        "auto", description="how a talker reaches a predictor: tensors over CUDA IPC where both see one GPU, or"
-        " through the socket; auto = cuda_ipc on the same GPU, else socket"
+        default="auto",
+        description="how a talker reaches a predictor: tensors over CUDA IPC on one GPU, or"
+        " through the socket; auto = cuda_ipc on the same GPU, else socket",
     )
 
 
 class SpeechDecoderConfig(Strict):
     """The streaming speech decoder."""
 
-    num_gpus: float = Field(0.3, ge=0)
-    num_cpus: float = Field(0.5, ge=0)
+    num_gpus: float = Field(default=0.3, ge=0)
+    num_cpus: float = Field(default=0.5, ge=0)
     dtype: Dtype = "auto"
-    max_streams: int = Field(128, ge=1, description="slots of the state arena")
+    max_streams: int = Field(default=128, ge=1, description="slots of the state arena")
     chunk_frames: tuple[int, ...] = Field(
-        (1, 2, 4, 8, 12), min_length=1, description="frames per chunk: first, second, ...; the last value repeats"
+        default=(1, 2, 4, 8, 12),
+        min_length=1,
+        description="frames per chunk: first, second, ...; the last value repeats",
     )
-    batch_sizes: tuple[int, ...] = Field((1, 2, 4, 8, 16, 32, 64), description="captured CUDA graphs, streams")
+    batch_sizes: tuple[int, ...] = Field(
+        default=(1, 2, 4, 8, 16, 32, 64), description="captured CUDA graphs, streams"
+    )
     reference_chunking: bool = Field(
-        False, description="reproduce the reference's restart of the state every 300 frames instead of the exact"
-        " streaming decode"
+        default=False,
+        description="reproduce the reference's restart every 300 frames instead of the exact"
+        " streaming decode",
     )
 
 
 class IngressConfig(Strict):
-    num_cpus: float = Field(0.5, ge=0)
-    max_input_chars: int = Field(4096, ge=1)
-    first_audio_timeout_s: float = Field(60.0, gt=0, description="longest wait for the first audio of a request")
-    chunk_timeout_s: float = Field(20.0, gt=0, description="longest silence between two chunks of a stream")
+    num_cpus: float = Field(default=0.5, ge=0)
+    max_input_chars: int = Field(default=4096, ge=1)
+    first_audio_timeout_s: float = Field(
+        default=60.0, gt=0, description="longest wait for the first audio of a request"
+    )
+    chunk_timeout_s: float = Field(
+        default=20.0, gt=0, description="longest silence between two chunks of a stream"
+    )
 
 
 class AppConfig(Strict):
     """`args:` of configs/*.yaml."""
 
-    model: str | None = Field(None, description="checkpoint: local folder or hub id; default TTS_MODEL, else the"
-                              " embedded tiny checkpoint")
-    revision: str | None = Field(None, description="hub revision; a hub id needs one unless it is a known release")
+    model: str | None = Field(
+        default=None,
+        description="checkpoint: local folder or hub id; default TTS_MODEL, else the"
+        " embedded tiny checkpoint",
+    )
+    revision: str | None = Field(
+        default=None, description="hub revision; a hub id needs one unless it is a known release"
+    )
     served_model_name: str | None = None
     placement: Literal["split", "fused"] = "split"
     device: Device = "auto"

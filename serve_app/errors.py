@@ -7,7 +7,8 @@
       StageUnavailable    503  starting, draining or unhealthy
       StageFailed         500  a bug or a device fault
 
-    CheckpointError            a checkpoint on disk is unusable: names the file and the reason; start-up only
+    CheckpointError            a checkpoint on disk is unusable: names the file and the reason;
+    start-up only
 
 All arguments go to `super().__init__`, so each error survives pickling between replicas.
 """

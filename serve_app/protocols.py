@@ -16,11 +16,13 @@ class Talker(Protocol):
     ) -> AsyncGenerator[CodecFrames, None]:
         """Yield the frames of `request`, one item per frame, in order.
 
-        `done` (int64 [T, Q]) are frames made earlier, here or elsewhere: the stream goes on after them, exactly as
+        `done` (int64 [T, Q]) are frames made earlier, here or elsewhere: the stream goes on after
+        them, exactly as
         if it had never stopped. Closing the generator aborts the request in the engine.
 
         Raises:
-            InvalidRequest: the prompt cannot be built (unknown voice, text too long, ...). Before any frame.
+            InvalidRequest: the prompt cannot be built (unknown voice, text too long, ...). Before
+            any frame.
             Overloaded: the queue is full. Before any frame.
             StageFailed: the engine died.
         """
@@ -43,9 +45,11 @@ class SpeechDecoder(Protocol):
     def pcm(
         self, frames: AsyncIterator[CodecFrames], done: np.ndarray | None = None
     ) -> AsyncGenerator[PcmChunk, None]:
-        """Yield one chunk of samples per item of `frames`, in order; any chunking gives the same samples.
+        """Yield one chunk of samples per item of `frames`, in order; any chunking gives the same
+        samples.
 
-        `done` (int64 [T, Q]) are frames whose samples the listener already has: they prime the state and are not
+        `done` (int64 [T, Q]) are frames whose samples the listener already has: they prime the
+        state and are not
         yielded. Holds one stream slot for the life of the generator.
 
         Raises:

@@ -1,6 +1,7 @@
 """Values that cross a stage boundary: frozen, picklable, numpy and plain Python only.
 
-    SpeechRequest -[prompt]-> Prompt -[talker + code predictor]-> CodecFrames* -[speech decoder]-> PcmChunk* -> bytes
+    SpeechRequest -[prompt]-> Prompt -[talker + code predictor]-> CodecFrames* -[speech decoder]->
+    PcmChunk* -> bytes
 
 A star marks a stream. Shapes use T frames, Q code groups, P prompt positions, N samples.
 """
@@ -17,7 +18,9 @@ TaskType = Literal["custom_voice", "voice_design", "base"]
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
-    """How one code is drawn; `temperature` 0 means greedy, `top_k` 0 and `top_p` 1 switch that filter off."""
+    """How one code is drawn; `temperature` 0 means greedy, `top_k` 0 and `top_p` 1 switch that
+    filter off.
+    """
 
     temperature: float
     top_k: int
@@ -27,7 +30,9 @@ class Sampling:
 
 @dataclass(frozen=True, slots=True)
 class SamplingOverrides:
-    """The sampling parameters a request states; None means the checkpoint's generation_config decides."""
+    """The sampling parameters a request states; None means the checkpoint's generation_config
+    decides.
+    """
 
     temperature: float | None = None
     top_k: int | None = None
@@ -39,8 +44,10 @@ class SamplingOverrides:
 class SpeechRequest:
     """One synthesis, valid by construction (the HTTP layer has checked it); knows nothing of HTTP.
 
-    `language` is "auto" or a key of the checkpoint's codec_language_id. `streaming_text` chooses the prompt layout
-    that feeds one text token per frame instead of the whole text in the prefill. `seed` is always set: the ingress
+    `language` is "auto" or a key of the checkpoint's codec_language_id. `streaming_text` chooses
+    the prompt layout
+    that feeds one text token per frame instead of the whole text in the prefill. `seed` is always
+    set: the ingress
     draws one where the client gave none, so that any replica can repeat the request exactly.
     """
 
@@ -62,9 +69,11 @@ class SpeechRequest:
 class Prompt:
     """Everything the talker needs for one request; no file is read after it exists.
 
-    rows: int32 [P, 1 + Q]. Column 0 is a text id or -1, column 1 + g a code of group g or -1. The embedding of a
+    rows: int32 [P, 1 + Q]. Column 0 is a text id or -1, column 1 + g a code of group g or -1. The
+    embedding of a
         row is the sum of what is not -1: text_table[text id] + sum over g of codec_table_g[code].
-    trailing_text: int32 [n]. The text id added to generated frame t; frames t >= n get `pad_text_id`.
+    trailing_text: int32 [n]. The text id added to generated frame t; frames t >= n get
+    `pad_text_id`.
     speaker_vector: float32 [H] added to position `speaker_position`, or None (voice clones only).
     """
 
@@ -85,7 +94,8 @@ class Prompt:
 class CodecFrames:
     """Consecutive codec frames of one stream: codes int64 [T, Q], T >= 1, never an EOS row.
 
-    `finish_reason` is set on the last item of a stream only. An empty tail (the EOS came after the last frame had
+    `finish_reason` is set on the last item of a stream only. An empty tail (the EOS came after the
+    last frame had
     been sent) is an item with T == 0 and a finish reason.
     """
 

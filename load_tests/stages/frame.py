@@ -1,9 +1,12 @@
-"""One frame of the talker with the code predictor in its process: where the time of a step goes. No Ray, no HTTP.
+"""One frame of the talker with the code predictor in its process: where the time of a step goes. No
+Ray, no HTTP.
 
     python load_tests/stages/frame.py --size 1.7b --batches 1 16 64
 
-Random full-size weights, EOS unreachable, so that every stream makes the asked number of frames. Columns, in ms per
-step: `talker` from the input gather to the logits, `frame` sampling, code predictor and storing (CUDA events), `host`
+Random full-size weights, EOS unreachable, so that every stream makes the asked number of frames.
+Columns, in ms per
+step: `talker` from the input gather to the logits, `frame` sampling, code predictor and storing
+(CUDA events), `host`
 what the step's wall time exceeds them by (the device idles), `step` the wall time.
 """
 
@@ -15,6 +18,7 @@ import statistics
 import tempfile
 import time
 from contextlib import aclosing
+from itertools import pairwise
 from pathlib import Path
 
 import torch
@@ -66,8 +70,8 @@ async def decode_steps(talker: VllmTalker, state, batch: int, frames: int) -> di
         await asyncio.sleep(0.01)
     torch.cuda.synchronize()
     full = [marks[i : i + 3] for i in range(0, len(marks) - 3, 3)]
-    spans = [[a.elapsed_time(b) for a, b in zip(m, m[1:])] for m in full]
-    talker_ms, frame_ms = (statistics.median(column) for column in zip(*spans))
+    spans = [[a.elapsed_time(b) for a, b in pairwise(m)] for m in full]
+    talker_ms, frame_ms = (statistics.median(column) for column in zip(*spans, strict=True))
     step_ms = 1000 * wall / done
     return {
         "batch": batch,
@@ -81,7 +85,9 @@ async def decode_steps(talker: VllmTalker, state, batch: int, frames: int) -> di
 async def audio(
     talker: VllmTalker, decoder: StreamingSpeechDecoder, streams: int, frames: int
 ) -> dict[str, float]:
-    """Closed loop of `streams` whole requests, decoder included: first audio and audio seconds per second."""
+    """Closed loop of `streams` whole requests, decoder included: first audio and audio seconds per
+    second.
+    """
     chunks = SpeechDecoderConfig().chunk_frames
     first: list[float] = []
     start = time.perf_counter()
@@ -122,7 +128,8 @@ async def measure(
     await audio(talker, decoder, 1, 30)
     singles = [await audio(talker, decoder, 1, 30) for _ in range(10)]
     print(
-        f"first audio in process, one stream: p50 {statistics.median(s['first_ms_p50'] for s in singles):.1f} ms"
+        "first audio in process, one stream: p50"
+        f" {statistics.median(s['first_ms_p50'] for s in singles):.1f} ms"
     )
     loops = [await audio(talker, decoder, streams, 100) for streams in args.batches]
     print(table(loops), flush=True)
@@ -166,8 +173,9 @@ def main() -> None:
     import vllm
 
     print(
-        f"{torch.cuda.get_device_name()}, torch {torch.__version__}, vllm {vllm.__version__}, {args.size};"
-        f" write {written - began:.1f} s, predictor {loaded - written:.1f} s, talker {ready - loaded:.1f} s,"
+        f"{torch.cuda.get_device_name()}, torch {torch.__version__}, vllm {vllm.__version__},"
+        f" {args.size}; write {written - began:.1f} s, predictor {loaded - written:.1f} s,"
+        f" talker {ready - loaded:.1f} s,"
         f" decoder {end - ready:.1f} s; {torch.cuda.mem_get_info()[0] / 2**30:.1f} GiB free",
         flush=True,
     )

@@ -1,13 +1,15 @@
 """Code predictor: fills code groups 1..Q-1 of one frame from the talker's hidden state and code 0.
 
-A frame is Q - 1 dependent passes over at most Q positions, with a key/value cache that starts empty; nothing
-survives a frame, so any replica can serve any call. The whole frame, sampling included, is one function of tensors
+A frame is Q - 1 dependent passes over at most Q positions, with a key/value cache that starts
+empty; nothing
+survives a frame, so any replica can serve any call. The whole frame, sampling included, is one
+function of tensors
 without host synchronisation: eager on CPU, one CUDA graph per batch size on GPU.
 
 Source: code predictor ("sub-talker") of QwenLM/Qwen3-TTS 12Hz; model spec section 4.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -57,7 +59,9 @@ class FrameBatch:
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    """RMSNorm with the mean square in float32, rounded to x.dtype before the weight, as the reference does."""
+    """RMSNorm with the mean square in float32, rounded to x.dtype before the weight, as the
+    reference does.
+    """
     wide = x.float()
     normed = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + eps)
     return normed.to(x.dtype) * weight
@@ -114,21 +118,24 @@ class CodePredictor:
             prefix = "small_to_mtp_projection"
             self.projection = (take(f"{prefix}.weight"), take(f"{prefix}.bias"))
         groups = range(spec.num_code_groups - 1)
-        # The projection is a per-row function, so the tables can hold projected rows. The last group's code is
+        # The projection is a per-row function, so the tables can hold projected rows. The last
+        # group's code is
         # never fed back within a frame.
         self.code_tables = [self._project(codec_embedding.to(device, dtype))] + [
             self._project(take(f"model.codec_embedding.{g}.weight")) for g in groups[:-1]
         ]
         self.heads = [take(f"lm_head.{g}.weight") for g in groups]
         self.norm = take("model.norm.weight")
-        self.layers = [self._layer(f"model.layers.{i}", take) for i in range(spec.transformer.num_layers)]
+        self.layers = [
+            self._layer(f"model.layers.{i}", take) for i in range(spec.transformer.num_layers)
+        ]
         self.cos, self.sin = self._rotary_tables()
 
     def _project(self, rows: Tensor) -> Tensor:
         return F.linear(rows, *self.projection) if self.projection else rows
 
     @staticmethod
-    def _layer(prefix: str, take) -> LayerWeights:  # noqa: ANN001
+    def _layer(prefix: str, take: Callable[[str], Tensor]) -> LayerWeights:
         def weight(name: str) -> Tensor:
             return take(f"{prefix}.{name}.weight")
 
@@ -147,7 +154,8 @@ class CodePredictor:
         shape = self.spec.transformer
         exponent = torch.arange(0, shape.head_dim, 2, dtype=torch.float32) / shape.head_dim
         angles = torch.outer(
-            torch.arange(self.spec.num_code_groups, dtype=torch.float32), shape.rope_theta**-exponent
+            torch.arange(self.spec.num_code_groups, dtype=torch.float32),
+            shape.rope_theta**-exponent,
         )
         both = torch.cat((angles, angles), dim=-1)
         return both.cos().to(self.device, self.dtype), both.sin().to(self.device, self.dtype)
@@ -170,7 +178,14 @@ class CodePredictor:
         """`predict` on bare tensors (see FrameBatch): the function that CUDA graphs capture."""
         shape, rows = self.spec.transformer, hidden.shape[0]
         cache = torch.empty(
-            (shape.num_layers, 2, rows, shape.num_kv_heads, self.spec.num_code_groups, shape.head_dim),
+            (
+                shape.num_layers,
+                2,
+                rows,
+                shape.num_kv_heads,
+                self.spec.num_code_groups,
+                shape.head_dim,
+            ),
             device=self.device,
             dtype=self.dtype,
         )
@@ -188,7 +203,7 @@ class CodePredictor:
         return torch.stack(codes, dim=1)
 
     def _forward(self, x: Tensor, cache: Tensor, start: int) -> Tensor:
-        """Run new positions [B, S, h] that begin at `start` through all layers and the final norm."""
+        """Run new positions [B, S, h], the first at `start`, through all layers and the norm."""
         shape = self.spec.transformer
         eps, rows, new = shape.rms_norm_eps, x.shape[0], x.shape[1]
         end = start + new
@@ -210,6 +225,8 @@ class CodePredictor:
                 enable_gqa=True,
             )
             x = x + F.linear(attended.transpose(1, 2).reshape(rows, new, -1), weights.output)
-            gate, up = F.linear(rms_norm(x, weights.post_norm, eps), weights.gate_up).chunk(2, dim=-1)
+            gate, up = F.linear(rms_norm(x, weights.post_norm, eps), weights.gate_up).chunk(
+                2, dim=-1
+            )
             x = x + F.linear(F.silu(gate) * up, weights.down)
         return rms_norm(x, self.norm, eps)

@@ -1,12 +1,13 @@
 """The code predictor on CUDA: the eager model's frame in few kernels.
 
-Up to `LIBRARY_ROWS` rows a layer is five kernels of our own, which fetch their weights while the kernel before them
-runs; with more rows the library's matrix products win. Same interface and the same codes as `CodePredictor` up to
-rounding; residuals, queries, keys before the cache and everything elementwise stay in float32.
+With few rows a layer is five kernels of our own, which fetch their weights while the kernel before them runs; with
+many the library's matrix products win. Same interface and, up to rounding, the same codes as `CodePredictor`;
+queries, new keys and everything elementwise stay in float32 longer than there.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -29,21 +30,29 @@ class Tiles:
     head: int
 
 
-# Largest number of rows of each choice; measured by load_tests/stages/code_predictor.py on an H200.
-_TILES = {
-    16: Tiles(rows=16, qkv=32, output=8, gate_up=32, down=8, head=16),
-    1 << 30: Tiles(rows=32, qkv=32, output=16, gate_up=32, down=16, head=32),
-}
-LIBRARY_ROWS = 128
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """How to run; measured by load_tests/stages/code_predictor.py.
+
+    tiles: by the largest number of rows they are for.
+    width: inner values that a warp of a matrix product takes at once, at most.
+    residual: dtype of the residual stream between our own kernels.
+    library_rows: from this many rows on, the library multiplies.
+    pdl: overlap the start of each kernel with the end of the one before (Hopper or newer).
+    """
+
+    tiles: tuple[tuple[int, Tiles], ...] = (
+        (16, Tiles(rows=16, qkv=32, output=8, gate_up=32, down=8, head=16)),
+        (1 << 30, Tiles(rows=32, qkv=32, output=16, gate_up=32, down=16, head=32)),
+    )
+    width: int = 64
+    residual: torch.dtype = torch.bfloat16
+    library_rows: int = 192
+    pdl: bool = True
 
 
 class FastCodePredictor(CodePredictor):
-    """See CodePredictor.
-
-    Args:
-        pdl: overlap the start of each kernel with the end of the one before (Hopper or newer).
-        library_rows: from this many rows on, let the library multiply.
-    """
+    """See CodePredictor; `plan` says how to run."""
 
     def __init__(
         self,
@@ -52,13 +61,10 @@ class FastCodePredictor(CodePredictor):
         codec_embedding: Tensor,
         device: torch.device,
         dtype: torch.dtype,
-        *,
-        pdl: bool = False,
-        library_rows: int = LIBRARY_ROWS,
+        plan: Plan | None = None,
     ) -> None:
         super().__init__(spec, tensors, codec_embedding, device, dtype)
-        self.pdl = pdl
-        self.library_rows = library_rows
+        self.plan = plan or Plan()
         self.layers = [replace(layer, gate_up=_alternate(layer.gate_up)) for layer in self.layers]
 
     def _rotary_tables(self) -> tuple[Tensor, Tensor]:
@@ -91,7 +97,7 @@ class FastCodePredictor(CodePredictor):
             table = self.code_tables[group] if group < groups - 1 else None
             sample_row(
                 logits, seed, frame, temperature, top_k, top_p, group, codes, table, following,
-                pdl=self.pdl,
+                pdl=self.plan.pdl,
             )  # fmt: skip
             position += x.shape[1]
             x = following[:, None]
@@ -109,44 +115,37 @@ class FastCodePredictor(CodePredictor):
     def logits(self, x: Tensor, cache: Tensor, start: int, group: int) -> Tensor:
         """Float32 logits [B, vocab] of `group`, from the inputs [B, S, h] of positions `start` on."""
         flat = x.view(-1, x.shape[-1])
-        forward = self._library if len(flat) >= self.library_rows else self._fused
+        forward = self._library if len(flat) >= self.plan.library_rows else self._fused
         return forward(flat, cache, start, self.heads[group - 1])
 
     def _fused(self, x: Tensor, cache: Tensor, start: int, head: Tensor) -> Tensor:
-        shape, rows, pdl = self.spec.transformer, len(x), self.pdl
+        shape, rows, plan = self.spec.transformer, len(x), self.plan
         eps, fresh = shape.rms_norm_eps, len(x) // cache.shape[2]
-        tiles = next(tiles for most, tiles in _TILES.items() if rows <= most)
+        tiles = next(tiles for most, tiles in plan.tiles if rows <= most)
+        product = partial(linear, tile_rows=tiles.rows, width=plan.width, pdl=plan.pdl)
         heads, kv_heads = shape.num_heads, shape.num_kv_heads
-        # Reused by all layers: a kernel starts writing only when all kernels before it have ended.
+        # Reused by all layers: a kernel writes only after all kernels before it have ended.
         qkv = x.new_empty(rows, (heads + 2 * kv_heads) * shape.head_dim, dtype=torch.float32)
         attended = x.new_empty(rows, heads * shape.head_dim)
-        state = torch.empty_like(x, dtype=torch.float32)
+        state = torch.empty_like(x, dtype=plan.residual)
         inner = x.new_empty(rows, shape.intermediate_size)
         for weights, keys_values in zip(self.layers, cache, strict=True):
-            linear(
-                x, weights.qkv, qkv, tiles.rows, tiles.qkv, norm=(weights.input_norm, eps), pdl=pdl
-            )
+            norm = (weights.input_norm, eps)
+            product(x, weights.qkv, qkv, tile_outputs=tiles.qkv, norm=norm)
             attend(
                 qkv, weights.q_norm, weights.k_norm, eps, (self.cos, self.sin), keys_values, start,
-                attended, pdl=pdl,
+                attended, plan.pdl,
             )  # fmt: skip
-            linear(
-                attended, weights.output, state, tiles.rows, tiles.output, residual=x, pdl=pdl
-            )
-            x = state
-            linear(
-                x, weights.gate_up, inner, tiles.rows, tiles.gate_up,
-                norm=(weights.post_norm, eps), gated=True, pdl=pdl,
-            )  # fmt: skip
-            linear(inner, weights.down, x, tiles.rows, tiles.down, residual=x, pdl=pdl)
+            product(attended, weights.output, state, tile_outputs=tiles.output, residual=x)
+            x, norm = state, (weights.post_norm, eps)
+            product(x, weights.gate_up, inner, tile_outputs=tiles.gate_up, norm=norm, gated=True)
+            product(inner, weights.down, x, tile_outputs=tiles.down, residual=x)
         logits = x.new_empty(rows // fresh, len(head), dtype=torch.float32)
         last = x[fresh - 1 :: fresh]
-        return linear(
-            last, head, logits, tiles.rows, tiles.head, norm=(self.norm, eps), pdl=pdl
-        )
+        return product(last, head, logits, tile_outputs=tiles.head, norm=(self.norm, eps))
 
     def _library(self, x: Tensor, cache: Tensor, start: int, head: Tensor) -> Tensor:
-        shape, rows, pdl = self.spec.transformer, len(x), self.pdl
+        shape, rows, pdl = self.spec.transformer, len(x), self.plan.pdl
         eps, fresh = shape.rms_norm_eps, len(x) // cache.shape[2]
         attended = x.new_empty(rows, shape.num_heads * shape.head_dim)
         delta = None

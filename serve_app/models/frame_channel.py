@@ -1,11 +1,15 @@
 """From the talker to a code predictor and back, once per frame for the whole running batch.
 
-`InProcessFrames` runs the predictor where the talker is. `RemoteFrames` reaches a `FrameServer` in another process:
-over a Unix socket on the same node, over TCP elsewhere; the tensors go through CUDA IPC buffers where both sides see
-one GPU, else through the socket. A predictor keeps nothing between frames, so a call that fails with its peer is sent
+`InProcessFrames` runs the predictor where the talker is. `RemoteFrames` reaches a `FrameServer` in
+another process:
+over a Unix socket on the same node, over TCP elsewhere; the tensors go through CUDA IPC buffers
+where both sides see
+one GPU, else through the socket. A predictor keeps nothing between frames, so a call that fails
+with its peer is sent
 again to another one and gives the same codes.
 
-Wire format of a call: a 12-byte header (kind, rows, payload length) and, over the socket, the rows' columns one after
+Wire format of a call: a 12-byte header (kind, rows, payload length) and, over the socket, the rows'
+columns one after
 the other. Answers carry the codes the same way.
 """
 
@@ -23,7 +27,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -45,7 +48,8 @@ class FrameClient(Protocol):
     """What the talker calls inside its step."""
 
     def predict(self, batch: FrameBatch) -> Tensor:
-        """Codes of groups 1..Q-1, int64 [B, Q - 1], on the batch's device; valid until the next call.
+        """Codes of groups 1..Q-1, int64 [B, Q - 1], on the batch's device; valid until the next
+        call.
 
         Raises:
             StageFailed: no predictor answered.
@@ -69,7 +73,8 @@ class FrameEndpoint:
 def node_identity() -> str:
     """A string equal for processes that can share a Unix socket and CUDA IPC handles."""
     with contextlib.suppress(OSError):
-        return f"{Path('/proc/sys/kernel/random/boot_id').read_text().strip()}:{os.stat('/tmp').st_ino}"
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return f"{boot}:{os.stat(tempfile.gettempdir()).st_ino}"
     return socket.gethostname()
 
 
@@ -79,9 +84,13 @@ def gpu_identity(device: torch.device) -> str | None:
 
 
 class InProcessFrames:
-    """The code predictor in the talker's own process: eager on CPU, one CUDA graph per batch size on GPU."""
+    """The code predictor in the talker's own process: eager on CPU, one CUDA graph per batch size
+    on GPU.
+    """
 
-    def __init__(self, predictor: CodePredictor, hidden_dtype: torch.dtype, batch_sizes: tuple[int, ...]) -> None:
+    def __init__(
+        self, predictor: CodePredictor, hidden_dtype: torch.dtype, batch_sizes: tuple[int, ...]
+    ) -> None:
         self.predictor = predictor
         self.hidden_dtype = hidden_dtype
         width, device = predictor.spec.talker_hidden_size, predictor.device
@@ -106,7 +115,9 @@ class InProcessFrames:
 
     @torch.inference_mode()
     def capture(self) -> None:
-        """Capture the graphs of `predict`; not needed by a talker that captures `predict_eager` in its own."""
+        """Capture the graphs of `predict`; not needed by a talker that captures `predict_eager` in
+        its own.
+        """
         device = self.predictor.device
         if device.type == "cuda":
             with torch.cuda.stream(torch.cuda.Stream(device)):
@@ -150,8 +161,12 @@ def _read_message(connection: socket.socket) -> tuple[int, int, bytearray]:
     return kind, rows, _receive(connection, length)
 
 
-def _to_bytes(tensor: Tensor) -> memoryview:
-    return memoryview(tensor.detach().cpu().contiguous().view(torch.uint8).numpy()).cast("B")
+def _to_bytes(tensor: Tensor) -> bytes:
+    """The rows of a tensor as they lie in a contiguous copy of it, whatever its strides."""
+    host = tensor.detach().cpu()
+    if host.dtype is torch.bfloat16:  # numpy has none
+        host = host.view(torch.int16)
+    return host.numpy().tobytes()
 
 
 def _split(payload: bytearray, like: FrameBatch, rows: int) -> list[Tensor]:
@@ -169,7 +184,9 @@ def _split(payload: bytearray, like: FrameBatch, rows: int) -> list[Tensor]:
 
 
 class FrameServer:
-    """Answers frames for any number of talkers; one thread per connection, one frame on the device at a time."""
+    """Answers frames for any number of talkers; one thread per connection, one frame on the device
+    at a time.
+    """
 
     def __init__(self, frames: InProcessFrames) -> None:
         self.frames = frames
@@ -189,7 +206,9 @@ class FrameServer:
         return cls(frames)
 
     def _listen(self) -> FrameEndpoint:
-        path = os.path.join(tempfile.gettempdir(), f"tts-frames-{os.getpid()}-{secrets.token_hex(4)}.sock")
+        path = os.path.join(
+            tempfile.gettempdir(), f"tts-frames-{os.getpid()}-{secrets.token_hex(4)}.sock"
+        )
         local = socket.socket(socket.AF_UNIX)
         local.bind(path)
         os.chmod(path, 0o600)
@@ -242,7 +261,9 @@ class FrameServer:
             kind, rows, payload = _read_message(connection)
             try:
                 if kind == _HELLO:
-                    shared = _SharedBuffers.open(bytes(payload), predictor.device) if payload else None
+                    shared = (
+                        _SharedBuffers.open(bytes(payload), predictor.device) if payload else None
+                    )
                     _send(connection, _HELLO, 0, str(predictor.dtype).encode())
                 elif shared is not None:
                     self._answer_shared(shared, rows)
@@ -328,16 +349,17 @@ class _SharedBuffers:
     def open(cls, data: bytes, device: torch.device) -> "_SharedBuffers":
         import pickle
 
-        tensors, handles = pickle.loads(data)  # noqa: S301  from a talker of this application
+        tensors, handles = pickle.loads(data)
         events = [torch.cuda.Event.from_ipc_handle(device, handle) for handle in handles]
-        return cls(FrameBatch(*tensors[:-1]), tensors[-1], *events)
+        return cls(FrameBatch(*tensors[:-1]), tensors[-1], *events)  # pyright: ignore[reportArgumentType]
 
 
 class RemoteFrames:
     """A code predictor in another process, replaced by another one when it dies.
 
     Args:
-        connect: returns the endpoint of a live predictor; blocking, called from the thread that calls `predict`,
+        connect: returns the endpoint of a live predictor; blocking, called from the thread that
+        calls `predict`,
             first on the first frame and again after every failure.
         num_code_groups: Q of the checkpoint.
         max_rows: largest batch.

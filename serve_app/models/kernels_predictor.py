@@ -1,8 +1,11 @@
 """Triton kernels of one code predictor frame: few launches, each weight read once and early.
 
-Matrix products keep a whole tile of weights in registers, so that under programmatic dependent launch (`pdl`) the
-weights are on their way while the kernel before still runs. Activations are read after that kernel has ended.
-Rounding to the weights' dtype happens once per product input; everything else is float32. The order of every sum is
+Matrix products keep a whole tile of weights in registers, so that under programmatic dependent
+launch (`pdl`) the
+weights are on their way while the kernel before still runs. Activations are read after that kernel
+has ended.
+Rounding to the weights' dtype happens once per product input; everything else is float32. The order
+of every sum is
 fixed by the shapes and not by the batch. The eager reference is `code_predictor`, compared in
 tests/gpu/test_fast_code_predictor.py.
 """
@@ -36,7 +39,7 @@ def _after_predecessor(pdl: tl.constexpr):
         tl.extra.cuda.gdc_wait()
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows"])
 def _linear_kernel(
     x,
     norm,
@@ -59,7 +62,8 @@ def _linear_kernel(
 ):
     """One tile of `[residual +] linear([rms_norm](x))`, or of SiLU(even outputs) * odd outputs.
 
-    The inner dimension is `parts` x `chunks` x width. The norm's scale is applied to the sum, so its input is
+    The inner dimension is `parts` x `chunks` x width. The norm's scale is applied to the sum, so
+    its input is
     rounded once, after the norm's weight.
     """
     width: tl.constexpr = inputs // (parts * chunks)
@@ -117,7 +121,7 @@ def _rotated(low, high, norm, cos, sin, offset, eps, half: tl.constexpr):
     return low * c - high * s, high * c + low * s
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["start"])
 def _attention_kernel(
     qkv,
     q_norm,
@@ -196,7 +200,7 @@ def _mix(x):
     return x ^ (x >> 31)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["group"])
 def _sample_kernel(
     logits,
     seeds,
@@ -249,7 +253,8 @@ def _sample_kernel(
             middle = low + (high - low) * 0.5
         weights = tl.where(inside & (value >= low), tl.exp(value - best), 0.0)
         if top_p < 1.0:
-            # Bisect for the smallest value with less than top_p of the mass strictly above it: `high` has.
+            # Bisect for the smallest value with less than top_p of the mass strictly above it:
+            # `high` has.
             limit = top_p * tl.sum(weights, axis=0)
             high = best
             middle = low
@@ -292,7 +297,7 @@ def _add_norm_kernel(
     tl.store(out + at, (value * scale * weight).to(out.dtype.element_ty))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["total"])
 def _swiglu_kernel(pairs, out, total, block: tl.constexpr, pdl: tl.constexpr):
     """SiLU(even) * odd."""
     index = tl.program_id(0) * block + tl.arange(0, block)
@@ -308,10 +313,11 @@ def _options(num_warps: int, pdl: bool) -> dict[str, int | bool]:
     return {"num_warps": num_warps, "launch_pdl": True} if pdl else {"num_warps": num_warps}
 
 
-def _split(inputs: int) -> tuple[int, int]:
-    """Parts and chunks of an inner dimension: an odd number of parts, chunks of a power of two."""
+def _split(inputs: int, width: int) -> tuple[int, int]:
+    """Parts and chunks of an inner dimension, so that a chunk is a power of two and at most `width` wide."""
     power = inputs & -inputs
-    return inputs // power, max(1, min(_LINEAR_WARPS, power // _SMALLEST_CHUNK))
+    chunks = max(1, min(_LINEAR_WARPS, power // _SMALLEST_CHUNK))
+    return inputs // (chunks * min(width, power // chunks)), chunks
 
 
 def linear(
@@ -320,6 +326,7 @@ def linear(
     out: Tensor,
     tile_rows: int,
     tile_outputs: int,
+    width: int,
     norm: tuple[Tensor, float] | None = None,
     residual: Tensor | None = None,
     gated: bool = False,
@@ -331,12 +338,13 @@ def linear(
         x: [rows, inputs], the last dimension contiguous.
         weight: [outputs, inputs]; gate and up rows alternate if `gated`.
         out: [rows, outputs], or half as many if `gated`; contiguous, as is `residual`.
-        tile_rows, tile_outputs: what one program makes; powers of two, `tile_outputs` divides outputs.
+        tile_rows, tile_outputs: what one program makes; powers of two, `tile_outputs` divides
+        outputs.
         norm: weight and epsilon of an RMSNorm of x.
         pdl: start while the kernel before still runs.
     """
     rows, (outputs, inputs) = x.shape[0], weight.shape
-    parts, chunks = _split(inputs)
+    parts, chunks = _split(inputs, width)
     _linear_kernel[triton.cdiv(rows, tile_rows), outputs // tile_outputs](
         x,
         weight if norm is None else norm[0],
@@ -375,7 +383,8 @@ def attend(
     """Append the new positions to the cache and attend to all; writes and returns `out`.
 
     Args:
-        qkv: [streams * fresh, (heads + 2 * kv_heads) * head_dim], fresh = 1 or 2 new positions from `start` on.
+        qkv: [streams * fresh, (heads + 2 * kv_heads) * head_dim], fresh = 1 or 2 new positions from
+        `start` on.
         rotary: float32 cosines and sines [positions, head_dim / 2].
         cache: [2, streams, kv_heads, positions, head_dim].
         out: [streams * fresh, heads * head_dim].

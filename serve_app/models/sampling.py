@@ -1,14 +1,19 @@
-"""Drawing codes from logits, with random numbers that depend on (seed, frame, group) and nothing else.
+"""Drawing codes from logits, with random numbers that depend on (seed, frame, group) and nothing
+else.
 
-One uniform number per drawn code, from a counter-based hash, and the inverse of the cumulative distribution in
-vocabulary order: a code does not depend on the batch it was drawn in, on its row, or on how often the stream was
-interrupted. Everything is tensor code without host synchronisation, so it can be captured in a CUDA graph.
+One uniform number per drawn code, from a counter-based hash, and the inverse of the cumulative
+distribution in
+vocabulary order: a code does not depend on the batch it was drawn in, on its row, or on how often
+the stream was
+interrupted. Everything is tensor code without host synchronisation, so it can be captured in a CUDA
+graph.
 """
 
 import torch
 from torch import Tensor
 
-# Odd constants of the splitmix64 finaliser (Steele, Lea and Flood, 2014), as signed 64-bit integers.
+# Odd constants of the splitmix64 finaliser (Steele, Lea and Flood, 2014), as signed 64-bit
+# integers.
 _GAMMA = -7046029254386353131
 _MIX_1 = -4658895280553007687
 _MIX_2 = -7723592293110705685
@@ -29,7 +34,8 @@ def uniform(seed: Tensor, frame: Tensor, group: int) -> Tensor:
     """Uniform numbers in (0, 1) for one code group.
 
     Args:
-        seed, frame: int64 [B].
+        seed: int64 [B].
+        frame: int64 [B].
         group: code group of the draw.
 
     Returns:
@@ -43,7 +49,9 @@ def apply_repetition_penalty(logits: Tensor, seen: Tensor, penalty: Tensor) -> T
     """Divide positive and multiply negative logits of ids seen so far (once per id).
 
     Args:
-        logits: float32 [B, V]. seen: bool [B, V]. penalty: float32 [B].
+        logits: float32 [B, V].
+        seen: bool [B, V].
+        penalty: float32 [B].
     """
     factor = penalty[:, None]
     return torch.where(seen, torch.where(logits > 0, logits / factor, logits * factor), logits)
@@ -64,7 +72,9 @@ def sample(logits: Tensor, temperature: Tensor, top_k: Tensor, top_p: Tensor, u:
     """
     vocab = logits.shape[-1]
     greedy = logits.argmax(-1)
-    scaled = logits / torch.where(temperature > 0, temperature, torch.ones_like(temperature))[:, None]
+    scaled = (
+        logits / torch.where(temperature > 0, temperature, torch.ones_like(temperature))[:, None]
+    )
     ordered = scaled.sort(dim=-1, descending=True).values
     k = torch.where(top_k > 0, top_k, torch.full_like(top_k, vocab)).clamp(max=vocab)
     kth = ordered.gather(-1, (k - 1)[:, None])

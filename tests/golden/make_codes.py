@@ -2,8 +2,10 @@
 
     python -m tests.golden.make_codes
 
-The reference needs about a tenth of a second per frame on one core, and cannot share a process with vLLM (vLLM scans
-all imported modules and stumbles over some that the reference brings). The file names the checkpoints by a hash of
+The reference needs about a tenth of a second per frame on one core, and cannot share a process with
+vLLM (vLLM scans
+all imported modules and stumbles over some that the reference brings). The file names the
+checkpoints by a hash of
 their weights, so that a test can tell when it is out of date.
 """
 
@@ -32,7 +34,9 @@ CUSTOM_VOICE = [
 ]
 VOICE_DESIGN = [
     dict(text=TEXT, voice=None, language="english", instructions="A deep, calm male voice."),
-    dict(text="Hola!", voice=None, language="spanish", instructions="A child.", streaming_text=True),
+    dict(
+        text="Hola!", voice=None, language="spanish", instructions="A child.", streaming_text=True
+    ),
     dict(text="Ciao a tutti!", voice=None, language="auto", instructions=""),
 ]
 # name -> (checkpoint variant, size, eos, cases)
@@ -44,11 +48,15 @@ SETS = {
         "custom_voice",
         "tiny",
         "natural",
-        [dict(text=t, voice="ryan", language="english") for t in ("Hello there.", "One, two, three.", TEXT)],
+        [
+            dict(text=t, voice="ryan", language="english")
+            for t in ("Hello there.", "One, two, three.", TEXT)
+        ],
     ),
 }
 
-# The embedded checkpoint is the one of "natural_end": this stream is also compared from the running server.
+# The embedded checkpoint is the one of "natural_end": this stream is also compared from the running
+# server.
 WAVEFORM = ("natural_end", 1)
 
 
@@ -58,7 +66,9 @@ def weights_hash(checkpoint: Path) -> str:
 
 
 def reference_runs(checkpoint: Path, cases: list[dict]) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Codes int16 [T, Q], FRAMES frames where the EOS cannot be reached, and samples int16 [N] of each case."""
+    """Codes int16 [T, Q], FRAMES frames where the EOS cannot be reached, and samples int16 [N] of
+    each case.
+    """
     from tests.parity.reference import Reference
 
     reference = Reference(checkpoint)

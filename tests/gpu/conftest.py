@@ -1,4 +1,6 @@
-"""GPU tests run under vLLM's own check: a step that waits for the device raises. Read when vLLM is imported."""
+"""GPU tests run under vLLM's own check: a step that waits for the device raises. Read when vLLM is
+imported.
+"""
 
 import os
 

@@ -1,4 +1,6 @@
-"""The channel between two processes on one GPU: CUDA IPC buffers, and the socket, against the same process."""
+"""The channel between two processes on one GPU: CUDA IPC buffers, and the socket, against the same
+process.
+"""
 
 import pytest
 import torch

@@ -1,7 +1,10 @@
-"""Talker and code predictor on CUDA: graph = eager, batch = singles, no hidden synchronisation in a step.
+"""Talker and code predictor on CUDA: graph = eager, batch = singles, no hidden synchronisation in a
+step.
 
-Greedy argmax over random weights meets near ties, where bf16 kernels of another batch size may choose differently and
-the streams part for good. So whole streams are compared where the arithmetic is the same, and elsewhere one frame
+Greedy argmax over random weights meets near ties, where bf16 kernels of another batch size may
+choose differently and
+the streams part for good. So whole streams are compared where the arithmetic is the same, and
+elsewhere one frame
 at a time from a common past (`done` frames), as the share of equal codes.
 """
 
@@ -21,13 +24,20 @@ from tests.parity.engines import assert_same_codes, request, speak, talker
 SIZES = tuple(os.environ.get("TTS_GPU_SIZES", "0.6b").split(","))
 BATCHES = (1, 2, 4, 8, 16)
 TEXTS = ["Hello there.", "A longer sentence that takes a while.", "Bonjour!", "One two three four."]
-SERVED = {"max_model_len": 1024, "max_num_batched_tokens": 1024, "max_num_seqs": 16, "block_size": None}
+SERVED = {
+    "max_model_len": 1024,
+    "max_num_batched_tokens": 1024,
+    "max_num_seqs": 16,
+    "block_size": None,
+}
 
 
 @pytest.fixture(scope="module", params=SIZES)
 def path(request, tmp_path_factory):
     folder = tmp_path_factory.mktemp("full") / request.param
-    write_checkpoint(folder, size=request.param, variant="custom_voice", eos="unreachable", device="cuda")
+    write_checkpoint(
+        folder, size=request.param, variant="custom_voice", eos="unreachable", device="cuda"
+    )
     return folder
 
 
@@ -74,7 +84,7 @@ def test_predictor_padding_changes_nothing(frames) -> None:
 
 
 def test_remote_frames_equal_in_process_frames(path) -> None:
-    """Socket transport on one machine; CUDA IPC needs a second process (tests/gpu/test_channel.py)."""
+    """Over a socket; CUDA IPC needs a second process (tests/gpu/test_channel.py)."""
     config = CodePredictorConfig(batch_sizes=BATCHES)
     server = FrameServer.load(open_checkpoint(path), config, "cuda")
     server.start()
@@ -88,19 +98,24 @@ def test_remote_frames_equal_in_process_frames(path) -> None:
         server.close()
 
 
-def teacher_forced(engine, streams: list[np.ndarray], cuts: list[int], frames: int = 2) -> np.ndarray:
+def teacher_forced(
+    engine, streams: list[np.ndarray], cuts: list[int], frames: int = 2
+) -> np.ndarray:
     """Continue each stream for `frames` frames from each cut: int64 [cuts, streams, frames, Q]."""
     out = []
     for cut in cuts:
         requests = [
-            request(TEXTS[i % len(TEXTS)], seed=i, max_new_tokens=cut + frames) for i in range(len(streams))
+            request(TEXTS[i % len(TEXTS)], seed=i, max_new_tokens=cut + frames)
+            for i in range(len(streams))
         ]
         out.append(np.stack(speak(engine, requests, done=[s[:cut] for s in streams])))
     return np.stack(out)
 
 
 def test_full_graphs_equal_eager(path) -> None:
-    """The first decoded frame after a prefill comes from a graph; its past is the same in both engines."""
+    """The first decoded frame after a prefill comes from a graph; its past is the same in both
+    engines.
+    """
     requests = [request(TEXTS[i % len(TEXTS)], seed=i, max_new_tokens=24) for i in range(16)]
     cuts = [4, 9, 14, 19]
     with talker(path, device="cuda", cuda_graphs=False, **SERVED) as eager:
@@ -122,5 +137,7 @@ def test_steps_run_under_the_synchronisation_check(path) -> None:
 
     with talker(path, device="cuda", cuda_graphs=True, **SERVED) as engine:
         speak(engine, [request(text, max_new_tokens=12) for text in TEXTS])
-        assert "error" in {value for value in vars(gpu_sync_debug).values() if isinstance(value, str)}
+        assert "error" in {
+            value for value in vars(gpu_sync_debug).values() if isinstance(value, str)
+        }
         engine.check_health()

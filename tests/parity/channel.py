@@ -60,7 +60,9 @@ def frame_server(path: Path, device: str) -> Iterator[ServerProcess]:
             process.stdout.close()
 
 
-def random_batch(rows: int, width: int, dtype: torch.dtype, device: str, seed: int = 0) -> FrameBatch:
+def random_batch(
+    rows: int, width: int, dtype: torch.dtype, device: str, seed: int = 0
+) -> FrameBatch:
     """Rows with sampling parameters of every kind: greedy, top-k, top-p."""
     generator = torch.Generator(device).manual_seed(seed)
     options = {"device": device, "generator": generator}

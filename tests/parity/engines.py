@@ -20,7 +20,12 @@ GREEDY = SamplingOverrides(temperature=0.0)
 @contextmanager
 def talker(path: Path, predictor: FrameClient | None = None, device: str = "cpu", **config: object):
     """An engine sized for tests, closed at the end."""
-    settings = {"max_num_seqs": 32, "max_model_len": 512, "max_num_batched_tokens": 512, "block_size": 32}
+    settings = {
+        "max_num_seqs": 32,
+        "max_model_len": 512,
+        "max_num_batched_tokens": 512,
+        "block_size": 32,
+    }
     checkpoint = open_checkpoint(path)
     predictor = predictor or InProcessFrames.load(checkpoint, CodePredictorConfig(), device)
     engine = VllmTalker.load(checkpoint, TalkerConfig(**{**settings, **config}), device, predictor)
@@ -91,4 +96,6 @@ def first_difference(ours: np.ndarray, theirs: np.ndarray) -> str:
 
 
 def assert_same_codes(ours: np.ndarray, theirs: np.ndarray, what: str = "") -> None:
-    assert np.array_equal(ours, theirs), f"{what} first difference: {first_difference(ours, theirs)}"
+    assert np.array_equal(ours, theirs), (
+        f"{what} first difference: {first_difference(ours, theirs)}"
+    )

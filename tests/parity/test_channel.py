@@ -1,4 +1,6 @@
-"""A code predictor in another process gives the codes of one in this process, and is replaced when it dies."""
+"""A code predictor in another process gives the codes of one in this process, and is replaced when
+it dies.
+"""
 
 from dataclasses import replace
 

@@ -1,4 +1,5 @@
-"""What must not change the codes: the batch, the order of arrival, chunked prefill, preemption, resumption.
+"""What must not change the codes: the batch, the order of arrival, chunked prefill, preemption,
+resumption.
 
 Each test compares streams of one engine with streams of the same requests alone.
 """
@@ -70,7 +71,8 @@ def test_batches_in_any_order_of_arrival_equal_singles(path, singles) -> None:
 
 def test_chunked_prefill_and_preemption_change_nothing(path, singles) -> None:
     requests, alone = singles
-    # 24 KV blocks of 32 positions hold a third of what 32 requests need, and 40 positions a step split prompts.
+    # 24 KV blocks of 32 positions hold a third of what 32 requests need, and 40 positions a step
+    # split prompts.
     # float32, 3 layers, 2 KV heads of 32: what the tiny checkpoint has.
     per_block = 32 * 2 * 3 * 2 * 32 * 4
     with talker(path, max_num_batched_tokens=40, kv_cache_bytes=24 * per_block) as engine:
@@ -94,9 +96,7 @@ def test_resumed_streams_equal_uninterrupted_ones(path, singles) -> None:
 def test_seeds_decide_sampled_codes(path) -> None:
     base = request(TEXTS[0], talker=SAMPLED, subtalker=SAMPLED, max_new_tokens=10)
     with talker(path) as engine:
-        a, b, c = speak(
-            engine, [dataclasses.replace(base, seed=s) for s in (5, 5, 6)]
-        )
+        a, b, c = speak(engine, [dataclasses.replace(base, seed=s) for s in (5, 5, 6)])
     assert np.array_equal(a, b)
     assert not np.array_equal(a, c)
 

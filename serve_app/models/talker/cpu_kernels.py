@@ -1,8 +1,12 @@
-"""Stand-ins for the Triton kernels that Model Runner V2 launches per step, for machines without a Triton backend.
+"""Stand-ins for the Triton kernels that Model Runner V2 launches per step, for machines without a
+Triton backend.
 
-On CPU vLLM runs the GPU runner unchanged, and the released Triton has no CPU backend; these functions do with numpy
-what each kernel does, on the same arguments. Only the kernels that the talker's path reaches are here (sampling is
-ours). They are looked up by their private names, so `install` fails loudly when one of them has gone.
+On CPU vLLM runs the GPU runner unchanged, and the released Triton has no CPU backend; these
+functions do with numpy
+what each kernel does, on the same arguments. Only the kernels that the talker's path reaches are
+here (sampling is
+ours). They are looked up by their private names, so `install` fails loudly when one of them has
+gone.
 """
 
 from collections.abc import Callable
@@ -35,7 +39,17 @@ def _rows(start: np.ndarray, n: int) -> np.ndarray:
 
 
 def prepare_prefill_inputs(
-    n: int, input_ids, next_tokens, _stride, lookahead, idx, starts, all_ids, _all_stride, prefill, computed
+    n: int,
+    input_ids,
+    next_tokens,
+    _stride,
+    lookahead,
+    idx,
+    starts,
+    all_ids,
+    _all_stride,
+    prefill,
+    computed,
 ) -> None:
     """Copy the prompt ids of rows that still prefill into the flat input."""
     ids, nxt, idx, starts, tokens, prefill, computed = _arrays(
@@ -78,8 +92,8 @@ def combine_sampled(
 
 
 def post_update(
-    n: int, idx, computed, last_sampled, bins, _bs, sampled, _ss, num_sampled, num_rejected, starts, all_ids,
-    _as, total_len,
+    n: int, idx, computed, last_sampled, bins, _bs, sampled, _ss, num_sampled, num_rejected, starts,
+    all_ids, _as, total_len,
 ) -> None:  # fmt: skip
     """Append the sampled ids and advance the computed lengths."""
     idx, computed, num_sampled, num_rejected, starts, tokens, total = _arrays(
@@ -127,7 +141,9 @@ def compute_slot_mappings(
     owner = np.repeat(idx_mapping.numpy(), _rows(starts, rows))
     position = positions.numpy()[:total]
     for group, block_size in enumerate(self.block_sizes):
-        blocks = self.block_tables[group].gpu.numpy()[owner, position // block_size].astype(np.int64)
+        blocks = (
+            self.block_tables[group].gpu.numpy()[owner, position // block_size].astype(np.int64)
+        )
         target = mappings[group].numpy()
         target[:total] = blocks * block_size + position % block_size
         target[total:] = -1
@@ -145,8 +161,9 @@ def install() -> None:
     from vllm.v1.worker.gpu import block_table, buffer_utils, input_batch
 
     if not triton_utils.HAS_TRITON:
-        # The configuration refuses the runner without Triton; with the kernels replaced it needs none.
-        vllm_config.HAS_TRITON = True
+        # The configuration refuses the runner without Triton; with the kernels replaced it needs
+        # none.
+        vllm_config.HAS_TRITON = True  # pyright: ignore[reportPrivateImportUsage]
         # vLLM's placeholder module lacks the two helpers that host code calls.
         triton_utils.triton.cdiv = lambda a, b: -(-a // b)
         triton_utils.triton.next_power_of_2 = lambda n: 1 << (int(n) - 1).bit_length()
@@ -161,5 +178,7 @@ def install() -> None:
     ]
     for owner, name, replacement in replacements:
         if not hasattr(owner, name):
-            raise RuntimeError(f"this vLLM has no {owner.__name__}.{name}: its CPU path has changed")
+            raise RuntimeError(
+                f"this vLLM has no {owner.__name__}.{name}: its CPU path has changed"
+            )
         setattr(owner, name, replacement)

@@ -1,7 +1,9 @@
 """`VllmTalker`: the talker as an asyncio service around an in-process vLLM engine core.
 
-One thread owns the engine: it adds and aborts requests, steps, and hands every step's frames to the event loops that
-wait for them, in one call per loop and step. Consumers are async generators; closing one aborts its request.
+One thread owns the engine: it adds and aborts requests, steps, and hands every step's frames to the
+event loops that
+wait for them, in one call per loop and step. Consumers are async generators; closing one aborts its
+request.
 See docs/decisions/0001-in-process-engine.md for why the engine is not in a process of its own.
 """
 
@@ -134,7 +136,9 @@ class VllmTalker:
         groups = self.spec.talker.num_code_groups
         done = np.zeros((0, groups), np.int64) if done is None else done
         if done.ndim != 2 or done.shape[1] != groups:
-            raise InvalidRequest(f"done frames must be [T, {groups}], got {list(done.shape)}", "done")
+            raise InvalidRequest(
+                f"done frames must be [T, {groups}], got {list(done.shape)}", "done"
+            )
         limit = self.config.max_num_seqs + self.config.max_queued
         if len(self._streams) >= limit:
             raise Overloaded(f"{len(self._streams)} requests are running or waiting, limit {limit}")
@@ -210,8 +214,10 @@ class VllmTalker:
             started.set()
             reason = self._failure
             for stream in list(self._streams.values()):
-                failure = StageFailed(f"the talker engine died: {reason!r}") if reason else (
-                    StageUnavailable("the talker was closed")
+                failure = (
+                    StageFailed(f"the talker engine died: {reason!r}")
+                    if reason
+                    else (StageUnavailable("the talker was closed"))
                 )
                 self._deliver({stream.loop: [(stream, failure)]})
             if core is not None:
@@ -219,7 +225,8 @@ class VllmTalker:
 
     def _build(self, checkpoint: Any, place: DeviceSpec) -> Any:
         os.environ["VLLM_USE_V2_MODEL_RUNNER"] = "1"
-        # The uniprocess executor is refused on CPU unless multiprocessing is off; there is one process anyway.
+        # The uniprocess executor is refused on CPU unless multiprocessing is off; there is one
+        # process anyway.
         os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
         os.environ.setdefault("VLLM_USE_FLASHINFER_SAMPLER", "0")
         if place.device.type == "cpu":
@@ -234,7 +241,8 @@ class VllmTalker:
 
         load_general_plugins()
         register()
-        # Registered as a class: by name, vLLM would inspect it in a subprocess that imports vLLM once more.
+        # Registered as a class: by name, vLLM would inspect it in a subprocess that imports vLLM
+        # once more.
         ModelRegistry.register_model(ARCHITECTURE, TalkerForVllm)
         if place.device.type == "cpu":
             from serve_app.models.talker import cpu_kernels
@@ -243,7 +251,8 @@ class VllmTalker:
         vllm_config = self._engine_config(checkpoint, place)
         with torch.inference_mode():
             core = EngineCore(vllm_config, Executor.get_class(vllm_config), log_stats=True)
-        self.model_state = core.model_executor.driver_worker.worker.model_runner.model_state
+        executor: Any = core.model_executor
+        self.model_state = executor.driver_worker.worker.model_runner.model_state
         return core
 
     def _engine_config(self, checkpoint: Any, place: DeviceSpec) -> Any:
@@ -254,7 +263,8 @@ class VllmTalker:
         if config.block_size is not None:
             settings["block_size"] = config.block_size
         if cuda:
-            # vLLM refuses to start unless this share of the whole card is free; what it takes is fixed by the KV bytes.
+            # vLLM refuses to start unless this share of the whole card is free; what it takes is
+            # fixed by the KV bytes.
             total = torch.cuda.get_device_properties(place.device).total_memory
             weights = sum(f.stat().st_size for f in checkpoint.path.glob("*.safetensors"))
             needed = weights + self.kv_cache_bytes(place.dtype) + _RESERVE_BYTES
@@ -276,12 +286,15 @@ class VllmTalker:
             **settings,
         )
         vllm_config = args.create_engine_config()
-        # vLLM's CPU platform switches asynchronous scheduling off; the talker runs the same way everywhere.
+        # vLLM's CPU platform switches asynchronous scheduling off; the talker runs the same way
+        # everywhere.
         vllm_config.scheduler_config.async_scheduling = True
         return vllm_config
 
     def kv_cache_bytes(self, dtype: torch.dtype) -> int:
-        """The KV pool: as configured, else room for a quarter of max_num_seqs requests of full length."""
+        """The KV pool: as configured, else room for a quarter of max_num_seqs requests of full
+        length.
+        """
         if self.config.kv_cache_bytes is not None:
             return self.config.kv_cache_bytes
         shape = self.spec.talker.transformer
@@ -321,7 +334,8 @@ class VllmTalker:
 
         talker = self.spec.talker
         prompt, done = work.prompt, work.done
-        # Ids stand in for positions: vLLM counts them, the state builds the embeddings. They are control ids, which
+        # Ids stand in for positions: vLLM counts them, the state builds the embeddings. They are
+        # control ids, which
         # can never be sampled.
         ids = [talker.codec_pad_id] * (len(prompt.rows) + len(done))
         params = SamplingParams(
@@ -358,7 +372,10 @@ class VllmTalker:
             if stream is None:  # its consumer has gone
                 continue
             reason = _finish_reason(output.finish_reason)
-            ended = bool(output.new_token_ids) and output.new_token_ids[-1] == self.spec.talker.codec_eos_id
+            ended = (
+                bool(output.new_token_ids)
+                and output.new_token_ids[-1] == self.spec.talker.codec_eos_id
+            )
             if not output.new_token_ids and reason is None:
                 continue
             count = 0 if ended or not output.new_token_ids else 1

@@ -1,5 +1,6 @@
 """The input gather of the talker as one Triton kernel; `FrameEmbedding.embed` is its reference."""
 
+# pyright: basic, reportArgumentType=false, reportGeneralTypeIssues=false
 import torch
 import triton
 import triton.language as tl
@@ -10,7 +11,8 @@ _BLOCK = 512
 
 @triton.jit
 def _embed_kernel(
-    out, table, ids, owner, positions, hidden, ids_slot_stride, NUM_IDS: tl.constexpr, BLOCK: tl.constexpr
+    out, table, ids, owner, positions, hidden, ids_slot_stride,
+    NUM_IDS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     token = tl.program_id(0)
     columns = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
@@ -36,7 +38,8 @@ def embed_rows(out: Tensor, table: Tensor, ids: Tensor, owner: Tensor, positions
         out: [N or more, H], rows 0..N-1 are written.
         table: [rows, H] joined embedding table, the dtype of `out`.
         ids: int32 [slots, positions, 1 + Q], contiguous, rows of `table`.
-        owner, positions: int [N], slot and position of each token.
+        owner: int [N], the slot of each token.
+        positions: int [N], its position.
     """
     tokens, hidden = len(owner), table.shape[1]
     grid = (tokens, triton.cdiv(hidden, _BLOCK))

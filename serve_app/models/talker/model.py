@@ -1,12 +1,15 @@
 """The talker network for vLLM: a Qwen3 decoder whose inputs are sums of embedding rows.
 
-Every position is a row of integers (text id, code of group 0, ..., code of group Q-1), each an index into one joined
-table; the embedding of a position is the sum of the rows it names. The text projection is a per-token function, so it
+Every position is a row of integers (text id, code of group 0, ..., code of group Q-1), each an
+index into one joined
+table; the embedding of a position is the sum of the rows it names. The text projection is a
+per-token function, so it
 is folded into the table when the weights are loaded.
 Source: talker of QwenLM/Qwen3-TTS 12Hz; model spec sections 2, 3 and 8.
 """
 
 from collections.abc import Iterable
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -25,10 +28,14 @@ _PROJECTION_ROWS = 16384
 
 
 class FrameEmbedding:
-    """The joined table: [text vocabulary | talker codes | codes of group 1 | ... | one zero row] x H."""
+    """The joined table: [text vocabulary | talker codes | codes of group 1 | ... | one zero row] x
+    H.
+    """
 
     def __init__(self, tables: list[Tensor]) -> None:
-        """`tables`: [rows_i, H] each; table 0 is text (already projected), table 1 + g embeds code group g."""
+        """`tables`: [rows_i, H] each; table 0 is text (already projected), table 1 + g embeds code
+        group g.
+        """
         zero = torch.zeros_like(tables[0][:1])
         self.offsets = torch.tensor([0] + [len(t) for t in tables]).cumsum(0)[:-1].tolist()
         self.weight = torch.cat([*tables, zero])
@@ -37,7 +44,8 @@ class FrameEmbedding:
     def embed(self, ids: Tensor) -> Tensor:
         """Sum rows: int [N, 1 + Q] -> [N, H].
 
-        The code rows are summed in float32 and rounded once, then the text row is added, as in the reference.
+        The code rows are summed in float32 and rounded once, then the text row is added, as in the
+        reference.
         """
         rows = self.weight[ids]
         codes = rows[:, 1:].float().sum(1).to(rows.dtype)
@@ -47,7 +55,7 @@ class FrameEmbedding:
 class TalkerForVllm(nn.Module):
     """vLLM's model class. Only Model Runner V2 gives the hooks it lives by, so it refuses V1."""
 
-    packed_modules_mapping = {
+    packed_modules_mapping: ClassVar = {
         "qkv_proj": ["q_proj", "k_proj", "v_proj"],
         "gate_up_proj": ["gate_proj", "up_proj"],
     }
@@ -63,7 +71,7 @@ class TalkerForVllm(nn.Module):
         super().__init__()
         if not vllm_config.use_v2_model_runner:
             raise NotImplementedError(
-                "the Qwen3-TTS talker needs vLLM's Model Runner V2, but this configuration selects V1"
+                "the Qwen3-TTS talker needs vLLM's Model Runner V2; this configuration selects V1"
             )
         config = vllm_config.model_config.hf_config.get_text_config()
         self.config = config
@@ -100,7 +108,9 @@ class TalkerForVllm(nn.Module):
         return self.logits_processor(self.lm_head, hidden_states)
 
     def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> set[str]:
-        """Load the LM through vLLM and build the joined table from the embedding tensors on the way."""
+        """Load the LM through vLLM and build the joined table from the embedding tensors on the
+        way.
+        """
         kept: dict[str, Tensor] = {}
 
         def lm_weights() -> Iterable[tuple[str, Tensor]]:
@@ -109,10 +119,12 @@ class TalkerForVllm(nn.Module):
                     kept[name] = tensor
                 if name.startswith("talker.code_predictor.model.codec_embedding."):
                     kept[name] = tensor
-                text_side = name.startswith(("talker.text_projection.", "talker.model.text_embedding."))
-                if name.startswith("talker.") and not text_side:
-                    if not name.startswith("talker.code_predictor."):
-                        yield name, tensor
+                text_side = name.startswith(
+                    ("talker.text_projection.", "talker.model.text_embedding.")
+                )
+                ours = text_side or name.startswith("talker.code_predictor.")
+                if name.startswith("talker.") and not ours:
+                    yield name, tensor
 
         loaded = AutoWeightsLoader(self).load_weights(lm_weights(), mapper=self.hf_to_vllm_mapper)
         self.frame_embedding = self._join(kept)
@@ -131,7 +143,10 @@ class TalkerForVllm(nn.Module):
         second = [take(f"talker.text_projection.linear_fc2.{part}") for part in ("weight", "bias")]
         text = take("talker.model.text_embedding.weight")
         projected = torch.cat(
-            [F.linear(F.silu(F.linear(rows, *first)), *second) for rows in text.split(_PROJECTION_ROWS)]
+            [
+                F.linear(F.silu(F.linear(rows, *first)), *second)
+                for rows in text.split(_PROJECTION_ROWS)
+            ]
         )
         groups = self.config.num_code_groups
         names = ["talker.model.codec_embedding.weight"] + [

@@ -5,7 +5,9 @@ ARCHITECTURE = "Qwen3TTSForConditionalGeneration"
 
 
 def register() -> None:
-    """Register the config class and, by name so that nothing heavy is imported early, the model class."""
+    """Register the config class and, by name so that nothing heavy is imported early, the model
+    class.
+    """
     from transformers import AutoConfig
     from vllm import ModelRegistry
 

@@ -1,7 +1,9 @@
 """Model-runner hooks of the talker: integer rows in, sampled frames out.
 
-Per running request one slot of a table of positions lives on the device. Prompt positions are written when the request
-arrives, generated ones by the sampler, so that prefill, decode, chunked prefill and recompute after preemption all
+Per running request one slot of a table of positions lives on the device. Prompt positions are
+written when the request
+arrives, generated ones by the sampler, so that prefill, decode, chunked prefill and recompute after
+preemption all
 build their inputs by the same gather, without host synchronisation and without per-request Python.
 """
 
@@ -33,14 +35,17 @@ from serve_app.types import Prompt
 PROMPT_KEY = "tts_prompt"
 RUNTIME_KEY = "tts_runtime"
 
-# A preempted request comes back as a new one; its codes wait here. Finished requests pass through as well (the hook
+# A preempted request comes back as a new one; its codes wait here. Finished requests pass through
+# as well (the hook
 # does not tell them apart), so the store is bounded; preempted requests are few and come back soon.
 _MAX_SUSPENDED = 1024
 
 
 @dataclass(frozen=True, slots=True)
 class TalkerPrompt:
-    """What travels in `SamplingParams.extra_args`: the prompt and the frames made before, int64 [T, Q]."""
+    """What travels in `SamplingParams.extra_args`: the prompt and the frames made before, int64 [T,
+    Q].
+    """
 
     prompt: Prompt
     done: np.ndarray
@@ -56,7 +61,8 @@ class StepFrames:
 
 @dataclass(frozen=True, slots=True)
 class TalkerRuntime:
-    """What the engine's owner gives to the state: model facts, the way to a code predictor, where frames go,
+    """What the engine's owner gives to the state: model facts, the way to a code predictor, where
+    frames go,
     and who is told that a preempted request came back."""
 
     spec: TalkerSpec
@@ -65,24 +71,32 @@ class TalkerRuntime:
     on_restore: Callable[[], None]
 
 
-# vLLM builds the state itself and its config carries plain values only; owner and state share a process.
+# vLLM builds the state itself and its config carries plain values only; owner and state share a
+# process.
 RUNTIMES: dict[str, TalkerRuntime] = {}
 
 
 class SlotTable:
-    """Device-side state of the running requests, one row per slot; the last row takes unwanted writes.
+    """Device-side state of the running requests, one row per slot; the last row takes unwanted
+    writes.
 
     ids: int32 [slots + 1, positions, 1 + Q], rows of the joined embedding table.
     seen: bool [slots + 1, V], the group-0 codes made so far (repetition penalty).
-    floats: float32 [slots + 1, 5]: temperature, top_p, repetition penalty, subtalker temperature, subtalker top_p.
+    floats: float32 [slots + 1, 5]: temperature, top_p, repetition penalty, subtalker temperature,
+    subtalker top_p.
     ints: int64 [slots + 1, 5]: seed, prompt length, minimum frames, top_k, subtalker top_k.
     """
 
-    def __init__(self, slots: int, positions: int, spec: TalkerSpec, zero_row: int, device: torch.device):
+    def __init__(
+        self, slots: int, positions: int, spec: TalkerSpec, zero_row: int, device: torch.device
+    ):
         self.trash = slots
         self.device = device
         self.ids = torch.full(
-            (slots + 1, positions, 1 + spec.num_code_groups), zero_row, dtype=torch.int32, device=device
+            (slots + 1, positions, 1 + spec.num_code_groups),
+            zero_row,
+            dtype=torch.int32,
+            device=device,
         )
         self.seen = torch.zeros(slots + 1, spec.vocab_size, dtype=torch.bool, device=device)
         self.true = torch.ones((), dtype=torch.bool, device=device)
@@ -103,10 +117,15 @@ class TalkerState(DefaultModelState):
     supports_prompt_embeds = False
 
     def __init__(
-        self, vllm_config: VllmConfig, model: TalkerForVllm, encoder_cache: Any, device: torch.device
+        self,
+        vllm_config: VllmConfig,
+        model: TalkerForVllm,
+        encoder_cache: Any,
+        device: torch.device,
     ) -> None:
         super().__init__(vllm_config, model, encoder_cache, device)
-        runtime = RUNTIMES[vllm_config.additional_config[RUNTIME_KEY]]
+        additional: Any = vllm_config.additional_config
+        runtime = RUNTIMES[additional[RUNTIME_KEY]]
         self.runtime = runtime
         self.spec = runtime.spec
         self.talker = model
@@ -130,7 +149,8 @@ class TalkerState(DefaultModelState):
 
             kernels.warm_up(self.inputs, self.embedding.weight, self.table.ids)
             self.embed_rows = kernels.embed_rows
-        # Set by benchmarks: a CUDA event before the inputs, after the forward pass, and after the frame.
+        # Set by benchmarks: a CUDA event before the inputs, after the forward pass, and after the
+        # frame.
         self.marks: list[torch.cuda.Event] | None = None
 
     def mark(self) -> None:
@@ -161,7 +181,8 @@ class TalkerState(DefaultModelState):
                 raise RuntimeError(f"codes of preempted request {new_req_data.req_id} are gone")
             self.table.ids[req_index, length : length + frames, 1:] = saved[:frames]
             self.runtime.on_restore()
-        # Rows beyond what is computed so far count as well: a request may be preempted while it refills.
+        # Rows beyond what is computed so far count as well: a request may be preempted while it
+        # refills.
         self.end[req_index] = length + frames - 1
         self._write_history(req_index, length, frames)
         self.table.floats[req_index] = self.table.upload(
@@ -178,7 +199,13 @@ class TalkerState(DefaultModelState):
         )
         self.table.ints[req_index] = self.table.upload(
             np.array(
-                [prompt.seed, length, prompt.min_new_tokens, prompt.talker.top_k, prompt.subtalker.top_k],
+                [
+                    prompt.seed,
+                    length,
+                    prompt.min_new_tokens,
+                    prompt.talker.top_k,
+                    prompt.subtalker.top_k,
+                ],
                 dtype=np.int64,
             )
         )
@@ -204,11 +231,12 @@ class TalkerState(DefaultModelState):
         self.table.seen[slot].index_fill_(0, codes, True)
 
     def remove_request(self, req_id: str) -> None:
-        """Called for finished and preempted requests alike: keep the codes in case it comes back."""
+        """Keep the codes: finished and preempted requests both come here, and some come back."""
         slot = self.slot_of.pop(req_id, None)
         if slot is None:
             return
-        # The row at `end` is the last one written: the position computed last sampled the row that follows it.
+        # The row at `end` is the last one written: the position computed last sampled the row that
+        # follows it.
         made = self.table.ids[slot, self.prompt_len[slot] : self.end[slot] + 1, 1:]
         self.suspended[req_id] = made.clone()
         if len(self.suspended) > _MAX_SUSPENDED:
@@ -248,13 +276,17 @@ class TalkerState(DefaultModelState):
 
 
 class FramesOut:
-    """Rides vLLM's asynchronous output copy: codes go to the host on its copy stream, then to `on_frames`.
+    """Rides vLLM's asynchronous output copy: codes go to the host on its copy stream, then to
+    `on_frames`.
 
-    vLLM asks its log-probability tensors for two things, `to_cpu_nonblocking` when the copy stream is active and
+    vLLM asks its log-probability tensors for two things, `to_cpu_nonblocking` when the copy stream
+    is active and
     `tolists` once the copies have arrived; nothing else of them is looked at.
     """
 
-    def __init__(self, codes: Tensor, request_ids: list[str], deliver: Callable[[StepFrames], None]) -> None:
+    def __init__(
+        self, codes: Tensor, request_ids: list[str], deliver: Callable[[StepFrames], None]
+    ) -> None:
         self.device_codes = codes  # kept alive: the copy runs on another stream
         self.host_codes: Tensor | None = None
         self.request_ids = request_ids
@@ -319,13 +351,19 @@ class TalkerSampler:
     def frames(
         self, logits: Tensor, hidden: Tensor, slots: Tensor, position: Tensor, valid: Tensor
     ) -> Tensor:
-        """The frame of every row: int64 [B, Q]; its own tensor, as the next step may not wait for readers."""
+        """The frame of every row: int64 [B, Q]; its own tensor, as the next step may not wait for
+        readers.
+        """
         if self.graphs is not None:
             return self.graphs(logits, hidden, slots, position, valid).clone()
-        return self._frames(self.state.runtime.predictor.predict, logits, hidden, slots, position, valid)
+        return self._frames(
+            self.state.runtime.predictor.predict, logits, hidden, slots, position, valid
+        )
 
     def _capture(self) -> BatchGraphs | None:
-        """One graph per batch size from logits to the stored frame, where the predictor is in this process."""
+        """One graph per batch size from logits to the stored frame, where the predictor is in this
+        process.
+        """
         state, predictor = self.state, self.state.runtime.predictor
         if state.device.type != "cuda" or not isinstance(predictor, InProcessFrames):
             return None
@@ -360,7 +398,9 @@ class TalkerSampler:
         position: Tensor,
         valid: Tensor,
     ) -> Tensor:
-        """Sample code 0, fill the frame, store it as the row at `position`; capturable if `predict` is."""
+        """Sample code 0, fill the frame, store it as the row at `position`; capturable if `predict`
+        is.
+        """
         table = self.state.table
         floats, ints = table.floats[slots], table.ints[slots]
         seed, frame = ints[:, 0], position - ints[:, 1]
@@ -379,8 +419,12 @@ class TalkerSampler:
     def sample_code_0(
         self, logits: Tensor, slots: Tensor, floats: Tensor, ints: Tensor, frame: Tensor
     ) -> Tensor:
-        """Reference order: repetition penalty, minimum length, suppression, temperature, top-k, top-p."""
-        scores = apply_repetition_penalty(logits.float(), self.state.table.seen[slots], floats[:, 2])
+        """Reference order: repetition penalty, minimum length, suppression, temperature, top-k,
+        top-p.
+        """
+        scores = apply_repetition_penalty(
+            logits.float(), self.state.table.seen[slots], floats[:, 2]
+        )
         too_early = (frame < ints[:, 2])[:, None] & self.is_eos
         scores = scores.masked_fill(self.forbidden | too_early, float("-inf"))
         return sample(scores, floats[:, 0], ints[:, 3], floats[:, 1], uniform(ints[:, 0], frame, 0))

@@ -1,0 +1,47 @@
+"""The fast code predictor equals the eager one, under Triton's interpreter: a process of its own, since Triton reads
+that setting when it is imported.
+"""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.mark.parametrize("width", [32, 48], ids=["no projection", "projection"])
+def test_a_frame_equals_eager(width: int) -> None:
+    environment = {**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, __file__, str(width)]
+    done = subprocess.run(
+        command, env=environment, cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
+def main(width: int) -> None:
+    from load_tests.stages.code_predictor import random_batch, random_weights
+    from serve_app.models.code_predictor import CodePredictor
+    from serve_app.models.fast_code_predictor import FastCodePredictor, Plan
+    from serve_app.models.spec import CodePredictorSpec, TransformerSpec
+
+    shape = TransformerSpec(32, 48, 1, 2, 1, 16, 1e-6, 1e6)
+    spec = CodePredictorSpec(shape, 32, 3, width, 40)
+    given = (spec, *random_weights(spec, "cpu"), torch.device("cpu"), torch.float32)
+    own = Plan(pdl=False, residual=torch.float32, library_rows=3)
+    with torch.inference_mode():
+        eager, fast = CodePredictor(*given), FastCodePredictor(*given, own)
+        for rows, top_k, top_p, temperature in ((1, 5, 1.0, 0.9), (2, 0, 0.6, 0.9), (1, 0, 1.0, 0)):
+            batch = random_batch(spec, rows, torch.float32, "cpu", temperature)
+            batch.top_k.fill_(top_k)
+            batch.top_p.fill_(top_p)
+            expected, got = eager.predict(batch), fast.predict(batch)
+            assert torch.equal(got, expected), (rows, top_k, top_p, got, expected)
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]))
