@@ -1,10 +1,10 @@
-"""One frame of the code predictor, eager and fast, each as one CUDA graph. No Ray, no checkpoint: random weights.
+"""One frame of the code predictor, eager and fast, each as one CUDA graph. No Ray, random weights.
 
-    python load_tests/stages/code_predictor.py --size 1.7b --batches 1 8 64 --profile
+    python load_tests/stages/code_predictor.py --size 1.7b --batches 1 8 64 --profile 1 64
 
-Times are medians of graph replays in ms (CUDA events). `floor` is the bytes that must move at --bandwidth. `same` is
-the share of greedy codes equal to eager's; `error` the largest logit error against float32 eager over that of eager,
-for one frame whose codes are given.
+Times are medians of graph replays in ms (CUDA events). `floor` is the bytes that must move at
+--bandwidth. `same` is the share of greedy codes equal to eager's; `error` the largest logit error
+against float32 eager over that of eager, for one frame whose codes are given.
 """
 
 import argparse
@@ -102,7 +102,7 @@ def random_batch(
 
 @torch.inference_mode()
 def forced_logits(predictor: CodePredictor, batch: FrameBatch, codes: Tensor) -> Tensor:
-    """Float32 logits [B, Q - 1, vocab] when every pass is given the codes [B, Q - 1] of the passes before."""
+    """Float32 logits [B, Q - 1, vocab] of passes that are fed the given codes [B, Q - 1]."""
     spec, shape = predictor.spec, predictor.spec.transformer
     cache = torch.empty(
         shape.num_layers, 2, len(codes), shape.num_kv_heads, spec.num_code_groups, shape.head_dim,

@@ -1,8 +1,8 @@
 """The code predictor on CUDA: the eager model's frame in few kernels.
 
-With few rows a layer is five kernels of our own, which fetch their weights while the kernel before them runs; with
-many the library's matrix products win. Same interface and, up to rounding, the same codes as `CodePredictor`;
-queries, new keys and everything elementwise stay in float32 longer than there.
+With few rows a layer is five kernels of our own, which fetch their weights while the kernel before
+them runs; with many the library's matrix products win. Same interface and, up to rounding, the same
+codes as `CodePredictor`; queries, new keys and everything elementwise stay in float32 longer.
 """
 
 from collections.abc import Mapping
@@ -104,7 +104,7 @@ class FastCodePredictor(CodePredictor):
         return codes
 
     def new_cache(self, rows: int) -> Tensor:
-        """Keys and values of one frame, not yet written: [layers, 2, rows, kv heads, Q, head_dim]."""
+        """Keys and values of one frame: [layers, 2, rows, kv heads, Q, head_dim], not yet written."""
         shape = self.spec.transformer
         return torch.empty(
             (shape.num_layers, 2, rows, shape.num_kv_heads, self.spec.num_code_groups, shape.head_dim),
@@ -113,7 +113,7 @@ class FastCodePredictor(CodePredictor):
         )  # fmt: skip
 
     def logits(self, x: Tensor, cache: Tensor, start: int, group: int) -> Tensor:
-        """Float32 logits [B, vocab] of `group`, from the inputs [B, S, h] of positions `start` on."""
+        """Float32 logits [B, vocab] of `group`, given the inputs [B, S, h] of positions from `start`."""
         flat = x.view(-1, x.shape[-1])
         forward = self._library if len(flat) >= self.plan.library_rows else self._fused
         return forward(flat, cache, start, self.heads[group - 1])

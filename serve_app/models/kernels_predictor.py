@@ -11,7 +11,8 @@ tests/gpu/test_fast_code_predictor.py.
 """
 
 # Triton's decorator keeps the annotation tl.constexpr, which callers meet with plain integers.
-# pyright: reportArgumentType=false
+# pyright: reportArgumentType=false, reportGeneralTypeIssues=false, reportAttributeAccessIssue=false
+# pyright: reportAssignmentType=false, reportOperatorIssue=false
 
 import torch
 import triton
@@ -32,10 +33,16 @@ _MIX_2 = tl.constexpr(0x94D049BB133111EB)
 
 
 @triton.jit
-def _after_predecessor(pdl: tl.constexpr):
-    """Let the next kernel start, then wait for the end of the one before."""
+def _start_successor(pdl: tl.constexpr):
+    """Let the next kernel start: what it reads before `_await_predecessor` is never written."""
     if pdl:
         tl.extra.cuda.gdc_launch_dependents()
+
+
+@triton.jit
+def _await_predecessor(pdl: tl.constexpr):
+    """Wait until all kernels before have ended; every program must, so that the next may rely on it."""
+    if pdl:
         tl.extra.cuda.gdc_wait()
 
 
@@ -66,6 +73,7 @@ def _linear_kernel(
     its input is
     rounded once, after the norm's weight.
     """
+    _start_successor(pdl)
     width: tl.constexpr = inputs // (parts * chunks)
     row = tl.program_id(0) * tile_rows + tl.arange(0, tile_rows)
     column = tl.program_id(1) * tile_outputs + tl.arange(0, tile_outputs)
@@ -74,10 +82,10 @@ def _linear_kernel(
     norms = ()
     for part in tl.static_range(parts):
         at = part * chunks * width + inner
-        weights = weights + (tl.load(weight + column[None, :, None] * inputs + at),)
+        weights = weights + (tl.load(weight + column[None, :, None] * inputs + at),)  # noqa: RUF005
         if normed:
-            norms = norms + (tl.load(norm + at),)
-    _after_predecessor(pdl)
+            norms = norms + (tl.load(norm + at),)  # noqa: RUF005
+    _await_predecessor(pdl)
     inside = row < rows
     total = tl.zeros([chunks, tile_rows, tile_outputs], tl.float32)
     squares = tl.zeros([chunks, tile_rows], tl.float32)
@@ -141,6 +149,7 @@ def _attention_kernel(
     pdl: tl.constexpr,
 ):
     """Norm, rotate, append to the cache and attend, for one stream and one key/value head."""
+    _start_successor(pdl)
     row = tl.program_id(0)
     kv_head = tl.program_id(1)
     group: tl.constexpr = heads // kv_heads
@@ -149,7 +158,7 @@ def _attention_kernel(
     whole = tl.arange(0, head_dim)
     g = tl.arange(0, group)
     place = tl.arange(0, positions)
-    _after_predecessor(pdl)
+    _await_predecessor(pdl)
     past = (place < start)[:, None]
     head = (row * kv_heads + kv_head) * positions * head_dim
     line = head + place[:, None] * head_dim
@@ -220,6 +229,7 @@ def _sample_kernel(
     pdl: tl.constexpr,
 ):
     """`sampling.sample` of one row, and the next input row that the code stands for."""
+    _start_successor(pdl)
     row = tl.program_id(0)
     index = tl.arange(0, block)
     inside = index < vocab
@@ -230,7 +240,7 @@ def _sample_kernel(
     frame = tl.load(frames + row).to(tl.uint64, bitcast=True)
     x = _mix(_mix(_mix(x + _GAMMA) + frame) * _GAMMA + group.to(tl.uint64))
     u = ((x >> 41).to(tl.float32) + 0.5) * 1.1920928955078125e-07
-    _after_predecessor(pdl)
+    _await_predecessor(pdl)
     value = tl.load(
         logits + row * vocab + index, mask=inside, other=float("-inf"), cache_modifier=".cg"
     )
@@ -286,9 +296,10 @@ def _add_norm_kernel(
     x, delta, norm, out, eps, hidden: tl.constexpr, added: tl.constexpr, pdl: tl.constexpr
 ):
     """One row of `x += delta` and of its RMSNorm."""
+    _start_successor(pdl)
     at = tl.program_id(0) * hidden + tl.arange(0, hidden)
     weight = tl.load(norm + tl.arange(0, hidden)).to(tl.float32)
-    _after_predecessor(pdl)
+    _await_predecessor(pdl)
     value = tl.load(x + at, cache_modifier=".cg").to(tl.float32)
     if added:
         value += tl.load(delta + at, cache_modifier=".cg").to(tl.float32)
@@ -300,8 +311,9 @@ def _add_norm_kernel(
 @triton.jit(do_not_specialize=["total"])
 def _swiglu_kernel(pairs, out, total, block: tl.constexpr, pdl: tl.constexpr):
     """SiLU(even) * odd."""
+    _start_successor(pdl)
     index = tl.program_id(0) * block + tl.arange(0, block)
-    _after_predecessor(pdl)
+    _await_predecessor(pdl)
     both = tl.arange(0, 2 * block) + tl.program_id(0) * 2 * block
     value = tl.load(pairs + both, mask=both < 2 * total, other=0.0, cache_modifier=".cg")
     gate, up = tl.split(tl.reshape(value.to(tl.float32), (block, 2)))
@@ -314,7 +326,7 @@ def _options(num_warps: int, pdl: bool) -> dict[str, int | bool]:
 
 
 def _split(inputs: int, width: int) -> tuple[int, int]:
-    """Parts and chunks of an inner dimension, so that a chunk is a power of two and at most `width` wide."""
+    """Parts and chunks of an inner dimension: a chunk is a power of two, `width` at most."""
     power = inputs & -inputs
     chunks = max(1, min(_LINEAR_WARPS, power // _SMALLEST_CHUNK))
     return inputs // (chunks * min(width, power // chunks)), chunks

@@ -7,6 +7,7 @@ and every term of the model matters to the output.
 """
 
 import argparse
+import hashlib
 import json
 import math
 import os
@@ -35,8 +36,8 @@ from serve_app.types import TaskType
 Size = Literal["tiny", "tiny-0b6", "0.6b", "1.7b"]
 Eos = Literal["natural", "unreachable"]
 
-# Part of the path of the embedded checkpoint: raise it with every change of what is written here.
-FORMAT_VERSION: Final = "1"
+# Part of the path of the embedded checkpoint: another version of this module writes another one.
+FORMAT_VERSION: Final = hashlib.sha256(Path(__file__).read_bytes()).hexdigest()[:12]
 
 _TRAINED_TOKENS: Final = 512
 _RELEASED_ASSISTANT_ID: Final = 77091
