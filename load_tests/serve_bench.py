@@ -49,8 +49,8 @@ STAGES: Final = {"split": ("SpeechDecoder", "Talker"), "fused": ("Fused",)}
 _MARK: Final = "TTS_BENCH_RUN"
 _STOP_S: Final = 20.0
 _LOG_LINES: Final = 40
-# What Serve's controller logs of a deployment that fails again and again.
-_GIVEN_UP: Final = ("are UNHEALTHY", "DEPLOY_FAILED")
+# What the controller of Serve logs of an application or deployment that does not start.
+_GIVEN_UP: Final = ("are UNHEALTHY", "DEPLOY_FAILED", "failed with exception:")
 
 
 @dataclass(slots=True)
@@ -108,13 +108,13 @@ class Server:
             if self.process.poll() is not None:
                 raise ServerFailed(f"the server ended with {self.process.returncode}")
             if self._has_given_up():
-                raise ServerFailed(f"a deployment does not start, seen after {elapsed_s:.0f} s")
+                raise ServerFailed(f"the application does not start, seen after {elapsed_s:.0f} s")
             if elapsed_s > timeout_s:
                 raise ServerFailed(f"not ready after {timeout_s:.0f} s")
             time.sleep(0.2)
 
     def _has_given_up(self) -> bool:
-        """Whether Serve calls a deployment unhealthy: on a lent machine, waiting on costs time."""
+        """Whether Serve has found that it fails: on a lent machine, waiting on costs time."""
         return any(
             word in path.read_text(errors="replace")
             for path in self.logs()
@@ -127,7 +127,15 @@ class Server:
         yield self.log
         session = self.folder / "ray" / "session_latest" / "logs"
         yield from sorted(session.glob("serve/*.log"))
-        yield from sorted(path for path in session.glob("worker-*") if path.stat().st_size)
+        # A log may go while this looks: Ray removes those of workers that ended.
+        yield from sorted(path for path in session.glob("worker-*") if _size(path))
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except OSError:
+        return 0
 
 
 class ServerFailed(Exception):

@@ -65,6 +65,9 @@ class CodePredictorConfig(Strict):
     batch_sizes: tuple[int, ...] = Field(
         default=(1, 2, 4, 8, 16, 32, 64, 128, 256), description="captured CUDA graphs"
     )
+    kernels: Literal["auto", "eager"] = Field(
+        default="auto", description="auto = fused kernels on CUDA in bfloat16; eager = PyTorch only"
+    )
     channel: Literal["auto", "cuda_ipc", "socket"] = Field(
         default="auto",
         description="how a talker reaches a predictor: tensors over CUDA IPC on one GPU, or"

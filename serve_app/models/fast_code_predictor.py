@@ -47,7 +47,7 @@ class Plan:
     )
     width: int = 64
     residual: torch.dtype = torch.bfloat16
-    library_rows: int = 192
+    library_rows: int = 24
     pdl: bool = True
 
 
@@ -96,24 +96,21 @@ class FastCodePredictor(CodePredictor):
             logits = self.logits(x, cache, position, group)
             table = self.code_tables[group] if group < groups - 1 else None
             sample_row(
-                logits, seed, frame, temperature, top_k, top_p, group, codes, table, following,
-                pdl=self.plan.pdl,
+                logits, seed, frame, temperature, top_k, top_p, group, group - 1, codes, table,
+                following, pdl=self.plan.pdl,
             )  # fmt: skip
             position += x.shape[1]
             x = following[:, None]
         return codes
 
     def new_cache(self, rows: int) -> Tensor:
-        """Keys and values of one frame: [layers, 2, rows, kv heads, Q, head_dim], not yet written."""
-        shape = self.spec.transformer
-        return torch.empty(
-            (shape.num_layers, 2, rows, shape.num_kv_heads, self.spec.num_code_groups, shape.head_dim),
-            device=self.device,
-            dtype=self.dtype,
-        )  # fmt: skip
+        """Keys and values of one frame, not yet written: [layers, 2, B, kv heads, Q, head_dim]."""
+        shape, groups = self.spec.transformer, self.spec.num_code_groups
+        size = (shape.num_layers, 2, rows, shape.num_kv_heads, groups, shape.head_dim)
+        return torch.empty(size, device=self.device, dtype=self.dtype)
 
     def logits(self, x: Tensor, cache: Tensor, start: int, group: int) -> Tensor:
-        """Float32 logits [B, vocab] of `group`, given the inputs [B, S, h] of positions from `start`."""
+        """Float32 logits [B, vocab] of `group`; x: inputs [B, S, h] of positions from `start`."""
         flat = x.view(-1, x.shape[-1])
         forward = self._library if len(flat) >= self.plan.library_rows else self._fused
         return forward(flat, cache, start, self.heads[group - 1])

@@ -34,7 +34,7 @@ from serve_app.config import CodePredictorConfig
 from serve_app.errors import StageFailed, StageUnavailable
 from serve_app.models.code_predictor import CodePredictor, FrameBatch
 from serve_app.models.cuda_graph import BatchGraphs
-from serve_app.models.device import resolve_device
+from serve_app.models.device import DeviceSpec, resolve_device
 
 logger = logging.getLogger(__name__)
 
@@ -83,6 +83,15 @@ def gpu_identity(device: torch.device) -> str | None:
     return str(torch.cuda.get_device_properties(device).uuid) if device.type == "cuda" else None
 
 
+def _predictor_class(config: CodePredictorConfig, place: DeviceSpec) -> type[CodePredictor]:
+    """The fused kernels need CUDA and are made for bfloat16; everything else runs eagerly."""
+    if config.kernels == "eager" or place.device.type != "cuda" or place.dtype != torch.bfloat16:
+        return CodePredictor
+    from serve_app.models.fast_code_predictor import FastCodePredictor
+
+    return FastCodePredictor
+
+
 class InProcessFrames:
     """The code predictor in the talker's own process: eager on CPU, one CUDA graph per batch size
     on GPU.
@@ -108,7 +117,7 @@ class InProcessFrames:
         tensors = checkpoint.tensors("talker.code_predictor.")
         codec = checkpoint.tensors("talker.model.codec_embedding.")["weight"]
         with torch.inference_mode():
-            predictor = CodePredictor(
+            predictor = _predictor_class(config, place)(
                 checkpoint.spec.code_predictor, tensors, codec, place.device, place.dtype
             )
             return cls(predictor, place.dtype, config.batch_sizes)

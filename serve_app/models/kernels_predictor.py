@@ -1,13 +1,10 @@
 """Triton kernels of one code predictor frame: few launches, each weight read once and early.
 
 Matrix products keep a whole tile of weights in registers, so that under programmatic dependent
-launch (`pdl`) the
-weights are on their way while the kernel before still runs. Activations are read after that kernel
-has ended.
-Rounding to the weights' dtype happens once per product input; everything else is float32. The order
-of every sum is
-fixed by the shapes and not by the batch. The eager reference is `code_predictor`, compared in
-tests/gpu/test_fast_code_predictor.py.
+launch (`pdl`) the weights are on their way while the kernel before still runs. Activations are read
+after that kernel has ended, past the L1 cache. Rounding to the weights' dtype happens once per
+product input; everything else is float32. The order of a sum depends on shapes, not on the batch.
+The eager reference is `code_predictor`; tests/gpu/test_fast_code_predictor.py compares them.
 """
 
 # Triton's decorator keeps the annotation tl.constexpr, which callers meet with plain integers.
@@ -22,6 +19,8 @@ from torch import Tensor
 # The warps of a product share out its inner dimension, one chunk each.
 _LINEAR_WARPS = 8
 _SMALLEST_CHUNK = 16
+# Lets two programs of small tiles share a multiprocessor: one loads weights while the other ends.
+_LINEAR_REGISTERS = 128
 _ATTENTION_WARPS = 2
 _SAMPLE_WARPS = 4
 _ELEMENTWISE_BLOCK = 1024
@@ -41,7 +40,7 @@ def _start_successor(pdl: tl.constexpr):
 
 @triton.jit
 def _await_predecessor(pdl: tl.constexpr):
-    """Wait until all kernels before have ended; every program must, so that the next may rely on it."""
+    """Wait until all kernels before have ended; every program must, since the next rely on it."""
     if pdl:
         tl.extra.cuda.gdc_wait()
 
@@ -209,7 +208,7 @@ def _mix(x):
     return x ^ (x >> 31)
 
 
-@triton.jit(do_not_specialize=["group"])
+@triton.jit(do_not_specialize=["group", "column"])
 def _sample_kernel(
     logits,
     seeds,
@@ -221,6 +220,7 @@ def _sample_kernel(
     table,
     following,
     group,
+    column,
     num_codes,
     vocab: tl.constexpr,
     block: tl.constexpr,
@@ -250,9 +250,10 @@ def _sample_kernel(
         best = tl.max(value, axis=0)
         # Bisect for the wanted-th best: `low` keeps at least that many, `high` fewer.
         wanted = tl.where((wanted > 0) & (wanted < vocab), wanted, vocab)
-        low = tl.min(tl.where(inside, value, float("inf")), axis=0)
+        allowed = value > float("-inf")
+        low = tl.min(tl.where(allowed, value, float("inf")), axis=0)
         high = best + tl.maximum(tl.abs(best) * 1e-6, 1e-30)
-        count = tl.full([], vocab, tl.int32)
+        count = tl.sum(allowed.to(tl.int32), axis=0)
         middle = low + (high - low) * 0.5
         while (count > wanted) & (low < middle) & (middle < high):
             found = tl.sum((value >= middle).to(tl.int32), axis=0)
@@ -285,7 +286,7 @@ def _sample_kernel(
         last = tl.max(tl.where(possible, index, 0), axis=0)
         drawn = tl.min(tl.where(possible & (cumulative > target), index, vocab), axis=0)
         code = tl.minimum(drawn, last)
-    tl.store(codes + row * num_codes + group - 1, code.to(tl.int64))
+    tl.store(codes + row * num_codes + column, code.to(tl.int64))
     if feeds:
         h = tl.arange(0, hidden)
         tl.store(following + row * hidden + h, tl.load(table + code * hidden + h))
@@ -321,8 +322,13 @@ def _swiglu_kernel(pairs, out, total, block: tl.constexpr, pdl: tl.constexpr):
     tl.store(out + index, result.to(out.dtype.element_ty), mask=index < total)
 
 
-def _options(num_warps: int, pdl: bool) -> dict[str, int | bool]:
-    return {"num_warps": num_warps, "launch_pdl": True} if pdl else {"num_warps": num_warps}
+def _options(num_warps: int, pdl: bool, registers: int | None = None) -> dict[str, int]:
+    options = {"num_warps": num_warps}
+    if pdl:
+        options["launch_pdl"] = True
+    if registers is not None:
+        options["maxnreg"] = registers
+    return options
 
 
 def _split(inputs: int, width: int) -> tuple[int, int]:
@@ -348,10 +354,13 @@ def linear(
 
     Args:
         x: [rows, inputs], the last dimension contiguous.
-        weight: [outputs, inputs]; gate and up rows alternate if `gated`.
-        out: [rows, outputs], or half as many if `gated`; contiguous, as is `residual`.
-        tile_rows, tile_outputs: what one program makes; powers of two, `tile_outputs` divides
-        outputs.
+        weight: [outputs, inputs].
+        out: [rows, outputs], or half as many if `gated`; contiguous.
+        residual: like `out`, added last.
+        gated: gate and up outputs alternate; the result is SiLU(gate) * up.
+        tile_rows: rows that one program makes, a power of two.
+        tile_outputs: outputs that one program makes, a power of two that divides them.
+        width: inner values that a warp takes at once, at most.
         norm: weight and epsilon of an RMSNorm of x.
         pdl: start while the kernel before still runs.
     """
@@ -376,7 +385,7 @@ def linear(
         gated,
         residual is not None,
         pdl,
-        **_options(_LINEAR_WARPS, pdl),
+        **_options(_LINEAR_WARPS, pdl, _LINEAR_REGISTERS if tile_rows <= 16 else None),
     )
     return out
 
@@ -395,8 +404,12 @@ def attend(
     """Append the new positions to the cache and attend to all; writes and returns `out`.
 
     Args:
-        qkv: [streams * fresh, (heads + 2 * kv_heads) * head_dim], fresh = 1 or 2 new positions from
-        `start` on.
+        qkv: [streams * fresh, (heads + 2 * kv_heads) * head_dim], fresh = 1 or 2 new positions.
+        q_norm: [head_dim].
+        k_norm: [head_dim].
+        eps: of both norms.
+        start: the first new position.
+        pdl: overlap the start with the end of the kernel before.
         rotary: float32 cosines and sines [positions, head_dim / 2].
         cache: [2, streams, kv_heads, positions, head_dim].
         out: [streams * fresh, heads * head_dim].
@@ -431,19 +444,27 @@ def sample_row(
     top_k: Tensor,
     top_p: Tensor,
     group: int,
+    column: int,
     codes: Tensor,
-    table: Tensor | None,
-    following: Tensor,
+    table: Tensor | None = None,
+    following: Tensor | None = None,
     pdl: bool = False,
 ) -> None:
     """Draw the codes of one group as `sampling` does; fetch the rows of `table` they stand for.
 
     Args:
-        logits: float32 [B, vocab].
-        seed, frame, temperature, top_k, top_p: [B], see FrameBatch.
-        codes: int64 [B, Q - 1]; column `group - 1` is written.
-        table: [vocab, hidden]; None after the last group.
-        following: [B, hidden], receives the rows.
+        logits: float32 [B, vocab]; -inf marks forbidden codes.
+        seed: [B], as the others see FrameBatch.
+        frame: [B].
+        temperature: [B].
+        top_k: [B].
+        top_p: [B].
+        group: code group of the draw.
+        column: where in `codes` the draw goes.
+        codes: int64 [B, n].
+        table: [vocab, hidden]; None where nothing follows.
+        following: [B, hidden], receives the rows; None with `table`.
+        pdl: overlap the start with the end of the kernel before.
     """
     rows, vocab = logits.shape
     _sample_kernel[(rows,)](
@@ -454,13 +475,14 @@ def sample_row(
         top_k,
         top_p,
         codes,
-        following if table is None else table,
-        following,
+        codes if table is None else table,
+        codes if following is None else following,
         group,
+        column,
         codes.shape[1],
         vocab,
         triton.next_power_of_2(vocab),
-        following.shape[1],
+        1 if following is None else following.shape[1],
         table is not None,
         pdl,
         **_options(_SAMPLE_WARPS, pdl),

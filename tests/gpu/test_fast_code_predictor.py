@@ -86,7 +86,7 @@ def samples(logits: Tensor, temperature: float, top_k: int, top_p: float) -> tup
     codes = torch.full((rows, 15), -1, device="cuda")
     table = torch.randn(vocab, 1024, device="cuda").bfloat16()
     following = torch.empty(rows, 1024, device="cuda", dtype=torch.bfloat16)
-    sample_row(logits, seed, frame, temperatures, top_ks, top_ps, 3, codes, table, following)
+    sample_row(logits, seed, frame, temperatures, top_ks, top_ps, 3, 2, codes, table, following)
     assert torch.equal(following, table[codes[:, 2]])
     assert (codes != -1).sum() == rows
     return codes[:, 2], sample(logits, temperatures, top_ks, top_ps, uniform(seed, frame, 3))
@@ -104,6 +104,16 @@ def test_sampling_equals_the_reference(temperature: float, top_k: int, top_p: fl
     # Sums in another order move the borders between codes by some 1e-6 of the mass.
     allowed = 0 if temperature == 0 or top_k == 1 or top_p == 0 else 8
     assert (got != expected).sum() <= allowed
+
+
+@pytest.mark.parametrize(("temperature", "top_k"), [(0.0, 0), (0.9, 50), (0.9, 0), (0.9, 3000)])
+def test_forbidden_codes_are_never_drawn(temperature: float, top_k: int) -> None:
+    generator = torch.Generator("cuda").manual_seed(1)
+    logits = torch.randn(1024, 3072, generator=generator, device="cuda") * 3
+    logits[:, 2048:] = float("-inf")
+    got, expected = samples(logits, temperature, top_k, 1.0)
+    assert got.max() < 2048
+    assert (got != expected).sum() <= (0 if temperature == 0 else 2)
 
 
 def test_equal_logits_are_kept_or_dropped_together() -> None:

@@ -317,6 +317,11 @@ class TalkerSampler:
         forbidden[spec.codec_eos_id] = False
         self.forbidden = forbidden
         self.is_eos = torch.arange(spec.vocab_size, device=state.device) == spec.codec_eos_id
+        self.sample_row: Callable[..., None] | None = None
+        if state.device.type == "cuda":
+            from serve_app.models.kernels_predictor import sample_row
+
+            self.sample_row = sample_row
         self.graphs = self._capture()
 
     def add_request(self, req_idx: int, sampling_params: Any) -> None:
@@ -406,7 +411,15 @@ class TalkerSampler:
         seed, frame = ints[:, 0], position - ints[:, 1]
         code_0 = self.sample_code_0(logits, slots, floats, ints, frame)
         rest = predict(
-            FrameBatch(hidden, code_0, seed, frame, floats[:, 3], ints[:, 4], floats[:, 4])
+            FrameBatch(
+                hidden,
+                code_0,
+                seed.contiguous(),
+                frame,
+                floats[:, 3].contiguous(),
+                ints[:, 4].contiguous(),
+                floats[:, 4].contiguous(),
+            )
         )
         codes = torch.cat((code_0[:, None], rest), dim=1)
         # Only finished prefills own their next row: others would overwrite restored history.
@@ -427,4 +440,10 @@ class TalkerSampler:
         )
         too_early = (frame < ints[:, 2])[:, None] & self.is_eos
         scores = scores.masked_fill(self.forbidden | too_early, float("-inf"))
-        return sample(scores, floats[:, 0], ints[:, 3], floats[:, 1], uniform(ints[:, 0], frame, 0))
+        if self.sample_row is None:
+            u = uniform(ints[:, 0], frame, 0)
+            return sample(scores, floats[:, 0], ints[:, 3], floats[:, 1], u)
+        codes = torch.empty(len(slots), 1, dtype=torch.int64, device=scores.device)
+        columns = (ints[:, 0], frame, floats[:, 0], ints[:, 3], floats[:, 1])
+        self.sample_row(scores, *(c.contiguous() for c in columns), 0, 0, codes)
+        return codes[:, 0]
