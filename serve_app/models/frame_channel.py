@@ -270,6 +270,9 @@ class FrameServer:
             kind, rows, payload = _read_message(connection)
             try:
                 if kind == _HELLO:
+                    # Handles are pickled: taken from the socket that only this user can open.
+                    if payload and connection.family != socket.AF_UNIX:
+                        raise ValueError("CUDA IPC handles are accepted over the Unix socket only")
                     shared = (
                         _SharedBuffers.open(bytes(payload), predictor.device) if payload else None
                     )
