@@ -134,7 +134,9 @@ class SpeechDecoderRunner:
         self._batches = {
             size: self._batch_sizes(size, batch_sizes, max_streams) for size in self._sizes
         }
-        self._stream = torch.cuda.Stream(self._device) if self._cuda else None
+        # High priority: a chunk is short and somebody waits for it, while the talker's kernels, which
+        # run at the same time, are a frame ahead.
+        self._stream = torch.cuda.Stream(self._device, priority=-1) if self._cuda else None
         self._graphs: dict[int, BatchGraphs] = {}
         self._host: dict[int, deque[tuple[Tensor, Tensor, Tensor]]] = {}
         self._build()

@@ -11,6 +11,7 @@ import asyncio
 import logging
 import os
 import secrets
+import sys
 import threading
 import time
 from collections import defaultdict, deque
@@ -43,6 +44,7 @@ logger = logging.getLogger(__name__)
 # Free memory that vLLM may find besides what it reserves itself; see `_engine_config`.
 _RESERVE_BYTES = 3 * 2**30
 _STALL_S = 30.0
+_SWITCH_INTERVAL_S = 2e-4
 
 
 @dataclass(slots=True)
@@ -96,6 +98,9 @@ class VllmTalker:
         RUNTIMES[self._runtime_key] = TalkerRuntime(
             self.spec.talker, predictor, self._step_frames.append, self._count_preemption
         )
+        # The engine's thread runs Python most of the time; with the interpreter's default of 5 ms the
+        # event loop of this process would wait that long to hand on a frame.
+        sys.setswitchinterval(_SWITCH_INTERVAL_S)
         started = threading.Event()
         # The engine is built on the thread that will step it: vLLM and CUDA keep per-thread state.
         self._thread = threading.Thread(

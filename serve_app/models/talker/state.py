@@ -154,10 +154,11 @@ class TalkerState(DefaultModelState):
         self.marks: list[torch.cuda.Event] | None = None
 
     def mark(self) -> None:
-        if self.marks is not None:
+        marks = self.marks
+        if marks is not None:
             event = torch.cuda.Event(enable_timing=True)
             event.record()
-            self.marks.append(event)
+            marks.append(event)
 
     # Requests
 
