@@ -93,12 +93,15 @@ class VllmTalker:
         self._load = _Load()
         self._failure: BaseException | None = None
         self._closing = False
+        # For benchmarks, which look inside.
+        self.core: Any = None
         self.model_state: Any = None
         self._runtime_key = secrets.token_hex(8)
         RUNTIMES[self._runtime_key] = TalkerRuntime(
             self.spec.talker, predictor, self._step_frames.append, self._count_preemption
         )
-        # The engine's thread runs Python most of the time; with the interpreter's default of 5 ms the
+        # The engine's thread runs Python most of the time; with the interpreter's default of 5 ms
+        # the
         # event loop of this process would wait that long to hand on a frame.
         sys.setswitchinterval(_SWITCH_INTERVAL_S)
         started = threading.Event()
@@ -256,6 +259,7 @@ class VllmTalker:
         vllm_config = self._engine_config(checkpoint, place)
         with torch.inference_mode():
             core = EngineCore(vllm_config, Executor.get_class(vllm_config), log_stats=True)
+        self.core = core
         executor: Any = core.model_executor
         self.model_state = executor.driver_worker.worker.model_runner.model_state
         return core
