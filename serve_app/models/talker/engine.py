@@ -45,6 +45,8 @@ logger = logging.getLogger(__name__)
 _RESERVE_BYTES = 3 * 2**30
 _STALL_S = 30.0
 _SWITCH_INTERVAL_S = 2e-4
+# Shorter than the device's step less the host's, so that the device does not wait.
+_FIRST_FRAME_PAUSE_S = 1e-3
 
 
 @dataclass(slots=True)
@@ -54,6 +56,7 @@ class _Stream:
     loop: asyncio.AbstractEventLoop
     queue: "asyncio.Queue[CodecFrames | Exception]"
     next_frame: int
+    started: bool = False
 
 
 @dataclass(slots=True)
@@ -334,7 +337,11 @@ class VllmTalker:
                 # A call that returns a step's outputs has just delivered that step's frames.
                 step = self._step_frames.popleft() if self._step_frames else None
                 if step is not None and outputs and 0 in outputs:
-                    self._dispatch(step, outputs[0].outputs)
+                    first = self._dispatch(step, outputs[0].outputs)
+                    if first and core.batch_queue:
+                        # The next step is on the device already. Leave the interpreter to those who
+                        # turn these first frames into audio before preparing the one after.
+                        time.sleep(_FIRST_FRAME_PAUSE_S)
                 self._update_load(core)
 
     def _add(self, core: Any, request_id: str, work: TalkerPrompt) -> None:
@@ -372,8 +379,9 @@ class VllmTalker:
             if stream is not None:
                 self._deliver({stream.loop: [(stream, StageFailed(f"vLLM refused it: {error}"))]})
 
-    def _dispatch(self, step: StepFrames, outputs: list[Any]) -> None:
-        """Match a step's outputs with its codes and hand them to their consumers."""
+    def _dispatch(self, step: StepFrames, outputs: list[Any]) -> bool:
+        """Match a step's outputs with its codes, hand them out; whether a stream began."""
+        began = False
         row_of = {request_id: row for row, request_id in enumerate(step.request_ids)}
         deliveries: dict[asyncio.AbstractEventLoop, list[tuple[_Stream, Any]]] = defaultdict(list)
         for output in outputs:
@@ -389,11 +397,14 @@ class VllmTalker:
                 continue
             count = 0 if ended or not output.new_token_ids else 1
             row = row_of[output.request_id] if count else 0
+            began = began or not stream.started
+            stream.started = True
             item = CodecFrames(step.codes[row : row + count], stream.next_frame, reason)
             stream.next_frame += count
             self._load.frames += count
             deliveries[stream.loop].append((stream, item))
         self._deliver(deliveries)
+        return began
 
     @staticmethod
     def _deliver(deliveries: Mapping[asyncio.AbstractEventLoop, list[tuple[_Stream, Any]]]) -> None:

@@ -228,6 +228,8 @@ class TalkerState(DefaultModelState):
     def _write_history(self, slot: int, start: int, frames: int) -> None:
         """Mark the group-0 codes of frames made so far as seen."""
         self.table.seen[slot] = False
+        if not frames:  # the usual case, and first audio waits for these launches
+            return
         codes = self.table.ids[slot, start : start + frames, 1].long() - int(self.offsets[1])
         self.table.seen[slot].index_fill_(0, codes, True)
 
