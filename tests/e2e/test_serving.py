@@ -7,16 +7,22 @@ import wave
 from typing import Any
 
 import httpx
+import numpy as np
 import openai
 import pytest
 
+from serve_app.models.random_checkpoint import embedded_checkpoint
 from tests.e2e.conftest import Server
+from tests.golden.make_codes import FILE, SETS, WAVEFORM, weights_hash
 
 TEXT = "One, two, three: this is a test."
 VOICE = "serena"
 SAMPLE_RATE_HZ = 24000
 SAMPLES_PER_FRAME = 1920
 NUM_FRAMES = 20
+# Samples are rounded to 16 bits on both sides, of sums taken in another order (float32, about
+# 1e-5).
+TOLERANCE_LSB = 2
 # Far more than is ever read: who sends this hangs up long before the end.
 ENDLESS = {"min_new_tokens": 2000, "max_new_tokens": 2000}
 
@@ -86,6 +92,29 @@ def test_the_openai_client_gets_pcm_as_it_is_made(client: openai.OpenAI) -> None
     assert size == 60 * SAMPLES_PER_FRAME * 2
     assert len(arrivals) > 3
     assert arrivals[-1] > arrivals[0]
+
+
+def test_greedy_audio_equals_what_the_reference_package_makes(client: openai.OpenAI) -> None:
+    name, index = WAVEFORM
+    case = SETS[name][3][index]
+    golden = np.load(FILE)
+    assert str(golden[f"{name}/weights"]) == weights_hash(embedded_checkpoint())
+    answer = client.audio.speech.create(
+        model="tts-1",
+        voice=case["voice"],
+        input=case["text"],
+        response_format="wav",
+        extra_body={"language": case["language"], "temperature": 0, "stream": False},
+    )
+    with wave.open(io.BytesIO(answer.read())) as file:
+        samples = np.frombuffer(file.readframes(file.getnframes()), np.int16)
+    expected = golden["waveform"]
+    assert samples.shape == expected.shape
+    difference = np.abs(samples.astype(np.int32) - expected.astype(np.int32))
+    worst = int(difference.argmax())
+    assert difference.max() <= TOLERANCE_LSB, (
+        f"{difference.max()} at sample {worst} (frame {worst // 1920}) of {len(samples)}"
+    )
 
 
 def test_a_seed_gives_the_same_audio_each_time(server: Server) -> None:
