@@ -17,6 +17,7 @@ from ray import serve
 from ray.serve import Application
 
 from serve_app.config import AppConfig
+from serve_app.errors import CheckpointError
 from serve_app.types import ModelCard
 
 # What one replica of everything may take of the CPUs of a machine that has fewer than were asked
@@ -77,6 +78,11 @@ def build(args: AppConfig) -> Application:
         config.placement,
         config.digest,
     )
+    if card.embedded:
+        logger.warning(
+            "the embedded checkpoint has random weights: audio of the right format, not words;"
+            " set TTS_MODEL to hear speech"
+        )
     return bind(config, plan, (card,), info)
 
 
@@ -160,6 +166,12 @@ def describe(config: AppConfig) -> ModelCard:
         folder.name if config.model is None else _name(config.model)
     )
     card = ModelSpec.from_dir(folder).card(name, str(folder), embedded)
+    if card.task == "base":
+        raise CheckpointError(
+            str(folder / "config.json"),
+            "tts_model_type is 'base', a checkpoint for voice cloning, which is not served yet;"
+            " name a CustomVoice or VoiceDesign checkpoint",
+        )
     # A client is told at once what the talker's engine could not hold.
     longest = min(card.max_new_tokens, config.talker.max_model_len)
     return replace(card, max_new_tokens=longest)

@@ -8,6 +8,7 @@ import pytest
 
 from serve_app.app import bind, describe, make_plan
 from serve_app.config import AppConfig, CodePredictorConfig, SpeechDecoderConfig, TalkerConfig
+from serve_app.errors import CheckpointError
 from serve_app.fakes import fake_card
 
 SPLIT = {"Ingress", "SpeechDecoder", "Talker", "CodePredictor"}
@@ -134,6 +135,11 @@ def test_a_folder_is_served_under_its_own_name(tiny_checkpoint: Callable[..., Pa
     folder = tiny_checkpoint()
     card = describe(config(model=str(folder)))
     assert (card.name, card.path, card.embedded) == (folder.name, str(folder.resolve()), False)
+
+
+def test_a_checkpoint_for_voice_cloning_is_refused_at_start(tiny_checkpoint) -> None:
+    with pytest.raises(CheckpointError, match="voice cloning"):
+        describe(config(model=str(tiny_checkpoint("base"))))
 
 
 def test_the_served_name_can_be_chosen(tiny_checkpoint: Callable[..., Path]) -> None:
