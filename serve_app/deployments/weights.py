@@ -15,6 +15,6 @@ def checkpoint_folder(config: AppConfig) -> Path:
         from serve_app.models.checkpoint import locate
 
         return locate(config.model, config.revision)
-    from serve_app.models.random_checkpoint import embedded_checkpoint
+    from serve_app.models.embedded import embedded_checkpoint
 
     return embedded_checkpoint()

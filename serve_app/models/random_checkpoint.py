@@ -7,10 +7,8 @@ and every term of the model matters to the output.
 """
 
 import argparse
-import hashlib
 import json
 import math
-import os
 import tempfile
 import zlib
 from collections.abc import Mapping
@@ -35,9 +33,6 @@ from serve_app.types import TaskType
 
 Size = Literal["tiny", "tiny-0b6", "0.6b", "1.7b"]
 Eos = Literal["natural", "unreachable"]
-
-# Part of the path of the embedded checkpoint: another version of this module writes another one.
-FORMAT_VERSION: Final = hashlib.sha256(Path(__file__).read_bytes()).hexdigest()[:12]
 
 _TRAINED_TOKENS: Final = 512
 _RELEASED_ASSISTANT_ID: Final = 77091
@@ -186,22 +181,6 @@ def write_configuration(folder: Path, *, size: Size, variant: TaskType) -> tuple
         shapes |= _speaker_encoder_shapes(_SPEAKER_ENCODER | config["speaker_encoder_config"])
     speech_shapes = speech_decoder_shapes(spec.speech_decoder)
     return shapes, speech_shapes | _encoder_shapes(speech["encoder_config"])
-
-
-def embedded_checkpoint() -> Path:
-    """Return the folder of the tiny custom-voice checkpoint, written on first use into the cache.
-
-    Several processes may call this at once: each writes its own copy and the first rename wins.
-    """
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    path = cache / "qwen3-tts-serve" / FORMAT_VERSION / "tiny-custom-voice"
-    if not path.exists():
-        try:
-            write_checkpoint(path, size="tiny", variant="custom_voice")
-        except OSError:
-            if not (path / MODEL_WEIGHTS).is_file():
-                raise
-    return path
 
 
 class _Weights:

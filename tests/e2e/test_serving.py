@@ -11,7 +11,7 @@ import numpy as np
 import openai
 import pytest
 
-from serve_app.models.random_checkpoint import embedded_checkpoint
+from serve_app.models.embedded import embedded_checkpoint
 from tests.e2e.conftest import Server
 from tests.golden.make_codes import FILE, SETS, WAVEFORM, weights_hash
 

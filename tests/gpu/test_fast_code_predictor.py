@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from load_tests.stages.code_predictor import (
+    PLANS,
     SPECS,
     capture,
     forced_logits,
@@ -20,6 +21,7 @@ from serve_app.models.kernels_predictor import sample_row
 from serve_app.models.sampling import sample, uniform
 
 BATCHES = [1, 3, 16, 64, 128]
+OTHER_PLANS = ["own", "vector", "tiled", "library"]
 
 
 @pytest.fixture(scope="module", params=["0.6b", "1.7b"])
@@ -51,6 +53,16 @@ def test_logits_are_as_close_to_float32_as_eager_ones(
     assert torch.isfinite(fast).all()
     assert (fast - truth).norm() <= 1.1 * (eager - truth).norm()
     assert (fast - truth).abs().max() <= 1.5 * (eager - truth).abs().max()
+
+
+@pytest.mark.parametrize("name", OTHER_PLANS)
+@pytest.mark.parametrize("rows", [1, 3, 64])
+def test_every_path_is_as_close(
+    predictors: dict[str, CodePredictor], rows: int, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(predictors["fast"], "plan", PLANS[name])
+    test_logits_are_as_close_to_float32_as_eager_ones(predictors, rows)
+    test_a_graph_equals_a_call(predictors, rows)
 
 
 @pytest.mark.parametrize("rows", BATCHES)

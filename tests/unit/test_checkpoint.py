@@ -14,9 +14,9 @@ from safetensors.torch import load_file, save_file
 from serve_app.errors import CheckpointError
 from serve_app.models import checkpoint
 from serve_app.models.checkpoint import MODEL_WEIGHTS, SPEECH_WEIGHTS, locate, open_checkpoint
+from serve_app.models.embedded import embedded_checkpoint
 from serve_app.models.random_checkpoint import (
     Size,
-    embedded_checkpoint,
     write_checkpoint,
     write_configuration,
 )

@@ -6,6 +6,7 @@ In a process of its own, since Triton reads that setting when it is imported.
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -27,21 +28,26 @@ def test_a_frame_equals_eager(width: int) -> None:
 def main(width: int) -> None:
     from load_tests.stages.code_predictor import random_batch, random_weights
     from serve_app.models.code_predictor import CodePredictor
-    from serve_app.models.fast_code_predictor import FastCodePredictor, Plan
+    from serve_app.models.fast_code_predictor import FastCodePredictor, Plan, Tiles
     from serve_app.models.spec import CodePredictorSpec, TransformerSpec
 
     shape = TransformerSpec(32, 96, 1, 2, 1, 16, 1e-6, 1e6)
     spec = CodePredictorSpec(shape, 32, 4, width, 40)
     given = (spec, *random_weights(spec, "cpu"), torch.device("cpu"), torch.float32)
     own = Plan(pdl=False, residual=torch.float32, library_rows=3)
+    tiles = Tiles(rows=16, qkv=8, output=8, gate_up=16, down=16, head=16)
+    vector = replace(own, vector_rows=2, vector=tiles)
+    tiled = replace(own, library_rows=9, tiled_rows=1, tiled=tiles, splits=(2, 3))
+    cases = [(own, 1, 5, 1.0), (own, 2, 0, 0.6), (vector, 1, 5, 1.0), (tiled, 2, 5, 1.0)]
     with torch.inference_mode():
-        eager, fast = CodePredictor(*given), FastCodePredictor(*given, own)
-        for rows, top_k, top_p, temperature in ((1, 5, 1.0, 0.9), (2, 0, 0.6, 0.9)):
-            batch = random_batch(spec, rows, torch.float32, "cpu", temperature)
+        eager = CodePredictor(*given)
+        for plan, rows, top_k, top_p in cases:
+            fast = FastCodePredictor(*given, plan)
+            batch = random_batch(spec, rows, torch.float32, "cpu", 0.9)
             batch.top_k.fill_(top_k)
             batch.top_p.fill_(top_p)
             expected, got = eager.predict(batch), fast.predict(batch)
-            assert torch.equal(got, expected), (rows, top_k, top_p, got, expected)
+            assert torch.equal(got, expected), (plan, rows, top_k, top_p, got, expected)
 
 
 if __name__ == "__main__":
