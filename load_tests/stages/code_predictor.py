@@ -11,6 +11,7 @@ import argparse
 import statistics
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
@@ -30,23 +31,36 @@ SPECS = {
     for size, width in (("0.6b", 1024), ("1.7b", 2048))
 }
 
-_NARROW = (
-    (16, Tiles(rows=16, qkv=16, output=8, gate_up=16, down=8, head=16)),
-    (1 << 30, Tiles(rows=32, qkv=16, output=16, gate_up=16, down=16, head=16)),
-)
-_SMALL_ROWS = (
-    (1 << 30, Tiles(rows=16, qkv=32, output=16, gate_up=32, down=16, head=32)),
-)  # fmt: skip
 _ALWAYS, _NEVER = 1, 1 << 30
+_OWN = Plan(library_rows=_NEVER)
+_VECTOR = replace(_OWN, vector_rows=8)
+_TILED = replace(_OWN, tiled_rows=_ALWAYS)
 PLANS = {
-    "default": Plan(library_rows=_NEVER),
-    "no pdl": Plan(library_rows=_NEVER, pdl=False),
-    "fp32 residual": Plan(library_rows=_NEVER, residual=torch.float32),
-    "wide": Plan(library_rows=_NEVER, width=128),
-    "narrow": Plan(library_rows=_NEVER, tiles=_NARROW),
-    "rows 16": Plan(library_rows=_NEVER, tiles=_SMALL_ROWS),
+    "default": None,
+    "own": _OWN,
+    "vector": _VECTOR,
+    "vector large": replace(
+        _VECTOR, vector=Tiles(rows=1, qkv=16, output=8, gate_up=16, down=8, head=16)
+    ),
+    "vector small": replace(
+        _VECTOR, vector=Tiles(rows=1, qkv=8, output=4, gate_up=8, down=4, head=8)
+    ),
+    "vector 1 warp": replace(_VECTOR, attention_warps=1, sample_warps=8),
+    "vector 4 warps": replace(_VECTOR, attention_warps=4, sample_warps=16),
+    "vector no pdl": replace(_VECTOR, pdl=False),
+    "tiled": _TILED,
+    "tiled wide": replace(
+        _TILED, tiled=Tiles(rows=64, qkv=64, output=64, gate_up=64, down=64, head=32)
+    ),
+    "tiled narrow": replace(
+        _TILED, tiled=Tiles(rows=64, qkv=32, output=32, gate_up=32, down=32, head=16),
+        splits=(4, 6),
+    ),
+    "tiled 3 stages": replace(_TILED, stages=3),
+    "tiled no pdl": replace(_TILED, pdl=False),
     "library": Plan(library_rows=_ALWAYS),
-}
+    "library no pdl": Plan(library_rows=_ALWAYS, pdl=False),
+}  # fmt: skip
 
 
 def random_weights(spec: CodePredictorSpec, device: str) -> tuple[dict[str, Tensor], Tensor]:
@@ -152,17 +166,22 @@ def moved_bytes(spec: CodePredictorSpec) -> int:
     return 2 * passes * (shape.num_layers * layer + shape.hidden_size * spec.vocab_size)
 
 
-def profile(predictor: CodePredictor, batch: FrameBatch, top: int) -> None:
-    """Print the mean device time of the kernels that take most of a frame."""
+def profile(predictor: FastCodePredictor, batch: FrameBatch, top: int) -> None:
+    """Print the mean device time of the kernels that take most of a frame, none overlapping."""
+    predictor.plans = tuple((most, replace(plan, pdl=False)) for most, plan in predictor.plans)
     runner = capture(predictor, batch)
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as trace:
         for _ in range(5):
             runner()
         torch.cuda.synchronize()
     rows = sorted(trace.key_averages(), key=lambda row: -row.self_device_time_total)
+    total = sum(row.self_device_time_total for row in rows)
+    count = sum(row.count for row in rows)
+    print(f"  {count / 5:6.1f} kernels, {total / 5000:.3f} ms")
     for row in rows[:top]:
         mean = row.self_device_time_total / row.count
         print(f"  {row.count / 5:6.1f} x {mean:7.2f} us  {row.key[:90]}")
+    runner.close()
 
 
 def first_line(error: BaseException) -> str:
@@ -179,6 +198,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--repeats", type=int, default=50)
     parser.add_argument("--bandwidth", type=float, default=4.3, help="TB/s")
     parser.add_argument("--profile", nargs="*", type=int, help="batches whose kernels to list")
+    parser.add_argument("--profiled", nargs="+", default=["default"], help="of these plans")
     args = parser.parse_args(arguments)
     spec, device = SPECS[args.size], "cuda"
     tensors, codec = random_weights(spec, device)
@@ -227,9 +247,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(f"{name} failed: {reason}")
     print(f"measured in {time.perf_counter() - began:.0f} s")
     for rows in args.profile or ():
-        for name in [name for name in plans if name not in failed][:1]:
-            print(f"kernels of one frame, batch {rows}, {name}:")
-            profile(plans[name], random_batch(spec, rows, torch.bfloat16, device, 0.9), 12)
+        for name in args.profiled:
+            predictor = FastCodePredictor(*given, torch.bfloat16, PLANS[name])
+            print(f"kernels of one frame, batch {rows}, {name}, without pdl:")
+            profile(predictor, random_batch(spec, rows, torch.bfloat16, device, 0.9), 14)
 
 
 if __name__ == "__main__":

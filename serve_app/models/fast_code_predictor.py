@@ -1,7 +1,8 @@
 """The code predictor on CUDA: the eager model's frame in few kernels.
 
-With few rows a layer is five kernels of our own, which fetch their weights while the kernel before
-them runs; with many the library's matrix products win. Same interface and, up to rounding, the same
+For one stream a layer is five kernels that do without matrix units and fetch their weights while
+the kernel before them runs; for some streams seven, with matrix products that stream their weights
+into partial sums; for many the library's products win. Same interface and, up to rounding, the same
 codes as `CodePredictor`; queries, new keys and everything elementwise stay in float32 longer.
 """
 
@@ -14,7 +15,15 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from serve_app.models.code_predictor import CodePredictor
-from serve_app.models.kernels_predictor import add_norm, attend, linear, sample_row, swiglu
+from serve_app.models.kernels_predictor import (
+    add_norm,
+    attend,
+    linear,
+    sample_row,
+    swiglu,
+    tiled_linear,
+    vector_linear,
+)
 from serve_app.models.spec import CodePredictorSpec
 
 
@@ -37,7 +46,11 @@ class Plan:
     tiles: by the largest number of rows they are for.
     width: inner values that a warp of a matrix product takes at once, at most.
     residual: dtype of the residual stream between our own kernels.
+    vector_rows: up to this many rows, products do without matrix units; `vector` has their tiles.
+    tiled_rows: from this many rows on, products stream their weights; `tiled` has their tiles, and
+        `splits` the partial sums of output and down, `stages` how far they stream ahead.
     library_rows: from this many rows on, the library multiplies.
+    attention_warps, sample_warps: per program.
     pdl: overlap the start of each kernel with the end of the one before (Hopper or newer).
     """
 
@@ -47,12 +60,30 @@ class Plan:
     )
     width: int = 64
     residual: torch.dtype = torch.bfloat16
-    library_rows: int = 24
+    vector_rows: int = 0
+    vector: Tiles = Tiles(rows=1, qkv=16, output=4, gate_up=16, down=4, head=8)
+    tiled_rows: int = 1 << 30
+    tiled: Tiles = Tiles(rows=64, qkv=32, output=64, gate_up=32, down=64, head=16)
+    splits: tuple[int, int] = (8, 12)
+    stages: int = 4
+    library_rows: int = 1 << 30
+    attention_warps: int = 1
+    sample_warps: int = 8
     pdl: bool = True
 
 
+_NARROW = Tiles(rows=64, qkv=32, output=32, gate_up=32, down=32, head=16)
+# By the largest batch they are for; what measured best on an H200 (docs/performance.md).
+PLANS: tuple[tuple[int, Plan], ...] = (
+    (1, Plan(vector_rows=2)),
+    (40, Plan(tiled_rows=1, pdl=False)),
+    (100, Plan(tiled_rows=1, tiled=_NARROW, splits=(4, 6))),
+    (1 << 30, Plan(library_rows=1)),
+)
+
+
 class FastCodePredictor(CodePredictor):
-    """See CodePredictor; `plan` says how to run."""
+    """See CodePredictor; `plan` says how to run, for every batch size instead of PLANS."""
 
     def __init__(
         self,
@@ -64,7 +95,7 @@ class FastCodePredictor(CodePredictor):
         plan: Plan | None = None,
     ) -> None:
         super().__init__(spec, tensors, codec_embedding, device, dtype)
-        self.plan = plan or Plan()
+        self.plans = PLANS if plan is None else ((1 << 30, plan),)
         self.layers = [replace(layer, gate_up=_alternate(layer.gate_up)) for layer in self.layers]
 
     def _rotary_tables(self) -> tuple[Tensor, Tensor]:
@@ -91,17 +122,21 @@ class FastCodePredictor(CodePredictor):
         first = self._project(hidden.to(self.dtype))
         x = torch.stack((first, self.code_tables[0][code_0]), dim=1)
         following = torch.empty_like(first)
-        position = 0
+        position, plan = 0, self.plan_for(rows)
         for group in range(1, groups):
             logits = self.logits(x, cache, position, group)
             table = self.code_tables[group] if group < groups - 1 else None
             sample_row(
                 logits, seed, frame, temperature, top_k, top_p, group, group - 1, codes, table,
-                following, pdl=self.plan.pdl,
+                following, plan.sample_warps, plan.pdl,
             )  # fmt: skip
             position += x.shape[1]
             x = following[:, None]
         return codes
+
+    def plan_for(self, batch: int) -> Plan:
+        """How to run a batch of that many streams."""
+        return next(plan for most, plan in self.plans if batch <= most)
 
     def new_cache(self, rows: int) -> Tensor:
         """Keys and values of one frame, not yet written: [layers, 2, B, kv heads, Q, head_dim]."""
@@ -112,14 +147,21 @@ class FastCodePredictor(CodePredictor):
     def logits(self, x: Tensor, cache: Tensor, start: int, group: int) -> Tensor:
         """Float32 logits [B, vocab] of `group`; x: inputs [B, S, h] of positions from `start`."""
         flat = x.view(-1, x.shape[-1])
-        forward = self._library if len(flat) >= self.plan.library_rows else self._fused
-        return forward(flat, cache, start, self.heads[group - 1])
+        plan = self.plan_for(cache.shape[2])
+        if len(flat) >= plan.library_rows:
+            forward = self._library
+        else:
+            forward = self._tiled if len(flat) >= plan.tiled_rows else self._fused
+        return forward(plan, flat, cache, start, self.heads[group - 1])
 
-    def _fused(self, x: Tensor, cache: Tensor, start: int, head: Tensor) -> Tensor:
-        shape, rows, plan = self.spec.transformer, len(x), self.plan
+    def _fused(self, plan: Plan, x: Tensor, cache: Tensor, start: int, head: Tensor) -> Tensor:
+        shape, rows = self.spec.transformer, len(x)
         eps, fresh = shape.rms_norm_eps, len(x) // cache.shape[2]
-        tiles = next(tiles for most, tiles in plan.tiles if rows <= most)
-        product = partial(linear, tile_rows=tiles.rows, width=plan.width, pdl=plan.pdl)
+        if rows <= plan.vector_rows:
+            tiles, product = plan.vector, partial(vector_linear, pdl=plan.pdl)
+        else:
+            tiles = next(tiles for most, tiles in plan.tiles if rows <= most)
+            product = partial(linear, tile_rows=tiles.rows, width=plan.width, pdl=plan.pdl)
         heads, kv_heads = shape.num_heads, shape.num_kv_heads
         # Reused by all layers: a kernel writes only after all kernels before it have ended.
         qkv = x.new_empty(rows, (heads + 2 * kv_heads) * shape.head_dim, dtype=torch.float32)
@@ -131,7 +173,7 @@ class FastCodePredictor(CodePredictor):
             product(x, weights.qkv, qkv, tile_outputs=tiles.qkv, norm=norm)
             attend(
                 qkv, weights.q_norm, weights.k_norm, eps, (self.cos, self.sin), keys_values, start,
-                attended, plan.pdl,
+                attended, plan.attention_warps, plan.pdl,
             )  # fmt: skip
             product(attended, weights.output, state, tile_outputs=tiles.output, residual=x)
             x, norm = state, (weights.post_norm, eps)
@@ -141,8 +183,35 @@ class FastCodePredictor(CodePredictor):
         last = x[fresh - 1 :: fresh]
         return product(last, head, logits, tile_outputs=tiles.head, norm=(self.norm, eps))
 
-    def _library(self, x: Tensor, cache: Tensor, start: int, head: Tensor) -> Tensor:
-        shape, rows, pdl = self.spec.transformer, len(x), self.plan.pdl
+    def _tiled(self, plan: Plan, x: Tensor, cache: Tensor, start: int, head: Tensor) -> Tensor:
+        shape, rows = self.spec.transformer, len(x)
+        eps, fresh, tiles, pdl = shape.rms_norm_eps, rows // cache.shape[2], plan.tiled, plan.pdl
+        product = partial(tiled_linear, stages=plan.stages, pdl=pdl)
+        heads, kv_heads = shape.num_heads, shape.num_kv_heads
+        qkv = x.new_empty(rows, (heads + 2 * kv_heads) * shape.head_dim, dtype=torch.float32)
+        attended = x.new_empty(rows, heads * shape.head_dim)
+        inner = x.new_empty(rows, shape.intermediate_size)
+        deltas = [x.new_empty(n, rows, x.shape[1], dtype=torch.float32) for n in plan.splits]
+        delta = None
+        for weights, keys_values in zip(self.layers, cache, strict=True):
+            normed = add_norm(x, delta, weights.input_norm, eps, pdl)
+            product(normed, weights.qkv, qkv, tiles.qkv)
+            attend(
+                qkv, weights.q_norm, weights.k_norm, eps, (self.cos, self.sin), keys_values, start,
+                attended, plan.attention_warps, pdl,
+            )  # fmt: skip
+            delta = deltas[0]
+            product(attended, weights.output, delta, tiles.output, plan.splits[0])
+            normed = add_norm(x, delta, weights.post_norm, eps, pdl)
+            product(normed, weights.gate_up, inner, tiles.gate_up, gated=True)
+            delta = deltas[1]
+            product(inner, weights.down, delta, tiles.down, plan.splits[1])
+        normed = add_norm(x, delta, self.norm, eps, pdl)[fresh - 1 :: fresh]
+        logits = x.new_empty(len(normed), len(head), dtype=torch.float32)
+        return product(normed, head, logits, tiles.head)
+
+    def _library(self, plan: Plan, x: Tensor, cache: Tensor, start: int, head: Tensor) -> Tensor:
+        shape, rows, pdl = self.spec.transformer, len(x), plan.pdl
         eps, fresh = shape.rms_norm_eps, len(x) // cache.shape[2]
         attended = x.new_empty(rows, shape.num_heads * shape.head_dim)
         delta = None
@@ -150,7 +219,7 @@ class FastCodePredictor(CodePredictor):
             qkv = F.linear(add_norm(x, delta, weights.input_norm, eps, pdl), weights.qkv)
             attend(
                 qkv, weights.q_norm, weights.k_norm, eps, (self.cos, self.sin), keys_values, start,
-                attended, pdl=pdl,
+                attended, plan.attention_warps, pdl,
             )  # fmt: skip
             delta = F.linear(attended, weights.output)
             pairs = F.linear(add_norm(x, delta, weights.post_norm, eps, pdl), weights.gate_up)

@@ -9,7 +9,7 @@ The eager reference is `code_predictor`; tests/gpu/test_fast_code_predictor.py c
 
 # Triton's decorator keeps the annotation tl.constexpr, which callers meet with plain integers.
 # pyright: reportArgumentType=false, reportGeneralTypeIssues=false, reportAttributeAccessIssue=false
-# pyright: reportAssignmentType=false, reportOperatorIssue=false
+# pyright: reportAssignmentType=false, reportOperatorIssue=false, reportCallIssue=false
 
 import torch
 import triton
@@ -21,8 +21,13 @@ _LINEAR_WARPS = 8
 _SMALLEST_CHUNK = 16
 # Lets two programs of small tiles share a multiprocessor: one loads weights while the other ends.
 _LINEAR_REGISTERS = 128
-_ATTENTION_WARPS = 2
-_SAMPLE_WARPS = 4
+# A warp's 32 threads take 16 bytes each: with inner dimensions of 1024 or 2048, a thread's part of
+# x is its part of every weight row.
+_WARP_LOAD = 256
+_VECTOR_WIDTH = 2048
+_TILED_ROWS = 64
+_TILED_WIDTH = 128
+_TILED_WARPS = 4
 _ELEMENTWISE_BLOCK = 1024
 
 # Constants of the splitmix64 finaliser, as in `sampling`.
@@ -115,16 +120,132 @@ def _linear_kernel(
 
 
 @triton.jit
-def _rotated(low, high, norm, cos, sin, offset, eps, half: tl.constexpr):
+def _vector_kernel(
+    x,
+    norm,
+    weight,
+    residual,
+    out,
+    x_row_stride,
+    eps,
+    rows: tl.constexpr,
+    inputs: tl.constexpr,
+    outputs: tl.constexpr,
+    width: tl.constexpr,
+    tile_outputs: tl.constexpr,
+    normed: tl.constexpr,
+    gated: tl.constexpr,
+    added: tl.constexpr,
+    pdl: tl.constexpr,
+):
+    """`_linear_kernel` for a few rows, without matrix units: nothing goes through shared memory
+    but one sum per warp, since a thread holds the same places of x and of each weight row.
+    """
+    _start_successor(pdl)
+    parts: tl.constexpr = inputs // width
+    column = tl.program_id(0) * tile_outputs + tl.arange(0, tile_outputs)
+    inner = tl.arange(0, width)
+    weights = ()
+    norms = ()
+    for part in tl.static_range(parts):
+        at = column[:, None] * inputs + part * width + inner[None, :]
+        weights = weights + (tl.load(weight + at),)  # noqa: RUF005
+        if normed:
+            norms = norms + (tl.load(norm + part * width + inner),)  # noqa: RUF005
+    _await_predecessor(pdl)
+    values = ()
+    for row in tl.static_range(rows):
+        for part in tl.static_range(parts):
+            at = row * x_row_stride + part * width + inner
+            values = values + (tl.load(x + at, cache_modifier=".cg"),)  # noqa: RUF005
+    for row in tl.static_range(rows):
+        if gated:
+            at = tl.program_id(0) * (tile_outputs // 2) + tl.arange(0, tile_outputs // 2)
+            at += row * (outputs // 2)
+        else:
+            at = row * outputs + column
+        if added:
+            before = tl.load(residual + at, cache_modifier=".cg").to(tl.float32)
+        total = tl.zeros([tile_outputs, width], tl.float32)
+        squares = tl.zeros([width], tl.float32)
+        for part in tl.static_range(parts):
+            value = values[row * parts + part].to(tl.float32)
+            if normed:
+                squares += value * value
+                value *= norms[part].to(tl.float32)
+            total += weights[part].to(tl.float32) * value[None, :]
+        result = tl.sum(total, axis=1)
+        if normed:
+            result *= tl.rsqrt(tl.sum(squares, axis=0) / inputs + eps)
+        if gated:
+            gate, up = tl.split(tl.reshape(result, (tile_outputs // 2, 2)))
+            result = gate / (1.0 + tl.exp(-gate)) * up
+        if added:
+            result += before
+        tl.store(out + at, result.to(out.dtype.element_ty))
+
+
+@triton.jit(do_not_specialize=["rows"])
+def _tiled_kernel(
+    x,
+    weight,
+    out,
+    rows,
+    x_row_stride,
+    inputs: tl.constexpr,
+    outputs: tl.constexpr,
+    splits: tl.constexpr,
+    width: tl.constexpr,
+    tile_rows: tl.constexpr,
+    tile_outputs: tl.constexpr,
+    gated: tl.constexpr,
+    pdl: tl.constexpr,
+):
+    """One tile of `linear(x)`, or of SiLU(even outputs) * odd outputs, or of one of its `splits`
+    partial sums.
+    """
+    _start_successor(pdl)
+    part: tl.constexpr = inputs // splits
+    row = tl.program_id(0) * tile_rows + tl.arange(0, tile_rows)
+    column = tl.program_id(1) * tile_outputs + tl.arange(0, tile_outputs)
+    split = tl.program_id(2)
+    first = weight + column[:, None] * inputs + split * part
+    if pdl:
+        # Weights reach the second-level cache while the kernel before still runs.
+        line = tl.arange(0, width // 64) * 64
+        for i in tl.static_range(part // width):
+            tl.inline_asm_elementwise(
+                "prefetch.global.L2 [$1]; mov.u32 $0, 0;", "=r,l",
+                [(first + i * width + line[None, :]).to(tl.int64)],
+                dtype=tl.int32, is_pure=False, pack=1,
+            )  # fmt: skip
+    _await_predecessor(pdl)
+    inside = row < rows
+    inner = tl.arange(0, width)
+    total = tl.zeros([tile_rows, tile_outputs], tl.float32)
+    values = x + row[:, None] * x_row_stride + split * part + inner[None, :]
+    weights = first + inner[None, :]
+    for i in range(part // width):
+        value = tl.load(values + i * width, mask=inside[:, None], other=0.0, cache_modifier=".cg")
+        total = tl.dot(value, tl.trans(tl.load(weights + i * width)), total, input_precision="ieee")
+    if gated:
+        gate, up = tl.split(tl.reshape(total, (tile_rows, tile_outputs // 2, 2)))
+        total = gate / (1.0 + tl.exp(-gate)) * up
+        column = tl.program_id(1) * (tile_outputs // 2) + tl.arange(0, tile_outputs // 2)
+        at = row[:, None] * (outputs // 2) + column[None, :]
+    else:
+        at = (split * rows + row[:, None]) * outputs + column[None, :]
+    tl.store(out + at, total.to(out.dtype.element_ty), mask=inside[:, None])
+
+
+@triton.jit
+def _rotated(low, high, low_norm, high_norm, c, s, eps, half: tl.constexpr):
     """RMSNorm and rotary embedding of vectors whose halves are `low` and `high` ([..., half])."""
     axis: tl.constexpr = len(low.shape) - 1
     square = tl.sum(low * low + high * high, axis=axis, keep_dims=True)
     scale = tl.rsqrt(square / (2 * half) + eps)
-    d = tl.arange(0, half)
-    low = low * scale * tl.load(norm + d).to(tl.float32)
-    high = high * scale * tl.load(norm + half + d).to(tl.float32)
-    c = tl.load(cos + offset + d)
-    s = tl.load(sin + offset + d)
+    low = low * scale * low_norm
+    high = high * scale * high_norm
     return low * c - high * s, high * c + low * s
 
 
@@ -147,7 +268,11 @@ def _attention_kernel(
     fresh: tl.constexpr,
     pdl: tl.constexpr,
 ):
-    """Norm, rotate, append to the cache and attend, for one stream and one key/value head."""
+    """Norm, rotate, append to the cache and attend, for one stream and one key/value head.
+
+    Older keys are read early: `_sample_kernel` lets the pass after it start only when the kernels
+    that wrote them have ended.
+    """
     _start_successor(pdl)
     row = tl.program_id(0)
     kv_head = tl.program_id(1)
@@ -157,24 +282,39 @@ def _attention_kernel(
     whole = tl.arange(0, head_dim)
     g = tl.arange(0, group)
     place = tl.arange(0, positions)
-    _await_predecessor(pdl)
     past = (place < start)[:, None]
     head = (row * kv_heads + kv_head) * positions * head_dim
     line = head + place[:, None] * head_dim
     k_low = tl.load(keys + line + d[None, :], mask=past, other=0.0, cache_modifier=".cg")
     k_high = tl.load(keys + line + half + d[None, :], mask=past, other=0.0, cache_modifier=".cg")
     v = tl.load(values + line + whole[None, :], mask=past, other=0.0, cache_modifier=".cg")
+    k_norm_low = tl.load(k_norm + d).to(tl.float32)
+    k_norm_high = tl.load(k_norm + half + d).to(tl.float32)
+    q_norm_low = tl.load(q_norm + d).to(tl.float32)[None, :]
+    q_norm_high = tl.load(q_norm + half + d).to(tl.float32)[None, :]
+    cosines = ()
+    sines = ()
+    for i in tl.static_range(fresh):
+        at = (start + i) * half + d
+        cosines = cosines + (tl.load(cos + at),)  # noqa: RUF005
+        sines = sines + (tl.load(sin + at),)  # noqa: RUF005
+    _await_predecessor(pdl)
     for i in tl.static_range(fresh):
         position = start + i
         here = (place == position)[:, None]
         source = qkv + (row * fresh + i) * (heads + 2 * kv_heads) * head_dim
         k_source = source + (heads + kv_head) * head_dim
+        q_source = source + (kv_head * group + g[:, None]) * head_dim + d[None, :]
         low = tl.load(k_source + d, cache_modifier=".cg").to(tl.float32)
         high = tl.load(k_source + half + d, cache_modifier=".cg").to(tl.float32)
-        low, high = _rotated(low, high, k_norm, cos, sin, position * half, eps, half)
+        mine = tl.load(k_source + kv_heads * head_dim + whole, cache_modifier=".cg").to(v.dtype)
+        q_low = tl.load(q_source, cache_modifier=".cg").to(tl.float32)
+        q_high = tl.load(q_source + half, cache_modifier=".cg").to(tl.float32)
+        c = cosines[i]
+        s = sines[i]
+        low, high = _rotated(low, high, k_norm_low, k_norm_high, c, s, eps, half)
         low = low.to(k_low.dtype)
         high = high.to(k_low.dtype)
-        mine = tl.load(k_source + kv_heads * head_dim + whole, cache_modifier=".cg").to(v.dtype)
         target = head + position * head_dim
         tl.store(keys + target + d, low)
         tl.store(keys + target + half + d, high)
@@ -182,10 +322,8 @@ def _attention_kernel(
         k_low = tl.where(here, low[None, :], k_low)
         k_high = tl.where(here, high[None, :], k_high)
         v = tl.where(here, mine[None, :], v)
-        q_source = source + (kv_head * group + g[:, None]) * head_dim + d[None, :]
-        low = tl.load(q_source, cache_modifier=".cg").to(tl.float32)
-        high = tl.load(q_source + half, cache_modifier=".cg").to(tl.float32)
-        low, high = _rotated(low, high, q_norm, cos, sin, position * half, eps, half)
+        c, s = c[None, :], s[None, :]
+        low, high = _rotated(q_low, q_high, q_norm_low, q_norm_high, c, s, eps, half)
         scores = tl.sum(
             low[:, None, :] * k_low[None, :, :].to(tl.float32)
             + high[:, None, :] * k_high[None, :, :].to(tl.float32),
@@ -206,6 +344,16 @@ def _mix(x):
     x = (x ^ (x >> 30)) * _MIX_1
     x = (x ^ (x >> 27)) * _MIX_2
     return x ^ (x >> 31)
+
+
+@triton.jit
+def _combine_range(best, low, count, other_best, other_low, other_count):
+    return tl.maximum(best, other_best), tl.minimum(low, other_low), count + other_count
+
+
+@triton.jit
+def _combine_places(last, first, other_last, other_first):
+    return tl.maximum(last, other_last), tl.minimum(first, other_first)
 
 
 @triton.jit(do_not_specialize=["group", "column"])
@@ -229,7 +377,6 @@ def _sample_kernel(
     pdl: tl.constexpr,
 ):
     """`sampling.sample` of one row, and the next input row that the code stands for."""
-    _start_successor(pdl)
     row = tl.program_id(0)
     index = tl.arange(0, block)
     inside = index < vocab
@@ -241,26 +388,38 @@ def _sample_kernel(
     x = _mix(_mix(_mix(x + _GAMMA) + frame) * _GAMMA + group.to(tl.uint64))
     u = ((x >> 41).to(tl.float32) + 0.5) * 1.1920928955078125e-07
     _await_predecessor(pdl)
+    _start_successor(pdl)
     value = tl.load(
         logits + row * vocab + index, mask=inside, other=float("-inf"), cache_modifier=".cg"
     )
-    code = tl.argmax(value, axis=0).to(tl.int32)
+    code = tl.full((), 0, tl.int32)
     if temperature > 0:
         value = tl.div_rn(value, tl.zeros_like(value) + temperature)
-        best = tl.max(value, axis=0)
-        # Bisect for the wanted-th best: `low` keeps at least that many, `high` fewer.
         wanted = tl.where((wanted > 0) & (wanted < vocab), wanted, vocab)
         allowed = value > float("-inf")
-        low = tl.min(tl.where(allowed, value, float("inf")), axis=0)
+        lowest = tl.where(allowed, value, float("inf"))
+        best, low, count = tl.reduce((value, lowest, allowed.to(tl.int32)), 0, _combine_range)
+        # Search for the wanted-th best: `low` keeps at least that many, `high` fewer. The counts
+        # at three places between them share one sum.
         high = best + tl.maximum(tl.abs(best) * 1e-6, 1e-30)
-        count = tl.sum(allowed.to(tl.int32), axis=0)
         middle = low + (high - low) * 0.5
         while (count > wanted) & (low < middle) & (middle < high):
-            found = tl.sum((value >= middle).to(tl.int32), axis=0)
-            enough = found >= wanted
-            count = tl.where(enough, found, count)
-            low = tl.where(enough, middle, low)
-            high = tl.where(enough, high, middle)
+            lower = low + (middle - low) * 0.5
+            upper = middle + (high - middle) * 0.5
+            found = (value >= lower).to(tl.int64) + ((value >= middle).to(tl.int64) << 16)
+            found = tl.sum(found + ((value >= upper).to(tl.int64) << 32), axis=0)
+            for place in tl.static_range(3):
+                here = ((found >> (16 * place)) & 0xFFFF).to(tl.int32)
+                if place == 0:
+                    at = lower
+                elif place == 1:
+                    at = middle
+                else:
+                    at = upper
+                enough = here >= wanted
+                count = tl.where(enough, here, count)
+                low = tl.where(enough, at, low)
+                high = tl.where(enough, high, tl.minimum(high, at))
             middle = low + (high - low) * 0.5
         weights = tl.where(inside & (value >= low), tl.exp(value - best), 0.0)
         if top_p < 1.0:
@@ -283,27 +442,33 @@ def _sample_kernel(
         cumulative = tl.cumsum(weights, axis=0)
         target = u * tl.max(cumulative, axis=0)
         possible = weights > 0
-        last = tl.max(tl.where(possible, index, 0), axis=0)
-        drawn = tl.min(tl.where(possible & (cumulative > target), index, vocab), axis=0)
+        ends = (
+            tl.where(possible, index, 0),
+            tl.where(possible & (cumulative > target), index, vocab),
+        )
+        last, drawn = tl.reduce(ends, 0, _combine_places)
         code = tl.minimum(drawn, last)
+    else:
+        code = tl.argmax(value, axis=0).to(tl.int32)
     tl.store(codes + row * num_codes + column, code.to(tl.int64))
     if feeds:
         h = tl.arange(0, hidden)
         tl.store(following + row * hidden + h, tl.load(table + code * hidden + h))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows"])
 def _add_norm_kernel(
-    x, delta, norm, out, eps, hidden: tl.constexpr, added: tl.constexpr, pdl: tl.constexpr
+    x, delta, norm, out, rows, eps, hidden: tl.constexpr, splits: tl.constexpr, pdl: tl.constexpr
 ):
-    """One row of `x += delta` and of its RMSNorm."""
+    """One row of `x += sum of delta's partial sums` and of its RMSNorm."""
     _start_successor(pdl)
     at = tl.program_id(0) * hidden + tl.arange(0, hidden)
     weight = tl.load(norm + tl.arange(0, hidden)).to(tl.float32)
     _await_predecessor(pdl)
     value = tl.load(x + at, cache_modifier=".cg").to(tl.float32)
-    if added:
-        value += tl.load(delta + at, cache_modifier=".cg").to(tl.float32)
+    for i in tl.static_range(splits):
+        value += tl.load(delta + i * rows * hidden + at, cache_modifier=".cg").to(tl.float32)
+    if splits > 0:
         tl.store(x + at, value.to(x.dtype.element_ty))
     scale = tl.rsqrt(tl.sum(value * value, axis=0) / hidden + eps)
     tl.store(out + at, (value * scale * weight).to(out.dtype.element_ty))
@@ -322,8 +487,12 @@ def _swiglu_kernel(pairs, out, total, block: tl.constexpr, pdl: tl.constexpr):
     tl.store(out + index, result.to(out.dtype.element_ty), mask=index < total)
 
 
-def _options(num_warps: int, pdl: bool, registers: int | None = None) -> dict[str, int]:
+def _options(
+    num_warps: int, pdl: bool, registers: int | None = None, stages: int | None = None
+) -> dict[str, int]:
     options = {"num_warps": num_warps}
+    if stages is not None:
+        options["num_stages"] = stages
     if pdl:
         options["launch_pdl"] = True
     if registers is not None:
@@ -390,6 +559,75 @@ def linear(
     return out
 
 
+def vector_linear(
+    x: Tensor,
+    weight: Tensor,
+    out: Tensor,
+    tile_outputs: int,
+    norm: tuple[Tensor, float] | None = None,
+    residual: Tensor | None = None,
+    gated: bool = False,
+    pdl: bool = False,
+) -> Tensor:
+    """`linear` for a few rows."""
+    outputs, inputs = weight.shape
+    width = min(inputs & -inputs, _VECTOR_WIDTH)
+    _vector_kernel[(outputs // tile_outputs,)](
+        x,
+        weight if norm is None else norm[0],
+        weight,
+        out if residual is None else residual,
+        out,
+        x.stride(0),
+        0.0 if norm is None else norm[1],
+        len(x),
+        inputs,
+        outputs,
+        width,
+        tile_outputs,
+        norm is not None,
+        gated,
+        residual is not None,
+        pdl,
+        **_options(max(1, width // _WARP_LOAD), pdl, _LINEAR_REGISTERS),
+    )
+    return out
+
+
+def tiled_linear(
+    x: Tensor,
+    weight: Tensor,
+    out: Tensor,
+    tile_outputs: int,
+    splits: int = 1,
+    stages: int = 4,
+    gated: bool = False,
+    pdl: bool = False,
+) -> Tensor:
+    """`linear` for tens of rows; `out` [splits, rows, outputs] receives partial sums.
+
+    Args:
+        x: [rows, inputs], the last dimension contiguous.
+        weight: [outputs, inputs].
+        out: contiguous; half as many outputs if `gated`.
+        tile_outputs: outputs that one program makes, a power of two that divides them.
+        splits: equal parts of the inner dimension.
+        stages: tiles in shared memory at once, at most.
+        gated: as for `linear`; then no splits.
+        pdl: as for `linear`.
+    """
+    rows, (outputs, inputs) = len(x), weight.shape
+    tile_rows = min(max(16, triton.next_power_of_2(rows)), _TILED_ROWS)
+    part = inputs // splits
+    width = min(part & -part, _TILED_WIDTH)
+    grid = (triton.cdiv(rows, tile_rows), outputs // tile_outputs, splits)
+    _tiled_kernel[grid](
+        x, weight, out, rows, x.stride(0), inputs, outputs, splits, width, tile_rows, tile_outputs,
+        gated, pdl, **_options(_TILED_WARPS, pdl, stages=min(stages, part // width + 1)),
+    )  # fmt: skip
+    return out
+
+
 def attend(
     qkv: Tensor,
     q_norm: Tensor,
@@ -399,6 +637,7 @@ def attend(
     cache: Tensor,
     start: int,
     out: Tensor,
+    warps: int,
     pdl: bool = False,
 ) -> Tensor:
     """Append the new positions to the cache and attend to all; writes and returns `out`.
@@ -409,6 +648,7 @@ def attend(
         k_norm: [head_dim].
         eps: of both norms.
         start: the first new position.
+        warps: per program.
         pdl: overlap the start with the end of the kernel before.
         rotary: float32 cosines and sines [positions, head_dim / 2].
         cache: [2, streams, kv_heads, positions, head_dim].
@@ -431,7 +671,7 @@ def attend(
         positions,
         qkv.shape[0] // streams,
         pdl,
-        **_options(_ATTENTION_WARPS, pdl),
+        **_options(warps, pdl),
     )
     return out
 
@@ -448,6 +688,7 @@ def sample_row(
     codes: Tensor,
     table: Tensor | None = None,
     following: Tensor | None = None,
+    warps: int = 4,
     pdl: bool = False,
 ) -> None:
     """Draw the codes of one group as `sampling` does; fetch the rows of `table` they stand for.
@@ -464,6 +705,7 @@ def sample_row(
         codes: int64 [B, n].
         table: [vocab, hidden]; None where nothing follows.
         following: [B, hidden], receives the rows; None with `table`.
+        warps: per program.
         pdl: overlap the start with the end of the kernel before.
     """
     rows, vocab = logits.shape
@@ -485,17 +727,18 @@ def sample_row(
         1 if following is None else following.shape[1],
         table is not None,
         pdl,
-        **_options(_SAMPLE_WARPS, pdl),
+        **_options(warps, pdl),
     )
 
 
 def add_norm(
     x: Tensor, delta: Tensor | None, weight: Tensor, eps: float, pdl: bool = False
 ) -> Tensor:
-    """Add `delta` to `x` in place and return the RMSNorm of the sum; [rows, hidden]."""
+    """Add `delta` [splits, rows, hidden] to `x` in place and return the RMSNorm of the sum."""
     out = torch.empty_like(x)
+    splits = 0 if delta is None else delta.numel() // x.numel()
     _add_norm_kernel[(x.shape[0],)](
-        x, x if delta is None else delta, weight, out, eps, x.shape[1], delta is not None, pdl,
+        x, x if delta is None else delta, weight, out, len(x), eps, x.shape[1], splits, pdl,
         **_options(4, pdl),
     )  # fmt: skip
     return out

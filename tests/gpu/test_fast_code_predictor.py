@@ -60,7 +60,7 @@ def test_logits_are_as_close_to_float32_as_eager_ones(
 def test_every_path_is_as_close(
     predictors: dict[str, CodePredictor], rows: int, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(predictors["fast"], "plan", PLANS[name])
+    monkeypatch.setattr(predictors["fast"], "plans", ((1 << 30, PLANS[name]),))
     test_logits_are_as_close_to_float32_as_eager_ones(predictors, rows)
     test_a_graph_equals_a_call(predictors, rows)
 
@@ -80,12 +80,19 @@ def test_a_graph_equals_a_call(predictors: dict[str, CodePredictor], rows: int) 
 
 
 def test_a_row_does_not_depend_on_its_batch(predictors: dict[str, CodePredictor]) -> None:
-    batch = batch_of(predictors, 16, 0.9)
+    """Up to near ties: a batch of another size is another order of bfloat16 sums."""
+    rows = 32
+    batch = batch_of(predictors, rows, 0.9)
     together = predictors["fast"].predict(batch)
-    for row in range(16):
-        alone = FrameBatch(*(getattr(batch, f.name)[row : row + 1] for f in fields(FrameBatch)))
-        # The first code that differs, by a near tie, changes all that follow.
-        assert predictors["fast"].predict(alone)[0, 0] == together[row, 0]
+    alone = [
+        FrameBatch(*(getattr(batch, f.name)[row : row + 1] for f in fields(FrameBatch)))
+        for row in range(rows)
+    ]
+    # The first code that differs changes all that follow, so only the first group is compared.
+    same = [
+        predictors["fast"].predict(one)[0, 0] == together[row, 0] for row, one in enumerate(alone)
+    ]
+    assert sum(map(int, same)) >= 0.9 * rows
 
 
 def samples(logits: Tensor, temperature: float, top_k: int, top_p: float) -> tuple[Tensor, Tensor]:
