@@ -35,6 +35,7 @@ from serve_app.errors import StageFailed, StageUnavailable
 from serve_app.models.code_predictor import CodePredictor, FrameBatch
 from serve_app.models.cuda_graph import BatchGraphs
 from serve_app.models.device import DeviceSpec, resolve_device
+from serve_app.models.spec import CodePredictorSpec
 
 logger = logging.getLogger(__name__)
 
@@ -83,9 +84,15 @@ def gpu_identity(device: torch.device) -> str | None:
     return str(torch.cuda.get_device_properties(device).uuid) if device.type == "cuda" else None
 
 
-def _predictor_class(config: CodePredictorConfig, place: DeviceSpec) -> type[CodePredictor]:
-    """The fused kernels need CUDA and are made for bfloat16; everything else runs eagerly."""
-    if config.kernels == "eager" or place.device.type != "cuda" or place.dtype != torch.bfloat16:
+def _predictor_class(
+    config: CodePredictorConfig, place: DeviceSpec, spec: CodePredictorSpec
+) -> type[CodePredictor]:
+    """The fused kernels are for CUDA, bfloat16 and widths such as the releases have; else eager."""
+    shape = spec.transformer
+    widths = (shape.hidden_size, shape.intermediate_size, shape.num_kv_heads * shape.head_dim)
+    suitable = all(width % 512 == 0 for width in widths) and shape.head_dim == 128
+    on_cuda = place.device.type == "cuda" and place.dtype == torch.bfloat16
+    if config.kernels == "eager" or not (suitable and on_cuda):
         return CodePredictor
     from serve_app.models.fast_code_predictor import FastCodePredictor
 
@@ -117,8 +124,9 @@ class InProcessFrames:
         tensors = checkpoint.tensors("talker.code_predictor.")
         codec = checkpoint.tensors("talker.model.codec_embedding.")["weight"]
         with torch.inference_mode():
-            predictor = _predictor_class(config, place)(
-                checkpoint.spec.code_predictor, tensors, codec, place.device, place.dtype
+            spec = checkpoint.spec.code_predictor
+            predictor = _predictor_class(config, place, spec)(
+                spec, tensors, codec, place.device, place.dtype
             )
             return cls(predictor, place.dtype, config.batch_sizes)
 
