@@ -44,6 +44,7 @@ _UNUSED = [
     "librosa.filters",
     "sox",
     "gradio",
+    "soundfile",
 ]
 
 # One run: asked frames -> (seconds to the first audio, seconds to the last)
@@ -52,6 +53,9 @@ Run = Callable[[int], tuple[float, float]]
 
 def stub_unused_imports() -> None:
     """Empty modules for what is absent on the machine and not needed here."""
+    # transformers looks for some of them and would take the empty ones for the real ones.
+    from transformers import AutoModel, AutoProcessor, MimiConfig, MimiModel  # noqa: F401
+
     for name in _UNUSED:
         try:
             __import__(name)
