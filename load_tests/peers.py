@@ -1,19 +1,13 @@
-"""Peers on the same checkpoint, in the same process as nothing else: one stream, first audio and
-real-time factor.
+"""Peers on the same checkpoint, one at a time: one stream, first audio and real-time factor.
 
-    python load_tests/peers.py install wheels            # their wheels from the package registry,
-    once
-    PYTHONPATH=<unpacked wheels> python load_tests/peers.py run --peer faster --checkpoint CKPT
-    --frames 100
+    python load_tests/peers.py install WHEELS      # from the package registry, once; then unpack
+    PYTHONPATH=PEERS python load_tests/peers.py run --peer faster --checkpoint CKPT --frames 100
 
 Peers: `reference` (qwen-tts-hf, the reference package ported to transformers 5) and `faster`
-(faster-qwen3-tts: CUDA
-graphs, one stream). Their code is installed, never copied. The checkpoint must have an unreachable
-EOS
-(`serve_app.models.random_checkpoint --eos unreachable`), so that every run makes the asked number
-of frames. Neither
-has a server; ours is measured in process as well (`--peer ours`), and over HTTP by `python -m
-load_tests`.
+(faster-qwen3-tts: CUDA graphs, one stream). Their code is installed, never copied. The checkpoint
+must have an unreachable EOS (`serve_app.models.random_checkpoint --eos unreachable`), so that every
+run makes the asked number of frames. Neither has a server; ours is measured in process as well
+(`--peer ours`), and over HTTP by `python -m load_tests`.
 """
 
 import argparse

@@ -1,9 +1,8 @@
 """Every setting, in one strict frozen tree; the only module that reads the environment.
 
 Resources, device and placement are arguments of the app builder (`args:` in configs/*.yaml); what
-Serve can change in
-place (replica bounds, queue limits, drain times) stands under `deployments:` there and is not
-repeated here.
+Serve can change in place (replica bounds, queue limits, drain times) stands under `deployments:`
+there and is not repeated here.
 """
 
 import hashlib

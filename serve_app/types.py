@@ -45,10 +45,9 @@ class SpeechRequest:
     """One synthesis, valid by construction (the HTTP layer has checked it); knows nothing of HTTP.
 
     `language` is "auto" or a key of the checkpoint's codec_language_id. `streaming_text` chooses
-    the prompt layout
-    that feeds one text token per frame instead of the whole text in the prefill. `seed` is always
-    set: the ingress
-    draws one where the client gave none, so that any replica can repeat the request exactly.
+    the prompt layout that feeds one text token per frame instead of the whole text in the prefill.
+    `seed` is always set: the ingress draws one where the client gave none, so that any replica can
+    repeat the request exactly.
     """
 
     request_id: str
@@ -95,8 +94,7 @@ class CodecFrames:
     """Consecutive codec frames of one stream: codes int64 [T, Q], T >= 1, never an EOS row.
 
     `finish_reason` is set on the last item of a stream only. An empty tail (the EOS came after the
-    last frame had
-    been sent) is an item with T == 0 and a finish reason.
+    last frame had been sent) is an item with T == 0 and a finish reason.
     """
 
     codes: np.ndarray

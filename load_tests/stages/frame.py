@@ -4,9 +4,8 @@ Ray, no HTTP.
     python load_tests/stages/frame.py --size 1.7b --batches 1 16 64
 
 Random full-size weights, EOS unreachable, so that every stream makes the asked number of frames.
-Columns, in ms per
-step: `talker` from the input gather to the logits, `frame` sampling, code predictor and storing
-(CUDA events), `host`
+Columns, in ms per step: `talker` from the input gather to the logits, `frame` sampling, code
+predictor and storing (CUDA events), `host`
 what the step's wall time exceeds them by (the device idles), `step` the wall time.
 """
 

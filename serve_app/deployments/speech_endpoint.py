@@ -27,7 +27,6 @@ from serve_app.types import ModelCard
 
 _CLIENT_GONE: Final = 499  # nginx's number for it; nobody receives it, it is for log and metrics
 _MAX_BODY_BYTES: Final = 1 << 20
-
 logger = logging.getLogger(__name__)
 
 

@@ -1,9 +1,8 @@
 """Code predictor: fills code groups 1..Q-1 of one frame from the talker's hidden state and code 0.
 
 A frame is Q - 1 dependent passes over at most Q positions, with a key/value cache that starts
-empty; nothing
-survives a frame, so any replica can serve any call. The whole frame, sampling included, is one
-function of tensors
+empty; nothing survives a frame, so any replica can serve any call. The whole frame, sampling
+included, is one function of tensors
 without host synchronisation: eager on CPU, one CUDA graph per batch size on GPU.
 
 Source: code predictor ("sub-talker") of QwenLM/Qwen3-TTS 12Hz; model spec section 4.
@@ -119,8 +118,7 @@ class CodePredictor:
             self.projection = (take(f"{prefix}.weight"), take(f"{prefix}.bias"))
         groups = range(spec.num_code_groups - 1)
         # The projection is a per-row function, so the tables can hold projected rows. The last
-        # group's code is
-        # never fed back within a frame.
+        # group's code is never fed back within a frame.
         self.code_tables = [self._project(codec_embedding.to(device, dtype))] + [
             self._project(take(f"model.codec_embedding.{g}.weight")) for g in groups[:-1]
         ]

@@ -3,14 +3,13 @@
 `InProcessFrames` runs the predictor where the talker is. `RemoteFrames` reaches a `FrameServer` in
 another process:
 over a Unix socket on the same node, over TCP elsewhere; the tensors go through CUDA IPC buffers
-where both sides see
-one GPU, else through the socket. A predictor keeps nothing between frames, so a call that fails
+where both sides see one GPU, else through the socket. A predictor keeps nothing between frames, so
+a call that fails
 with its peer is sent
 again to another one and gives the same codes.
 
 Wire format of a call: a 12-byte header (kind, rows, payload length) and, over the socket, the rows'
-columns one after
-the other. Answers carry the codes the same way.
+columns one after the other. Answers carry the codes the same way.
 """
 
 import contextlib

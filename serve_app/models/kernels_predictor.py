@@ -74,8 +74,7 @@ def _linear_kernel(
     """One tile of `[residual +] linear([rms_norm](x))`, or of SiLU(even outputs) * odd outputs.
 
     The inner dimension is `parts` x `chunks` x width. The norm's scale is applied to the sum, so
-    its input is
-    rounded once, after the norm's weight.
+    its input is rounded once, after the norm's weight.
     """
     _start_successor(pdl)
     width: tl.constexpr = inputs // (parts * chunks)

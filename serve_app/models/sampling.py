@@ -2,11 +2,9 @@
 else.
 
 One uniform number per drawn code, from a counter-based hash, and the inverse of the cumulative
-distribution in
-vocabulary order: a code does not depend on the batch it was drawn in, on its row, or on how often
-the stream was
-interrupted. Everything is tensor code without host synchronisation, so it can be captured in a CUDA
-graph.
+distribution in vocabulary order: a code does not depend on the batch it was drawn in, on its row,
+or on how often the stream was interrupted. Everything is tensor code without host synchronisation,
+so it can be captured in a CUDA graph.
 """
 
 import torch

@@ -135,8 +135,7 @@ class SpeechDecoderRunner:
             size: self._batch_sizes(size, batch_sizes, max_streams) for size in self._sizes
         }
         # High priority: a chunk is short and somebody waits for it, while the talker's kernels,
-        # which
-        # run at the same time, are a frame ahead.
+        # which run at the same time, are a frame ahead.
         self._stream = torch.cuda.Stream(self._device, priority=-1) if self._cuda else None
         self._graphs: dict[int, BatchGraphs] = {}
         self._host: dict[int, deque[tuple[Tensor, Tensor, Tensor]]] = {}

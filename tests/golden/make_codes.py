@@ -3,10 +3,8 @@
     python -m tests.golden.make_codes
 
 The reference needs about a tenth of a second per frame on one core, and cannot share a process with
-vLLM (vLLM scans
-all imported modules and stumbles over some that the reference brings). The file names the
-checkpoints by a hash of
-their weights, so that a test can tell when it is out of date.
+vLLM (vLLM scans all imported modules and stumbles over some that the reference brings). The file
+names the checkpoints by a hash of their weights, so that a test can tell when it is out of date.
 """
 
 import hashlib

@@ -2,8 +2,8 @@
 step.
 
 Greedy argmax over random weights meets near ties, where bf16 kernels of another batch size may
-choose differently and
-the streams part for good. So whole streams are compared where the arithmetic is the same, and
+choose differently and the streams part for good. So whole streams are compared where the arithmetic
+is the same, and
 elsewhere one frame
 at a time from a common past (`done` frames), as the share of equal codes.
 """

@@ -1,8 +1,7 @@
 """Greedy codes equal the reference package's, frame by frame and group by group, in float32.
 
 The reference's codes are in tests/golden/codes.npz, made by tests/golden/make_codes.py; one stream
-is run against the
-reference itself, in a process of its own.
+is run against the reference itself, in a process of its own.
 """
 
 import json

@@ -2,9 +2,8 @@
 Triton backend.
 
 On CPU vLLM runs the GPU runner unchanged, and the released Triton has no CPU backend; these
-functions do with numpy
-what each kernel does, on the same arguments. Only the kernels that the talker's path reaches are
-here (sampling is
+functions do with numpy what each kernel does, on the same arguments. Only the kernels that the
+talker's path reaches are here (sampling is
 ours). They are looked up by their private names, so `install` fails loudly when one of them has
 gone.
 """

@@ -1,9 +1,8 @@
 """`VllmTalker`: the talker as an asyncio service around an in-process vLLM engine core.
 
 One thread owns the engine: it adds and aborts requests, steps, and hands every step's frames to the
-event loops that
-wait for them, in one call per loop and step. Consumers are async generators; closing one aborts its
-request.
+event loops that wait for them, in one call per loop and step. Consumers are async generators;
+closing one aborts its request.
 See docs/decisions/0001-in-process-engine.md for why the engine is not in a process of its own.
 """
 
@@ -104,8 +103,7 @@ class VllmTalker:
             self.spec.talker, predictor, self._step_frames.append, self._count_preemption
         )
         # The engine's thread runs Python most of the time; with the interpreter's default of 5 ms
-        # the
-        # event loop of this process would wait that long to hand on a frame.
+        # the event loop of this process would wait that long to hand on a frame.
         sys.setswitchinterval(_SWITCH_INTERVAL_S)
         started = threading.Event()
         # The engine is built on the thread that will step it: vLLM and CUDA keep per-thread state.
@@ -351,8 +349,7 @@ class VllmTalker:
         talker = self.spec.talker
         prompt, done = work.prompt, work.done
         # Ids stand in for positions: vLLM counts them, the state builds the embeddings. They are
-        # control ids, which
-        # can never be sampled.
+        # control ids, which can never be sampled.
         ids = [talker.codec_pad_id] * (len(prompt.rows) + len(done))
         params = SamplingParams(
             max_tokens=prompt.max_new_tokens - len(done),

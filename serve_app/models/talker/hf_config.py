@@ -9,9 +9,8 @@ class TalkerHfConfig(PretrainedConfig):
     """config.json of a released checkpoint; `get_text_config` is the talker as a plain Qwen3 LM.
 
     The release states multimodal rotary sections, but all three position streams are the same
-    number, which is
-    ordinary 1-D RoPE; the sections are dropped so that vLLM does not ask for three rows of
-    positions.
+    number, which is ordinary 1-D RoPE; the sections are dropped so that vLLM does not ask for three
+    rows of positions.
     """
 
     model_type = "qwen3_tts"

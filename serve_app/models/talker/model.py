@@ -1,9 +1,8 @@
 """The talker network for vLLM: a Qwen3 decoder whose inputs are sums of embedding rows.
 
 Every position is a row of integers (text id, code of group 0, ..., code of group Q-1), each an
-index into one joined
-table; the embedding of a position is the sum of the rows it names. The text projection is a
-per-token function, so it
+index into one joined table; the embedding of a position is the sum of the rows it names. The text
+projection is a per-token function, so it
 is folded into the table when the weights are loaded.
 Source: talker of QwenLM/Qwen3-TTS 12Hz; model spec sections 2, 3 and 8.
 """

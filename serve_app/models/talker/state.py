@@ -1,9 +1,8 @@
 """Model-runner hooks of the talker: integer rows in, sampled frames out.
 
 Per running request one slot of a table of positions lives on the device. Prompt positions are
-written when the request
-arrives, generated ones by the sampler, so that prefill, decode, chunked prefill and recompute after
-preemption all
+written when the request arrives, generated ones by the sampler, so that prefill, decode, chunked
+prefill and recompute after preemption all
 build their inputs by the same gather, without host synchronisation and without per-request Python.
 """
 
@@ -36,8 +35,8 @@ PROMPT_KEY = "tts_prompt"
 RUNTIME_KEY = "tts_runtime"
 
 # A preempted request comes back as a new one; its codes wait here. Finished requests pass through
-# as well (the hook
-# does not tell them apart), so the store is bounded; preempted requests are few and come back soon.
+# as well (the hook does not tell them apart), so the store is bounded; preempted requests are few
+# and come back soon.
 _MAX_SUSPENDED = 1024
 
 
@@ -283,8 +282,7 @@ class FramesOut:
     `on_frames`.
 
     vLLM asks its log-probability tensors for two things, `to_cpu_nonblocking` when the copy stream
-    is active and
-    `tolists` once the copies have arrived; nothing else of them is looked at.
+    is active and `tolists` once the copies have arrived; nothing else of them is looked at.
     """
 
     def __init__(
