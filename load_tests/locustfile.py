@@ -8,7 +8,7 @@ end time here; `first playable` is a row of its own. For the figures in README.m
 import itertools
 import time
 
-from locust import HttpUser, constant, task
+from locust import HttpUser, constant, task  # pyright: ignore[reportMissingImports]
 
 from load_tests.client import BYTES_PER_SAMPLE, SPEECH_PATH, AudioShape
 from load_tests.workload import Workload

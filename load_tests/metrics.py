@@ -85,7 +85,8 @@ def percentile(values: Iterable[float], quantile: float) -> float:
 
 def quantiles(values: Sequence[float]) -> Quantiles:
     mean = sum(values) / len(values) if values else math.nan
-    return Quantiles(*(percentile(values, quantile) for quantile in QUANTILES), mean)
+    p50, p95, p99 = (percentile(values, quantile) for quantile in QUANTILES)
+    return Quantiles(p50, p95, p99, mean)
 
 
 def play(arrivals: Sequence[tuple[float, int]], shape: AudioShape) -> Playback:

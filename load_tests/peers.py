@@ -130,21 +130,19 @@ def ours(checkpoint: Path, chunk: int) -> Iterator[Run]:
     """Talker, code predictor and speech decoder in this process, as in placement `fused`, without
     Serve.
     """
-    from serve_app.config import CodePredictorConfig, SpeechDecoderConfig, TalkerConfig
+    from serve_app.config import AppConfig
     from serve_app.models.checkpoint import open_checkpoint
-    from serve_app.models.frame_channel import InProcessFrames
-    from serve_app.models.speech_decoder import StreamingSpeechDecoder
-    from serve_app.models.talker.engine import VllmTalker
-    from serve_app.pipeline import synthesize
+    from serve_app.models.fused_speech import FusedSpeech
     from serve_app.types import SpeechRequest
 
-    opened = open_checkpoint(checkpoint)
-    frames_of = InProcessFrames.load(opened, CodePredictorConfig(), "cuda")
-    talker = VllmTalker.load(
-        opened, TalkerConfig(max_num_seqs=8, max_model_len=2048), "cuda", frames_of
-    )
-    decoder = StreamingSpeechDecoder.load(opened, SpeechDecoderConfig(max_streams=8), "cuda")
     schedule = (1, 2, 4, 8, 12) if chunk == 1 else (chunk,)
+    config = AppConfig.model_validate(
+        {
+            "talker": {"max_num_seqs": 8, "max_model_len": 2048},
+            "speech_decoder": {"max_streams": 8, "chunk_frames": schedule},
+        }
+    )
+    speech = FusedSpeech.load(open_checkpoint(checkpoint), config, "cuda")
 
     async def speak(frames: int) -> tuple[float, float]:
         request = SpeechRequest(
@@ -152,7 +150,7 @@ def ours(checkpoint: Path, chunk: int) -> Iterator[Run]:
             min_new_tokens=frames, max_new_tokens=frames,
         )  # fmt: skip
         start, first, samples = time.perf_counter(), 0.0, 0
-        async for item in synthesize(talker, decoder, request, schedule):
+        async for item in speech.pcm(request):
             first = first or time.perf_counter() - start
             samples += len(item.samples)
         _check(samples, frames)

@@ -1,4 +1,4 @@
-"""What a run is published as: JSON with every circumstance, a markdown table, plots."""
+"""What a run is published as: JSON with every circumstance, a markdown table."""
 
 import json
 import math
@@ -65,7 +65,7 @@ class Level:
 def environment(commit: str | None = None) -> dict[str, Any]:
     """The machine, the versions, the commit and the command."""
     return {
-        "time_utc": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "time_utc": utc(),
         "command": " ".join(sys.orig_argv),
         "gpus": gpus(),
         "cpus": os.cpu_count(),
@@ -74,6 +74,10 @@ def environment(commit: str | None = None) -> dict[str, Any]:
         "versions": {name: version for name in _PACKAGES if (version := _version(name))},
         "commit": commit or _commit(),
     }
+
+
+def utc() -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
 
 
 def gpus() -> list[dict[str, str]]:
@@ -238,40 +242,3 @@ def write_text(path: Path, text: str) -> None:
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
     write_text(path, json.dumps(to_json(content), indent=1) + "\n")
-
-
-def plot(path: Path, series: Mapping[str, Sequence[Level]]) -> bool:
-    """Draw first playable audio and throughput against the load; False without matplotlib."""
-    try:
-        import matplotlib
-    except ImportError:
-        return False
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, (delays, throughput) = pyplot.subplots(1, 2, figsize=(11, 4.2))
-    for name, levels in series.items():
-        opened = [level for level in levels if not level.is_closed]
-        rates = [level.run.plan.rate_hz for level in opened]
-        for quantile, style in (("p50", "--"), ("p95", "-")):
-            values = [1000 * getattr(level.summary.first_playable_s, quantile) for level in opened]
-            delays.plot(rates, values, style, marker="o", label=f"{name} {quantile}")
-        closed = [level for level in levels if level.is_closed]
-        throughput.plot(
-            [level.run.plan.streams for level in closed],
-            [level.summary.audio_s_per_s_window or level.summary.audio_s_per_s for level in closed],
-            marker="o",
-            label=name,
-        )
-    delays.set(title="Open loop", xlabel="requests/s", ylabel="first playable audio, ms")
-    delays.set_yscale("log")
-    throughput.set(title="Closed loop", xlabel="streams", ylabel="audio seconds per second")
-    for axes in (delays, throughput):
-        axes.grid(alpha=0.3)
-        if axes.has_data():
-            axes.legend()
-    figure.tight_layout()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=130)
-    pyplot.close(figure)
-    return True

@@ -50,6 +50,11 @@ class TalkerConfig(Strict):
     cuda_graphs: bool = Field(
         default=True, description="FULL CUDA graphs for decode steps; false = eager"
     )
+    late_scheduling: bool = Field(
+        default=True,
+        description="on a GPU, launch a step only shortly before the one before it ends, so that"
+        " a new request waits for less; false = as early as possible",
+    )
     block_size: int | None = Field(
         default=None, description="KV block length in positions; default: the engine's"
     )

@@ -5,12 +5,13 @@ any chunking, any interruption and any replica gives the same audio, as with the
 """
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
+from serve_app.chunking import Chunker
 from serve_app.errors import SpeechError
 from serve_app.types import CodecFrames, FinishReason, ModelCard, PcmChunk, SpeechRequest
 
@@ -42,6 +43,7 @@ class FakeTalker:
     """Makes `num_frames` frames, at most what the request allows.
 
     Args:
+        chunk_frames: frames per item: first, second, ...; the last number repeats.
         frame_s: time before each frame, spent in `sleep`.
         fail_at: number of the frame that raises `error` instead.
     """
@@ -50,6 +52,7 @@ class FakeTalker:
         self,
         num_frames: int = 10,
         num_code_groups: int = 4,
+        chunk_frames: Sequence[int] = (1,),
         frame_s: float = 0.0,
         sleep: Sleep = asyncio.sleep,
         fail_at: int | None = None,
@@ -57,6 +60,7 @@ class FakeTalker:
     ) -> None:
         self._num_frames = num_frames
         self._num_code_groups = num_code_groups
+        self._chunk_frames = chunk_frames
         self._frame_s = frame_s
         self._sleep = sleep
         self._fail_at = fail_at
@@ -74,13 +78,17 @@ class FakeTalker:
             cut = limit is not None and limit < self._num_frames
             total = limit if cut and limit is not None else self._num_frames
             reason: FinishReason = "length" if cut else "stop"
-            for frame in range(0 if done is None else len(done), total):
+            first = 0 if done is None else len(done)
+            chunker = Chunker(self._chunk_frames, first)
+            for frame in range(first, total):
                 await self._sleep(self._frame_s)
                 if frame == self._fail_at and self._error is not None:
                     raise self._error
                 last = frame == total - 1
                 codes = fake_codes(request.seed, frame, self._num_code_groups)
-                yield CodecFrames(codes, frame, reason if last else None)
+                item = chunker.add(codes, reason if last else None)
+                if item is not None:
+                    yield item
         finally:
             self.running -= 1
 

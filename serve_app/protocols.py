@@ -14,7 +14,7 @@ class Talker(Protocol):
     def frames(
         self, request: SpeechRequest, done: np.ndarray | None = None
     ) -> AsyncGenerator[CodecFrames, None]:
-        """Yield the frames of `request`, one item per frame, in order.
+        """Yield the frames of `request` in order, in items of a size that the talker decides.
 
         `done` (int64 [T, Q]) are frames made earlier, here or elsewhere: the stream goes on after
         them, exactly as

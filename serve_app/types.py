@@ -95,11 +95,14 @@ class CodecFrames:
 
     `finish_reason` is set on the last item of a stream only. An empty tail (the EOS came after the
     last frame had been sent) is an item with T == 0 and a finish reason.
+    `samples` (int16 [T * samples_per_frame]) is their audio where the process that made them has
+    decoded them as well; then they are not to be decoded again.
     """
 
     codes: np.ndarray
     first_frame: int
     finish_reason: FinishReason | None = None
+    samples: np.ndarray | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,6 +1,6 @@
 """One frame of the code predictor, eager and fast, each as one CUDA graph. No Ray, random weights.
 
-    python load_tests/stages/code_predictor.py --size 1.7b --batches 1 8 64 --profile 1 64
+    python -m load_tests.stages.code_predictor --size 1.7b --batches 1 8 64 --profile 1 64
 
 Times are medians of graph replays in ms (CUDA events). `floor` is the bytes that must move at
 --bandwidth. `same` is the share of greedy codes equal to eager's; `error` the largest logit error
@@ -12,11 +12,14 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from load_tests import floors, report
 from serve_app.models.code_predictor import CodePredictor, FrameBatch
 from serve_app.models.cuda_graph import GraphRunner
 from serve_app.models.fast_code_predictor import FastCodePredictor, Plan, Tiles
@@ -158,14 +161,6 @@ def median_ms(call: Callable[[], object], repeats: int) -> float:
     return statistics.median(times)
 
 
-def moved_bytes(spec: CodePredictorSpec) -> int:
-    """Weights as bf16, once per pass: what no cache of today's GPUs keeps from pass to pass."""
-    shape, passes = spec.transformer, spec.num_code_groups - 1
-    heads = (2 * shape.num_heads + 2 * shape.num_kv_heads) * shape.head_dim
-    layer = shape.hidden_size * (heads + 3 * shape.intermediate_size)
-    return 2 * passes * (shape.num_layers * layer + shape.hidden_size * spec.vocab_size)
-
-
 def profile(predictor: FastCodePredictor, batch: FrameBatch, top: int) -> None:
     """Print the mean device time of the kernels that take most of a frame, none overlapping."""
     predictor.plans = tuple((most, replace(plan, pdl=False)) for most, plan in predictor.plans)
@@ -199,6 +194,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--bandwidth", type=float, default=4.3, help="TB/s")
     parser.add_argument("--profile", nargs="*", type=int, help="batches whose kernels to list")
     parser.add_argument("--profiled", nargs="+", default=["default"], help="of these plans")
+    parser.add_argument("--out", type=Path, help="JSON file for the numbers")
+    parser.add_argument("--commit", help="what to report where there is no git repository")
     args = parser.parse_args(arguments)
     spec, device = SPECS[args.size], "cuda"
     tensors, codec = random_weights(spec, device)
@@ -210,7 +207,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         plans = {
             name: FastCodePredictor(*given, torch.bfloat16, PLANS[name]) for name in args.plans
         }
-    print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}, {args.size}", flush=True)
+    facts = report.environment(args.commit)
+    print(f"{facts['gpus']}, {facts['versions']}, {args.size}", flush=True)
+    limits = floors.Device(args.bandwidth * 1e12, floors.H200.flops_per_s)
+    lines: list[list[Any]] = []
     failed: dict[str, str] = {}
     head = [
         "batch",
@@ -218,7 +218,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "eager",
         *[f"{name}{c}" for name in plans for c in ("", " same", " error")],
     ]
-    print("| " + " | ".join(head) + " |\n|" + " ---: |" * len(head), flush=True)
+    print(report.table_line(head) + "\n|" + " ---: |" * len(head), flush=True)
     began = time.perf_counter()
     for rows in args.batches:
         greedy, drawn = (random_batch(spec, rows, torch.bfloat16, device, t) for t in (0.0, 0.9))
@@ -226,7 +226,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         truth = forced_logits(exact, greedy, codes)
         unit = (forced_logits(eager, greedy, codes) - truth).abs().max()
         replay = capture(eager, drawn)
-        line = [rows, 1e-9 * moved_bytes(spec) / args.bandwidth, median_ms(replay, 10)]
+        floor_ms = floors.predictor_frame(spec, rows).bytes_ms(limits)
+        line = [rows, floor_ms, median_ms(replay, 10)]
         replay.close()
         for name, predictor in plans.items():
             if name in failed:
@@ -241,11 +242,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
             except Exception as caught:  # the other variants are still worth their time
                 failed[name] = first_line(caught)
                 line += ["-", "-", "-"]
+        lines.append(line)
         cells = [f"{cell:.3f}" if isinstance(cell, float) else str(cell) for cell in line]
-        print("| " + " | ".join(cells) + " |", flush=True)
+        print(report.table_line(cells), flush=True)
     for name, reason in failed.items():
         print(f"{name} failed: {reason}")
     print(f"measured in {time.perf_counter() - began:.0f} s")
+    if args.out:
+        rows_of = [dict(zip(head, line, strict=True)) for line in lines]
+        content = {"facts": facts, "size": args.size, "rows": rows_of, "failed": failed}
+        report.write_json(args.out, content)
     for rows in args.profile or ():
         for name in args.profiled:
             predictor = FastCodePredictor(*given, torch.bfloat16, PLANS[name])

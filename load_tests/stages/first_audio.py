@@ -1,11 +1,11 @@
 """Where the first audio of one stream spends its time, in one process, without Serve.
 
-    python load_tests/stages/first_audio.py --size 1.7b
+    python -m load_tests.stages.first_audio --size 1.7b
 
-Medians in ms of the way from the call to the first samples:
-`queued` until the engine thread has taken the request, `launched` until the host has enqueued the
-prefill step, `frame` until the codes are on the host, `woken` until the event loop has them,
-`decoded` until the samples are there.
+Medians in ms of the way from the call to the first samples: `queued` until the engine's thread has
+taken the request, `launched` until the host has enqueued the prefill step, `dispatched` until that
+step's frame, with its samples where they are made behind it on the device, is handed out, `heard`
+until the event loop has the first chunk of audio.
 """
 
 import argparse
@@ -13,22 +13,14 @@ import asyncio
 import itertools
 import os
 import statistics
-import tempfile
 import time
 from contextlib import aclosing
-from pathlib import Path
 
-import torch
+from load_tests import report
+from load_tests.stages.in_process import Stages, add_options, checkpoint_of, request, settings_for
+from serve_app.models.fused_speech import FusedSpeech
 
-from load_tests.stages.frame import request
-from serve_app.config import CodePredictorConfig, SpeechDecoderConfig, TalkerConfig
-from serve_app.models.checkpoint import open_checkpoint
-from serve_app.models.frame_channel import InProcessFrames
-from serve_app.models.random_checkpoint import write_checkpoint
-from serve_app.models.speech_decoder import StreamingSpeechDecoder
-from serve_app.models.talker.engine import VllmTalker
-
-NAMES = ("queued", "launched", "frame", "woken", "decoded")
+NAMES = ("queued", "launched", "dispatched", "heard")
 
 
 class Probe:
@@ -54,62 +46,43 @@ class Probe:
         setattr(owner, attribute, noted)
 
 
-async def once(talker: VllmTalker, decoder: StreamingSpeechDecoder, probe: Probe, seed: int):
+async def once(speech: FusedSpeech, probe: Probe, seed: int) -> list[float]:
     probe.start()
-
-    async def frames():
-        async with aclosing(talker.frames(request(seed, 4))) as stream:
-            async for item in stream:
-                probe.note("woken")
-                yield item
-
-    async with aclosing(decoder.pcm(frames())) as chunks:
+    async with aclosing(speech.pcm(request(seed, 4))) as chunks:
         async for _ in chunks:
-            probe.note("decoded")
+            probe.note("heard")
     moments = [probe.times[name] for name in ("start", *NAMES)]
     return [1000 * (b - a) for a, b in itertools.pairwise(moments)]
 
 
-async def measure(talker: VllmTalker, decoder: StreamingSpeechDecoder, probe: Probe) -> None:
+async def measure(stages: Stages, probe: Probe) -> dict[str, float]:
+    """Medians over 20 streams, one after the other, in ms, and their sum."""
     runs = []
     for seed in range(25):
-        runs.append(await once(talker, decoder, probe, seed))
+        runs.append(await once(stages.speech, probe, seed))
         await asyncio.sleep(0.03)
     medians = [statistics.median(column) for column in zip(*runs[5:], strict=True)]
-    print("| " + " | ".join((*NAMES, "sum")) + " |\n|" + " ---: |" * (len(NAMES) + 1))
-    print("| " + " | ".join(f"{ms:.2f}" for ms in (*medians, sum(medians))) + " |", flush=True)
+    return {**dict(zip(NAMES, medians, strict=True)), "sum": sum(medians)}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("--size", default="1.7b")
-    parser.add_argument("--checkpoint", type=Path)
-    parser.add_argument("--device", default="cuda")
+    add_options(parser)
     args = parser.parse_args()
-    folder = args.checkpoint or Path(tempfile.mkdtemp()) / args.size
-    if not folder.exists():
-        write_checkpoint(
-            folder, size=args.size, variant="custom_voice", eos="unreachable", device=args.device
-        )
-    checkpoint = open_checkpoint(folder)
-    predictor = InProcessFrames.load(
-        checkpoint, CodePredictorConfig(batch_sizes=(1, 2, 4, 8)), args.device
-    )
-    settings = TalkerConfig(max_num_seqs=8, max_model_len=1024)
-    talker = VllmTalker.load(checkpoint, settings, args.device, predictor)
-    decoder = StreamingSpeechDecoder.load(
-        checkpoint, SpeechDecoderConfig(max_streams=8), args.device
-    )
-    probe = Probe()
+    stages = Stages.load(checkpoint_of(args), settings_for(8, 1024), args.device)
+    talker, probe = stages.talker, Probe()
     probe.after(talker, "_add", "queued")
-    executor = talker.core.model_executor
-    probe.after(executor, "sample_tokens", "launched")
-    probe.after(talker, "_dispatch", "frame")
-    name = torch.cuda.get_device_name() if args.device == "cuda" else "cpu"
-    print(f"{name}, torch {torch.__version__}, {args.size}")
-    asyncio.run(measure(talker, decoder, probe))
+    probe.after(talker.core.model_executor, "sample_tokens", "launched")
+    probe.after(talker, "_dispatch", "dispatched")
+    facts = stages.facts(args.commit)
+    print(facts)
+    medians = asyncio.run(measure(stages, probe))
+    print(report.table_line(list(medians)) + "\n|" + " ---: |" * len(medians))
+    print(report.table_line([f"{ms:.2f}" for ms in medians.values()]), flush=True)
+    if args.out:
+        report.write_json(args.out, {"facts": facts, "size": args.size, "medians_ms": medians})
     os._exit(0)
 
 

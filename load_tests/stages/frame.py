@@ -1,184 +1,275 @@
-"""One frame of the talker with the code predictor in its process: where the time of a step goes. No
-Ray, no HTTP.
+"""One frame of all streams: what each stage takes, alone and together, beside its floor.
 
-    python load_tests/stages/frame.py --size 1.7b --batches 1 16 64
+    python -m load_tests.stages.frame --size 1.7b --batches 1 8 16 32 64 128 256
 
-Random full-size weights, EOS unreachable, so that every stream makes the asked number of frames.
-Columns, in ms per step: `talker` from the input gather to the logits, `frame` sampling, code
-predictor and storing (CUDA events), `host`
-what the step's wall time exceeds them by (the device idles), `step` the wall time.
+No Ray, no HTTP; random full-size weights, EOS unreachable. README.md defines the columns.
 """
 
 import argparse
 import asyncio
-import json
 import os
 import statistics
-import tempfile
 import time
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from itertools import pairwise
-from pathlib import Path
+from typing import Any, Final
 
 import torch
 
-from serve_app.config import CodePredictorConfig, SpeechDecoderConfig, TalkerConfig
-from serve_app.models.checkpoint import open_checkpoint
-from serve_app.models.frame_channel import InProcessFrames
-from serve_app.models.random_checkpoint import write_checkpoint
-from serve_app.models.speech_decoder import StreamingSpeechDecoder
-from serve_app.models.talker.engine import VllmTalker
-from serve_app.pipeline import synthesize
-from serve_app.types import SpeechRequest
+from load_tests import floors, report
+from load_tests.floors import Device, Work
+from load_tests.frame_table import FrameRow, frame_table
+from load_tests.stages.in_process import (
+    Stages,
+    add_options,
+    checkpoint_of,
+    drain,
+    request,
+    settings_for,
+)
+from load_tests.stages.speech_decoder import DecoderTimes
+from serve_app.models.prompt import build_prompt
 
-TEXT = "The quick brown fox jumps over the lazy dog, and then it sleeps."
-
-
-def request(index: int, frames: int) -> SpeechRequest:
-    return SpeechRequest(
-        f"bench-{index}", "bench", TEXT, "ryan", "english", seed=index, streaming_text=True,
-        max_new_tokens=frames,
-    )  # fmt: skip
-
-
-async def drain(stream, first: list[float] | None = None) -> None:
-    start = time.perf_counter()
-    async with aclosing(stream):
-        async for _ in stream:
-            if first is not None:
-                first.append(time.perf_counter() - start)
-                first = None
+MAX_MODEL_LEN: Final = 2048
+# Of the window in which steps are counted; a chunk of 12 frames is one in 12 steps.
+_WINDOW_S: Final = 1.5
+_WINDOW_WITH_DECODER_S: Final = 2.5
+_SETTLE_S: Final = 0.2
 
 
-async def decode_steps(talker: VllmTalker, state, batch: int, frames: int) -> dict[str, float]:
-    """Median times of steps in which `batch` streams decode together."""
-    state.marks = None
-    tasks = [asyncio.create_task(drain(talker.frames(request(i, frames)))) for i in range(batch)]
-    while talker.stats()["running"] < batch or talker.stats()["frames"] < batch:
-        await asyncio.sleep(0.002)
-    await asyncio.sleep(0.1)
-    state.marks, steps, start = [], talker.stats()["steps"], time.perf_counter()
-    await asyncio.sleep(1.0 if batch < 64 else 1.5)
-    marks, wall = state.marks, time.perf_counter() - start
-    done = talker.stats()["steps"] - steps
-    state.marks = None
-    for task in tasks:
-        task.cancel()
-    await asyncio.gather(*tasks, return_exceptions=True)
-    while talker.stats()["running"]:
-        await asyncio.sleep(0.01)
-    torch.cuda.synchronize()
-    full = [marks[i : i + 3] for i in range(0, len(marks) - 3, 3)]
-    spans = [[a.elapsed_time(b) for a, b in pairwise(m)] for m in full]
-    talker_ms, frame_ms = (statistics.median(column) for column in zip(*spans, strict=True))
-    step_ms = 1000 * wall / done
-    return {
-        "batch": batch,
-        "talker": talker_ms,
-        "frame": frame_ms,
-        "host": step_ms - talker_ms - frame_ms,
-        "step": step_ms,
-    }
+@dataclass(frozen=True, slots=True)
+class Window:
+    """What was counted while `streams` streams ran: `context` is the mean of their positions."""
+
+    streams: int
+    wall_s: float
+    steps: int
+    frames: int
+    decoded: int
+    context: float
+
+    @property
+    def step_ms(self) -> float:
+        return 1000 * self.wall_s / self.steps
 
 
-async def audio(
-    talker: VllmTalker, decoder: StreamingSpeechDecoder, streams: int, frames: int
-) -> dict[str, float]:
-    """Closed loop of `streams` whole requests, decoder included: first audio and audio seconds per
-    second.
+@asynccontextmanager
+async def running(
+    stages: Stages,
+    streams: int,
+    make: Callable[[int], AsyncGenerator[Any, None]],
+    groups: int = 1,
+) -> AsyncGenerator[None, None]:
+    """Keep `streams` streams running inside, all of them past their prefill; then abort them.
+
+    They begin in `groups` groups, one step after the other.
     """
-    chunks = SpeechDecoderConfig().chunk_frames
+    talker = stages.talker
+    begun = talker.stats()["frames"]
+    tasks: list[asyncio.Task[None]] = []
+
+    async def until(is_reached: Callable[[], bool]) -> None:
+        while not is_reached():
+            await asyncio.sleep(0.0005)
+            for task in tasks:
+                if task.done():
+                    task.result()
+
+    try:
+        for group in range(min(groups, streams)):
+            steps = talker.stats()["steps"]
+            tasks += [
+                asyncio.create_task(drain(make(index))) for index in range(group, streams, groups)
+            ]
+            await until(lambda steps=steps: talker.stats()["steps"] > steps)
+        await until(lambda: talker.stats()["running"] == streams)
+        await until(lambda: talker.stats()["frames"] - begun >= streams)
+        yield
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        while talker.stats()["running"]:
+            await asyncio.sleep(0.01)
+        await asyncio.sleep(_SETTLE_S)
+        torch.cuda.synchronize()
+
+
+async def observe(stages: Stages, streams: int, seconds: float, frames_before: float) -> Window:
+    """Count for `seconds`; `frames_before` is the talker's count when the streams began."""
+    talker, decoder = stages.talker, stages.speech.decoder
+    before, decoded, start = dict(talker.stats()), decoder.stats()["frames"], time.perf_counter()
+    await asyncio.sleep(seconds)
+    wall_s, after = time.perf_counter() - start, dict(talker.stats())
+    if before["running"] != streams or after["running"] != streams:
+        raise RuntimeError(f"{after['running']:.0f} of {streams} streams were left in the window")
+    made = (before["frames"] + after["frames"]) / 2 - frames_before
+    prompt = build_prompt(request(0, 1), stages.spec, talker.tokenizer, MAX_MODEL_LEN)
+    return Window(
+        streams,
+        wall_s,
+        int(after["steps"] - before["steps"]),
+        int(after["frames"] - before["frames"]),
+        int(decoder.stats()["frames"] - decoded),
+        len(prompt.rows) + made / streams,
+    )
+
+
+async def talker_alone(stages: Stages, streams: int, frames: int) -> tuple[Window, float, float]:
+    """Steps without a decoder: the window, and the medians of talker and frame in ms."""
+    talker, state = stages.talker, stages.talker.model_state
+    begun, steps = talker.stats()["frames"], talker.stats()["steps"]
+    # From before the first step on, so that each step's three marks are a multiple of three away.
+    marks: list[torch.cuda.Event] = []
+    state.marks = marks
+    try:
+        async with running(stages, streams, lambda i: talker.frames(request(i, frames))):
+            await asyncio.sleep(_SETTLE_S)
+            before = len(marks)
+            window = await observe(stages, streams, _WINDOW_S, begun)
+            after, steps = len(marks), talker.stats()["steps"] - steps
+    finally:
+        state.marks = None
+    if abs(after - 3 * steps) > 6:
+        raise RuntimeError(f"{after} marks in {steps:.0f} steps: not three per step")
+    spans = [
+        [a.elapsed_time(b) for a, b in pairwise(marks[first : first + 3])]
+        for first in range(-(-before // 3) * 3, after - 3, 3)
+    ]
+    talker_ms, frame_ms = (statistics.median(column) for column in zip(*spans, strict=True))
+    return window, talker_ms, frame_ms
+
+
+async def with_decoder(stages: Stages, streams: int, frames: int) -> Window:
+    """Steps while the decoder makes audio of every frame, in the same process.
+
+    As many groups of streams as a chunk has frames begin a step apart, so that chunks fall due
+    evenly, as those of listeners who came at different times do.
+    """
+    talker, steady = stages.talker, stages.steady_frames
+    begun = talker.stats()["frames"]
+
+    def speak(index: int) -> AsyncGenerator[Any, None]:
+        return stages.speech.pcm(request(index, frames))
+
+    async with running(stages, streams, speak, groups=steady):
+        # Until the short first chunks of all streams are through.
+        first = talker.stats()["steps"]
+        while talker.stats()["steps"] - first < sum(stages.config.speech_decoder.chunk_frames):
+            await asyncio.sleep(0.005)
+        await asyncio.sleep(_SETTLE_S)
+        return await observe(stages, streams, _WINDOW_WITH_DECODER_S, begun)
+
+
+async def closed_loop(stages: Stages, streams: int, frames: int) -> dict[str, float]:
+    """Whole requests that begin together: delays of the first audio, audio seconds per second."""
     first: list[float] = []
     start = time.perf_counter()
     await asyncio.gather(
-        *[
-            drain(synthesize(talker, decoder, request(i, frames), chunks), first)
-            for i in range(streams)
-        ]
+        *(drain(stages.speech.pcm(request(i, frames)), first) for i in range(streams))
     )
-    wall = time.perf_counter() - start
+    wall_s = time.perf_counter() - start
+    spec = stages.spec.speech_decoder
     return {
         "streams": streams,
         "first_ms_p50": 1000 * statistics.median(first),
         "first_ms_max": 1000 * max(first),
-        "audio_s_per_s": streams * frames * 0.08 / wall,
+        "audio_s_per_s": streams * frames * spec.samples_per_frame / spec.sample_rate_hz / wall_s,
     }
 
 
-def table(rows: list[dict[str, float]]) -> str:
-    head = list(rows[0])
-    lines = ["| " + " | ".join(head) + " |", "|" + " ---: |" * len(head)]
-    lines += [
-        "| "
-        + " | ".join(f"{row[k]:.2f}" if isinstance(row[k], float) else str(row[k]) for k in head)
-        + " |"
-        for row in rows
-    ]
-    return "\n".join(lines)
+async def measure_row(
+    stages: Stages, times: DecoderTimes, streams: int, frames: int, device: Device
+) -> FrameRow:
+    spec, steady = stages.spec, stages.steady_frames
+    alone, talker_ms, predictor_ms = await talker_alone(stages, streams, frames)
+    beside = await with_decoder(stages, streams, frames)
 
+    def talker(window: Window) -> Work:
+        return floors.talker_step(spec.talker, streams, window.context)
 
-async def measure(
-    args: argparse.Namespace, talker: VllmTalker, decoder: StreamingSpeechDecoder, state
-) -> None:
-    for streams in (1, max(args.batches)):
-        await asyncio.gather(*[drain(talker.frames(request(i, 20))) for i in range(streams)])
-    rows = [await decode_steps(talker, state, batch, args.frames) for batch in args.batches]
-    print(table(rows), flush=True)
-    await audio(talker, decoder, 1, 30)
-    singles = [await audio(talker, decoder, 1, 30) for _ in range(10)]
-    print(
-        "first audio in process, one stream: p50"
-        f" {statistics.median(s['first_ms_p50'] for s in singles):.1f} ms"
+    predictor = floors.predictor_frame(spec.code_predictor, streams)
+    chunk = floors.decoder_chunk(spec.speech_decoder, streams, steady) * (1 / steady)
+    first = floors.decoder_chunk(spec.speech_decoder, streams, 1)
+    # One after the other; the decoder may overlap with both.
+    step_floor_ms = talker(alone).ms(device) + predictor.ms(device)
+    in_turn_ms = talker(beside).ms(device) + predictor.ms(device)
+    everything = talker(beside) + predictor + chunk
+    return FrameRow(
+        batch=streams,
+        context=alone.context,
+        context_whole=beside.context,
+        talker_ms=talker_ms,
+        talker_floor_ms=talker(alone).ms(device),
+        predictor_ms=predictor_ms,
+        predictor_floor_ms=predictor.ms(device),
+        decoder_ms=times.ms(streams, steady) / steady,
+        decoder_floor_ms=chunk.ms(device),
+        first_chunk_ms=times.ms(streams, 1),
+        first_chunk_floor_ms=first.ms(device),
+        host_ms=alone.step_ms - talker_ms - predictor_ms,
+        step_ms=alone.step_ms,
+        step_floor_ms=step_floor_ms,
+        whole_ms=beside.step_ms,
+        whole_floor_ms=max(in_turn_ms, everything.ms(device)),
+        decoded_share=beside.decoded / beside.frames,
+        compute_bound=[
+            name
+            for name, work in (
+                ("talker", talker(alone)),
+                ("predictor", predictor),
+                ("decoder", chunk),
+                ("first_chunk", first),
+            )
+            if work.is_compute_bound(device)
+        ],
     )
-    loops = [await audio(talker, decoder, streams, 100) for streams in args.batches]
-    print(table(loops), flush=True)
-    if args.out:
-        Path(args.out).write_text(json.dumps({"steps": rows, "loops": loops}))
+
+
+async def measure(args: argparse.Namespace, stages: Stages, times: DecoderTimes) -> dict[str, Any]:
+    device = Device(args.bandwidth * 1e12, args.tflops * 1e12)
+    for streams in (1, max(args.batches)):
+        await closed_loop(stages, streams, 20)
+    rows = []
+    for batch in args.batches:
+        rows.append(await measure_row(stages, times, batch, args.frames, device))
+        print(f"batch {batch}: {rows[-1].whole_ms:.2f} ms", flush=True)
+    print("\n" + frame_table(rows), flush=True)
+    await closed_loop(stages, 1, 30)
+    singles = [await closed_loop(stages, 1, 30) for _ in range(10)]
+    first_ms = statistics.median(single["first_ms_p50"] for single in singles)
+    print(f"\nfirst audio in process, one stream: p50 {first_ms:.1f} ms")
+    loops = [await closed_loop(stages, streams, 100) for streams in args.batches]
+    for loop in loops:
+        print(", ".join(f"{name} {value:.1f}" for name, value in loop.items()), flush=True)
+    return {"rows": [row.as_json() for row in rows], "first_audio_ms": first_ms, "loops": loops}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("--size", default="1.7b", choices=["0.6b", "1.7b"])
-    parser.add_argument("--batches", type=int, nargs="+", default=[1, 16, 64])
-    parser.add_argument("--frames", type=int, default=1500)
+    add_options(parser)
+    parser.add_argument("--batches", type=int, nargs="+", default=[1, 8, 16, 32, 64, 128, 256])
+    parser.add_argument("--frames", type=int, default=1900, help="of one stream, at most")
     parser.add_argument("--eager", action="store_true", help="talker without CUDA graphs")
-    parser.add_argument("--checkpoint", type=Path, help="keep the checkpoint here and reuse it")
-    parser.add_argument("--out", help="JSON file for the numbers")
+    parser.add_argument("--bandwidth", type=float, default=4.3, help="TB/s, for the floors")
+    parser.add_argument("--tflops", type=float, default=790, help="bf16, for the floors")
     args = parser.parse_args()
-    folder = args.checkpoint or Path(tempfile.mkdtemp()) / args.size
-    began = time.perf_counter()
-    if not folder.exists():
-        write_checkpoint(
-            folder, size=args.size, variant="custom_voice", eos="unreachable", device="cuda"
-        )
-    written = time.perf_counter()
-    checkpoint = open_checkpoint(folder)
-    most = max(args.batches)
-    predictor = InProcessFrames.load(
-        checkpoint,
-        CodePredictorConfig(
-            batch_sizes=tuple(b for b in (1, 2, 4, 8, 16, 32, 64, 128, 256) if b <= most)
-        ),
-        "cuda",
-    )
-    loaded = time.perf_counter()
-    settings = TalkerConfig(max_num_seqs=most, max_model_len=2048, cuda_graphs=not args.eager)
-    talker = VllmTalker.load(checkpoint, settings, "cuda", predictor)
-    ready = time.perf_counter()
-    decoder = StreamingSpeechDecoder.load(checkpoint, SpeechDecoderConfig(max_streams=most), "cuda")
-    end = time.perf_counter()
-    import vllm
-
-    print(
-        f"{torch.cuda.get_device_name()}, torch {torch.__version__}, vllm {vllm.__version__},"
-        f" {args.size}; write {written - began:.1f} s, predictor {loaded - written:.1f} s,"
-        f" talker {ready - loaded:.1f} s,"
-        f" decoder {end - ready:.1f} s; {torch.cuda.mem_get_info()[0] / 2**30:.1f} GiB free",
-        flush=True,
-    )
-    asyncio.run(measure(args, talker, decoder, talker.model_state))
+    checkpoint = checkpoint_of(args)
+    config = settings_for(max(args.batches), MAX_MODEL_LEN, cuda_graphs=not args.eager)
+    decoder = config.speech_decoder
+    chunks = (1, decoder.chunk_frames[-1])
+    times = DecoderTimes(checkpoint, args.batches, max(decoder.batch_sizes), chunks)
+    torch.cuda.empty_cache()
+    stages = Stages.load(checkpoint, config, args.device)
+    facts = stages.facts(args.commit)
+    print(facts, flush=True)
+    result = asyncio.run(measure(args, stages, times))
+    if args.out:
+        report.write_json(args.out, {"facts": facts, "size": args.size, **result})
     # vLLM processes have been seen to hang at exit.
     os._exit(0)
 

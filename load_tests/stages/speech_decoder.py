@@ -10,14 +10,18 @@ one frame of one stream, and that many streams decoding chunks back to back.
 
 import argparse
 import time
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from load_tests import report
 from serve_app.config import SpeechDecoderConfig
-from serve_app.models.checkpoint import speech_decoder_shapes
+from serve_app.models.checkpoint import Checkpoint, speech_decoder_shapes
 from serve_app.models.cuda_graph import BatchGraphs
+from serve_app.models.device import resolve_device
 from serve_app.models.spec import SpeechDecoderSpec, TransformerSpec
 from serve_app.models.speech_decoder_model import SpeechDecoderModel
 from serve_app.models.speech_decoder_runner import SpeechDecoderRunner, tf32
@@ -116,6 +120,28 @@ def time_steps(
     return seconds
 
 
+class DecoderTimes:
+    """Device times of decoder steps, in graphs of their own, with nothing running beside them.
+
+    More than `widest` streams are decoded in several steps.
+    """
+
+    def __init__(
+        self, checkpoint: Checkpoint, batches: list[int], widest: int, chunks: tuple[int, ...]
+    ) -> None:
+        place = resolve_device("cuda", "auto")
+        model = SpeechDecoderModel(checkpoint.spec.speech_decoder)
+        model.load(checkpoint.speech_tokenizer_tensors("decoder."), place.dtype, place.device)
+        self._widest = widest
+        widths = sorted({min(batch, widest) for batch in batches})
+        self._seconds = time_steps(model, widths, sorted(set(chunks)), True, repeats=20)
+
+    def ms(self, streams: int, frames: int) -> float:
+        """Decode `frames` frames of each stream."""
+        num_steps = -(-streams // self._widest)
+        return 1000 * num_steps * self._seconds[min(streams, self._widest), frames]
+
+
 def table(seconds: dict[tuple[int, int], float], streams: list[int], frames: list[int]) -> str:
     """Format milliseconds per step as markdown."""
     lines = ["| streams | " + " | ".join(f"{t} frames" for t in frames) + " |"]
@@ -124,6 +150,13 @@ def table(seconds: dict[tuple[int, int], float], streams: list[int], frames: lis
         cells = " | ".join(f"{seconds[rows, t] * 1000:.2f}" for t in frames)
         lines.append(f"| {rows} | {cells} |")
     return "\n".join(lines)
+
+
+def as_json(seconds: dict[tuple[int, int], float]) -> list[dict[str, Any]]:
+    return [
+        {"streams": rows, "frames": frames, "ms": 1000 * value}
+        for (rows, frames), value in seconds.items()
+    ]
 
 
 def profile(model: SpeechDecoderModel, rows: int, num_frames: int) -> str:
@@ -185,7 +218,10 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=20)
     parser.add_argument("--profile", type=int, nargs=2, metavar=("STREAMS", "FRAMES"))
     parser.add_argument("--served", type=int, metavar="STREAMS")
+    parser.add_argument("--out", type=Path, help="JSON file for the numbers")
+    parser.add_argument("--commit", help="what to report where there is no git repository")
     args = parser.parse_args()
+    facts, tables = report.environment(args.commit), {}
     device = torch.device("cuda")
     tensors = random_tensors(RELEASED, device)
     print(f"GPU {torch.cuda.get_device_name()}, torch {torch.__version__}; ms per step\n")
@@ -203,6 +239,7 @@ def main() -> None:
         torch.cuda.reset_peak_memory_stats()
         begin = time.monotonic()
         seconds = time_steps(model, args.streams, args.frames, allow_tf32, args.repeats)
+        tables[name] = as_json(seconds)
         best = max(rows * t * 0.08 / s for (rows, t), s in seconds.items())
         print(f"### {name}\n\n{table(seconds, args.streams, args.frames)}\n")
         peak = torch.cuda.max_memory_reserved() / 2**30
@@ -212,6 +249,8 @@ def main() -> None:
         )
         del model
         torch.cuda.empty_cache()
+    if args.out:
+        report.write_json(args.out, {"facts": facts, "dtypes": tables})
 
 
 if __name__ == "__main__":

@@ -12,7 +12,6 @@ from ray import serve
 from ray.serve.handle import DeploymentHandle, DeploymentResponseGenerator
 
 from serve_app.config import AppConfig
-from serve_app.pipeline import coalesce
 from serve_app.types import CodecFrames, SpeechRequest
 
 if TYPE_CHECKING:
@@ -29,7 +28,6 @@ class Talker:
     """Turns requests into codec frames; completes each with the code predictor of its session."""
 
     async def __init__(self, config: AppConfig, device: str, predictor: DeploymentHandle) -> None:
-        self._chunk_frames = config.speech_decoder.chunk_frames
         self._predictor = PredictorSession(predictor)
         # On a thread: while it loads, the engine may ask for a predictor, which this loop finds.
         self._talker = await asyncio.to_thread(_load, config, device, self._predictor)
@@ -38,12 +36,9 @@ class Talker:
         self, request: SpeechRequest, done: np.ndarray | None = None
     ) -> AsyncGenerator[CodecFrames, None]:
         """Yield the frames after `done` in items of growing size; raises as `protocols.Talker`."""
-        async with (
-            aclosing(self._talker.frames(request, done)) as frames,
-            aclosing(coalesce(frames, self._chunk_frames)) as chunks,
-        ):
-            async for chunk in chunks:
-                yield chunk
+        async with aclosing(self._talker.frames(request, done)) as frames:
+            async for item in frames:
+                yield item
 
     async def stats(self) -> dict[str, dict[str, float]]:
         """Load of this replica and of a replica of the code predictor."""
@@ -133,4 +128,5 @@ def _load(config: AppConfig, device: str, predictor: PredictorSession):
         max_rows=config.talker.max_num_seqs,
         channel=config.code_predictor.channel,
     )
-    return VllmTalker.load(checkpoint, config.talker, device, frames)
+    chunk_frames = config.speech_decoder.chunk_frames
+    return VllmTalker.load(checkpoint, config.talker, device, frames, chunk_frames)

@@ -2,8 +2,8 @@
 
 `GraphRunner` owns one captured graph; `BatchGraphs` owns one per batch size, pads a batch up to the
 next one, and is its own eager twin (`enabled=False`). Not thread-safe: all graphs of one memory
-pool belong to one thread, since a replay may overwrite what another graph of the pool left behind
-(outputs excepted).
+pool are replayed by one thread, since a replay may overwrite what another graph of the pool left
+behind (outputs excepted). Another thread may capture further sizes meanwhile.
 """
 
 from bisect import bisect_left
@@ -36,10 +36,15 @@ class GraphRunner:
         stream.synchronize()
         self._graph: torch.cuda.CUDAGraph | None = torch.cuda.CUDAGraph()
         # thread_local: other threads of a fused replica may use CUDA while this one captures.
-        with torch.cuda.graph(
-            self._graph, pool=pool, stream=stream, capture_error_mode="thread_local"
-        ):
+        # Not by torch.cuda.graph, which first waits for the whole device and collects garbage: that
+        # would stop whoever is served meanwhile.
+        self._graph.capture_begin(
+            *(() if pool is None else (pool,)), capture_error_mode="thread_local"
+        )
+        try:
             self._output = fn(*inputs)
+        finally:
+            self._graph.capture_end()
 
     def __call__(self) -> Tensor:
         """Replay on the current stream; the result is static, valid until the next call."""
@@ -96,6 +101,11 @@ class BatchGraphs:
         return self.batch_sizes[-1]
 
     @property
+    def largest(self) -> int:
+        """The most rows that a call can have by now."""
+        return self._captured[-1] if self.enabled else self.max_batch
+
+    @property
     def captured(self) -> tuple[int, ...]:
         """The sizes that have a graph; a call uses these only."""
         return self._captured
@@ -110,7 +120,10 @@ class BatchGraphs:
             self._pool = torch.cuda.graph_pool_handle()
         inputs = self._make_inputs(batch_size)
         self._padding[batch_size] = tuple(tensor.clone() for tensor in inputs)
-        self._runners[batch_size] = GraphRunner(self._fn, inputs, self._pool)
+        runner = GraphRunner(self._fn, inputs, self._pool)
+        # Another thread may be calling; it is shown what is complete, and nothing else.
+        torch.cuda.current_stream().synchronize()
+        self._runners[batch_size] = runner
         self._captured = tuple(sorted(self._runners))
 
     def capture_all(self) -> None:

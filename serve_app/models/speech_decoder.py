@@ -6,6 +6,7 @@ is the async face that the pipeline sees, and what is fed for a stream that is r
 
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Final
 
@@ -46,6 +47,9 @@ class _ExactFeed:
     def pieces(self, codes: np.ndarray) -> list[_Piece]:
         return [_Piece(codes)]
 
+    def skip(self, codes: np.ndarray) -> None:
+        """Count frames that were decoded elsewhere."""
+
 
 class _ReferenceFeed:
     """Start over every 300 frames from the 25 before, as the reference's offline decode does."""
@@ -70,6 +74,9 @@ class _ReferenceFeed:
             self._advance(now)
         return pieces
 
+    def skip(self, codes: np.ndarray) -> None:
+        self._advance(codes)
+
     def _advance(self, codes: np.ndarray) -> None:
         self._num_fed += len(codes)
         before = codes if self._recent is None else np.concatenate((self._recent, codes))
@@ -86,7 +93,7 @@ class StreamingSpeechDecoder:
     """
 
     def __init__(self, runner: SpeechDecoderRunner, *, reference_chunking: bool = False) -> None:
-        self._runner = runner
+        self.runner = runner
         self._spec = runner.spec
         self._num_context = context_frames(runner.spec)
         self._reference_chunking = reference_chunking
@@ -137,47 +144,62 @@ class StreamingSpeechDecoder:
             StageFailed: the device failed, or `frames` are not consecutive or not decodable.
         """
         try:
-            slot = self._runner.acquire()
+            slot = self.runner.acquire()
             try:
-                feed = (
-                    _ReferenceFeed() if self._reference_chunking else _ExactFeed(self._num_context)
-                )
-                if done is not None and len(done):
-                    await self._decode(slot, feed.prime(done))
-                expected: int | None = None
-                async for item in frames:
-                    if expected is not None and item.first_frame != expected:
-                        raise StageFailed(f"frame {item.first_frame} follows frame {expected - 1}")
-                    expected = item.first_frame + len(item.codes)
-                    yield PcmChunk(
-                        samples=await self._decode(
-                            slot, feed.pieces(item.codes) if len(item.codes) else []
-                        ),
-                        first_sample=item.first_frame * self._spec.samples_per_frame,
-                        codes=item.codes,
-                        finish_reason=item.finish_reason,
-                    )
+                async with aclosing(self.pcm_in(slot, frames, done)) as chunks:
+                    async for chunk in chunks:
+                        yield chunk
             finally:
-                self._runner.release(slot)
+                self.runner.release(slot)
         finally:
             if isinstance(frames, AsyncGenerator):
                 await frames.aclose()
 
+    async def pcm_in(
+        self, slot: int, frames: AsyncIterator[CodecFrames], done: np.ndarray | None = None
+    ) -> AsyncGenerator[PcmChunk, None]:
+        """Like `pcm`, in a slot of the runner that the caller acquired and releases.
+
+        A first item that carries its samples was decoded in this slot by a `FirstAudioDecoder`.
+        """
+        feed = _ReferenceFeed() if self._reference_chunking else _ExactFeed(self._num_context)
+        if done is not None and len(done):
+            await self._decode(slot, feed.prime(done))
+        expected: int | None = None
+        async for item in frames:
+            if expected is not None and item.first_frame != expected:
+                raise StageFailed(f"frame {item.first_frame} follows frame {expected - 1}")
+            expected = item.first_frame + len(item.codes)
+            if item.samples is not None:
+                self.runner.adopt(slot)
+                feed.skip(item.codes)
+                samples = item.samples
+            else:
+                samples = await self._decode(
+                    slot, feed.pieces(item.codes) if len(item.codes) else []
+                )
+            yield PcmChunk(
+                samples=samples,
+                first_sample=item.first_frame * self._spec.samples_per_frame,
+                codes=item.codes,
+                finish_reason=item.finish_reason,
+            )
+
     def stats(self) -> Mapping[str, float]:
         """Load: streams, max_streams, waiting jobs, and counters of steps and frames."""
-        return self._runner.stats()
+        return self.runner.stats()
 
     def check_health(self) -> None:
         """Raise StageFailed after a failure of the device, StageUnavailable after `close()`."""
-        self._runner.check_health()
+        self.runner.check_health()
 
     def close(self) -> None:
         """Stop the thread and free the graphs; idempotent."""
-        self._runner.close()
+        self.runner.close()
 
     async def _decode(self, slot: int, pieces: list[_Piece]) -> np.ndarray:
         futures = [
-            self._runner.submit(slot, p.codes, reset=p.reset, discard=p.discard) for p in pieces
+            self.runner.submit(slot, p.codes, reset=p.reset, discard=p.discard) for p in pieces
         ]
         samples = [await asyncio.wrap_future(future) for future in futures]
         if len(samples) == 1:

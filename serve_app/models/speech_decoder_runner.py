@@ -16,7 +16,7 @@ from torch import Tensor
 
 from serve_app.errors import Overloaded, StageFailed, StageUnavailable
 from serve_app.models.cuda_graph import BatchGraphs
-from serve_app.models.speech_decoder_model import SpeechDecoderModel
+from serve_app.models.speech_decoder_model import DecoderState, SpeechDecoderModel
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -27,6 +27,8 @@ _LIVE_TENSORS: Final = 4
 # Steps of so many frames (all streams together) are waited for by spinning: sleeping costs some
 # 0.4 ms of their 1 to 2 ms, and they are the ones that make first audio.
 _SPIN_FRAMES: Final = 16
+# Graphs of up to so many streams are there from the start, larger ones follow.
+_FIRST_ROWS: Final = 8
 
 
 @contextlib.contextmanager
@@ -42,6 +44,17 @@ def tf32(allowed: bool) -> Iterator[None]:
     finally:
         for flag, value in zip(flags, before, strict=True):
             flag.fp32_precision = value
+
+
+@contextlib.contextmanager
+def _benchmark(wanted: bool) -> Iterator[None]:
+    """Let cuDNN choose convolution algorithms by trying them, in the whole process."""
+    before = torch.backends.cudnn.benchmark
+    torch.backends.cudnn.benchmark = wanted
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.benchmark = before
 
 
 @dataclass(slots=True, eq=False)
@@ -120,24 +133,27 @@ class SpeechDecoderRunner:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.model = model
+        self._exact = exact
         self.spec = model.spec
         self.max_streams = max_streams
         self._clock = clock
-        self._device = model.tables.device
-        self._cuda = self._device.type == "cuda"
+        self.device = model.tables.device
+        self._cuda = self.device.type == "cuda"
         self._graphs_enabled = self._cuda if graphs is None else graphs
         self._allow_tf32 = not exact
         # One row more than slots: what padded rows of a batch, warm-up and capture read and write.
-        self._trash_slot = max_streams
+        self.trash_slot = max_streams
         self._arena = model.new_state(max_streams + 1)
+        self._before_reset: torch.cuda.Event | None = None
         self._sizes = self._piece_sizes(chunk_frames)
         self._batches = {
             size: self._batch_sizes(size, batch_sizes, max_streams) for size in self._sizes
         }
         # High priority: a chunk is short and somebody waits for it, while the talker's kernels,
         # which run at the same time, are a frame ahead.
-        self._stream = torch.cuda.Stream(self._device, priority=-1) if self._cuda else None
+        self._stream = torch.cuda.Stream(self.device, priority=-1) if self._cuda else None
         self._graphs: dict[int, BatchGraphs] = {}
+        self._later: list[tuple[int, int]] = []
         self._host: dict[int, deque[tuple[Tensor, Tensor, Tensor]]] = {}
         self._build()
 
@@ -150,6 +166,10 @@ class SpeechDecoderRunner:
         self._frames = 0
         self._thread = threading.Thread(target=self._work, name="speech-decoder", daemon=True)
         self._thread.start()
+        self._capturing = threading.Thread(
+            target=self._capture_later, name="speech-decoder-capture", daemon=True
+        )
+        self._capturing.start()
 
     def acquire(self) -> int:
         """Take a free slot for a new stream.
@@ -209,6 +229,38 @@ class SpeechDecoderRunner:
             self._wake.notify()
         return future
 
+    def decode_first(self, slots: Tensor, codes: Tensor) -> Tensor:
+        """Put the streams in `slots` [B] behind their first frame; capturable.
+
+        Args:
+            slots: int64 [B].
+            codes: int64 [B, Q]. A control id among them gives a wrong sample, not a wrong address.
+
+        Returns:
+            int16 [B, samples_per_frame].
+        """
+        rows = self.model.new_state(len(slots))
+        codes = codes.clamp(max=self.spec.codebook_size - 1)
+        return self._decode_rows(slots, codes[:, :, None], rows)
+
+    def follow(self, event: torch.cuda.Event) -> None:
+        """Let streams that start over wait for `event`: their slot may be written until then."""
+        self._before_reset = event
+
+    def adopt(self, slot: int) -> None:
+        """Take over a stream whose first frame was decoded by `decode_first` and delivered."""
+        with self._wake:
+            stream = self._streams[slot]
+            stream.fresh = False
+            stream.first_audio_s = self._clock()
+            stream.delivered_samples = self.spec.samples_per_frame
+            self._frames += 1
+
+    def wait_until_captured(self, timeout_s: float | None = None) -> bool:
+        """Wait for the graphs that are captured while serving; whether they are complete."""
+        self._capturing.join(timeout_s)
+        return not self._capturing.is_alive()
+
     def stats(self) -> dict[str, float]:
         """Return streams, max_streams, waiting jobs, and counters of steps and frames."""
         with self._wake:
@@ -231,6 +283,7 @@ class SpeechDecoderRunner:
             self._closing = True
             self._wake.notify_all()
         self._thread.join()
+        self._capturing.join()
         self._abandon(StageUnavailable("the speech decoder is shutting down"))
         for graphs in self._graphs.values():
             graphs.close()
@@ -277,17 +330,17 @@ class SpeechDecoderRunner:
         return tuple(size for size in needed if size <= limit) or (1,)
 
     def _build(self) -> None:
-        """Allocate host buffers; capture the graphs, small ones first, or decode a frame."""
+        """Allocate host buffers; capture the small graphs, or decode a frame."""
         start = time.monotonic()
         pool = torch.cuda.graph_pool_handle() if self._graphs_enabled else None
         for size in self._sizes:
             self._graphs[size] = BatchGraphs(
                 lambda rows, size=size: (
-                    torch.full((rows,), self._trash_slot, dtype=torch.int64, device=self._device),
+                    torch.full((rows,), self.trash_slot, dtype=torch.int64, device=self.device),
                     torch.zeros(
                         (rows, self.spec.num_code_groups, size),
                         dtype=torch.int64,
-                        device=self._device,
+                        device=self.device,
                     ),
                 ),
                 self._decode_slots,
@@ -305,11 +358,14 @@ class SpeechDecoderRunner:
                     for rows in self._batches[size]
                 ]
                 for _, rows, size in sorted(shapes):
-                    self._graphs[size].capture(rows)
+                    if rows <= max(_FIRST_ROWS, self._batches[size][0]):
+                        self._graphs[size].capture(rows)
+                    else:
+                        self._later.append((rows, size))
             else:
-                slots = torch.tensor([self._trash_slot], device=self._device)
+                slots = torch.tensor([self.trash_slot], device=self.device)
                 frame = torch.zeros(
-                    1, self.spec.num_code_groups, 1, dtype=torch.int64, device=self._device
+                    1, self.spec.num_code_groups, 1, dtype=torch.int64, device=self.device
                 )
                 self._decode_slots(slots, frame)
             if self._stream is not None:
@@ -318,12 +374,36 @@ class SpeechDecoderRunner:
                 torch.cuda.empty_cache()
         _LOGGER.info(
             "speech decoder ready on %s: %d streams, pieces of %s frames, %s, %.1f s",
-            self._device,
+            self.device,
             self.max_streams,
             self._sizes if self._graphs_enabled else f"1..{self._sizes[-1]}",
             "CUDA graphs" if self._graphs_enabled else "eager",
             time.monotonic() - start,
         )
+
+    def _capture_later(self) -> None:
+        """Capture the large graphs while the small ones serve; runs on a thread of its own.
+
+        Their stream has no priority: in bulk, a talker's step comes first. They are worth the time
+        in which the library tries its algorithms.
+        """
+        if not self._later:
+            return
+        start = time.monotonic()
+        try:
+            with torch.cuda.stream(torch.cuda.Stream(self.device)), _benchmark(not self._exact):
+                for rows, size in self._later:
+                    if self._closing:
+                        return
+                    self._graphs[size].capture(rows)
+            _LOGGER.info(
+                "speech decoder: %d more graphs after %.1f s",
+                len(self._later),
+                time.monotonic() - start,
+            )
+        except Exception:
+            # What is captured goes on serving, only in smaller batches.
+            _LOGGER.exception("speech decoder: the large graphs cannot be captured")
 
     def _host_buffers(self, rows: int, num_frames: int) -> tuple[Tensor, Tensor, Tensor]:
         """Allocate what a step reads and writes on the host: slots, codes and samples."""
@@ -347,8 +427,10 @@ class SpeechDecoderRunner:
 
     def _decode_slots(self, slots: Tensor, codes: Tensor) -> Tensor:
         """Advance the streams in `slots` [B] by codes [B, Q, T]; int16 [B, samples]."""
+        return self._decode_rows(slots, codes, self._arena.gather(slots))
+
+    def _decode_rows(self, slots: Tensor, codes: Tensor, rows: DecoderState) -> Tensor:
         with tf32(self._allow_tf32) if self._cuda else contextlib.nullcontext():
-            rows = self._arena.gather(slots)
             samples = self.model.decode(codes, rows)
             self._arena.scatter(slots, rows)
             return (samples * _INT16_SCALE).round_().to(torch.int16)
@@ -400,7 +482,7 @@ class SpeechDecoderRunner:
         same = [
             (stream, stream.jobs[0]) for stream in ready if self._next_size(stream.jobs[0]) == size
         ]
-        return same[: self._batches[size][-1]], size
+        return same[: self._graphs[size].largest], size
 
     def _next_size(self, job: _Job) -> int:
         remaining = len(job.codes) - job.next_frame
@@ -416,6 +498,8 @@ class SpeechDecoderRunner:
         with self._on_stream():
             for row, (stream, job) in enumerate(group):
                 if job.reset and job.next_frame == 0:
+                    if self._before_reset is not None:
+                        torch.cuda.current_stream().wait_event(self._before_reset)
                     self._arena.reset(stream.slot)
                 slot_view[row] = stream.slot
                 code_view[row] = job.codes[job.next_frame : job.next_frame + size].T

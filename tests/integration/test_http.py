@@ -41,7 +41,7 @@ class Service:
     """The application around fake stages, and what it did."""
 
     def __init__(self, cards=(CARD,), status=None, config=None, **talker):
-        self.talker = FakeTalker(num_frames=talker.pop("num_frames", NUM_FRAMES), **talker)
+        self.talker = FakeTalker(**{"num_frames": NUM_FRAMES, "chunk_frames": SCHEDULE, **talker})
         self.decoder = FakeSpeechDecoder()
         self.counts = {}
         self.observed = []
@@ -49,7 +49,7 @@ class Service:
         self.app = build_api(self.speak, cards, config or IngressConfig(), self.get_status, self)
 
     def speak(self, request):
-        return synthesize(self.talker, self.decoder, request, SCHEDULE)
+        return synthesize(self.talker, self.decoder, request)
 
     async def get_status(self):
         return self.status
@@ -700,8 +700,8 @@ class OverHandle(Service):
     def remote_speak(self, request, done):
         self.done.append(0 if done is None else len(done))
         fail_at, error = self.failures.pop(0)
-        talker = FakeTalker(NUM_FRAMES, fail_at=fail_at, error=error)
-        return synthesize(talker, self.decoder, request, SCHEDULE, done)
+        talker = FakeTalker(NUM_FRAMES, chunk_frames=SCHEDULE, fail_at=fail_at, error=error)
+        return synthesize(talker, self.decoder, request, done)
 
 
 @pytest.mark.parametrize(("fail_at", "resumed_at"), [(0, 0), (1, 1), (5, 3), (9, 7)])

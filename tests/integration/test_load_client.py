@@ -35,11 +35,11 @@ class Service:
     """The application around a fake talker."""
 
     def __init__(self, **talker: Any) -> None:
-        self.talker = FakeTalker(**{"num_frames": 100, **talker})
+        self.talker = FakeTalker(**{"num_frames": 100, "chunk_frames": (1, 2, 4), **talker})
         self.app = build_api(self.speak, [fake_card()], IngressConfig(), self.status)
 
     def speak(self, request: SpeechRequest):
-        return synthesize(self.talker, FakeSpeechDecoder(), request, (1, 2, 4))
+        return synthesize(self.talker, FakeSpeechDecoder(), request)
 
     async def status(self) -> Status:
         return Status("healthy", ready=True, info={"config_digest": "0123456789ab"})

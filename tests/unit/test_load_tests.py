@@ -8,16 +8,26 @@ from typing import Any
 
 import pytest
 
-from load_tests import report
-from load_tests.__main__ import frames_of
+from load_tests import bench, floors, jobs, report
+from load_tests.__main__ import frames_of, ladders_of
+from load_tests.bench_report import compose
 from load_tests.client import AudibleScan, AudioShape, RequestResult
+from load_tests.floors import H200, Work
+from load_tests.frame_table import FrameRow, frame_table
+from load_tests.jobs import Job, Store, plan
+from load_tests.load_points import load_points
+from load_tests.measured import Measured, resume
 from load_tests.metrics import percentile, play, summarize
 from load_tests.report import Level
+from load_tests.results import Results
 from load_tests.runner import ClosedLoop, OpenLoop, Run
-from load_tests.serve_bench import CONFIGS, configured
+from load_tests.settings import CONFIGS, configured
+from load_tests.targets import TARGETS, sustained_rate, target_table
 from load_tests.workload import Workload, poisson_arrivals
 from serve_app.config import AppConfig
 from serve_app.deployments.speech_body import SpeechBody, parse
+from serve_app.models.random_checkpoint import write_configuration
+from serve_app.models.spec import ModelSpec
 from serve_app.serve_config import find_problems
 
 SHAPE = AudioShape()
@@ -269,3 +279,425 @@ def test_overrides_reach_arguments_and_deployments(placement: str) -> None:
 def test_a_wrong_override_is_refused(override: str) -> None:
     with pytest.raises(ValueError, match=r"KEY=VALUE|Nobody"):
         configured("fused", [override], None)
+
+
+# Floors, against figures worked out by hand from the released shapes
+
+
+@pytest.fixture(scope="module")
+def released(tmp_path_factory: pytest.TempPathFactory) -> ModelSpec:
+    folder = tmp_path_factory.mktemp("released")
+    write_configuration(folder, size="1.7b", variant="custom_voice")
+    return ModelSpec.from_dir(folder)
+
+
+def test_a_talker_step_reads_its_weights_once_and_each_streams_keys_and_values(
+    released: ModelSpec,
+) -> None:
+    # A layer: q 2048x2048, k and v 1024x2048, o 2048x2048, three of 6144x2048, four norms.
+    layer = 2048 * (2048 + 2 * 1024 + 2048 + 3 * 6144) + 2 * 2048 + 2 * 128
+    assert 28 * layer + 2048 == 1_409_410_048  # as counted in the released file
+    head = 3072 * 2048
+    position = 2 * 28 * 8 * 128 * 2
+    alone = floors.talker_step(released.talker, 1, 0)
+    assert alone.num_bytes == 2 * (1_409_410_048 + head)
+    assert alone.num_flops == 2 * (28 * (layer - 2 * 2048 - 2 * 128) + head)
+    many = floors.talker_step(released.talker, 64, 500)
+    assert many.num_bytes - alone.num_bytes == 64 * 500 * position
+    attention = 4 * 500 * 16 * 128 * 28
+    assert many.num_flops == 64 * (alone.num_flops + attention)
+
+
+def test_a_predictor_frame_reads_its_layers_and_one_head_in_each_of_15_passes(
+    released: ModelSpec,
+) -> None:
+    layers, head, projection = 78_655_744, 2048 * 1024, 2048 * 1024 + 1024
+    work = floors.predictor_frame(released.code_predictor, 1)
+    assert work.num_bytes == 2 * (15 * (layers + head) + projection)
+    matrices = layers - 5 * (2 * 1024 + 2 * 128) - 1024
+    assert work.num_flops == 2 * (16 * matrices + 15 * head + projection)
+    assert floors.predictor_frame(released.code_predictor, 64).num_bytes == work.num_bytes
+    assert work.bytes_ms(H200) == pytest.approx(0.564, abs=5e-4)
+
+
+def test_a_decoder_chunk_is_weights_once_and_five_gigaflop_per_frame(released: ModelSpec) -> None:
+    spec = released.speech_decoder
+    one, chunk = floors.decoder_chunk(spec, 1, 1), floors.decoder_chunk(spec, 64, 12)
+    assert one.num_flops == pytest.approx(4.96e9, rel=1e-3)
+    assert chunk.num_flops == pytest.approx(64 * 12 * one.num_flops)
+    # All parameters of the decoder but codebooks and their projections, norms, biases and Snakes.
+    weights = 114_323_137 - 8_945_664
+    assert one.num_bytes == pytest.approx(2 * weights, rel=0.02)
+    row = 2 * 8 * 16 * 64 * 2
+    assert chunk.num_bytes - one.num_bytes == (
+        (64 * (72 + 12) - (72 + 1)) * row + (64 * 12 - 1) * 1920 * 2
+    )
+    assert chunk.is_compute_bound(H200)
+
+
+@pytest.mark.parametrize(("streams", "expected_ms"), [(1, 1.25), (64, 2.09), (256, 4.65)])
+def test_the_floors_of_a_step_are_those_of_the_model_spec(
+    released: ModelSpec, streams: int, expected_ms: float
+) -> None:
+    work = floors.talker_step(released.talker, streams, 500)
+    work += floors.predictor_frame(released.code_predictor, streams)
+    # The model's description counts the projection in each pass: 0.015 ms.
+    assert work.bytes_ms(H200) == pytest.approx(expected_ms, abs=0.02)
+
+
+def test_the_floor_is_the_larger_of_bytes_and_operations() -> None:
+    device = floors.Device(bytes_per_s=1e12, flops_per_s=1e14)
+    assert Work(2e9, 1e11).ms(device) == pytest.approx(2.0)
+    assert Work(1e9, 3e11).ms(device) == pytest.approx(3.0)
+    assert (Work(1e9, 3e11) * 0.5 + Work(4e9, 0)).ms(device) == pytest.approx(4.5)
+
+
+# Several runs of one load
+
+
+def level(loop: str, load: float, seed: int = 0, **changes: Any) -> dict[str, Any]:
+    """A level as it stands in JSON: 20 / 30 ms, nothing failed, 100 audio-seconds per second."""
+    times = {"p50": 0.02, "p95": 0.03, "p99": 0.04, "mean": 0.02}
+    loop_plan: dict[str, Any] = {"streams": load, "requests": 20, "warm_up": 1, "max_s": 300.0}
+    if loop == "open":
+        loop_plan = {"rate_hz": load, "duration_s": 5.0, "warm_up_s": 2.0, "seed": seed}
+    return {
+        "loop": loop,
+        "label": f"{load:g}",
+        "plan": loop_plan,
+        "requests": 10,
+        "failures": 0,
+        "underruns": 0,
+        "underruns_over_50_ms": 0,
+        "first_playable_s": times,
+        "lag_s": times,
+        "clock_error_s": times,
+        "audio_s_per_s": 90.0,
+        "audio_s_per_s_window": 100.0,
+        "stopped": "",
+        **changes,
+    }
+
+
+def late(p50_s: float | None, p95_s: float | None) -> dict[str, float | None]:
+    return {"p50": p50_s, "p95": p95_s, "p99": None, "mean": None}
+
+
+def test_runs_of_one_load_become_median_and_range() -> None:
+    points = load_points(
+        [
+            level("closed", 64),
+            level("open", 20, 0, first_playable_s=late(0.010, 0.5), underruns=2),
+            level("open", 20, 1, first_playable_s=late(0.030, 0.1)),
+            level("open", 20, 2, first_playable_s=late(0.011, None), failures=1),
+        ]
+    )
+    closed, opened = points
+    assert (closed.loop, closed.load, closed.audio_s_per_s.median) == ("closed", 64, 100.0)
+    assert (opened.seeds, opened.requests) == ((0, 1, 2), 30)
+    assert (opened.underruns, opened.failures) == (2, 1)
+    assert opened.p50_ms.text() == "11.0 (10.0 to 30.0)"
+    # A run whose p95 is a failed request is the worst of all.
+    assert opened.p95_ms.text() == "500.0 (100.0 to failed)"
+
+
+def test_the_sustained_rate_ends_at_the_first_load_that_any_seed_fails() -> None:
+    def rate(*levels: dict[str, Any]) -> float | None:
+        return sustained_rate(load_points(levels))
+
+    good = [level("open", hz, seed) for hz in (5, 20, 60) for seed in (0, 1)]
+    assert rate(*good) == 60
+    assert rate(*good, level("open", 60, 2, first_playable_s=late(0.02, 0.101))) == 20
+    assert rate(*good, level("open", 20, 2, underruns=1)) == 5
+    assert rate(level("open", 5, failures=1)) == 0
+    assert rate(level("closed", 1)) is None
+
+
+# One frame
+
+
+def frame_row(batch: int, whole_ms: float, decoded_share: float = 1.0) -> FrameRow:
+    return FrameRow(
+        batch=batch,
+        context=400.4,
+        context_whole=500.0,
+        talker_ms=2.5,
+        talker_floor_ms=1.5,
+        predictor_ms=2.0,
+        predictor_floor_ms=0.5,
+        decoder_ms=1.0,
+        decoder_floor_ms=0.4,
+        first_chunk_ms=3.5,
+        first_chunk_floor_ms=0.25,
+        host_ms=0.1,
+        step_ms=4.6,
+        step_floor_ms=2.0,
+        whole_ms=whole_ms,
+        whole_floor_ms=2.2,
+        decoded_share=decoded_share,
+        compute_bound=["decoder"],
+    )
+
+
+def test_each_time_of_a_frame_stands_beside_its_floor() -> None:
+    *_, kept_up, behind = frame_table([frame_row(64, 6.0), frame_row(256, 9.0, 0.8)]).splitlines()
+    assert kept_up == (
+        "| 64 | 2.50 (1.50) | 2.00 (0.50) | 1.00 (0.40 c) | 3.50 (0.25) | 0.10 | 4.60 (2.00)"
+        " | 6.00 (2.20) |"
+    )
+    assert behind.endswith("| 9.00 (2.20), decodes 80% |")
+
+
+# The benchmark: parts, their results, the report
+
+
+def arguments(tmp_path: Path, *more: str) -> Any:
+    places = ["--out", str(tmp_path / "out"), "--checkpoints", str(tmp_path / "checkpoints")]
+    return bench.parse([*places, *more])
+
+
+def test_a_benchmark_has_a_job_for_each_part_size_and_placement(tmp_path: Path) -> None:
+    args = arguments(tmp_path, "--peers", str(tmp_path), "--seeds", "3", "4")
+    names = [job.name for job in plan(args, jobs.PARTS)]
+    assert len(names) == len(set(names)) == 2 + 1 + 2 + 2 + 3 * 4 + 4
+    (http,) = [job for job in plan(args, ["http"]) if job.name == "http-split-0.6b"]
+    said = " ".join(http.arguments)
+    assert "--placements split --size 0.6b" in said
+    assert "--seeds 3 4 --seed 3" in said
+    assert not list(plan(arguments(tmp_path), ["peers"]))
+
+
+def script(tmp_path: Path, name: str, body: str, *more: str) -> Job:
+    """A job whose process counts its runs in a file and then does `body`; `out` is its file."""
+    file = tmp_path / f"{name}.py"
+    file.write_text(
+        "import json, pathlib, sys, time\n"
+        f"runs = pathlib.Path({str(tmp_path / name)!r})\n"
+        "runs.write_text(runs.read_text() + 'x' if runs.exists() else 'x')\n"
+        "out = pathlib.Path(sys.argv[sys.argv.index('--out') + 1])\n" + body + "\n"
+    )
+    return Job(name, (str(file), *more), needs_s=5)
+
+
+def runs(tmp_path: Path, name: str) -> int:
+    file = tmp_path / name
+    return len(file.read_text()) if file.exists() else 0
+
+
+WRITE = "out.write_text(json.dumps({'figure': 7}))"
+
+
+def test_a_part_that_was_done_is_not_repeated_unless_asked(tmp_path: Path) -> None:
+    args = arguments(tmp_path, "--budget-s", "60")
+    store = Store(args.out)
+    job = script(tmp_path, "part", WRITE)
+    assert bench.run_all(args, [job], store) == {}
+    assert bench.run_all(args, [job], store) == {}
+    assert runs(tmp_path, "part") == 1
+    stored = store.all()["part"]
+    assert (stored["figure"], stored["complete"]) == (7, True)
+    # With other options it is another measurement.
+    assert bench.run_all(args, [script(tmp_path, "part", WRITE, "--other")], store) == {}
+    assert runs(tmp_path, "part") == 2
+    again = arguments(tmp_path, "--budget-s", "60", "--again")
+    assert bench.run_all(again, [script(tmp_path, "part", WRITE, "--other")], store) == {}
+    assert runs(tmp_path, "part") == 3
+
+
+def test_a_part_that_fails_or_has_no_time_is_named_and_the_others_run(tmp_path: Path) -> None:
+    args = arguments(tmp_path, "--budget-s", "60")
+    store = Store(args.out)
+    broken = script(tmp_path, "broken", "sys.exit('no such device')")
+    long = Job("long", (), needs_s=1000)
+    good = script(tmp_path, "good", WRITE)
+    missing = bench.run_all(args, [broken, long, good], store)
+    assert list(missing) == ["broken", "long"]
+    assert "ended with 1" in missing["broken"].reason
+    assert "no such device" in missing["broken"].reason
+    assert not missing["broken"].goes_on
+    assert missing["long"].goes_on
+    assert list(store.all()) == ["good"]
+
+
+def test_a_part_beyond_the_budget_is_ended(tmp_path: Path) -> None:
+    args = arguments(tmp_path, "--budget-s", "6")
+    job = script(tmp_path, "endless", "time.sleep(600)")
+    missing = bench.run_all(args, [Job(job.name, job.arguments, needs_s=1)], Store(args.out))
+    assert missing["endless"].goes_on
+    assert "out of time" in missing["endless"].reason
+
+
+def server(placement: str, *levels: dict[str, Any], complete: bool = True) -> dict[str, Any]:
+    start = {
+        "time_utc": "2026-01-01T00:00:00Z",
+        "caches_empty": True,
+        "ready_s": 41.5,
+        "memory_before_mib": [4],
+        "memory_idle_mib": [12_345],
+        "memory_peak_mib": [23_456],
+    }
+    return {
+        "placement": placement,
+        "config": {"a": 1},
+        "health": {"config_digest": "c0ffee"},
+        "starts": [start],
+        "levels": list(levels),
+        "notes": [],
+        "complete": complete,
+    }
+
+
+def test_a_server_measurement_goes_on_with_the_levels_that_are_missing() -> None:
+    before = {
+        "facts": facts(),
+        "servers": [
+            server(
+                "fused",
+                level("closed", 16),
+                level("closed", 64, stopped="after 3 s"),
+                level("open", 20.0, 1, first_playable_s=late(0.5, None)),
+                complete=False,
+            )
+        ],
+    }
+    measured = Measured("fused", {"a": 1})
+    resume([measured], before, facts(time_utc="later"))
+    # The level that was cut short is repeated; the open one had a failed request at its p95.
+    assert measured.done() == {ClosedLoop(16, 20): 0.03, OpenLoop(20.0, 5.0, 2.0, 1): math.inf}
+    assert measured.starts[0].ready_s == 41.5
+    assert len(measured.as_json(requests=False)["levels"]) == 2
+
+
+@pytest.mark.parametrize(
+    ("config", "changes"),
+    [({"a": 2}, {}), ({"a": 1}, {"workload": {"seed": 9}}), ({"a": 1}, {"commit": "def456"})],
+)
+def test_what_was_measured_otherwise_is_not_gone_on_with(
+    config: dict[str, Any], changes: dict[str, Any]
+) -> None:
+    before = {"facts": facts(), "servers": [server("fused", level("closed", 16), complete=False)]}
+    measured = Measured("fused", config)
+    resume([measured], before, facts(**changes))
+    assert measured.done() == {}
+    assert measured.starts == []
+
+
+def test_every_seed_of_an_open_level_is_run() -> None:
+    from load_tests.serve_bench import parse as parse_serve_bench
+
+    assert ladders_of(parse_serve_bench(["--seeds", "4", "5"])).seeds == (4, 5)
+    assert ladders_of(parse_serve_bench(["--seed", "6"])).seeds == (6,)
+
+
+def facts(**changes: Any) -> dict[str, Any]:
+    gpu = {"name": "H200", "driver_version": "580.1", "memory.total": "143771"}
+    workload = {"min_frames": 60, "max_frames": 60, "response_format": "pcm"}
+    common = {
+        "time_utc": "2026-01-02T03:04:05Z",
+        "command": "python -m load_tests.part",
+        "gpus": [gpu],
+        "cpus": 16,
+        "python": "3.12.1",
+        "versions": {"torch": "2.11"},
+        "commit": "abc123",
+        "workload": workload,
+    }
+    return {**common, **changes}
+
+
+def stored_results() -> dict[str, dict[str, Any]]:
+    levels = [
+        level("closed", 1, first_playable_s=late(0.0115, 0.02)),
+        level("closed", 64, audio_s_per_s_window=650.0),
+        level("open", 20, 0, first_playable_s=late(0.015, 0.020)),
+        level("open", 20, 1, first_playable_s=late(0.017, 0.029)),
+        level("open", 20, 2, first_playable_s=late(0.0155, 0.027)),
+        level("open", 60, 0),
+        level("open", 80, 0, underruns=3),
+    ]
+    loop = {"streams": 64, "first_ms_p50": 20.0, "first_ms_max": 30.0, "audio_s_per_s": 731.0}
+    return {
+        "frame-1.7b": {
+            "facts": facts(config_digest="decade"),
+            "rows": [frame_row(1, 3.9).as_json(), frame_row(64, 8.1).as_json()],
+            "first_audio_ms": 9.1,
+            "loops": [loop],
+        },
+        "predictor-1.7b": {
+            "facts": facts(),
+            "rows": [
+                {
+                    "batch": n,
+                    "floor": 0.56,
+                    "eager": 12.0,
+                    "default": ms,
+                    "default same": 1.0,
+                    "default error": 0.8,
+                }
+                for n, ms in ((1, 1.4), (64, 2.6))
+            ],
+        },
+        "decoder": {
+            "facts": facts(),
+            "dtypes": {"bf16": [{"streams": 1, "frames": t, "ms": 1.0 + t} for t in (1, 12)]},
+        },
+        "first-audio-1.7b": {
+            "facts": facts(),
+            "medians_ms": {"queued": 0.5, "launched": 2.0, "sum": 8.2},
+        },
+        "http-fused-1.7b": {"facts": facts(), "servers": [server("fused", *levels)]},
+        "startup-fused-1.7b": {"facts": facts(), "servers": [server("fused")]},
+        "peers-ours-1-1.7b": {
+            "facts": facts(),
+            "peer": "ours",
+            "chunk": 1,
+            "frames": 100,
+            "first_audio_ms": 9.1,
+            "rtf": 0.044,
+            "audio_s_per_s": 22.7,
+        },
+    }
+
+
+def test_a_report_is_composed_from_what_is_stored(tmp_path: Path) -> None:
+    text = compose(tmp_path, stored_results(), {"memory-fused-1.7b": "not run"})
+    assert (tmp_path / "report.md").read_text() == text
+    for line in (
+        "| GPU | H200, 143771 MiB |",
+        "| driver | 580.1 |",
+        "| commit | abc123 |",
+        "| configuration hash | decade (frame-1.7b); c0ffee (fused-1.7b) |",
+        "| seeds of open loops | 0, 1, 2 |",
+        "| open, 20 | 30 | 0 | 15.5 (15.0 to 17.0) | 27.0 (20.0 to 29.0) | 100 | 0 (0) | 40.0 |",
+        "| `fused` | 1.7b | as over HTTP above | empty | 41.5 | 12,345 | 23,456 |",
+        "| 64 | 20.0 | 30.0 | 731 |",
+        "| 1 | 2.00 | 13.00 |",
+        "| 1.7b | 0.50 | 2.00 | 8.20 |",
+        "| ours, chunks of 1 | 100 | 9.1 | 0.044 |",
+        "- `memory-fused-1.7b`: not run",
+    ):
+        assert line in text.splitlines()
+
+
+def test_a_report_shows_that_parts_were_measured_with_different_commits(tmp_path: Path) -> None:
+    results = stored_results()
+    results["decoder"]["facts"] = facts(commit="def456")
+    assert "| commit | abc123; def456 |" in compose(tmp_path, results, {})
+
+
+def test_the_targets_say_met_missed_or_not_measured() -> None:
+    rows = target_table(Results(stored_results())).splitlines()[2:]
+    assert len(rows) == len(TARGETS)
+    assert rows == [
+        "| `fused`, one stream, p50 | <= 12 ms | 11.5 | met |",
+        "| `split`, one stream, p50 | <= 18 ms | - | not measured |",
+        "| `fused`, 20 requests/s, p50 | <= 16 ms | 15.5 | met |",
+        "| `fused`, 20 requests/s, p95 | <= 28 ms | 27.0 | met |",
+        "| `fused`, p95 <= 100 ms, no underrun, up to | >= 60 requests/s | 60.0 | met |",
+        "| `fused`, 64 streams | >= 800 audio-s/s | 650 | **missed** |",
+        "| `fused`, 256 streams | >= 1,500 audio-s/s | - | not measured |",
+        "| code predictor, 1 stream | <= 1.5 ms | 1.40 | met |",
+        "| code predictor, 64 streams | <= 2.5 ms | 2.60 | **missed** |",
+        "| whole frame step, 1 stream | <= 4 ms | 3.90 | met |",
+        "| whole frame step, 64 streams | <= 8 ms | 8.10 | **missed** |",
+    ]

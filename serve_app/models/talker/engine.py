@@ -14,17 +14,19 @@ import sys
 import threading
 import time
 from collections import defaultdict, deque
-from collections.abc import AsyncGenerator, Mapping
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from contextlib import aclosing, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
 
+from serve_app.chunking import Chunker
 from serve_app.config import TalkerConfig
 from serve_app.errors import InvalidRequest, Overloaded, StageFailed, StageUnavailable
 from serve_app.models.device import DeviceSpec, resolve_device
+from serve_app.models.first_audio import FirstAudioDecoder
 from serve_app.models.frame_channel import FrameClient
 from serve_app.models.prompt import build_prompt
 from serve_app.models.talker.state import (
@@ -35,6 +37,7 @@ from serve_app.models.talker.state import (
     TalkerPrompt,
     TalkerRuntime,
 )
+from serve_app.models.talker.stepper import MAX_IN_FLIGHT, Stepper
 from serve_app.models.text_tokenizer import TextTokenizer
 from serve_app.types import CodecFrames, FinishReason, Prompt, SpeechRequest
 
@@ -44,8 +47,6 @@ logger = logging.getLogger(__name__)
 _RESERVE_BYTES = 3 * 2**30
 _STALL_S = 30.0
 _SWITCH_INTERVAL_S = 2e-4
-# Shorter than the device's step less the host's, so that the device does not wait.
-_FIRST_FRAME_PAUSE_S = 1e-3
 
 
 @dataclass(slots=True)
@@ -54,8 +55,7 @@ class _Stream:
 
     loop: asyncio.AbstractEventLoop
     queue: "asyncio.Queue[CodecFrames | Exception]"
-    next_frame: int
-    started: bool = False
+    chunker: Chunker
 
 
 @dataclass(slots=True)
@@ -79,10 +79,18 @@ class VllmTalker:
         config: engine settings.
         place: device and dtype.
         predictor: where frames are completed; called from the engine thread only.
+        chunk_frames: frames per item of a stream: first, second, ...; the last number repeats.
+        first_audio: decodes first frames, where the speech decoder is in this process.
     """
 
     def __init__(
-        self, checkpoint: Any, config: TalkerConfig, place: DeviceSpec, predictor: FrameClient
+        self,
+        checkpoint: Any,
+        config: TalkerConfig,
+        place: DeviceSpec,
+        predictor: FrameClient,
+        chunk_frames: Sequence[int] = (1,),
+        first_audio: FirstAudioDecoder | None = None,
     ) -> None:
         self.spec = checkpoint.spec
         self.config = config
@@ -91,7 +99,10 @@ class VllmTalker:
         self._streams: dict[str, _Stream] = {}
         self._inbox: deque[tuple[str, Any]] = deque()
         self._wake = threading.Condition()
-        self._step_frames: deque[StepFrames] = deque()
+        self._chunk_frames = tuple(chunk_frames)
+        # A first frame that is not an item of its own is decoded with the others of its item.
+        self._first_audio = first_audio if self._chunk_frames[0] == 1 else None
+        self._stepper: Stepper | None = None
         self._load = _Load()
         self._failure: BaseException | None = None
         self._closing = False
@@ -100,7 +111,12 @@ class VllmTalker:
         self.model_state: Any = None
         self._runtime_key = secrets.token_hex(8)
         RUNTIMES[self._runtime_key] = TalkerRuntime(
-            self.spec.talker, predictor, self._step_frames.append, self._count_preemption
+            self.spec.talker,
+            predictor,
+            self._note_step,
+            self._count_preemption,
+            self._streams.__contains__,
+            self._first_audio,
         )
         # The engine's thread runs Python most of the time; with the interpreter's default of 5 ms
         # the event loop of this process would wait that long to hand on a frame.
@@ -117,28 +133,42 @@ class VllmTalker:
 
     @classmethod
     def load(
-        cls, checkpoint: Any, config: TalkerConfig, device: str, predictor: FrameClient
+        cls,
+        checkpoint: Any,
+        config: TalkerConfig,
+        device: str,
+        predictor: FrameClient,
+        chunk_frames: Sequence[int] = (1,),
+        first_audio: FirstAudioDecoder | None = None,
     ) -> "VllmTalker":
         """Start the engine; blocks until it can serve.
 
         Raises:
             CheckpointError, StageUnavailable: the checkpoint or the device is unusable.
         """
-        return cls(checkpoint, config, resolve_device(device, config.dtype), predictor)
+        place = resolve_device(device, config.dtype)
+        return cls(checkpoint, config, place, predictor, chunk_frames, first_audio)
 
     # Consumers: any event loop
 
     async def frames(
-        self, request: SpeechRequest, done: np.ndarray | None = None
+        self,
+        request: SpeechRequest,
+        done: np.ndarray | None = None,
+        decoder_slot: int | None = None,
     ) -> AsyncGenerator[CodecFrames, None]:
-        """See `protocols.Talker.frames`."""
+        """See `protocols.Talker.frames`.
+
+        `decoder_slot` is where `first_audio` decodes the first frame, which then carries its
+        samples; it is the stream's until the generator is closed.
+        """
         prompt = build_prompt(request, self.spec, self.tokenizer, self.config.max_model_len)
-        async with aclosing(self.generate(prompt, done)) as stream:
+        async with aclosing(self.generate(prompt, done, decoder_slot)) as stream:
             async for item in stream:
                 yield item
 
     async def generate(
-        self, prompt: Prompt, done: np.ndarray | None = None
+        self, prompt: Prompt, done: np.ndarray | None = None, decoder_slot: int | None = None
     ) -> AsyncGenerator[CodecFrames, None]:
         """Like `frames`, from a prompt that is built already."""
         self.check_health()
@@ -155,9 +185,10 @@ class VllmTalker:
             yield CodecFrames(np.zeros((0, groups), np.int64), len(done), "length")
             return
         request_id = f"{prompt.request_id}-{secrets.token_hex(4)}"
-        stream = _Stream(asyncio.get_running_loop(), asyncio.Queue(), len(done))
+        chunker = Chunker(self._chunk_frames, len(done))
+        stream = _Stream(asyncio.get_running_loop(), asyncio.Queue(), chunker)
         self._streams[request_id] = stream
-        self._post("add", (request_id, TalkerPrompt(prompt, done)))
+        self._post("add", (request_id, TalkerPrompt(prompt, done, decoder_slot)))
         finished = False
         try:
             while not finished:
@@ -167,7 +198,7 @@ class VllmTalker:
                 finished = item.finish_reason is not None
                 yield item
         finally:
-            self._streams.pop(request_id, None)
+            self._forget(request_id)
             if not finished:
                 self._post("abort", request_id)
 
@@ -200,12 +231,21 @@ class VllmTalker:
         self.predictor.close()
         RUNTIMES.pop(self._runtime_key, None)
 
+    def _forget(self, request_id: str) -> None:
+        # After this, nothing is launched into the stream's decoder slot.
+        with self._first_audio.lock if self._first_audio is not None else nullcontext():
+            self._streams.pop(request_id, None)
+
     def _post(self, kind: str, value: Any) -> None:
         with self._wake:
             self._inbox.append((kind, value))
             self._wake.notify()
 
     # Engine thread
+
+    def _note_step(self, frames: StepFrames) -> None:
+        assert self._stepper is not None
+        self._stepper.note(frames)
 
     def _count_preemption(self) -> None:
         self._load.preemptions += 1
@@ -214,8 +254,10 @@ class VllmTalker:
         core = None
         try:
             core = self._build(checkpoint, place)
+            late = self.config.late_scheduling and place.device.type == "cuda"
+            self._stepper = Stepper(core, late=late)
             started.set()
-            self._loop(core)
+            self._loop(core, self._stepper)
         except BaseException as error:
             logger.exception("the talker engine stopped")
             self._failure = error
@@ -312,10 +354,14 @@ class VllmTalker:
         requests = max(2, self.config.max_num_seqs // 4)
         return requests * self.config.max_model_len * per_token
 
-    def _loop(self, core: Any) -> None:
+    def _loop(self, core: Any, stepper: Stepper) -> None:
         while True:
+            if stepper.can_launch:
+                pause_s = stepper.pause_s()
+                if pause_s > 0:
+                    time.sleep(pause_s)
             with self._wake:
-                while not self._inbox and not _has_work(core):
+                while not self._inbox and not stepper.has_work:
                     self._update_load(core)
                     self._wake.wait()
                 messages = list(self._inbox)
@@ -327,20 +373,16 @@ class VllmTalker:
                     self._add(core, *value)
                 else:
                     core.abort_requests([value])
-            if _has_work(core):
-                with torch.inference_mode():
-                    outputs, executed = core.step_fn()
-                    core.post_step(model_executed=executed)
-                self._load.steps += bool(executed)
-                # A call that returns a step's outputs has just delivered that step's frames.
-                step = self._step_frames.popleft() if self._step_frames else None
-                if step is not None and outputs and 0 in outputs:
-                    first = self._dispatch(step, outputs[0].outputs)
-                    if first and core.batch_queue:
-                        # The next step is on the device already. Leave the interpreter to those who
-                        # turn these first frames into audio before preparing the one after.
-                        time.sleep(_FIRST_FRAME_PAUSE_S)
-                self._update_load(core)
+            with torch.inference_mode():
+                if stepper.can_launch:
+                    self._load.steps += stepper.launch()
+                    if stepper.in_flight < MAX_IN_FLIGHT and stepper.can_launch:
+                        continue
+                if stepper.in_flight:
+                    frames, outputs = stepper.collect()
+                    if frames is not None:
+                        self._dispatch(frames, outputs)
+                    self._update_load(core)
 
     def _add(self, core: Any, request_id: str, work: TalkerPrompt) -> None:
         from vllm import SamplingParams
@@ -376,32 +418,43 @@ class VllmTalker:
             if stream is not None:
                 self._deliver({stream.loop: [(stream, StageFailed(f"vLLM refused it: {error}"))]})
 
-    def _dispatch(self, step: StepFrames, outputs: list[Any]) -> bool:
-        """Match a step's outputs with its codes, hand them out; whether a stream began."""
-        began = False
+    def _dispatch(self, step: StepFrames, outputs: Sequence[Any]) -> None:
+        """Match a step's outputs with its codes and hand out what is complete.
+
+        First frames whose audio is being made go last: the others need not wait for it.
+        """
         row_of = {request_id: row for row, request_id in enumerate(step.request_ids)}
+        codes = step.codes
+        first_rows = set(step.audio.rows) if step.audio is not None else ()
+        later: list[tuple[_Stream, int, FinishReason | None]] = []
         deliveries: dict[asyncio.AbstractEventLoop, list[tuple[_Stream, Any]]] = defaultdict(list)
+        eos = self.spec.talker.codec_eos_id
         for output in outputs:
             stream = self._streams.get(output.request_id)
             if stream is None:  # its consumer has gone
                 continue
-            reason = _finish_reason(output.finish_reason)
-            ended = (
-                bool(output.new_token_ids)
-                and output.new_token_ids[-1] == self.spec.talker.codec_eos_id
-            )
-            if not output.new_token_ids and reason is None:
+            tokens, reason = output.new_token_ids, _finish_reason(output.finish_reason)
+            if not tokens and reason is None:
                 continue
-            count = 0 if ended or not output.new_token_ids else 1
-            row = row_of[output.request_id] if count else 0
-            began = began or not stream.started
-            stream.started = True
-            item = CodecFrames(step.codes[row : row + count], stream.next_frame, reason)
-            stream.next_frame += count
-            self._load.frames += count
+            row = row_of[output.request_id] if tokens and tokens[-1] != eos else None
+            self._load.frames += row is not None
+            if row is not None and row in first_rows:
+                later.append((stream, row, reason))
+                continue
+            frame = codes[:0] if row is None else codes[row : row + 1]
+            item = stream.chunker.add(frame, reason)
+            if item is not None:
+                deliveries[stream.loop].append((stream, item))
+        self._deliver(deliveries)
+        if step.audio is None:
+            return
+        # Fetched even if nobody wants it any more: the buffers are used again.
+        samples = step.audio.fetch()
+        deliveries = defaultdict(list)
+        for stream, row, reason in later:
+            item = stream.chunker.add(codes[row : row + 1], reason, samples[row])
             deliveries[stream.loop].append((stream, item))
         self._deliver(deliveries)
-        return began
 
     @staticmethod
     def _deliver(deliveries: Mapping[asyncio.AbstractEventLoop, list[tuple[_Stream, Any]]]) -> None:
@@ -422,10 +475,6 @@ class VllmTalker:
 def _put_all(items: list[tuple[_Stream, Any]]) -> None:
     for stream, item in items:
         stream.queue.put_nowait(item)
-
-
-def _has_work(core: Any) -> bool:
-    return core.scheduler.has_requests() or bool(core.batch_queue)
 
 
 def _finish_reason(reason: Any) -> FinishReason | None:

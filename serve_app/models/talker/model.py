@@ -21,6 +21,7 @@ from vllm.model_executor.models.utils import AutoWeightsLoader, WeightsMapper, m
 from vllm.sequence import IntermediateTensors
 
 from serve_app.errors import CheckpointError
+from serve_app.models.talker.attention import FusedAttention
 
 # Rows of text_embedding projected at a time: bounds the float32 scratch memory of a full-size load.
 _PROJECTION_ROWS = 16384
@@ -127,7 +128,14 @@ class TalkerForVllm(nn.Module):
 
         loaded = AutoWeightsLoader(self).load_weights(lm_weights(), mapper=self.hf_to_vllm_mapper)
         self.frame_embedding = self._join(kept)
+        self._fuse_attention()
         return loaded
+
+    def _fuse_attention(self) -> None:
+        """Exchange the attention layers, once they have their weights under vLLM's names."""
+        for layer in self.model.layers:
+            if FusedAttention.suits(layer.self_attn):
+                layer.self_attn = FusedAttention(layer.self_attn)
 
     def _join(self, kept: dict[str, Tensor]) -> FrameEmbedding:
         like = self.lm_head.weight

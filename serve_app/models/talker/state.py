@@ -25,6 +25,7 @@ from vllm.v1.worker.gpu.states import RequestState
 
 from serve_app.models.code_predictor import FrameBatch
 from serve_app.models.cuda_graph import BatchGraphs
+from serve_app.models.first_audio import FirstAudio, FirstAudioDecoder
 from serve_app.models.frame_channel import FrameClient, InProcessFrames
 from serve_app.models.sampling import apply_repetition_penalty, sample, uniform
 from serve_app.models.spec import TalkerSpec
@@ -42,32 +43,78 @@ _MAX_SUSPENDED = 1024
 
 @dataclass(frozen=True, slots=True)
 class TalkerPrompt:
-    """What travels in `SamplingParams.extra_args`: the prompt and the frames made before, int64 [T,
-    Q].
+    """What travels in `SamplingParams.extra_args`.
+
+    done: int64 [T, Q], the frames made before.
+    decoder_slot: where the speech decoder of this process expects the stream; None if it does not.
     """
 
     prompt: Prompt
     done: np.ndarray
+    decoder_slot: int | None = None
 
 
-@dataclass(frozen=True, slots=True)
 class StepFrames:
-    """The frames of one engine step, on the host: codes int64 [B, Q] of `request_ids`."""
+    """The frames of one engine step, from the launch until the engine's owner hands them out.
 
-    request_ids: list[str]
-    codes: np.ndarray
+    Rides vLLM's asynchronous output copy: codes go to the host on its copy stream. vLLM asks its
+    log-probability tensors for two things, `to_cpu_nonblocking` when the copy stream is active and
+    `tolists` once the copies have arrived; nothing else of them is looked at.
+
+    Args:
+        request_ids: one per row.
+        codes: int64 [B, Q], on the device.
+        audio: first frames of the step that are being decoded.
+    """
+
+    def __init__(self, request_ids: list[str], codes: Tensor, audio: FirstAudio | None) -> None:
+        self.request_ids = request_ids
+        self.audio = audio
+        self._device_codes = codes  # kept alive: the copy runs on another stream
+        self._host_codes: Tensor | None = None
+        # Of the step on the device, and of the copy; on CPU nothing is ever under way.
+        self.done = _record(codes.device)
+        self.copied: torch.cuda.Event | None = None
+
+    @property
+    def codes(self) -> np.ndarray:
+        """int64 [B, Q], on the host, once vLLM has the step's output."""
+        assert self._host_codes is not None
+        return self._host_codes.numpy()
+
+    def to_cpu_nonblocking(self) -> "StepFrames":
+        self._host_codes = self._device_codes.to("cpu", non_blocking=True)
+        self.copied = _record(self._device_codes.device)
+        return self
+
+    def tolists(self) -> None:
+        return
+
+
+def _record(device: torch.device) -> torch.cuda.Event | None:
+    """An event on the current stream, waited for by spinning; None on CPU."""
+    if device.type != "cuda":
+        return None
+    event = torch.cuda.Event()
+    event.record()
+    return event
 
 
 @dataclass(frozen=True, slots=True)
 class TalkerRuntime:
-    """What the engine's owner gives to the state: model facts, the way to a code predictor, where
-    frames go,
-    and who is told that a preempted request came back."""
+    """What the engine's owner gives to the state.
+
+    on_step: told of each launched step.
+    on_restore: told that a preempted request came back.
+    is_wanted: whether somebody still consumes a request; called with the lock of `first_audio`.
+    """
 
     spec: TalkerSpec
     predictor: FrameClient
-    on_frames: Callable[[StepFrames], None]
+    on_step: Callable[[StepFrames], None]
     on_restore: Callable[[], None]
+    is_wanted: Callable[[str], bool]
+    first_audio: FirstAudioDecoder | None = None
 
 
 # vLLM builds the state itself and its config carries plain values only; owner and state share a
@@ -141,7 +188,10 @@ class TalkerState(DefaultModelState):
         self.slot_of: dict[str, int] = {}
         self.prompt_len = np.zeros(self.max_num_reqs + 1, dtype=np.int64)
         self.end = np.zeros(self.max_num_reqs + 1, dtype=np.int64)
+        self.computed = np.zeros(self.max_num_reqs + 1, dtype=np.int64)
         self.suspended: OrderedDict[str, Tensor] = OrderedDict()
+        # Where the first frame of a slot is to be decoded; -1: nowhere, or done.
+        self.decoder_slot = np.full(self.max_num_reqs + 1, -1, dtype=np.int64)
         self.embed_rows: Callable[..., None] | None = None
         if device.type == "cuda":
             from serve_app.models.talker import kernels
@@ -171,7 +221,7 @@ class TalkerState(DefaultModelState):
         length = len(prompt.rows)
         self.slot_of[new_req_data.req_id] = req_index
         self.prompt_len[req_index] = length
-        self._write_rows(req_index, prompt, done)
+        self._write(req_index, prompt, done)
         # After a preemption the ids sampled so far count as prefill, too.
         made = len(new_req_data.prefill_token_ids or ()) - new_req_data.prompt_len
         frames = len(done) + made
@@ -181,37 +231,18 @@ class TalkerState(DefaultModelState):
                 raise RuntimeError(f"codes of preempted request {new_req_data.req_id} are gone")
             self.table.ids[req_index, length : length + frames, 1:] = saved[:frames]
             self.runtime.on_restore()
+        slot = work.decoder_slot
+        self.decoder_slot[req_index] = -1 if slot is None or frames else slot
         # Rows beyond what is computed so far count as well: a request may be preempted while it
         # refills.
         self.end[req_index] = length + frames - 1
         self._write_history(req_index, length, frames)
-        self.table.floats[req_index] = self.table.upload(
-            np.array(
-                [
-                    prompt.talker.temperature,
-                    prompt.talker.top_p,
-                    prompt.talker.repetition_penalty,
-                    prompt.subtalker.temperature,
-                    prompt.subtalker.top_p,
-                ],
-                dtype=np.float32,
-            )
-        )
-        self.table.ints[req_index] = self.table.upload(
-            np.array(
-                [
-                    prompt.seed,
-                    length,
-                    prompt.min_new_tokens,
-                    prompt.talker.top_k,
-                    prompt.subtalker.top_k,
-                ],
-                dtype=np.int64,
-            )
-        )
 
-    def _write_rows(self, slot: int, prompt: Prompt, done: np.ndarray) -> None:
-        """Fill a slot: prompt rows, done frames, and the text of every frame to come."""
+    def _write(self, slot: int, prompt: Prompt, done: np.ndarray) -> None:
+        """Fill a slot: parameters, prompt rows, done frames, and the text of every frame to come.
+
+        In one upload, since the first audio waits for it.
+        """
         length, trailing = len(prompt.rows), prompt.trailing_text
         known = np.full(
             (length + max(len(trailing), len(done)), len(self.offsets)), -1, dtype=np.int32
@@ -220,8 +251,27 @@ class TalkerState(DefaultModelState):
         known[length:, 0] = prompt.pad_text_id
         known[length : length + len(trailing), 0] = trailing
         known[length : length + len(done), 1:] = done
-        ids = np.where(known >= 0, known + self.offsets, self.embedding.zero_row).astype(np.int32)
-        self.table.ids[slot, : len(ids)] = self.table.upload(ids)
+        ids = np.where(known >= 0, known + self.offsets, self.embedding.zero_row)
+        talker, subtalker = prompt.talker, prompt.subtalker
+        ints = np.array(
+            [prompt.seed, length, prompt.min_new_tokens, talker.top_k, subtalker.top_k], np.int64
+        )
+        floats = np.array(
+            [
+                talker.temperature,
+                talker.top_p,
+                talker.repetition_penalty,
+                subtalker.temperature,
+                subtalker.top_p,
+            ],
+            np.float32,
+        )
+        parts = (ints.view(np.int32), floats.view(np.int32), ids.astype(np.int32).ravel())
+        whole = self.table.upload(np.concatenate(parts))
+        at_ids = 3 * len(ints)
+        self.table.ints[slot] = whole[: 2 * len(ints)].view(torch.int64)
+        self.table.floats[slot] = whole[2 * len(ints) : at_ids].view(torch.float32)
+        self.table.ids[slot, : len(ids)] = whole[at_ids:].view(ids.shape)
         self.table.ids[slot, len(ids) :, 0] = prompt.pad_text_id + int(self.offsets[0])
 
     def _write_history(self, slot: int, start: int, frames: int) -> None:
@@ -260,6 +310,7 @@ class TalkerState(DefaultModelState):
         tokens, rows = batch.num_tokens, batch.num_reqs
         slots = batch.idx_mapping_np[:rows]
         computed = batch.num_computed_tokens_np[:rows] + batch.num_scheduled_tokens[:rows]
+        self.computed[slots] = computed
         self.end[slots] = np.maximum(self.end[slots], computed)
         owner, positions = batch.idx_mapping[:rows], batch.positions[:tokens]
         if tokens > rows:
@@ -275,31 +326,6 @@ class TalkerState(DefaultModelState):
 
     def custom_sampler(self, sampler: Any) -> tuple[Any, Any]:
         return TalkerSampler(self, sampler.req_states), None
-
-
-class FramesOut:
-    """Rides vLLM's asynchronous output copy: codes go to the host on its copy stream, then to
-    `on_frames`.
-
-    vLLM asks its log-probability tensors for two things, `to_cpu_nonblocking` when the copy stream
-    is active and `tolists` once the copies have arrived; nothing else of them is looked at.
-    """
-
-    def __init__(
-        self, codes: Tensor, request_ids: list[str], deliver: Callable[[StepFrames], None]
-    ) -> None:
-        self.device_codes = codes  # kept alive: the copy runs on another stream
-        self.host_codes: Tensor | None = None
-        self.request_ids = request_ids
-        self.deliver = deliver
-
-    def to_cpu_nonblocking(self) -> "FramesOut":
-        self.host_codes = self.device_codes.to("cpu", non_blocking=True)
-        return self
-
-    def tolists(self) -> None:
-        assert self.host_codes is not None
-        self.deliver(StepFrames(self.request_ids, self.host_codes.numpy()))
 
 
 class TalkerSampler:
@@ -342,7 +368,10 @@ class TalkerSampler:
             codes = self.frames(logits, state.talker.sample_hidden, slots, position, valid)
             state.mark()
             code_0 = codes[:, 0]
-            out = FramesOut(codes, list(input_batch.req_ids), state.runtime.on_frames)
+            out = StepFrames(
+                list(input_batch.req_ids), codes, self._decode_first(codes, input_batch)
+            )
+            state.runtime.on_step(out)
         else:  # profiling and warm-up: nobody waits for these frames
             code_0, out = logits.argmax(-1), None
         num_sampled = valid.to(torch.int32)
@@ -353,6 +382,22 @@ class TalkerSampler:
             num_sampled=num_sampled,
             num_rejected=torch.zeros_like(num_sampled),
         )
+
+    def _decode_first(self, codes: Tensor, batch: InputBatch) -> FirstAudio | None:
+        """Launch the decoding of first frames, before the host knows what they are."""
+        state, decoder = self.state, self.state.runtime.first_audio
+        if decoder is None:
+            return None
+        slots = batch.idx_mapping_np[: batch.num_reqs]
+        targets = state.decoder_slot[slots]
+        rows = np.flatnonzero((targets >= 0) & (state.computed[slots] >= state.prompt_len[slots]))
+        if not len(rows):
+            return None
+        state.decoder_slot[slots[rows]] = -1
+        with decoder.lock:
+            wanted = [row for row in rows if state.runtime.is_wanted(batch.req_ids[row])]
+            wanted = wanted[: decoder.max_rows]
+            return decoder.launch(targets[wanted].tolist(), codes, wanted) if wanted else None
 
     def frames(
         self, logits: Tensor, hidden: Tensor, slots: Tensor, position: Tensor, valid: Tensor

@@ -1,0 +1,108 @@
+"""First frames decoded right behind the step that makes them, before the host has seen a code.
+
+Between the codes of a first frame and its samples lie otherwise the way to the host, two threads
+and the launch of a decoder step, which together take longer than the decoding itself.
+"""
+
+import threading
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from serve_app.models.cuda_graph import BatchGraphs
+from serve_app.models.speech_decoder_runner import SpeechDecoderRunner
+
+_BATCH_SIZES: Final = (1, 2, 4, 8)
+# Launches whose samples have not been fetched: one per step in flight, and one more.
+_NUM_BUFFERS: Final = 4
+
+
+@dataclass(slots=True, eq=False)
+class FirstAudio:
+    """The audio of some first frames, perhaps still being made.
+
+    Args:
+        rows: the rows of the step that it belongs to, ascending.
+        samples: int16 [len(rows), samples_per_frame], pinned; complete after `done`.
+        codes: what the device still reads; kept alive.
+    """
+
+    rows: Sequence[int]
+    samples: Tensor
+    done: torch.cuda.Event
+    codes: Tensor
+
+    def fetch(self) -> dict[int, np.ndarray]:
+        """Wait for the samples; int16 [samples_per_frame] by row."""
+        self.done.synchronize()
+        copies = self.samples.numpy().copy()
+        return dict(zip(self.rows, copies, strict=True))
+
+
+class FirstAudioDecoder:
+    """Runs the speech decoder's network for streams that begin; CUDA only.
+
+    `launch` belongs to the thread that runs the talker's steps. What it leaves in the runner's
+    arena is what the runner would have left there.
+
+    Args:
+        runner: the decoder that goes on with these streams.
+    """
+
+    def __init__(self, runner: SpeechDecoderRunner) -> None:
+        self.max_rows = _BATCH_SIZES[-1]
+        # Held while a launch finds out who still wants it; a stream that leaves takes it as well.
+        self.lock = threading.Lock()
+        self._runner = runner
+        self._device = runner.device
+        self._stream = torch.cuda.Stream(self._device, priority=-1)
+        spec = runner.spec
+        self._graphs = BatchGraphs(
+            lambda rows: (
+                torch.full((rows,), runner.trash_slot, dtype=torch.int64, device=self._device),
+                torch.zeros(rows, spec.num_code_groups, dtype=torch.int64, device=self._device),
+            ),
+            runner.decode_first,
+            [size for size in _BATCH_SIZES if size <= runner.max_streams],
+        )
+        with torch.cuda.stream(self._stream):
+            self._graphs.capture_all()
+            self._stream.synchronize()
+        self._buffers = deque(
+            (
+                torch.empty(self.max_rows, dtype=torch.int64, pin_memory=True),
+                torch.empty(
+                    self.max_rows, spec.samples_per_frame, dtype=torch.int16, pin_memory=True
+                ),
+            )
+            for _ in range(_NUM_BUFFERS)
+        )
+
+    def launch(self, slots: Sequence[int], codes: Tensor, rows: Sequence[int]) -> FirstAudio:
+        """Decode the first frame of the streams in `slots`, after what the current stream does.
+
+        Args:
+            slots: of the runner, at most `max_rows`.
+            codes: int64 [B, Q] on the device, the frames of a step.
+            rows: which of them, one per slot.
+        """
+        count = len(slots)
+        self._buffers.rotate()
+        slot_buffer, samples = (buffer[:count] for buffer in self._buffers[0])
+        slot_buffer.copy_(torch.tensor(slots))
+        self._stream.wait_stream(torch.cuda.current_stream(self._device))
+        with torch.cuda.stream(self._stream):
+            chosen = torch.cat([codes[row : row + 1] for row in rows])
+            samples.copy_(self._graphs(slot_buffer, chosen), non_blocking=True)
+            done = torch.cuda.Event()
+            done.record()
+        self._runner.follow(done)
+        return FirstAudio(rows, samples, done, codes)
+
+    def close(self) -> None:
+        self._graphs.close()
