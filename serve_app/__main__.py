@@ -1,7 +1,7 @@
-"""`python -m serve_app [config.yaml]`: `serve run` with a strict check of the config, HOST and
-PORT.
+"""`python -m serve_app [config.yaml]`: `serve run` with a strict check of the config, HOST, PORT
+and PROFILE.
 
-What Serve gets is the file as it stands plus the address, and ports and socket paths of HAProxy
+What Serve gets is the file as it stands plus these, and ports and socket paths of HAProxy
 that are free on this machine: by default two servers on one machine would take each other's.
 """
 
@@ -26,6 +26,7 @@ def main(arguments: list[str]) -> int:
         return 2
     try:
         config = serve_config.load(arguments[0] if arguments else DEFAULT_CONFIG)
+        config = serve_config.with_profile(config, os.environ.get("PROFILE"))
         port = int(os.environ.get("PORT") or 0) or None
     except ValueError as error:
         print(error, file=sys.stderr)

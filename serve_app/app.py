@@ -67,6 +67,7 @@ def build(args: AppConfig) -> Application:
         "placement": config.placement,
         "devices": {name: plan.device for name in plan.actor_options if name != "Ingress"},
         "device_reason": plan.reason,
+        "profile": config.profile,
         "config_digest": config.digest,
     }
     logger.info(
@@ -78,6 +79,7 @@ def build(args: AppConfig) -> Application:
         config.placement,
         config.digest,
     )
+    logger.info("configuration %s: %s", config.digest, config.model_dump_json())
     if card.embedded:
         logger.warning(
             "the embedded checkpoint has random weights: audio of the right format, not words;"

@@ -7,12 +7,34 @@ there and is not repeated here.
 
 import hashlib
 import os
-from typing import Literal
+from collections.abc import Mapping
+from typing import Any, Final, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 Device = Literal["auto", "cuda", "cpu"]
 Dtype = Literal["auto", "float32", "bfloat16"]
+Profile = Literal["latency", "balanced", "throughput"]
+
+# What a profile changes of the defaults below; `balanced` is the defaults.
+PROFILES: Final[Mapping[Profile, Mapping[str, Mapping[str, Any]]]] = {
+    # Few streams: the device is never far from free, and little has to be captured at the start.
+    "latency": {
+        "talker": {"max_num_seqs": 32},
+        "code_predictor": {"batch_sizes": (1, 2, 4, 8, 16, 32)},
+        "speech_decoder": {"max_streams": 64, "batch_sizes": (1, 2, 4, 8, 16, 32)},
+    },
+    "balanced": {},
+    # Many streams, all far ahead of their listeners: longer chunks, no waiting for late requests.
+    "throughput": {
+        "talker": {"max_num_seqs": 256, "late_scheduling": False},
+        "speech_decoder": {
+            "max_streams": 320,
+            "chunk_frames": (1, 2, 4, 8, 12, 24),
+            "batch_sizes": (1, 2, 4, 8, 16, 32, 64, 128),
+        },
+    },
+}
 
 
 class Strict(BaseModel):
@@ -113,8 +135,15 @@ class IngressConfig(Strict):
 
 
 class AppConfig(Strict):
-    """`args:` of configs/*.yaml."""
+    """`args:` of configs/*.yaml.
 
+    `profile` changes defaults; what is stated explicitly stays as stated.
+    """
+
+    profile: Profile = Field(
+        default="balanced",
+        description="latency: up to 32 streams per replica; balanced: 64; throughput: 256",
+    )
     model: str | None = Field(
         default=None,
         description="checkpoint: local folder or hub id; default TTS_MODEL, else the"
@@ -130,6 +159,22 @@ class AppConfig(Strict):
     code_predictor: CodePredictorConfig = CodePredictorConfig()
     speech_decoder: SpeechDecoderConfig = SpeechDecoderConfig()
     ingress: IngressConfig = IngressConfig()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _over_profile(cls, data: Any) -> Any:
+        if not isinstance(data, Mapping):
+            return data
+        # An unknown profile is reported by the validation that follows.
+        overlay = PROFILES.get(data.get("profile", "balanced"), {})
+        merged = dict(data)
+        for stage, settings in overlay.items():
+            stated = data.get(stage, {})
+            if isinstance(stated, BaseModel):
+                stated = stated.model_dump(exclude_unset=True)
+            if isinstance(stated, Mapping):
+                merged[stage] = {**settings, **stated}
+        return merged
 
     def resolved(self) -> "AppConfig":
         """A copy with the environment applied (TTS_MODEL, TTS_REVISION)."""

@@ -95,12 +95,19 @@ def _application_problems(application: dict[str, Any], path: str) -> Iterator[st
         yield from _lines(error, f"{path}args.")
         return
     known = STAGES[args.placement]
+    capacity = {"Fused": args.talker.max_num_seqs, "Talker": args.talker.max_num_seqs}
     for deployment in application.get("deployments", []):
         name = deployment.get("name")
         if name not in known:
             yield (
                 f"{path}deployments: no deployment {name!r} in placement {args.placement!r};"
                 f" there are {', '.join(known)}"
+            )
+        streams, limit = capacity.get(name, 0), deployment.get("max_ongoing_requests")
+        if limit is not None and limit < streams:
+            yield (
+                f"{path}deployments.{name}.max_ongoing_requests: {limit} is less than the {streams}"
+                " streams of talker.max_num_seqs, which could never run together"
             )
         for key in _BUILDER_ONLY:
             if key in deployment:
@@ -136,6 +143,47 @@ def with_model(config: dict[str, Any], model: str | None, revision: str | None) 
             for application in config["applications"]
         ],
     }
+
+
+def with_profile(config: dict[str, Any], profile: str | None) -> dict[str, Any]:
+    """Return a copy that serves with `profile`, and with the limits that its streams ask for.
+
+    A stage takes twice as many requests as it has streams, so that the next ones wait beside it,
+    and scales at three quarters of them.
+    """
+    if not profile:
+        return config
+    return {
+        **config,
+        "applications": [
+            _profiled(application, profile)
+            if application.get("import_path") == BUILDER
+            else application
+            for application in config["applications"]
+        ],
+    }
+
+
+def _profiled(application: dict[str, Any], profile: str) -> dict[str, Any]:
+    args = {**application.get("args", {}), "profile": profile}
+    resolved = AppConfig.model_validate(args)
+    talker, decoder = resolved.talker.max_num_seqs, resolved.speech_decoder.max_streams
+    streams = {"Fused": talker, "Talker": talker, "SpeechDecoder": decoder}
+
+    def limited(deployment: dict[str, Any]) -> dict[str, Any]:
+        count = streams.get(deployment["name"])
+        if count is None:
+            return deployment
+        scaling = deployment.get("autoscaling_config")
+        target = {"target_ongoing_requests": count * 3 // 4}
+        return {
+            **deployment,
+            "max_ongoing_requests": 2 * count,
+            **({"autoscaling_config": {**scaling, **target}} if scaling else {}),
+        }
+
+    deployments = [limited(deployment) for deployment in application.get("deployments", [])]
+    return {**application, "args": args, "deployments": deployments}
 
 
 def with_env(config: dict[str, Any], env: dict[str, str]) -> dict[str, Any]:

@@ -1,0 +1,65 @@
+"""Profiles overlay the defaults of the typed configuration; the launcher sets Serve's limits too."""
+
+import pytest
+import yaml
+from pydantic import ValidationError
+
+from serve_app import serve_config
+from serve_app.config import PROFILES, AppConfig, TalkerConfig
+
+FILES = ("configs/serve.yaml", "configs/serve.fused.yaml")
+
+
+def test_balanced_is_the_defaults() -> None:
+    assert AppConfig(profile="balanced").talker == TalkerConfig()
+    assert AppConfig() == AppConfig(profile="balanced")
+
+
+def test_a_profile_changes_defaults_only() -> None:
+    throughput = AppConfig.model_validate({"profile": "throughput"})
+    assert throughput.talker.max_num_seqs == 256
+    assert not throughput.talker.late_scheduling
+    assert throughput.talker.max_model_len == TalkerConfig().max_model_len
+    stated = AppConfig.model_validate({"profile": "throughput", "talker": {"max_num_seqs": 100}})
+    assert stated.talker.max_num_seqs == 100
+    assert stated.speech_decoder == throughput.speech_decoder
+    given = AppConfig(profile="throughput", talker=TalkerConfig(max_model_len=512))
+    assert (given.talker.max_model_len, given.talker.max_num_seqs) == (512, 256)
+
+
+def test_profiles_have_different_hashes() -> None:
+    assert len({AppConfig.model_validate({"profile": name}).digest for name in PROFILES}) == 3
+
+
+def test_an_unknown_profile_is_refused() -> None:
+    with pytest.raises(ValidationError, match="profile"):
+        AppConfig.model_validate({"profile": "fastest"})
+
+
+@pytest.mark.parametrize("profile", PROFILES)
+def test_every_stage_holds_the_streams_of_the_one_before(profile: str) -> None:
+    config = AppConfig.model_validate({"profile": profile})
+    assert config.speech_decoder.max_streams >= config.talker.max_num_seqs
+    assert max(config.code_predictor.batch_sizes) >= config.talker.max_num_seqs
+
+
+@pytest.mark.parametrize("profile", PROFILES)
+@pytest.mark.parametrize("file", FILES)
+def test_the_launcher_sets_profile_and_limits_together(file: str, profile: str) -> None:
+    config = serve_config.with_profile(serve_config.load(file), profile)
+    assert list(serve_config.find_problems(config)) == []
+    (application,) = config["applications"]
+    resolved = AppConfig.model_validate(application["args"])
+    assert resolved.profile == profile
+    for deployment in application["deployments"]:
+        if deployment["name"] in ("Fused", "Talker"):
+            target = deployment["autoscaling_config"]["target_ongoing_requests"]
+            assert target < resolved.talker.max_num_seqs < deployment["max_ongoing_requests"]
+    assert yaml.safe_load(yaml.safe_dump(config)) is not None
+
+
+def test_limits_below_the_streams_are_a_fault() -> None:
+    config = serve_config.load(FILES[1])
+    config["applications"][0]["args"]["profile"] = "throughput"
+    (problem,) = serve_config.find_problems(config)
+    assert "max_ongoing_requests: 128 is less than the 256 streams" in problem
