@@ -102,6 +102,7 @@ async def load(
             measured.note(f"warm-up failed: {broken[0].detail}")
         if len(broken) == len(warm_up.results):
             return
+        await asyncio.sleep(args.settle)
         say("\n" + "\n".join(report.table_head()))
         ladders, skipped = ladders_of(args, deadline_s), False
         try:
@@ -154,6 +155,12 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--capacity", type=int, help="streams per replica: all limits at once")
     parser.add_argument("--env", action="append", default=[], metavar="KEY=VALUE")
     parser.add_argument("--port", type=int, default=8000)
+    parser.add_argument(
+        "--settle",
+        type=float,
+        default=12.0 if report.gpus() else 0.0,
+        help="s between ready and the first level, in which the server captures its large graphs",
+    )
     parser.add_argument("--ready-timeout", type=float, default=300.0, help="s")
     parser.add_argument(
         "--caches", type=Path, help="folder for what compilers of the server keep between starts"

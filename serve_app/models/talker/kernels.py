@@ -9,15 +9,17 @@ from torch import Tensor
 _BLOCK = 512
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_requests"])
 def _embed_kernel(
-    out, table, ids, owner, positions, hidden, ids_slot_stride,
-    NUM_IDS: tl.constexpr, BLOCK: tl.constexpr,
+    out, table, ids, slots, starts, positions, num_requests, hidden, ids_slot_stride,
+    NUM_IDS: tl.constexpr, BLOCK: tl.constexpr, MOST_REQUESTS: tl.constexpr,
 ):  # fmt: skip
     token = tl.program_id(0)
+    request = tl.arange(0, MOST_REQUESTS)
+    ends = tl.load(starts + 1 + request, mask=request < num_requests, other=2147483647)
     columns = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     inside = columns < hidden
-    slot = tl.load(owner + token).to(tl.int64)
+    slot = tl.load(slots + tl.sum((ends <= token).to(tl.int32))).to(tl.int64)
     position = tl.load(positions + token).to(tl.int64)
     row = ids + slot * ids_slot_stride + position * NUM_IDS
     codes = tl.zeros([BLOCK], dtype=tl.float32)
@@ -31,25 +33,35 @@ def _embed_kernel(
     tl.store(out + token * hidden + columns, total.to(out.dtype.element_ty), mask=inside)
 
 
-def embed_rows(out: Tensor, table: Tensor, ids: Tensor, owner: Tensor, positions: Tensor) -> None:
+def embed_rows(
+    out: Tensor, table: Tensor, ids: Tensor, slots: Tensor, starts: Tensor, positions: Tensor
+) -> None:
     """Write the embeddings of the given positions.
 
     Args:
         out: [N or more, H], rows 0..N-1 are written.
         table: [rows, H] joined embedding table, the dtype of `out`.
         ids: int32 [slots, positions, 1 + Q], contiguous, rows of `table`.
-        owner: int [N], the slot of each token.
-        positions: int [N], its position.
+        slots: int [requests], the slot of each request.
+        starts: int32 [requests + 1], the first position of each request in the batch, and the end.
+        positions: int [N], positions within their requests, request by request.
     """
-    tokens, hidden = len(owner), table.shape[1]
-    grid = (tokens, triton.cdiv(hidden, _BLOCK))
+    hidden, num_requests = table.shape[1], len(slots)
+    grid = (len(positions), triton.cdiv(hidden, _BLOCK))
     _embed_kernel[grid](
-        out, table, ids, owner, positions, hidden, ids.stride(0), NUM_IDS=ids.shape[2], BLOCK=_BLOCK
-    )
+        out, table, ids, slots, starts, positions, num_requests, hidden, ids.stride(0),
+        NUM_IDS=ids.shape[2], BLOCK=_BLOCK, MOST_REQUESTS=triton.next_power_of_2(num_requests),
+    )  # fmt: skip
 
 
-def warm_up(out: Tensor, table: Tensor, ids: Tensor) -> None:
+def warm_up(out: Tensor, table: Tensor, ids: Tensor, most_requests: int) -> None:
     """Compile for these tensors, so that the first request does not wait for it."""
-    owner = torch.zeros(1, dtype=torch.int32, device=out.device)
-    for index_dtype in (torch.int32, torch.int64):
-        embed_rows(out, table, ids, owner.to(index_dtype), owner.to(torch.int64))
+    position = torch.zeros(1, dtype=torch.int64, device=out.device)
+    requests = 1
+    while True:
+        slots = torch.zeros(requests, dtype=torch.int32, device=out.device)
+        starts = torch.ones(requests + 1, dtype=torch.int32, device=out.device)
+        embed_rows(out, table, ids, slots, starts, position)
+        if requests >= most_requests:
+            return
+        requests *= 2

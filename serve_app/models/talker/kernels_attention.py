@@ -74,8 +74,8 @@ def _store_heads_kernel(
         tl.store(target + half, high)
 
 
-@triton.jit
-def _attention_kernel(
+@triton.jit(do_not_specialize=["num_requests"])
+def _paged_attention_kernel(
     qkv, keys, values, blocks, starts, positions, slots, out, num_requests,
     qkv_stride, key_block_stride, key_stride, key_head_stride,
     value_block_stride, value_stride, value_head_stride, blocks_stride, scale,
@@ -202,7 +202,7 @@ def attend(
     num_heads = qkv.shape[1] // dim - 2 * num_kv_heads
     num_requests = len(starts) - 1
     out = torch.empty(len(qkv), num_heads * dim, dtype=qkv.dtype, device=qkv.device)
-    _attention_kernel[(len(qkv), num_kv_heads)](
+    _paged_attention_kernel[(len(qkv), num_kv_heads)](
         qkv, keys, values, blocks, starts, positions, slots, out, num_requests,
         qkv.stride(0), *keys.stride()[:3], *values.stride()[:3], blocks.stride(0),
         dim**-0.5 * _LOG2_E,

@@ -82,6 +82,8 @@ class TalkerForVllm(nn.Module):
         self.logits_processor = LogitsProcessor(config.vocab_size)
         self.make_empty_intermediate_tensors = self.model.make_empty_intermediate_tensors
         self.frame_embedding: FrameEmbedding | None = None
+        # Whether the attention layers are ours.
+        self.is_fused = False
         self.sample_hidden: Tensor | None = None
 
     @staticmethod
@@ -136,6 +138,7 @@ class TalkerForVllm(nn.Module):
         for layer in self.model.layers:
             if FusedAttention.suits(layer.self_attn):
                 layer.self_attn = FusedAttention(layer.self_attn)
+                self.is_fused = True
 
     def _join(self, kept: dict[str, Tensor]) -> FrameEmbedding:
         like = self.lm_head.weight

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from vllm.config import VllmConfig
+from vllm.config import CUDAGraphMode, VllmConfig
 from vllm.v1.core.sched.output import NewRequestData
 from vllm.v1.worker.gpu.input_batch import InputBatch
 from vllm.v1.worker.gpu.model_states.default import DefaultModelState
@@ -196,7 +196,7 @@ class TalkerState(DefaultModelState):
         if device.type == "cuda":
             from serve_app.models.talker import kernels
 
-            kernels.warm_up(self.inputs, self.embedding.weight, self.table.ids)
+            kernels.warm_up(self.inputs, self.embedding.weight, self.table.ids, self.max_num_reqs)
             self.embed_rows = kernels.embed_rows
         # Set by benchmarks: a CUDA event before the inputs, after the forward pass, and after the
         # frame.
@@ -296,6 +296,22 @@ class TalkerState(DefaultModelState):
 
     # Inputs
 
+    def prepare_attn(
+        self,
+        input_batch: InputBatch,
+        cudagraph_mode: CUDAGraphMode,
+        *args: Any,
+        for_capture: bool = False,
+        **kwargs: Any,
+    ) -> dict[str, Any]:
+        if cudagraph_mode == CUDAGraphMode.FULL and not for_capture and self.talker.is_fused:
+            # A graph of our attention reads vLLM's persistent buffers only; what FlashAttention
+            # would be told besides costs a part of every step.
+            return {}
+        return super().prepare_attn(
+            input_batch, cudagraph_mode, *args, for_capture=for_capture, **kwargs
+        )
+
     def prepare_inputs(self, input_batch: InputBatch, req_states: RequestState) -> dict[str, Any]:
         padded = input_batch.num_tokens_after_padding
         if input_batch.req_ids[0] in self.slot_of:
@@ -313,14 +329,15 @@ class TalkerState(DefaultModelState):
         self.computed[slots] = computed
         self.end[slots] = np.maximum(self.end[slots], computed)
         owner, positions = batch.idx_mapping[:rows], batch.positions[:tokens]
-        if tokens > rows:
-            index = torch.arange(tokens, device=self.device, dtype=batch.query_start_loc.dtype)
-            row = torch.searchsorted(batch.query_start_loc[1 : rows + 1], index, right=True)
-            owner = owner[row]
+        starts = batch.query_start_loc[: rows + 1]
         if self.embed_rows is not None:
-            self.embed_rows(self.inputs, self.embedding.weight, self.table.ids, owner, positions)
-        else:
-            self.inputs[:tokens] = self.embedding.embed(self.table.ids[owner.long(), positions])
+            self.embed_rows(
+                self.inputs, self.embedding.weight, self.table.ids, owner, starts, positions
+            )
+            return
+        index = torch.arange(tokens, device=self.device, dtype=starts.dtype)
+        row = torch.searchsorted(starts[1:], index, right=True)
+        self.inputs[:tokens] = self.embedding.embed(self.table.ids[owner[row].long(), positions])
 
     # Sampling
 
