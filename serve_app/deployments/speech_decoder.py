@@ -77,4 +77,6 @@ def _load(config: AppConfig, device: str):
     from serve_app.models.speech_decoder import StreamingSpeechDecoder
 
     checkpoint = open_checkpoint(checkpoint_folder(config))
-    return StreamingSpeechDecoder.load(checkpoint, config.speech_decoder, device)
+    decoder = StreamingSpeechDecoder.load(checkpoint, config.speech_decoder, device)
+    decoder.runner.capture_rest()
+    return decoder

@@ -36,6 +36,7 @@ class FusedSpeech:
         talker = VllmTalker.load(
             checkpoint, config.talker, device, predictor, chunk_frames, first_audio
         )
+        runner.capture_rest()
         return cls(talker, decoder)
 
     async def pcm(

@@ -107,7 +107,10 @@ class StreamingSpeechDecoder:
         *,
         exact: bool = False,
     ) -> "StreamingSpeechDecoder":
-        """Load the weights, allocate the arena and capture the graphs.
+        """Load the weights, allocate the arena and capture the small graphs.
+
+        The large ones are `runner.capture_rest()`'s, which whoever loads other things besides
+        calls when all of it is done.
 
         Raises:
             CheckpointError: the checkpoint lacks a tensor or has another shape.

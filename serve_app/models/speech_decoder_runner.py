@@ -166,10 +166,7 @@ class SpeechDecoderRunner:
         self._frames = 0
         self._thread = threading.Thread(target=self._work, name="speech-decoder", daemon=True)
         self._thread.start()
-        self._capturing = threading.Thread(
-            target=self._capture_later, name="speech-decoder-capture", daemon=True
-        )
-        self._capturing.start()
+        self._capturing: threading.Thread | None = None
 
     def acquire(self) -> int:
         """Take a free slot for a new stream.
@@ -256,10 +253,21 @@ class SpeechDecoderRunner:
             stream.delivered_samples = self.spec.samples_per_frame
             self._frames += 1
 
-    def wait_until_captured(self, timeout_s: float | None = None) -> bool:
-        """Wait for the graphs that are captured while serving; whether they are complete."""
-        self._capturing.join(timeout_s)
-        return not self._capturing.is_alive()
+    def capture_rest(self) -> None:
+        """Begin to capture the large graphs, on a thread; once nothing else is being loaded.
+
+        A capture is spoilt by what loading does elsewhere in the process, such as waiting for the
+        whole device.
+        """
+        self._capturing = threading.Thread(
+            target=self._capture_later, name="speech-decoder-capture", daemon=True
+        )
+        self._capturing.start()
+
+    def wait_until_captured(self) -> None:
+        """Wait for the end of `capture_rest`."""
+        if self._capturing is not None:
+            self._capturing.join()
 
     def stats(self) -> dict[str, float]:
         """Return streams, max_streams, waiting jobs, and counters of steps and frames."""
@@ -283,7 +291,7 @@ class SpeechDecoderRunner:
             self._closing = True
             self._wake.notify_all()
         self._thread.join()
-        self._capturing.join()
+        self.wait_until_captured()
         self._abandon(StageUnavailable("the speech decoder is shutting down"))
         for graphs in self._graphs.values():
             graphs.close()

@@ -1,4 +1,4 @@
-"""Profiles overlay the defaults of the typed configuration; the launcher sets Serve's limits too."""
+"""Profiles overlay the defaults of the typed configuration; the launcher sets limits as well."""
 
 import pytest
 import yaml
