@@ -30,6 +30,7 @@ PROFILES: Final[Mapping[Profile, Mapping[str, Mapping[str, Any]]]] = {
         "talker": {"max_num_seqs": 256, "late_scheduling": False},
         "speech_decoder": {
             "max_streams": 320,
+            "cudnn_benchmark": True,
             "chunk_frames": (1, 2, 4, 8, 12, 24),
             "batch_sizes": (1, 2, 4, 8, 16, 32, 64, 128),
         },
@@ -115,6 +116,11 @@ class SpeechDecoderConfig(Strict):
     )
     batch_sizes: tuple[int, ...] = Field(
         default=(1, 2, 4, 8, 16, 32, 64), description="captured CUDA graphs, streams"
+    )
+    cudnn_benchmark: bool = Field(
+        default=False,
+        description="let cuDNN try its algorithms at the start: more audio per second, and a start"
+        " that takes some 15 s longer",
     )
     reference_chunking: bool = Field(
         default=False,

@@ -1,9 +1,8 @@
-"""Talker, code predictor and speech decoder in one process: placement `fused`."""
+"""Talker, code predictor and speech decoder beside each other in one process: placement `fused`."""
 
 import asyncio
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
-from typing import TYPE_CHECKING
 
 import numpy as np
 from ray import serve
@@ -11,16 +10,17 @@ from ray import serve
 from serve_app.config import AppConfig
 from serve_app.types import PcmChunk, SpeechRequest
 
-if TYPE_CHECKING:
-    from serve_app.models.fused_speech import FusedSpeech
-
 
 @serve.deployment
 class Fused:
-    """All stages without a process boundary; to the ingress the same as SpeechDecoder."""
+    """All stages on one side of one process boundary; to the ingress the same as SpeechDecoder."""
 
     async def __init__(self, config: AppConfig, device: str) -> None:
-        self._speech = await asyncio.to_thread(_load, config, device)
+        from serve_app.deployments.weights import checkpoint_folder
+        from serve_app.models.speech_process import SpeechProcess
+
+        folder = await asyncio.to_thread(checkpoint_folder, config)
+        self._speech = await SpeechProcess.start(folder, config, device)
 
     async def speak(
         self, request: SpeechRequest, done: np.ndarray | None = None
@@ -31,23 +31,15 @@ class Fused:
                 yield chunk
 
     async def stats(self) -> dict[str, dict[str, float]]:
-        return {stage: dict(load) for stage, load in self._speech.stats().items()}
+        return {stage: dict(load) for stage, load in (await self._speech.stats()).items()}
 
     async def record_autoscaling_stats(self) -> dict[str, float]:
-        stats = self._speech.stats()
+        stats = await self._speech.stats()
         return {**stats["speech_decoder"], **stats["talker"]}
 
     async def check_health(self) -> None:
-        self._speech.check_health()
+        await self._speech.check_health()
 
     def __del__(self) -> None:
         if hasattr(self, "_speech"):
             self._speech.close()
-
-
-def _load(config: AppConfig, device: str) -> "FusedSpeech":
-    from serve_app.deployments.weights import checkpoint_folder
-    from serve_app.models.checkpoint import open_checkpoint
-    from serve_app.models.fused_speech import FusedSpeech
-
-    return FusedSpeech.load(open_checkpoint(checkpoint_folder(config)), config, device)

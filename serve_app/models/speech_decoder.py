@@ -124,6 +124,7 @@ class StreamingSpeechDecoder:
             max_streams=config.max_streams,
             chunk_frames=config.chunk_frames,
             batch_sizes=config.batch_sizes,
+            benchmark=config.cudnn_benchmark,
             exact=exact,
         )
         return cls(runner, reference_chunking=config.reference_chunking)

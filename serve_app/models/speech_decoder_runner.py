@@ -116,6 +116,8 @@ class SpeechDecoderRunner:
         chunk_frames: chunk lengths to be fast at; longer or other jobs are cut into these and
             single frames.
         batch_sizes: numbers of streams to be fast at.
+        benchmark: capture every graph in the constructor and let cuDNN try its algorithms, some of
+            which occupy the device for seconds. Faster in bulk, slower to start.
         exact: forbid TensorFloat-32 (parity tests); otherwise float32 on CUDA uses it.
         graphs: capture CUDA graphs; default: exactly on CUDA.
         clock: monotonic seconds.
@@ -128,12 +130,13 @@ class SpeechDecoderRunner:
         max_streams: int,
         chunk_frames: Sequence[int],
         batch_sizes: Sequence[int],
+        benchmark: bool = False,
         exact: bool = False,
         graphs: bool | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.model = model
-        self._exact = exact
+        self._benchmark = benchmark
         self.spec = model.spec
         self.max_streams = max_streams
         self._clock = clock
@@ -358,7 +361,7 @@ class SpeechDecoderRunner:
             )
             rows = self._graphs[size].max_batch
             self._host[size] = deque(self._host_buffers(rows, size) for _ in range(2))
-        with self._on_stream():
+        with self._on_stream(), _benchmark(self._benchmark):
             if self._graphs_enabled:
                 shapes = [
                     (rows * size, rows, size)
@@ -366,7 +369,7 @@ class SpeechDecoderRunner:
                     for rows in self._batches[size]
                 ]
                 for _, rows, size in sorted(shapes):
-                    if rows <= max(_FIRST_ROWS, self._batches[size][0]):
+                    if self._benchmark or rows <= max(_FIRST_ROWS, self._batches[size][0]):
                         self._graphs[size].capture(rows)
                     else:
                         self._later.append((rows, size))
@@ -392,14 +395,13 @@ class SpeechDecoderRunner:
     def _capture_later(self) -> None:
         """Capture the large graphs while the small ones serve; runs on a thread of its own.
 
-        Their stream has no priority: in bulk, a talker's step comes first. They are worth the time
-        in which the library tries its algorithms.
+        Their stream has no priority: in bulk, a talker's step comes first.
         """
         if not self._later:
             return
         start = time.monotonic()
         try:
-            with torch.cuda.stream(torch.cuda.Stream(self.device)), _benchmark(not self._exact):
+            with torch.cuda.stream(torch.cuda.Stream(self.device)):
                 for rows, size in self._later:
                     if self._closing:
                         return
