@@ -22,7 +22,11 @@ PROFILES: Final[Mapping[Profile, Mapping[str, Mapping[str, Any]]]] = {
     "latency": {
         "talker": {"max_num_seqs": 32},
         "code_predictor": {"batch_sizes": (1, 2, 4, 8, 16, 32)},
-        "speech_decoder": {"max_streams": 64, "batch_sizes": (1, 2, 4, 8, 16, 32)},
+        "speech_decoder": {
+            "max_streams": 64,
+            "batch_sizes": (1, 2, 4, 8, 16, 32),
+            "patience_s": 0.0,
+        },
     },
     "balanced": {},
     # Many streams, all far ahead of their listeners: longer chunks, no waiting for late requests.
@@ -31,6 +35,7 @@ PROFILES: Final[Mapping[Profile, Mapping[str, Mapping[str, Any]]]] = {
         "speech_decoder": {
             "max_streams": 320,
             "cudnn_benchmark": True,
+            "patience_s": 0.03,
             "chunk_frames": (1, 2, 4, 8, 12, 24),
             "batch_sizes": (1, 2, 4, 8, 16, 32, 64, 128),
         },
@@ -116,6 +121,12 @@ class SpeechDecoderConfig(Strict):
     )
     batch_sizes: tuple[int, ...] = Field(
         default=(1, 2, 4, 8, 16, 32, 64), description="captured CUDA graphs, streams"
+    )
+    patience_s: float = Field(
+        default=0.01,
+        ge=0,
+        description="on a GPU, how long a chunk may wait for others to be decoded with while its"
+        " listener has enough to play",
     )
     cudnn_benchmark: bool = Field(
         default=False,

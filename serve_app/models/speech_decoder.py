@@ -125,6 +125,7 @@ class StreamingSpeechDecoder:
             chunk_frames=config.chunk_frames,
             batch_sizes=config.batch_sizes,
             benchmark=config.cudnn_benchmark,
+            patience_s=config.patience_s if resolved.device.type == "cuda" else 0.0,
             exact=exact,
         )
         return cls(runner, reference_chunking=config.reference_chunking)
@@ -179,9 +180,8 @@ class StreamingSpeechDecoder:
                 feed.skip(item.codes)
                 samples = item.samples
             else:
-                samples = await self._decode(
-                    slot, feed.pieces(item.codes) if len(item.codes) else []
-                )
+                pieces = feed.pieces(item.codes) if len(item.codes) else []
+                samples = await self._decode(slot, pieces, item.finish_reason is not None)
             yield PcmChunk(
                 samples=samples,
                 first_sample=item.first_frame * self._spec.samples_per_frame,
@@ -201,9 +201,16 @@ class StreamingSpeechDecoder:
         """Stop the thread and free the graphs; idempotent."""
         self.runner.close()
 
-    async def _decode(self, slot: int, pieces: list[_Piece]) -> np.ndarray:
+    async def _decode(self, slot: int, pieces: list[_Piece], is_last: bool = False) -> np.ndarray:
         futures = [
-            self.runner.submit(slot, p.codes, reset=p.reset, discard=p.discard) for p in pieces
+            self.runner.submit(
+                slot,
+                piece.codes,
+                reset=piece.reset,
+                discard=piece.discard,
+                final=is_last and piece is pieces[-1],
+            )
+            for piece in pieces
         ]
         samples = [await asyncio.wrap_future(future) for future in futures]
         if len(samples) == 1:

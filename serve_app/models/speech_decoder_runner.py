@@ -27,6 +27,9 @@ _LIVE_TENSORS: Final = 4
 # Steps of so many frames (all streams together) are waited for by spinning: sleeping costs some
 # 0.4 ms of their 1 to 2 ms, and they are the ones that make first audio.
 _SPIN_FRAMES: Final = 16
+# So many jobs are company enough, and a listener with less to play than this is not kept waiting.
+_COMPANY: Final = 32
+_MARGIN_S: Final = 0.3
 # Graphs of up to so many streams are there from the start, larger ones follow.
 _FIRST_ROWS: Final = 8
 
@@ -64,6 +67,7 @@ class _Job:
     codes: np.ndarray
     reset: bool
     discard: bool
+    final: bool
     future: "Future[np.ndarray]"
     submitted_s: float
     next_frame: int = 0
@@ -90,13 +94,14 @@ class _Stream:
 
 @dataclass(slots=True, eq=False)
 class _Step:
-    """Pieces of equal length on their way through the device; `done` is None if they are through.
+    """Pieces on their way through the device together; `done` is None if they are through.
 
+    frames: how many of each count; a final piece may be shorter than the others.
     samples: int16 [len(group), N], a host buffer that the step after the next one overwrites.
     """
 
     group: list[tuple[_Stream, _Job]]
-    size: int
+    frames: list[int]
     samples: np.ndarray
     done: torch.cuda.Event | None
     finished: list[_Job] = field(default_factory=list)
@@ -120,6 +125,8 @@ class SpeechDecoderRunner:
             which occupy the device for seconds. Faster in bulk, slower to start.
         exact: forbid TensorFloat-32 (parity tests); otherwise float32 on CUDA uses it.
         graphs: capture CUDA graphs; default: exactly on CUDA.
+        patience_s: how long a chunk whose listener has enough to play may wait for others to be
+            decoded with.
         clock: monotonic seconds.
     """
 
@@ -133,9 +140,11 @@ class SpeechDecoderRunner:
         benchmark: bool = False,
         exact: bool = False,
         graphs: bool | None = None,
+        patience_s: float = 0.0,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.model = model
+        self._patience_s = patience_s
         self._benchmark = benchmark
         self.spec = model.spec
         self.max_streams = max_streams
@@ -199,7 +208,13 @@ class SpeechDecoderRunner:
             job.future.cancel()
 
     def submit(
-        self, slot: int, codes: np.ndarray, *, reset: bool = False, discard: bool = False
+        self,
+        slot: int,
+        codes: np.ndarray,
+        *,
+        reset: bool = False,
+        discard: bool = False,
+        final: bool = False,
     ) -> "Future[np.ndarray]":
         """Decode frames of the stream in `slot`, after those submitted before.
 
@@ -209,6 +224,7 @@ class SpeechDecoderRunner:
             reset: put the state at the start of a stream first (always done for a stream's first
                 frames).
             discard: only advance the state; the result is empty.
+            final: nothing follows, so that the state behind these frames does not matter.
 
         Returns:
             A future of int16 [T * samples_per_frame]. It fails with StageFailed when the device
@@ -223,7 +239,7 @@ class SpeechDecoderRunner:
         with self._wake:
             self._check()
             stream = self._streams[slot]
-            job = _Job(codes, reset or stream.fresh, discard, future, self._clock())
+            job = _Job(codes, reset or stream.fresh, discard, final, future, self._clock())
             stream.fresh = False
             stream.jobs.append(job)
             self._wake.notify()
@@ -459,11 +475,17 @@ class SpeechDecoderRunner:
                 with self._wake:
                     if running is not None:
                         self._advance(running)
-                    while running is None and not self._closing and not self._is_anyone_due():
-                        self._wake.wait()
-                    due = self._due() if self._is_anyone_due() and not self._closing else None
+                    while running is None and not self._closing:
+                        wait_s = self._seconds_to_wait()
+                        if wait_s == 0:
+                            break
+                        self._wake.wait(wait_s)
+                    go = not self._closing and self._seconds_to_wait() == 0
+                    due = self._due() if go else None
                     if due is None and running is None:
-                        return
+                        if self._closing:
+                            return
+                        continue
                 if running is not None and not self._cuda:
                     # Here a launch does all the work, so nothing is gained by delivering later.
                     self._deliver(running)
@@ -481,8 +503,20 @@ class SpeechDecoderRunner:
                 running.finished if running is not None else [],
             )
 
-    def _is_anyone_due(self) -> bool:
-        return any(stream.jobs for stream in self._streams.values())
+    def _seconds_to_wait(self) -> float | None:
+        """How long to wait for more jobs; 0: not at all, None: there is none. The lock is held."""
+        ready = [stream for stream in self._streams.values() if stream.jobs]
+        if not ready:
+            return None
+        if not self._patience_s or len(ready) >= _COMPANY:
+            return 0.0
+        now = self._clock()
+        for stream in ready:
+            order, dry_s = stream.urgency(self.spec.sample_rate_hz)
+            if order == 0 or stream.first_audio_s is None or dry_s < now + _MARGIN_S:
+                return 0.0
+        oldest_s = min(stream.jobs[0].submitted_s for stream in ready)
+        return max(0.0, oldest_s + self._patience_s - now)
 
     def _due(self) -> tuple[list[tuple[_Stream, _Job]], int]:
         """Pick the streams of the next step and how many frames each decodes; the lock is held."""
@@ -496,6 +530,11 @@ class SpeechDecoderRunner:
 
     def _next_size(self, job: _Job) -> int:
         remaining = len(job.codes) - job.next_frame
+        if job.final and self._graphs_enabled:
+            # One longer piece instead of several short ones; the surplus is thrown away.
+            longer = [size for size in self._sizes if size >= remaining]
+            if longer:
+                return longer[0]
         return max(size for size in self._sizes if size <= remaining)
 
     def _launch(self, group: "list[tuple[_Stream, _Job]]", size: int) -> "_Step":
@@ -506,27 +545,31 @@ class SpeechDecoderRunner:
         slots, codes, pcm = (buffer[:num_rows] for buffer in self._host[size][0])
         slot_view, code_view = slots.numpy(), codes.numpy()
         with self._on_stream():
+            frames: list[int] = []
             for row, (stream, job) in enumerate(group):
                 if job.reset and job.next_frame == 0:
                     if self._before_reset is not None:
                         torch.cuda.current_stream().wait_event(self._before_reset)
                     self._arena.reset(stream.slot)
                 slot_view[row] = stream.slot
-                code_view[row] = job.codes[job.next_frame : job.next_frame + size].T
+                piece = job.codes[job.next_frame : job.next_frame + size].T
+                frames.append(piece.shape[1])
+                code_view[row, :, : frames[row]] = piece
+                code_view[row, :, frames[row] :] = 0
             pcm.copy_(self._graphs[size](slots, codes), non_blocking=True)
             done = None
             if self._cuda:
                 done = torch.cuda.Event(blocking=num_rows * size > _SPIN_FRAMES)
                 done.record()
-        return _Step(group, size, pcm.numpy(), done)
+        return _Step(group, frames, pcm.numpy(), done)
 
     def _advance(self, step: "_Step") -> None:
         """Note that a step is over; the lock is held."""
         now = self._clock()
         self._steps += 1
-        self._frames += len(step.group) * step.size
-        for stream, job in step.group:
-            job.next_frame += step.size
+        self._frames += sum(step.frames)
+        for (stream, job), num_frames in zip(step.group, step.frames, strict=True):
+            job.next_frame += num_frames
             if job.next_frame < len(job.codes) or not stream.jobs:
                 continue
             stream.jobs.popleft()
@@ -537,9 +580,9 @@ class SpeechDecoderRunner:
 
     def _deliver(self, step: "_Step") -> None:
         """Hand the samples of a step to their jobs and finish the jobs that are complete."""
-        for (_, job), row in zip(step.group, step.samples, strict=True):
+        for (_, job), num_frames, row in zip(step.group, step.frames, step.samples, strict=True):
             if not job.discard:
-                job.samples.append(row.copy())
+                job.samples.append(row[: num_frames * self.spec.samples_per_frame].copy())
         while step.finished:
             job = step.finished.pop(0)
             if not job.future.set_running_or_notify_cancel():

@@ -135,6 +135,21 @@ def test_graphs_in_float32_equal_the_cpu(
     assert_close_pcm(through(runner, codes, size), expected, steps=2)
 
 
+@pytest.mark.parametrize("length", [3, 9, 11])
+def test_a_final_piece_is_decoded_as_part_of_a_longer_one(
+    runner: SpeechDecoderRunner, checkpoint: Checkpoint, length: int
+) -> None:
+    codes = random_codes(12 + length)
+    expected = offline(model_of(checkpoint, torch.float32, "cpu"), codes)
+    slot = runner.acquire()
+    steps = runner.stats()["steps"]
+    futures = [runner.submit(slot, codes[:12]), runner.submit(slot, codes[12:], final=True)]
+    got = np.concatenate([future.result(60) for future in futures])
+    runner.release(slot)
+    assert_close_pcm(got, expected, steps=2)
+    assert runner.stats()["steps"] - steps == 2
+
+
 def test_graphs_equal_eager(runner: SpeechDecoderRunner, checkpoint: Checkpoint) -> None:
     eager = SpeechDecoderRunner(
         model_of(checkpoint, torch.float32, "cuda"),

@@ -190,6 +190,36 @@ def test_first_audio_overtakes_the_priming_of_a_resumed_stream(
     assert [step[0] for step in counting.steps] == [9, 2, 1, 1, 1]
 
 
+def test_a_chunk_waits_for_company_only_while_its_listener_can_play(
+    make_runner: MakeRunner, counting: CountingModel
+) -> None:
+    clock = FakeClock()
+    runner = make_runner(patience_s=5.0, clock=clock)
+    rich, poor = runner.acquire(), runner.acquire()
+    # First audio never waits.
+    runner.submit(rich, codes_of(1, 4)).result(10)
+    runner.submit(poor, codes_of(2, 1)).result(10)
+    counting.steps.clear()
+    clock.now -= 1.0  # both have a second more to play
+    waiting = runner.submit(rich, codes_of(1, 2))
+    also = runner.submit(poor, codes_of(2, 2))
+    with pytest.raises(TimeoutError):
+        waiting.result(0.2)
+    assert counting.steps == []
+    clock.now += 1.0  # one of them runs dry soon
+    third = runner.submit(poor, codes_of(2, 2))
+    for future in (waiting, also, third):
+        future.result(10)
+    assert sorted(counting.steps[0][:-1]) == [1, 2]
+
+
+def test_a_job_of_its_own_waits_no_longer_than_the_patience(make_runner: MakeRunner) -> None:
+    runner = make_runner(patience_s=0.05)
+    slot = runner.acquire()
+    runner.submit(slot, codes_of(1, 4)).result(10)
+    assert len(runner.submit(slot, codes_of(1, 2)).result(10)) == 2 * SAMPLES_PER_FRAME
+
+
 def test_a_slot_starts_over_for_its_next_stream(make_runner: MakeRunner) -> None:
     runner = make_runner(max_streams=1)
     for _ in range(3):

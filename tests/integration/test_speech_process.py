@@ -1,0 +1,89 @@
+"""The stages in a process of their own: same audio, same errors, and what its loss means."""
+
+import asyncio
+from contextlib import aclosing
+
+import numpy as np
+import psutil
+import pytest
+
+from serve_app.config import AppConfig
+from serve_app.errors import InvalidRequest, StageUnavailable
+from serve_app.models.speech_process import SpeechProcess
+from serve_app.types import SpeechRequest
+
+pytest.importorskip("vllm")
+
+FRAMES = 6
+CONFIG = AppConfig.model_validate(
+    {
+        "placement": "fused",
+        "talker": {"max_num_seqs": 4, "max_model_len": 256, "block_size": 32},
+        "speech_decoder": {"max_streams": 4, "chunk_frames": [1, 2, 4]},
+    }
+)
+
+
+def asked(seed: int, **fields: object) -> SpeechRequest:
+    defaults = {"voice": "ryan", "language": "english", "max_new_tokens": FRAMES}
+    return SpeechRequest(f"r{seed}", "tiny", "Hello.", seed=seed, **{**defaults, **fields})
+
+
+async def spoken(speech: SpeechProcess, request: SpeechRequest, done=None) -> list:
+    async with aclosing(speech.pcm(request, done)) as chunks:
+        return [chunk async for chunk in chunks]
+
+
+def joined(chunks: list, name: str) -> np.ndarray:
+    return np.concatenate([getattr(chunk, name) for chunk in chunks])
+
+
+async def idle(speech: SpeechProcess) -> bool:
+    stats = await speech.stats()
+    return not (stats["speech_decoder"]["streams"] or stats["talker"]["streams"])
+
+
+async def scenario(folder) -> None:
+    """In one go, since a start costs half a minute."""
+    speech = await SpeechProcess.start(folder, CONFIG, "cpu")
+    try:
+        await speech.check_health()
+        alone = await spoken(speech, asked(1))
+        assert [len(chunk.codes) for chunk in alone] == [1, 2, 3]
+        assert joined(alone, "samples").dtype == np.int16
+        together = await asyncio.gather(*[spoken(speech, asked(seed)) for seed in (1, 2, 3)])
+        np.testing.assert_array_equal(joined(together[0], "codes"), joined(alone, "codes"))
+        assert not np.array_equal(joined(together[1], "codes"), joined(alone, "codes"))
+
+        rest = await spoken(speech, asked(1), done=joined(alone, "codes")[:3])
+        assert rest[0].first_sample == alone[2].first_sample
+        np.testing.assert_array_equal(joined(rest, "codes"), joined(alone, "codes")[3:])
+
+        with pytest.raises(InvalidRequest, match="nobody"):
+            await spoken(speech, asked(4, voice="nobody"))
+        leaving = speech.pcm(asked(5, max_new_tokens=100))
+        await anext(leaving)
+        await leaving.aclose()
+        for _ in range(100):
+            if await idle(speech):
+                break
+            await asyncio.sleep(0.05)
+        assert await idle(speech)
+
+        cut = speech.pcm(asked(6, max_new_tokens=100))
+        await anext(cut)
+        psutil.Process(speech._process.pid).kill()
+        with pytest.raises(StageUnavailable):
+            async for _ in cut:
+                pass
+        with pytest.raises(StageUnavailable):
+            await speech.check_health()
+        with pytest.raises(StageUnavailable):
+            await spoken(speech, asked(7))
+    finally:
+        speech.close()
+        speech._process.wait(10)
+
+
+def test_a_process_serves_until_it_is_lost(tiny_checkpoint) -> None:
+    asyncio.run(scenario(tiny_checkpoint(eos="unreachable")))
