@@ -95,7 +95,6 @@ def time_steps(
             return samples
 
     seconds = {}
-    pool = torch.cuda.graph_pool_handle()
     with torch.cuda.stream(torch.cuda.Stream()):
         for num_frames in frames:
 
@@ -104,7 +103,7 @@ def time_steps(
                 return torch.arange(rows, device=device), codes
 
             for rows in streams:
-                graphs = BatchGraphs(inputs, step, [rows], pool=pool)
+                graphs = BatchGraphs(inputs, step, [rows])
                 graphs.capture_all()
                 given = inputs(rows)
                 for _ in range(3):
