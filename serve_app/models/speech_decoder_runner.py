@@ -16,6 +16,7 @@ from torch import Tensor
 
 from serve_app.errors import Overloaded, StageFailed, StageUnavailable
 from serve_app.models.cuda_graph import BatchGraphs
+from serve_app.models.decoder_queue import DecoderQueue, Job, Stream
 from serve_app.models.speech_decoder_model import DecoderState, SpeechDecoderModel
 
 _LOGGER = logging.getLogger(__name__)
@@ -27,9 +28,6 @@ _LIVE_TENSORS: Final = 4
 # Steps of so many frames (all streams together) are waited for by spinning: sleeping costs some
 # 0.4 ms of their 1 to 2 ms, and they are the ones that make first audio.
 _SPIN_FRAMES: Final = 16
-# So many jobs are company enough, and a listener with less to play than this is not kept waiting.
-_COMPANY: Final = 32
-_MARGIN_S: Final = 0.3
 # Graphs of up to so many streams are there from the start, larger ones follow.
 _FIRST_ROWS: Final = 8
 
@@ -61,38 +59,6 @@ def _benchmark(wanted: bool) -> Iterator[None]:
 
 
 @dataclass(slots=True, eq=False)
-class _Job:
-    """Frames of one stream that wait for the decoder, done in one or more pieces."""
-
-    codes: np.ndarray
-    reset: bool
-    discard: bool
-    final: bool
-    future: "Future[np.ndarray]"
-    submitted_s: float
-    next_frame: int = 0
-    samples: list[np.ndarray] = field(default_factory=list)
-
-
-@dataclass(slots=True, eq=False)
-class _Stream:
-    """A slot in use: its jobs, in order, and how far its listener can play."""
-
-    slot: int
-    jobs: deque[_Job] = field(default_factory=deque)
-    fresh: bool = True
-    first_audio_s: float | None = None
-    delivered_samples: int = 0
-
-    def urgency(self, sample_rate_hz: int) -> tuple[int, float]:
-        """Order of service: first audio by age, then the stream whose listener runs dry first."""
-        if self.first_audio_s is None:
-            # A stream being primed has a listener elsewhere who still plays; it takes many steps.
-            return int(self.jobs[0].discard), self.jobs[0].submitted_s
-        return 1, self.first_audio_s + self.delivered_samples / sample_rate_hz
-
-
-@dataclass(slots=True, eq=False)
 class _Step:
     """Pieces on their way through the device together; `done` is None if they are through.
 
@@ -100,11 +66,11 @@ class _Step:
     samples: int16 [len(group), N], a host buffer that the step after the next one overwrites.
     """
 
-    group: list[tuple[_Stream, _Job]]
+    group: list[tuple[Stream, Job]]
     frames: list[int]
     samples: np.ndarray
     done: torch.cuda.Event | None
-    finished: list[_Job] = field(default_factory=list)
+    finished: list[Job] = field(default_factory=list)
 
 
 class SpeechDecoderRunner:
@@ -144,7 +110,6 @@ class SpeechDecoderRunner:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.model = model
-        self._patience_s = patience_s
         self._benchmark = benchmark
         self.spec = model.spec
         self.max_streams = max_streams
@@ -171,7 +136,13 @@ class SpeechDecoderRunner:
 
         self._wake = threading.Condition()
         self._free = deque(range(max_streams))
-        self._streams: dict[int, _Stream] = {}
+        self._queue = DecoderQueue(
+            self._sizes,
+            pad_final=self._graphs_enabled,
+            patience_s=patience_s,
+            sample_rate_hz=self.spec.sample_rate_hz,
+            clock=clock,
+        )
         self._failure: BaseException | None = None
         self._closing = False
         self._steps = 0
@@ -194,13 +165,13 @@ class SpeechDecoderRunner:
             # First in, first out: a slot just released may still have a piece of its old stream on
             # the device.
             slot = self._free.popleft()
-            self._streams[slot] = _Stream(slot)
+            self._queue.streams[slot] = Stream(slot)
             return slot
 
     def release(self, slot: int) -> None:
         """Give the slot back; what its stream still has waiting is cancelled."""
         with self._wake:
-            stream = self._streams.pop(slot)
+            stream = self._queue.streams.pop(slot)
             self._free.append(slot)
             jobs = list(stream.jobs)
             stream.jobs.clear()
@@ -238,8 +209,8 @@ class SpeechDecoderRunner:
         future: Future[np.ndarray] = Future()
         with self._wake:
             self._check()
-            stream = self._streams[slot]
-            job = _Job(codes, reset or stream.fresh, discard, final, future, self._clock())
+            stream = self._queue.streams[slot]
+            job = Job(codes, reset or stream.fresh, discard, final, future, self._clock())
             stream.fresh = False
             stream.jobs.append(job)
             self._wake.notify()
@@ -266,7 +237,7 @@ class SpeechDecoderRunner:
     def adopt(self, slot: int) -> None:
         """Take over a stream whose first frame was decoded by `decode_first` and delivered."""
         with self._wake:
-            stream = self._streams[slot]
+            stream = self._queue.streams[slot]
             stream.fresh = False
             stream.first_audio_s = self._clock()
             stream.delivered_samples = self.spec.samples_per_frame
@@ -292,9 +263,9 @@ class SpeechDecoderRunner:
         """Return streams, max_streams, waiting jobs, and counters of steps and frames."""
         with self._wake:
             return {
-                "streams": len(self._streams),
+                "streams": len(self._queue.streams),
                 "max_streams": self.max_streams,
-                "waiting": sum(len(stream.jobs) for stream in self._streams.values()),
+                "waiting": len(self._queue.jobs),
                 "steps": self._steps,
                 "frames": self._frames,
             }
@@ -476,12 +447,12 @@ class SpeechDecoderRunner:
                     if running is not None:
                         self._advance(running)
                     while running is None and not self._closing:
-                        wait_s = self._seconds_to_wait()
+                        wait_s = self._queue.seconds_to_wait()
                         if wait_s == 0:
                             break
                         self._wake.wait(wait_s)
-                    go = not self._closing and self._seconds_to_wait() == 0
-                    due = self._due() if go else None
+                    go = not self._closing and self._queue.seconds_to_wait() == 0
+                    due = self._queue.due(lambda size: self._graphs[size].largest) if go else None
                     if due is None and running is None:
                         if self._closing:
                             return
@@ -503,41 +474,7 @@ class SpeechDecoderRunner:
                 running.finished if running is not None else [],
             )
 
-    def _seconds_to_wait(self) -> float | None:
-        """How long to wait for more jobs; 0: not at all, None: there is none. The lock is held."""
-        ready = [stream for stream in self._streams.values() if stream.jobs]
-        if not ready:
-            return None
-        if not self._patience_s or len(ready) >= _COMPANY:
-            return 0.0
-        now = self._clock()
-        for stream in ready:
-            order, dry_s = stream.urgency(self.spec.sample_rate_hz)
-            if order == 0 or stream.first_audio_s is None or dry_s < now + _MARGIN_S:
-                return 0.0
-        oldest_s = min(stream.jobs[0].submitted_s for stream in ready)
-        return max(0.0, oldest_s + self._patience_s - now)
-
-    def _due(self) -> tuple[list[tuple[_Stream, _Job]], int]:
-        """Pick the streams of the next step and how many frames each decodes; the lock is held."""
-        ready = [stream for stream in self._streams.values() if stream.jobs]
-        ready.sort(key=lambda stream: stream.urgency(self.spec.sample_rate_hz))
-        size = self._next_size(ready[0].jobs[0])
-        same = [
-            (stream, stream.jobs[0]) for stream in ready if self._next_size(stream.jobs[0]) == size
-        ]
-        return same[: self._graphs[size].largest], size
-
-    def _next_size(self, job: _Job) -> int:
-        remaining = len(job.codes) - job.next_frame
-        if job.final and self._graphs_enabled:
-            # One longer piece instead of several short ones; the surplus is thrown away.
-            longer = [size for size in self._sizes if size >= remaining]
-            if longer:
-                return longer[0]
-        return max(size for size in self._sizes if size <= remaining)
-
-    def _launch(self, group: "list[tuple[_Stream, _Job]]", size: int) -> "_Step":
+    def _launch(self, group: "list[tuple[Stream, Job]]", size: int) -> "_Step":
         """Start decoding one piece of each job."""
         num_rows = len(group)
         # Two sets of host buffers: the step before may still be read.
@@ -592,11 +529,11 @@ class SpeechDecoderRunner:
             else:
                 job.future.set_result(np.concatenate(job.samples or [np.empty(0, np.int16)]))
 
-    def _abandon(self, error: Exception, also: Sequence[_Job] = ()) -> None:
+    def _abandon(self, error: Exception, also: Sequence[Job] = ()) -> None:
         """Fail every waiting job, and those named."""
         with self._wake:
-            jobs = [*also, *(job for stream in self._streams.values() for job in stream.jobs)]
-            for stream in self._streams.values():
+            jobs = [*also, *self._queue.jobs]
+            for stream in self._queue.streams.values():
                 stream.jobs.clear()
         for job in jobs:
             if job.future.set_running_or_notify_cancel():

@@ -29,7 +29,7 @@ from serve_app.models.device import DeviceSpec, resolve_device
 from serve_app.models.first_audio import FirstAudioDecoder
 from serve_app.models.frame_channel import FrameClient
 from serve_app.models.prompt import build_prompt
-from serve_app.models.talker.state import (
+from serve_app.models.talker.runtime import (
     PROMPT_KEY,
     RUNTIME_KEY,
     RUNTIMES,

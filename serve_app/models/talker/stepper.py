@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from serve_app.models.talker.state import StepFrames
+from serve_app.models.talker.runtime import StepFrames
 
 MAX_IN_FLIGHT: Final = 2
 

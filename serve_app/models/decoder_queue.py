@@ -1,0 +1,120 @@
+"""Who is decoded next: first audio, then whose listener runs dry first, in company if time allows.
+
+Plain bookkeeping without a device or a thread; the runner holds its lock around every call.
+"""
+
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from typing import Final
+
+import numpy as np
+
+# So many jobs are company enough, and a listener with less to play than this is not kept waiting.
+_COMPANY: Final = 32
+_MARGIN_S: Final = 0.3
+
+
+@dataclass(slots=True, eq=False)
+class Job:
+    """Frames of one stream that wait for the decoder, done in one or more pieces."""
+
+    codes: np.ndarray
+    reset: bool
+    discard: bool
+    final: bool
+    future: "Future[np.ndarray]"
+    submitted_s: float
+    next_frame: int = 0
+    samples: list[np.ndarray] = field(default_factory=list)
+
+
+@dataclass(slots=True, eq=False)
+class Stream:
+    """A slot in use: its jobs, in order, and how far its listener can play."""
+
+    slot: int
+    jobs: deque[Job] = field(default_factory=deque)
+    fresh: bool = True
+    first_audio_s: float | None = None
+    delivered_samples: int = 0
+
+
+class DecoderQueue:
+    """The streams in use and their jobs.
+
+    Args:
+        sizes: lengths of pieces, ascending, in frames; 1 is among them.
+        pad_final: whether a final piece may be shorter than the size that it is decoded with.
+        patience_s: how long a job may wait for company.
+        sample_rate_hz: of the audio.
+        clock: monotonic seconds.
+    """
+
+    def __init__(
+        self,
+        sizes: Sequence[int],
+        *,
+        pad_final: bool,
+        patience_s: float,
+        sample_rate_hz: int,
+        clock: Callable[[], float],
+    ) -> None:
+        self.streams: dict[int, Stream] = {}
+        self._sizes = sizes
+        self._pad_final = pad_final
+        self._patience_s = patience_s
+        self._sample_rate_hz = sample_rate_hz
+        self._clock = clock
+
+    @property
+    def jobs(self) -> list[Job]:
+        return [job for stream in self.streams.values() for job in stream.jobs]
+
+    def seconds_to_wait(self) -> float | None:
+        """How long to wait for more jobs; 0: not at all, None: there is none."""
+        ready = self._ready()
+        if not ready:
+            return None
+        if not self._patience_s or len(ready) >= _COMPANY:
+            return 0.0
+        now = self._clock()
+        for stream in ready:
+            order, dry_s = self._urgency(stream)
+            if order == 0 or stream.first_audio_s is None or dry_s < now + _MARGIN_S:
+                return 0.0
+        oldest_s = min(stream.jobs[0].submitted_s for stream in ready)
+        return max(0.0, oldest_s + self._patience_s - now)
+
+    def due(self, most: Callable[[int], int]) -> tuple[list[tuple[Stream, Job]], int]:
+        """The streams of the next step and how many frames each decodes; at least one is ready.
+
+        Args:
+            most: streams that a step of pieces of so many frames can have.
+        """
+        ready = sorted(self._ready(), key=self._urgency)
+        size = self._next_size(ready[0].jobs[0])
+        same = [
+            (stream, stream.jobs[0]) for stream in ready if self._next_size(stream.jobs[0]) == size
+        ]
+        return same[: most(size)], size
+
+    def _ready(self) -> list[Stream]:
+        return [stream for stream in self.streams.values() if stream.jobs]
+
+    def _urgency(self, stream: Stream) -> tuple[int, float]:
+        """Order of service: first audio by age, then the stream whose listener runs dry first."""
+        if stream.first_audio_s is None:
+            # A stream being primed has a listener elsewhere who still plays; it takes many steps.
+            return int(stream.jobs[0].discard), stream.jobs[0].submitted_s
+        return 1, stream.first_audio_s + stream.delivered_samples / self._sample_rate_hz
+
+    def _next_size(self, job: Job) -> int:
+        remaining = len(job.codes) - job.next_frame
+        if job.final and self._pad_final:
+            # One longer piece instead of several short ones; the surplus is thrown away.
+            longer = [size for size in self._sizes if size >= remaining]
+            if longer:
+                return longer[0]
+        return max(size for size in self._sizes if size <= remaining)
