@@ -12,7 +12,7 @@ def checkpoint_folder(config: AppConfig) -> Path:
     configuration.
     """
     if config.model is not None:
-        from serve_app.models.checkpoint import locate
+        from serve_app.models.releases import locate
 
         return locate(config.model, config.revision)
     from serve_app.models.embedded import embedded_checkpoint

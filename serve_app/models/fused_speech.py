@@ -17,9 +17,15 @@ from serve_app.types import PcmChunk, SpeechRequest
 class FusedSpeech:
     """A talker and a speech decoder that share a process, and where there is one, a GPU."""
 
-    def __init__(self, talker: VllmTalker, decoder: StreamingSpeechDecoder) -> None:
+    def __init__(
+        self,
+        talker: VllmTalker,
+        decoder: StreamingSpeechDecoder,
+        first_audio: FirstAudioDecoder | None = None,
+    ) -> None:
         self.talker = talker
         self.decoder = decoder
+        self._first_audio = first_audio
 
     @classmethod
     def load(cls, checkpoint: Checkpoint, config: AppConfig, device: str) -> "FusedSpeech":
@@ -37,7 +43,7 @@ class FusedSpeech:
             checkpoint, config.talker, device, predictor, chunk_frames, first_audio
         )
         runner.capture_rest()
-        return cls(talker, decoder)
+        return cls(talker, decoder, first_audio)
 
     async def pcm(
         self, request: SpeechRequest, done: np.ndarray | None = None
@@ -68,4 +74,6 @@ class FusedSpeech:
 
     def close(self) -> None:
         self.talker.close()
+        if self._first_audio is not None:
+            self._first_audio.close()
         self.decoder.close()

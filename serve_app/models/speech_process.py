@@ -9,9 +9,11 @@ goes, the other one knows by the end of the stream.
 """
 
 import asyncio
+import ctypes
 import logging
 import os
 import pickle
+import signal
 import socket
 import struct
 import subprocess
@@ -31,6 +33,7 @@ _LENGTH: Final = struct.Struct("<I")
 # Of the buffer that a chunk of a few seconds fits in several times.
 _BUFFER_BYTES: Final = 1 << 22
 _ITEM, _END, _ERROR = "item", "end", "error"
+_PR_SET_PDEATHSIG: Final = 1
 
 logger = logging.getLogger(__name__)
 
@@ -215,6 +218,15 @@ def _load(folder: Path, config: AppConfig, device: str) -> Any:
     return FusedSpeech.load(open_checkpoint(folder), config, device)
 
 
+def _end_with_parent() -> None:
+    """Have Linux kill this process when the thread that started it ends, which is its event loop's.
+
+    The end of the socket says the same, but only to an event loop that still runs.
+    """
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
 async def _main(descriptor: int) -> None:
     reader, writer = await asyncio.open_connection(
         sock=socket.socket(fileno=descriptor), limit=_BUFFER_BYTES
@@ -227,5 +239,6 @@ async def _main(descriptor: int) -> None:
 
 
 if __name__ == "__main__":
+    _end_with_parent()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s -- %(message)s")
     asyncio.run(_main(int(sys.argv[1])))

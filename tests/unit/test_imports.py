@@ -40,6 +40,10 @@ FORBIDDEN: dict[str, tuple[str, ...]] = {
     "metrics": (*HEAVY, *HTTP, "ray", "serve_app.models", "serve_app.deployments"),
     "fakes": (*HEAVY, *HTTP, "ray", "serve_app.models", "serve_app.deployments"),
     "pipeline": (*HEAVY, *HTTP, "ray", "serve_app.models", "serve_app.deployments"),
+    "chunking": (*HEAVY, *HTTP, "ray", "pydantic", "serve_app.models", "serve_app.deployments"),
+    "models.speech_process": HEAVY,
+    "models.decoder_queue": HEAVY,
+    "models.releases": HEAVY,
     "serve_config": (*HEAVY, *HTTP, "serve_app.models", "serve_app.deployments"),
     "models": ("ray", *HTTP, "serve_app.deployments", "serve_app.app"),
     **{
@@ -136,6 +140,8 @@ def test_driver_and_ingress_import_models_only_inside_functions(name: str, path:
 
 def test_importing_the_application_loads_no_framework() -> None:
     stages = "".join(f"import serve_app.deployments.{stage}; " for stage in ("ingress", *STAGES))
+    # What a replica of `fused` needs besides: its child process has the frameworks.
+    stages += "import serve_app.models.speech_process, serve_app.models.releases; "
     show = f"import sys; print(*[name for name in {HEAVY!r} if name in sys.modules])"
     done = subprocess.run(
         [sys.executable, "-c", f"import serve_app.app; {stages}{show}"],

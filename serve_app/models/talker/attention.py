@@ -13,7 +13,7 @@ from vllm.forward_context import get_forward_context
 from serve_app.models.talker import kernels_attention
 
 # Steps of more positions are prefills long enough that reading keys once per query would show.
-_MOST_POSITIONS: Final = 512
+MOST_POSITIONS: Final = 512
 _HEAD_DIM: Final = 128
 
 
@@ -55,7 +55,7 @@ class FusedAttention(nn.Module):
         """[N, H] to [N, H]; see Qwen3Attention."""
         context = get_forward_context()
         metadata = context.attn_metadata
-        if not isinstance(metadata, dict) or len(positions) > _MOST_POSITIONS:
+        if not isinstance(metadata, dict) or len(positions) > MOST_POSITIONS:
             return self._unfused(positions, hidden_states)
         own: Any = metadata[self._layer_name]
         slots = context.slot_mapping[self._layer_name]  # type: ignore[call-overload,index]

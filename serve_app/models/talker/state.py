@@ -19,6 +19,7 @@ from vllm.v1.worker.gpu.input_batch import InputBatch
 from vllm.v1.worker.gpu.model_states.default import DefaultModelState
 from vllm.v1.worker.gpu.states import RequestState
 
+from serve_app.models.talker.attention import MOST_POSITIONS
 from serve_app.models.talker.model import TalkerForVllm
 from serve_app.models.talker.runtime import PROMPT_KEY, RUNTIME_KEY, RUNTIMES, TalkerPrompt
 from serve_app.models.talker.sampler import TalkerSampler
@@ -178,7 +179,8 @@ class TalkerState(DefaultModelState):
         for_capture: bool = False,
         **kwargs: Any,
     ) -> dict[str, Any]:
-        if cudagraph_mode == CUDAGraphMode.FULL and not for_capture and self.talker.is_fused:
+        ours = self.talker.is_fused and input_batch.num_tokens_after_padding <= MOST_POSITIONS
+        if ours and cudagraph_mode == CUDAGraphMode.FULL and not for_capture:
             # A graph of our attention reads vLLM's persistent buffers only; what FlashAttention
             # would be told besides costs a part of every step.
             return {}
