@@ -37,6 +37,7 @@ from typing import Any, Final
 import yaml
 
 from load_tests import report
+from load_tests.child import say, start_server, stop_server, write_checkpoint
 from load_tests.client import AudioShape, SpeechClient
 from load_tests.report import Level
 from load_tests.runner import ClosedLoop, OpenLoop, Run, run_closed, run_loop, run_open
@@ -91,10 +92,6 @@ _STOP_S: Final = 8.0
 _LOG_LINES: Final = 80
 # Kept free at the end of the budget, for stopping the server and writing results.
 _END_S: Final = 15.0
-
-
-def say(text: str) -> None:
-    print(text, flush=True)
 
 
 # Packing
@@ -303,41 +300,11 @@ def serving(
     command += ["--stage-init-timeout", "600"]
     command += ["--host", "127.0.0.1", "--port", str(port), "--served-model-name", NAME]
     started_s = time.monotonic()
-    with log.open("wb") as output:
-        process = subprocess.Popen(
-            command,
-            env=environment,
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
+    process = start_server(command, log, environment)
     try:
         yield OmniServer(process, f"http://127.0.0.1:{port}", log, started_s)
     finally:
-        stop(process)
-
-
-def stop(process: subprocess.Popen[bytes]) -> None:
-    """Interrupt the server, as Ctrl-C does, then kill what is left of its session."""
-    if process.poll() is None:
-        process.send_signal(signal.SIGINT)
-        try:
-            process.wait(_STOP_S)
-        except subprocess.TimeoutExpired:
-            say(f"it did not end within {_STOP_S:.0f} s")
-    # Several times: what is killed first may still have been starting others.
-    for _ in range(5):
-        left = session_of(process.pid)
-        if not left:
-            break
-        for pid in left:
-            try:
-                os.kill(pid, signal.SIGKILL)
-            except ProcessLookupError:
-                continue
-        time.sleep(0.5)
-    process.wait(10)
+        stop_server(process, lambda: session_of(process.pid), _STOP_S)
 
 
 def session_of(leader: int) -> list[int]:
@@ -493,16 +460,6 @@ def serve_bench(args: argparse.Namespace) -> int:
     save()
     say("\n" + markdown(facts, entry))
     return int(all(lv.summary.failures == lv.summary.requests for lv in entry["levels"]))
-
-
-def write_checkpoint(folder: Path, size: str, device: str) -> None:
-    """Write it in a process of its own: who has once used the GPU keeps a part of its memory."""
-    options = {"--size": size, "--variant": "custom_voice", "--eos": "unreachable"}
-    words = [word for option in {**options, "--device": device}.items() for word in option]
-    subprocess.run(
-        [sys.executable, "-m", "serve_app.models.random_checkpoint", str(folder), *words],
-        check=True,
-    )
 
 
 def markdown(facts: Mapping[str, Any], entry: Mapping[str, Any]) -> str:

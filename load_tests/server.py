@@ -7,7 +7,6 @@ process of it is ended, also after Ctrl-C.
 import http.client
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
@@ -25,7 +24,7 @@ from typing import Any, Final
 import yaml
 
 from load_tests import report
-from load_tests.child import REPOSITORY, say, search_path
+from load_tests.child import REPOSITORY, say, search_path, start_server, stop_server
 
 # In the environment of everything that a server starts: how its processes are found again, when
 # their parents are gone and they call themselves something else.
@@ -139,50 +138,15 @@ def serving(
     if checkpoint is not None:
         environment["TTS_MODEL"] = str(checkpoint.resolve())
     started_s = time.monotonic()
-    with (folder / "server.log").open("wb") as log:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "serve_app", str(file)],
-            cwd=REPOSITORY,
-            env=environment,
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
+    command = [sys.executable, "-m", "serve_app", str(file)]
+    process = start_server(command, folder / "server.log", environment, REPOSITORY)
     try:
         yield Server(process, f"http://127.0.0.1:{port}", folder, started_s)
     finally:
-        stop(process, mark)
+        # Ray's daemons leave the process group and outlive their parents, and `ray stop` would end
+        # clusters of others too.
+        stop_server(process, lambda: marked(mark), STOP_S)
         shutil.rmtree(folder, ignore_errors=True)
-
-
-def stop(process: subprocess.Popen[bytes], mark: str) -> None:
-    """Interrupt the launcher, as Ctrl-C does, then kill whatever carries `mark`.
-
-    Ray's daemons leave the process group and outlive their parents, and `ray stop` would end
-    clusters of others too.
-    """
-    began_s = time.monotonic()
-    if process.poll() is None:
-        process.send_signal(signal.SIGINT)
-        try:
-            process.wait(STOP_S)
-        except subprocess.TimeoutExpired:
-            say(f"it did not end within {STOP_S:.0f} s")
-    # Once more: what is killed first may still have been starting others.
-    for _ in range(3):
-        left = marked(mark)
-        if not left:
-            break
-        say(f"killing {len(left)} processes that are left")
-        for pid in left:
-            try:
-                os.kill(pid, signal.SIGKILL)
-            except ProcessLookupError:
-                continue
-        time.sleep(1.0)
-    process.wait(10)
-    say(f"server stopped in {time.monotonic() - began_s:.1f} s")
 
 
 def marked(mark: str) -> list[int]:
