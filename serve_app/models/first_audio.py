@@ -55,7 +55,6 @@ class FirstAudioDecoder:
     """
 
     def __init__(self, runner: SpeechDecoderRunner) -> None:
-        self.max_rows = _BATCH_SIZES[-1]
         # Held while a launch finds out who still wants it; a stream that leaves takes it as well.
         self.lock = threading.Lock()
         self._runner = runner
@@ -70,6 +69,7 @@ class FirstAudioDecoder:
             runner.decode_first,
             [size for size in _BATCH_SIZES if size <= runner.max_streams],
         )
+        self.max_rows = self._graphs.max_batch
         with torch.cuda.stream(self._stream):
             self._graphs.capture_all()
             self._stream.synchronize()
