@@ -34,35 +34,34 @@ SPECS = {
     for size, width in (("0.6b", 1024), ("1.7b", 2048))
 }
 
-_ALWAYS, _NEVER = 1, 1 << 30
-_OWN = Plan(library_rows=_NEVER)
-_VECTOR = replace(_OWN, vector_rows=8)
-_TILED = replace(_OWN, tiled_rows=_ALWAYS)
+_TILED = Plan()
+# More rows than these are tiled.
+_VECTOR = Plan(vector_rows=8)
+_LIBRARY = Plan(library_rows=1)
 PLANS = {
     "default": None,
-    "own": _OWN,
     "vector": _VECTOR,
     "vector large": replace(
-        _VECTOR, vector=Tiles(rows=1, qkv=16, output=8, gate_up=16, down=8, head=16)
+        _VECTOR, vector=Tiles(qkv=16, output=8, gate_up=16, down=8, head=16)
     ),
     "vector small": replace(
-        _VECTOR, vector=Tiles(rows=1, qkv=8, output=4, gate_up=8, down=4, head=8)
+        _VECTOR, vector=Tiles(qkv=8, output=4, gate_up=8, down=4, head=8)
     ),
     "vector 1 warp": replace(_VECTOR, attention_warps=1, sample_warps=8),
     "vector 4 warps": replace(_VECTOR, attention_warps=4, sample_warps=16),
     "vector no pdl": replace(_VECTOR, pdl=False),
     "tiled": _TILED,
     "tiled wide": replace(
-        _TILED, tiled=Tiles(rows=64, qkv=64, output=64, gate_up=64, down=64, head=32)
+        _TILED, tiled=Tiles(qkv=64, output=64, gate_up=64, down=64, head=32)
     ),
     "tiled narrow": replace(
-        _TILED, tiled=Tiles(rows=64, qkv=32, output=32, gate_up=32, down=32, head=16),
+        _TILED, tiled=Tiles(qkv=32, output=32, gate_up=32, down=32, head=16),
         splits=(4, 6),
     ),
     "tiled 3 stages": replace(_TILED, stages=3),
     "tiled no pdl": replace(_TILED, pdl=False),
-    "library": Plan(library_rows=_ALWAYS),
-    "library no pdl": Plan(library_rows=_ALWAYS, pdl=False),
+    "library": _LIBRARY,
+    "library no pdl": replace(_LIBRARY, pdl=False),
 }  # fmt: skip
 
 

@@ -148,13 +148,15 @@ class CodePredictor:
             down=weight("mlp.down_proj"),
         )
 
-    def _rotary_tables(self) -> tuple[Tensor, Tensor]:
+    def _rotary_angles(self) -> Tensor:
+        """Angles by position, each once: float32 [Q, head_dim / 2] on the CPU."""
         shape = self.spec.transformer
         exponent = torch.arange(0, shape.head_dim, 2, dtype=torch.float32) / shape.head_dim
-        angles = torch.outer(
-            torch.arange(self.spec.num_code_groups, dtype=torch.float32),
-            shape.rope_theta**-exponent,
-        )
+        places = torch.arange(self.spec.num_code_groups, dtype=torch.float32)
+        return torch.outer(places, shape.rope_theta**-exponent)
+
+    def _rotary_tables(self) -> tuple[Tensor, Tensor]:
+        angles = self._rotary_angles()
         both = torch.cat((angles, angles), dim=-1)
         return both.cos().to(self.device, self.dtype), both.sin().to(self.device, self.dtype)
 

@@ -15,23 +15,15 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from serve_app.models.code_predictor import CodePredictor
-from serve_app.models.kernels_predictor import (
-    add_norm,
-    attend,
-    linear,
-    sample_row,
-    swiglu,
-    tiled_linear,
-    vector_linear,
-)
+from serve_app.models.kernels_linear import add_norm, swiglu, tiled_linear, vector_linear
+from serve_app.models.kernels_predictor import attend, sample_row
 from serve_app.models.spec import CodePredictorSpec
 
 
 @dataclass(frozen=True, slots=True)
 class Tiles:
-    """What one program of a matrix product makes: rows, and outputs by product."""
+    """Outputs that one program of a matrix product makes, by product."""
 
-    rows: int
     qkv: int
     output: int
     gate_up: int
@@ -43,41 +35,33 @@ class Tiles:
 class Plan:
     """How to run; measured by load_tests/stages/code_predictor.py.
 
-    tiles: by the largest number of rows they are for.
-    width: inner values that a warp of a matrix product takes at once, at most.
-    residual: dtype of the residual stream between our own kernels.
-    vector_rows: up to this many rows, products do without matrix units; `vector` has their tiles.
-    tiled_rows: from this many rows on, products stream their weights; `tiled` has their tiles, and
-        `splits` the partial sums of output and down, `stages` how far they stream ahead.
+    vector_rows: up to this many rows, products do without matrix units; `vector` has their tiles,
+        `residual` is the dtype of the residual stream between them.
     library_rows: from this many rows on, the library multiplies.
+    tiled: tiles of the products between these two, which stream their weights; `splits` has the
+        partial sums of output and down, `stages` says how far they stream ahead.
     attention_warps, sample_warps: per program.
     pdl: overlap the start of each kernel with the end of the one before (Hopper or newer).
     """
 
-    tiles: tuple[tuple[int, Tiles], ...] = (
-        (16, Tiles(rows=16, qkv=32, output=8, gate_up=32, down=8, head=16)),
-        (1 << 30, Tiles(rows=32, qkv=32, output=16, gate_up=32, down=16, head=32)),
-    )
-    width: int = 64
-    residual: torch.dtype = torch.bfloat16
     vector_rows: int = 0
-    vector: Tiles = Tiles(rows=1, qkv=16, output=4, gate_up=16, down=4, head=8)
-    tiled_rows: int = 1 << 30
-    tiled: Tiles = Tiles(rows=64, qkv=32, output=64, gate_up=32, down=64, head=16)
+    vector: Tiles = Tiles(qkv=16, output=4, gate_up=16, down=4, head=8)
+    residual: torch.dtype = torch.bfloat16
+    library_rows: int = 1 << 30
+    tiled: Tiles = Tiles(qkv=32, output=64, gate_up=32, down=64, head=16)
     splits: tuple[int, int] = (8, 12)
     stages: int = 4
-    library_rows: int = 1 << 30
     attention_warps: int = 1
     sample_warps: int = 8
     pdl: bool = True
 
 
-_NARROW = Tiles(rows=64, qkv=32, output=32, gate_up=32, down=32, head=16)
+_NARROW = Tiles(qkv=32, output=32, gate_up=32, down=32, head=16)
 # By the largest batch they are for; what measured best on an H200 (docs/performance.md).
 PLANS: tuple[tuple[int, Plan], ...] = (
     (1, Plan(vector_rows=2)),
-    (40, Plan(tiled_rows=1, pdl=False)),
-    (100, Plan(tiled_rows=1, tiled=_NARROW, splits=(4, 6))),
+    (40, Plan(pdl=False)),
+    (100, Plan(tiled=_NARROW, splits=(4, 6))),
     (1 << 30, Plan(library_rows=1)),
 )
 
@@ -100,10 +84,7 @@ class FastCodePredictor(CodePredictor):
 
     def _rotary_tables(self) -> tuple[Tensor, Tensor]:
         """Cosines and sines in float32, each angle once."""
-        shape = self.spec.transformer
-        exponent = torch.arange(0, shape.head_dim, 2, dtype=torch.float32) / shape.head_dim
-        places = torch.arange(self.spec.num_code_groups, dtype=torch.float32)
-        angles = torch.outer(places, shape.rope_theta**-exponent)
+        angles = self._rotary_angles()
         return angles.cos().to(self.device), angles.sin().to(self.device)
 
     def frame(
@@ -151,17 +132,13 @@ class FastCodePredictor(CodePredictor):
         if len(flat) >= plan.library_rows:
             forward = self._library
         else:
-            forward = self._tiled if len(flat) >= plan.tiled_rows else self._fused
+            forward = self._vector if len(flat) <= plan.vector_rows else self._tiled
         return forward(plan, flat, cache, start, self.heads[group - 1])
 
-    def _fused(self, plan: Plan, x: Tensor, cache: Tensor, start: int, head: Tensor) -> Tensor:
+    def _vector(self, plan: Plan, x: Tensor, cache: Tensor, start: int, head: Tensor) -> Tensor:
         shape, rows = self.spec.transformer, len(x)
-        eps, fresh = shape.rms_norm_eps, len(x) // cache.shape[2]
-        if rows <= plan.vector_rows:
-            tiles, product = plan.vector, partial(vector_linear, pdl=plan.pdl)
-        else:
-            tiles = next(tiles for most, tiles in plan.tiles if rows <= most)
-            product = partial(linear, tile_rows=tiles.rows, width=plan.width, pdl=plan.pdl)
+        eps, fresh, tiles = shape.rms_norm_eps, rows // cache.shape[2], plan.vector
+        product = partial(vector_linear, pdl=plan.pdl)
         heads, kv_heads = shape.num_heads, shape.num_kv_heads
         # Reused by all layers: a kernel writes only after all kernels before it have ended.
         qkv = x.new_empty(rows, (heads + 2 * kv_heads) * shape.head_dim, dtype=torch.float32)

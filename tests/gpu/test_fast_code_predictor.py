@@ -21,7 +21,7 @@ from serve_app.models.kernels_predictor import sample_row
 from serve_app.models.sampling import sample, uniform
 
 BATCHES = [1, 3, 16, 64, 128]
-OTHER_PLANS = ["own", "vector", "tiled", "library"]
+OTHER_PLANS = ["vector", "tiled", "library"]
 
 
 @pytest.fixture(scope="module", params=["0.6b", "1.7b"])
