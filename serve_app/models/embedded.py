@@ -7,17 +7,17 @@ import hashlib
 import os
 from pathlib import Path
 
-_WRITER = Path(__file__).with_name("random_checkpoint.py")
+_WRITERS = sorted(Path(__file__).parent.glob("random_*.py"))
 
 
 def embedded_checkpoint() -> Path:
     """Return the folder of the tiny custom-voice checkpoint, written on first use into the cache.
 
-    The path names the version of the module that writes it. Several processes may call this at
+    The path names the version of the modules that write it. Several processes may call this at
     once: each writes its own copy and the first rename wins.
     """
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    version = hashlib.sha256(_WRITER.read_bytes()).hexdigest()[:12]
+    version = hashlib.sha256(b"".join(file.read_bytes() for file in _WRITERS)).hexdigest()[:12]
     path = cache / "qwen3-tts-serve" / version / "tiny-custom-voice"
     if not path.exists():
         from serve_app.models.random_checkpoint import write_checkpoint
