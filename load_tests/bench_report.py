@@ -121,8 +121,8 @@ def _frames(results: Results, folder: Path) -> Iterator[str]:
             f"Contexts: {', '.join(f'{row.batch}: {row.context:.0f}' for row in rows)} positions,"
             f" with the decoder {', '.join(f'{row.context_whole:.0f}' for row in rows)}."
             + (f"\n\n![{plot.stem}]({plot.name})" if drawn else "")
-            + "\n\nIn the same process, streams of 100 frames that begin together"
-            f" (one stream of 30 frames: first audio {result['first_audio_ms']:.1f} ms):\n\n"
+            + "\n\nIn the same process, closed loops of requests of 60 frames"
+            f" (one stream, 30 frames: first audio {result['first_audio_ms']:.1f} ms):\n\n"
             + _table(["streams", "first audio p50, ms", "worst, ms", "audio-s/s"], loops, left=0)
         )
 

@@ -130,12 +130,12 @@ def ours(checkpoint: Path, chunk: int) -> Iterator[Run]:
     """Talker, code predictor and speech decoder in this process, as in placement `fused`, without
     Serve.
     """
-    from serve_app.config import AppConfig
+    from serve_app.config import AppConfig, SpeechDecoderConfig
     from serve_app.models.checkpoint import open_checkpoint
     from serve_app.models.fused_speech import FusedSpeech
     from serve_app.types import SpeechRequest
 
-    schedule = (1, 2, 4, 8, 12) if chunk == 1 else (chunk,)
+    schedule = SpeechDecoderConfig().chunk_frames if chunk == 1 else (chunk,)
     config = AppConfig.model_validate(
         {
             "talker": {"max_num_seqs": 8, "max_model_len": 2048},

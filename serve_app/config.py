@@ -36,7 +36,7 @@ PROFILES: Final[Mapping[Profile, Mapping[str, Mapping[str, Any]]]] = {
             "max_streams": 320,
             "cudnn_benchmark": True,
             "patience_s": 0.03,
-            "chunk_frames": (1, 2, 4, 8, 12, 24),
+            "chunk_frames": (1, 3, 8, 16),
             "batch_sizes": (1, 2, 4, 8, 16, 32, 64, 128),
         },
     },
@@ -115,7 +115,7 @@ class SpeechDecoderConfig(Strict):
     dtype: Dtype = "auto"
     max_streams: int = Field(default=128, ge=1, description="slots of the state arena")
     chunk_frames: tuple[int, ...] = Field(
-        default=(1, 2, 4, 8, 12),
+        default=(1, 3, 8, 12),
         min_length=1,
         description="frames per chunk: first, second, ...; the last value repeats",
     )
@@ -123,7 +123,7 @@ class SpeechDecoderConfig(Strict):
         default=(1, 2, 4, 8, 16, 32, 64), description="captured CUDA graphs, streams"
     )
     patience_s: float = Field(
-        default=0.01,
+        default=0.02,
         ge=0,
         description="on a GPU, how long a chunk may wait for others to be decoded with while its"
         " listener has enough to play",

@@ -25,6 +25,7 @@ from load_tests.stages.in_process import (
     Stages,
     add_options,
     checkpoint_of,
+    closed_loop,
     drain,
     request,
     settings_for,
@@ -37,6 +38,8 @@ MAX_MODEL_LEN: Final = 2048
 _WINDOW_S: Final = 1.5
 _WINDOW_WITH_DECODER_S: Final = 2.5
 _SETTLE_S: Final = 0.2
+# Of the closed loops of whole requests, as long as those of `load_tests.bench` over HTTP.
+_REQUEST_FRAMES: Final = 60
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,23 +166,6 @@ async def with_decoder(stages: Stages, streams: int, frames: int) -> Window:
         return await observe(stages, streams, _WINDOW_WITH_DECODER_S, begun)
 
 
-async def closed_loop(stages: Stages, streams: int, frames: int) -> dict[str, float]:
-    """Whole requests that begin together: delays of the first audio, audio seconds per second."""
-    first: list[float] = []
-    start = time.perf_counter()
-    await asyncio.gather(
-        *(drain(stages.speech.pcm(request(i, frames)), first) for i in range(streams))
-    )
-    wall_s = time.perf_counter() - start
-    spec = stages.spec.speech_decoder
-    return {
-        "streams": streams,
-        "first_ms_p50": 1000 * statistics.median(first),
-        "first_ms_max": 1000 * max(first),
-        "audio_s_per_s": streams * frames * spec.samples_per_frame / spec.sample_rate_hz / wall_s,
-    }
-
-
 async def measure_row(
     stages: Stages, times: DecoderTimes, streams: int, frames: int, device: Device
 ) -> FrameRow:
@@ -231,17 +217,19 @@ async def measure_row(
 async def measure(args: argparse.Namespace, stages: Stages, times: DecoderTimes) -> dict[str, Any]:
     device = Device(args.bandwidth * 1e12, args.tflops * 1e12)
     for streams in (1, max(args.batches)):
-        await closed_loop(stages, streams, 20)
+        await closed_loop(stages, streams, 20, _SETTLE_S)
     rows = []
     for batch in args.batches:
         rows.append(await measure_row(stages, times, batch, args.frames, device))
         print(f"batch {batch}: {rows[-1].whole_ms:.2f} ms", flush=True)
     print("\n" + frame_table(rows), flush=True)
-    await closed_loop(stages, 1, 30)
-    singles = [await closed_loop(stages, 1, 30) for _ in range(10)]
-    first_ms = statistics.median(single["first_ms_p50"] for single in singles)
+    single = await closed_loop(stages, 1, 30, _WINDOW_S)
+    first_ms = single.as_json()["first_ms_p50"]
     print(f"\nfirst audio in process, one stream: p50 {first_ms:.1f} ms")
-    loops = [await closed_loop(stages, streams, 100) for streams in args.batches]
+    loops = []
+    for streams in args.batches:
+        loop = await closed_loop(stages, streams, _REQUEST_FRAMES, _WINDOW_WITH_DECODER_S)
+        loops.append(loop.as_json())
     for loop in loops:
         print(", ".join(f"{name} {value:.1f}" for name, value in loop.items()), flush=True)
     return {"rows": [row.as_json() for row in rows], "first_audio_ms": first_ms, "loops": loops}

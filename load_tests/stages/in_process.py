@@ -1,6 +1,9 @@
 """Talker, code predictor and speech decoder in this process, as in placement `fused`, no Serve."""
 
 import argparse
+import asyncio
+import itertools
+import statistics
 import tempfile
 import time
 from collections.abc import AsyncGenerator
@@ -126,3 +129,70 @@ async def drain(stream: AsyncGenerator[Any, None], first: list[float] | None = N
             if first is not None:
                 first.append(time.perf_counter() - start)
                 first = None
+
+
+@dataclass(slots=True)
+class ClosedLoop:
+    """What `streams` clients of a closed loop got, each asking anew when its audio has ended.
+
+    first_s: delays of first audio, of requests made once all streams were past their first one.
+    window_s, audio_s: that span, and the audio that came in it.
+    """
+
+    streams: int
+    first_s: list[float]
+    window_s: float = 0.0
+    audio_s: float = 0.0
+
+    def as_json(self) -> dict[str, float]:
+        return {
+            "streams": self.streams,
+            "first_ms_p50": 1000 * statistics.median(self.first_s),
+            "first_ms_max": 1000 * max(self.first_s),
+            "audio_s_per_s": self.audio_s / self.window_s,
+        }
+
+
+async def closed_loop(stages: Stages, streams: int, frames: int, seconds: float) -> ClosedLoop:
+    """The load of `load_tests.runner.run_closed`, without Serve between.
+
+    The first request of each stream is cut to a part of `frames` that differs from stream to
+    stream; what counts begins when the last of them has ended and lasts `seconds`.
+    """
+    loop = ClosedLoop(streams, [])
+    rate_hz = stages.spec.speech_decoder.sample_rate_hz
+    waiting, counting, full = streams, False, asyncio.Event()
+
+    async def speak(index: int, length: int) -> None:
+        began_s, is_first = time.perf_counter(), True
+        async with aclosing(stages.speech.pcm(request(index, length))) as chunks:
+            async for chunk in chunks:
+                if counting:
+                    loop.audio_s += len(chunk.samples) / rate_hz
+                    if is_first:
+                        loop.first_s.append(time.perf_counter() - began_s)
+                is_first = False
+
+    async def stream(number: int) -> None:
+        nonlocal waiting
+        await speak(number, max(1, frames * (number + 1) // streams))
+        waiting -= 1
+        if not waiting:
+            full.set()
+        for turn in itertools.count(1):
+            await speak(turn * streams + number, frames)
+
+    tasks = [asyncio.create_task(stream(number)) for number in range(streams)]
+    try:
+        filled = asyncio.create_task(full.wait())
+        await asyncio.wait([filled, *tasks], return_when=asyncio.FIRST_COMPLETED)
+        began_s, counting = time.perf_counter(), filled.done()
+        ended, _ = await asyncio.wait(tasks, timeout=seconds, return_when=asyncio.FIRST_EXCEPTION)
+        for task in ended:
+            task.result()
+        counting, loop.window_s = False, time.perf_counter() - began_s
+    finally:
+        for task in (filled, *tasks):
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+    return loop

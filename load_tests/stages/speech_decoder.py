@@ -212,7 +212,7 @@ def served(model: SpeechDecoderModel, num_streams: int) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m load_tests.stages.speech_decoder")
     parser.add_argument("--streams", type=int, nargs="+", default=[1, 8, 16, 32, 64, 128])
-    parser.add_argument("--frames", type=int, nargs="+", default=[1, 2, 4, 8, 12])
+    parser.add_argument("--frames", type=int, nargs="+", default=[1, 3, 8, 12, 16])
     parser.add_argument("--dtypes", choices=DTYPES, nargs="+", default=list(DTYPES))
     parser.add_argument("--repeats", type=int, default=20)
     parser.add_argument("--profile", type=int, nargs=2, metavar=("STREAMS", "FRAMES"))

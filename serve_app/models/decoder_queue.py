@@ -13,7 +13,8 @@ import numpy as np
 
 # So many jobs are company enough, and a listener with less to play than this is not kept waiting.
 _COMPANY: Final = 32
-_MARGIN_S: Final = 0.3
+# A step of the largest batch takes some 30 ms beside a busy talker, and two may be before it.
+_MARGIN_S: Final = 0.08
 
 
 @dataclass(slots=True, eq=False)

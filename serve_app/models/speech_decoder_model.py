@@ -102,12 +102,37 @@ def waveform(padded: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     return y.squeeze(1).clamp(-1.0, 1.0)
 
 
+def add_residual(
+    x: Tensor,
+    padded: Tensor,
+    conv: Tensor,
+    activation: tuple[Tensor, Tensor, Tensor],
+    mix: Tensor,
+    dilation: int,
+) -> Tensor:
+    """Add to x [B, L, C] in place: a dilated convolution, Snake, and a product per column.
+
+    Args:
+        x: contiguous.
+        padded: [B, N, C] as for `conv_of_padded`, its history first; what lies beyond the L columns
+            of the result is not looked at.
+        conv: [C, C, K], from `conv_weight`.
+        activation: arguments of `snake`.
+        mix: [C, C], output by input.
+        dilation: columns between two taps.
+    """
+    y = conv_of_padded(padded, conv, None, dilation=dilation)[:, : x.shape[1]]
+    y = snake(y, *activation)
+    x.flatten(0, 1).addmm_(y.flatten(0, 1), mix.T)
+    return x
+
+
 @dataclass(frozen=True, slots=True)
 class Kernels:
     """The passes that libraries do badly on a GPU, as one exchangeable set; by default eager."""
 
-    snake: Callable[..., Tensor] = snake
     snake_padded: Callable[..., Tensor] = snake_padded
+    add_residual: Callable[..., Tensor] = add_residual
     depthwise_conv: Callable[..., Tensor] = depthwise_conv
     waveform: Callable[..., Tensor] = waveform
 
@@ -370,10 +395,9 @@ class _ResidualUnit(_Block):
         context, dilation = history.shape[1], self._dilation
         padded = self.kernels.snake_padded(x, history, *self.act1.arguments, dilation)
         history.copy_(padded[:, x.shape[1] : x.shape[1] + context])
-        y = conv_of_padded(padded, self.conv, None, dilation=dilation)[:, : x.shape[1]]
-        y = self.kernels.snake(y, *self.act2.arguments)
-        x.flatten(0, 1).addmm_(y.flatten(0, 1), self.mix.T)
-        return x
+        return self.kernels.add_residual(
+            x, padded, self.conv, self.act2.arguments, self.mix, dilation
+        )
 
 
 class _VocoderBlock(_Block):

@@ -15,12 +15,13 @@ from serve_app.models.cuda_graph import BatchGraphs
 from serve_app.models.speech_decoder import StreamingSpeechDecoder
 from serve_app.models.speech_decoder_model import (
     SpeechDecoderModel,
+    add_residual,
     depthwise_conv,
-    snake,
     snake_padded,
     waveform,
 )
 from serve_app.models.speech_decoder_runner import SpeechDecoderRunner, tf32
+from serve_app.models.streaming import conv_weight
 from serve_app.types import CodecFrames
 from tests.conftest import TinyCheckpoint
 
@@ -87,16 +88,46 @@ def test_the_kernels_equal_the_eager_functions(dtype: torch.dtype, context: int)
     tolerance = (
         {"rtol": 1e-6, "atol": 1e-6} if dtype is torch.float32 else {"rtol": 2**-7, "atol": 1e-3}
     )
-    cut = x[:, :47]
-    torch.testing.assert_close(
-        kernels_decoder.snake(cut, *parameters), snake(cut, *parameters), **tolerance
-    )
     for multiple in (1, 9):
         torch.testing.assert_close(
             kernels_decoder.snake_padded(x, history, *parameters, multiple),
             snake_padded(x, history, *parameters, multiple),
             **tolerance,
         )
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
+@pytest.mark.parametrize(("rows", "length"), [(1, 1920), (3, 70), (40, 1920)])
+@pytest.mark.parametrize(("width", "dilation"), [(96, 1), (96, 9), (192, 3), (8, 3)])
+def test_a_residual_unit_equals_the_eager_function(
+    dtype: torch.dtype, rows: int, length: int, width: int, dilation: int
+) -> None:
+    """Both kernels of (bfloat16, 96 channels), the small and the large one, and the libraries'."""
+    generator = torch.Generator("cuda").manual_seed(0)
+
+    def draw(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=generator, device="cuda")
+
+    x, padded = (
+        draw(rows, length, width),
+        draw(rows, length + 60, width)[:, : length + 6 * dilation],
+    )
+    padded = padded[:, : padded.shape[1] // dilation * dilation].contiguous()
+    length = padded.shape[1] - 6 * dilation
+    conv, mix = draw(width, width, 7) / width, draw(width, width) / width
+    activation = tuple(draw(width).abs() * 3 + 0.5 for _ in range(3))
+    x, padded, conv, mix = (tensor.to(dtype) for tensor in (x[:, :length], padded, conv, mix))
+    arguments = (activation, mix, dilation)
+    with tf32(False):
+        expected = add_residual(
+            x.float().contiguous(), padded.float(), conv_weight(conv.float()), activation,
+            mix.float(), dilation,
+        )  # fmt: skip
+        got = kernels_decoder.add_residual(
+            x.clone(memory_format=torch.contiguous_format), padded, conv_weight(conv), *arguments
+        )
+    tolerance = 1e-5 if dtype is torch.float32 else 2**-7
+    torch.testing.assert_close(got.float(), expected, rtol=tolerance, atol=tolerance)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
