@@ -206,7 +206,7 @@ def test_a_chunk_waits_for_company_only_while_its_listener_can_play(
     with pytest.raises(TimeoutError):
         waiting.result(0.2)
     assert counting.steps == []
-    clock.now += 1.02  # one of them runs dry soon
+    clock.now += 1.2  # one of them runs dry soon
     third = runner.submit(poor, codes_of(2, 2))
     for future in (waiting, also, third):
         future.result(10)
