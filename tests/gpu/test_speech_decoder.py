@@ -114,20 +114,26 @@ def test_a_residual_unit_equals_the_eager_function(
     )
     padded = padded[:, : padded.shape[1] // dilation * dilation].contiguous()
     length = padded.shape[1] - 6 * dilation
-    conv, mix = draw(width, width, 7) / width, draw(width, width) / width
+    conv = draw(width, width, 7) / (7 * width) ** 0.5
+    mix = draw(width, width) / width**0.5
     activation = tuple(draw(width).abs() * 3 + 0.5 for _ in range(3))
-    x, padded, conv, mix = (tensor.to(dtype) for tensor in (x[:, :length], padded, conv, mix))
+    x = x[:, :length].contiguous()
+    x, padded, conv, mix = (tensor.to(dtype) for tensor in (x, padded, conv, mix))
     arguments = (activation, mix, dilation)
     with tf32(False):
         expected = add_residual(
-            x.float().contiguous(), padded.float(), conv_weight(conv.float()), activation,
+            x.clone().float(), padded.float(), conv_weight(conv.float()), activation,
             mix.float(), dilation,
         )  # fmt: skip
-        got = kernels_decoder.add_residual(
-            x.clone(memory_format=torch.contiguous_format), padded, conv_weight(conv), *arguments
-        )
-    tolerance = 1e-5 if dtype is torch.float32 else 2**-7
-    torch.testing.assert_close(got.float(), expected, rtol=tolerance, atol=tolerance)
+        got = kernels_decoder.add_residual(x.clone(), padded, conv_weight(conv), *arguments)
+    if dtype is torch.float32:
+        torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-4)
+        return
+    # Within the rounding of the eager function in the same type, which rounds twice more.
+    eager = add_residual(x.clone(), padded, conv_weight(conv), *arguments).float()
+    worst, mean = (eager - expected).abs().max(), (eager - expected).abs().mean()
+    assert (got.float() - expected).abs().max() <= 1.5 * worst
+    assert (got.float() - expected).abs().mean() <= 1.1 * mean
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])

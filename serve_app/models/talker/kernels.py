@@ -55,11 +55,11 @@ def embed_rows(
 
 
 def warm_up(out: Tensor, table: Tensor, ids: Tensor, most_requests: int) -> None:
-    """Compile for these tensors, so that the first request does not wait for it."""
+    """Compile for these tensors, and slots and positions of vLLM's types, for any batch."""
     position = torch.zeros(1, dtype=torch.int64, device=out.device)
     requests = 1
     while True:
-        slots = torch.zeros(requests, dtype=torch.int32, device=out.device)
+        slots = torch.zeros(requests, dtype=torch.int64, device=out.device)
         starts = torch.ones(requests + 1, dtype=torch.int32, device=out.device)
         embed_rows(out, table, ids, slots, starts, position)
         if requests >= most_requests:
