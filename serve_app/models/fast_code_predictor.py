@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from serve_app.models.code_predictor import CodePredictor
-from serve_app.models.kernels_linear import add_norm, swiglu, tiled_linear, vector_linear
+from serve_app.models.kernels_linear import add_norm, alternate, swiglu, tiled_linear, vector_linear
 from serve_app.models.kernels_predictor import attend, sample_row
 from serve_app.models.spec import CodePredictorSpec
 
@@ -80,7 +80,7 @@ class FastCodePredictor(CodePredictor):
     ) -> None:
         super().__init__(spec, tensors, codec_embedding, device, dtype)
         self.plans = PLANS if plan is None else ((1 << 30, plan),)
-        self.layers = [replace(layer, gate_up=_alternate(layer.gate_up)) for layer in self.layers]
+        self.layers = [replace(layer, gate_up=alternate(layer.gate_up)) for layer in self.layers]
 
     def _rotary_tables(self) -> tuple[Tensor, Tensor]:
         """Cosines and sines in float32, each angle once."""
@@ -203,9 +203,3 @@ class FastCodePredictor(CodePredictor):
             delta = F.linear(swiglu(pairs, pdl), weights.down)
         normed = add_norm(x, delta, self.norm, eps, pdl)
         return F.linear(normed[fresh - 1 :: fresh], head).float()
-
-
-def _alternate(gate_up: Tensor) -> Tensor:
-    """Gate rows and up rows in turn, so that a tile of outputs holds whole pairs."""
-    gate, up = gate_up.chunk(2)
-    return torch.stack((gate, up), dim=1).flatten(0, 1)

@@ -284,3 +284,9 @@ def swiglu(pairs: Tensor, pdl: bool = False) -> Tensor:
         pairs, out, out.numel(), _ELEMENTWISE_BLOCK, pdl, **launch_options(4, pdl)
     )
     return out
+
+
+def alternate(gate_up: Tensor) -> Tensor:
+    """Gate rows and up rows in turn, so that a tile of outputs holds whole pairs."""
+    gate, up = gate_up.chunk(2)
+    return torch.stack((gate, up), dim=1).flatten(0, 1)

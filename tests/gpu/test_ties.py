@@ -19,7 +19,7 @@ from load_tests.stages.code_predictor import SPECS, forced_logits, random_batch,
 from serve_app.models.code_predictor import CodePredictor, FrameBatch
 from serve_app.models.fast_code_predictor import FastCodePredictor
 from serve_app.models.random_checkpoint import write_checkpoint
-from serve_app.models.talker.attention import FusedAttention
+from serve_app.models.talker.transformer import FusedTransformer
 from serve_app.types import SamplingOverrides
 from tests.parity.engines import request, speak, talker
 
@@ -112,11 +112,11 @@ def test_talker_choices_differ_at_ties_only(size, tmp_path, monkeypatch) -> None
         for i in range(STREAMS)
     ]
     with talker(folder, device="cuda", **SERVED) as engine:
-        assert engine.core.model_executor.driver_worker.worker.model_runner.model.is_fused
+        assert engine.core.model_executor.driver_worker.worker.model_runner.model.fused
         streams = speak(engine, asked)
         batched = [after_prefill(engine, streams, cut, together=True) for cut in CUTS]
         alone = [after_prefill(engine, streams, cut, together=False) for cut in CUTS]
-    monkeypatch.setattr(FusedAttention, "suits", staticmethod(lambda _: False))
+    monkeypatch.setattr(FusedTransformer, "suits", staticmethod(lambda _: False))
     with talker(folder, device="cuda", cuda_graphs=False, **SERVED) as engine:
         theirs = [after_prefill(engine, streams, cut, together=False) for cut in CUTS]
     assert_ties(torch.cat(batched), torch.cat(alone), f"talker {size}, batch against singles")

@@ -12,6 +12,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from serve_app.models.kernels_launch import await_predecessor, launch_options, start_successor
+
 # Heads made ready by one program, and keys read at a time by one of the attention.
 _HEADS = 8
 _KEYS = 64
@@ -26,20 +28,22 @@ def _store_heads_kernel(
     qkv_stride, rotary_stride, key_block_stride, key_stride, key_head_stride,
     value_block_stride, value_stride, value_head_stride, eps,
     num_heads: tl.constexpr, num_kv_heads: tl.constexpr, block_size: tl.constexpr,
-    dim: tl.constexpr, heads: tl.constexpr,
+    dim: tl.constexpr, heads: tl.constexpr, pdl: tl.constexpr,
 ):  # fmt: skip
     """Normalise and rotate `heads` query heads in place, or store as many key or value heads."""
+    start_successor(pdl)
     token = tl.program_id(0)
     head = tl.program_id(1) * heads + tl.arange(0, heads)
     half: tl.constexpr = dim // 2
     column = tl.arange(0, half)
     slot = tl.load(slots + token)
+    await_predecessor(pdl)
     if slot < 0:  # a padding row of a graph
         return
     block, offset = slot // block_size, slot % block_size
     at = qkv + token * qkv_stride + head[:, None] * dim + column[None, :]
-    low = tl.load(at)
-    high = tl.load(at + half)
+    low = tl.load(at, cache_modifier=".cg")
+    high = tl.load(at + half, cache_modifier=".cg")
     if tl.program_id(1) * heads < num_heads + num_kv_heads:
         is_query = tl.program_id(1) * heads < num_heads
         norm = q_norm if is_query else k_norm
@@ -81,9 +85,10 @@ def _paged_attention_kernel(
     value_block_stride, value_stride, value_head_stride, blocks_stride, scale,
     num_heads: tl.constexpr, num_kv_heads: tl.constexpr, block_size: tl.constexpr,
     dim: tl.constexpr, num_keys: tl.constexpr, query_rows: tl.constexpr,
-    most_requests: tl.constexpr,
+    most_requests: tl.constexpr, pdl: tl.constexpr,
 ):  # fmt: skip
     """One position, the query heads that share one key head."""
+    start_successor(pdl)
     token = tl.program_id(0)
     kv_head = tl.program_id(1)
     group: tl.constexpr = num_heads // num_kv_heads
@@ -92,15 +97,20 @@ def _paged_attention_kernel(
     head = kv_head * group + row
     mine = (row < group)[:, None]
     target = out + (token * num_heads + head[:, None]) * dim + column[None, :]
-    if tl.load(slots + token) < 0:
-        tl.store(target, tl.zeros([query_rows, dim], out.dtype.element_ty), mask=mine)
-        return
     index = tl.arange(0, most_requests)
     ends = tl.load(starts + 1 + index, mask=index < num_requests, other=2147483647)
     request = tl.sum((ends <= token).to(tl.int32))
     length = tl.load(positions + token).to(tl.int32) + 1
+    slot = tl.load(slots + token)
+    await_predecessor(pdl)
+    if slot < 0:
+        tl.store(target, tl.zeros([query_rows, dim], out.dtype.element_ty), mask=mine)
+        return
     query = tl.load(
-        qkv + token * qkv_stride + head[:, None] * dim + column[None, :], mask=mine, other=0.0
+        qkv + token * qkv_stride + head[:, None] * dim + column[None, :],
+        mask=mine,
+        other=0.0,
+        cache_modifier=".cg",
     )
     best = tl.full([query_rows], float("-inf"), tl.float32)
     norm = tl.zeros([query_rows], tl.float32)
@@ -118,6 +128,7 @@ def _paged_attention_kernel(
             + column[None, :],
             mask=inside[:, None],
             other=0.0,
+            cache_modifier=".cg",
         )
         value = tl.load(
             values
@@ -127,6 +138,7 @@ def _paged_attention_kernel(
             + column[None, :],
             mask=inside[:, None],
             other=0.0,
+            cache_modifier=".cg",
         )
         scores = tl.dot(query, tl.trans(key)) * scale
         scores = tl.where(inside[None, :], scores, float("-inf"))
@@ -149,6 +161,7 @@ def store_heads(
     keys: Tensor,
     values: Tensor,
     eps: float,
+    pdl: bool = False,
 ) -> None:
     """Normalise and rotate queries in place; store keys, made ready likewise, and values.
 
@@ -162,6 +175,8 @@ def store_heads(
         keys: [blocks, block_size, num_kv_heads, D], any strides but the last.
         values: as `keys`.
         eps: of both norms.
+        pdl: start while the kernel before still runs, which must not be what writes `positions`
+            and `slots`.
     """
     block_size, num_kv_heads, dim = keys.shape[1:]
     num_heads = qkv.shape[1] // dim - 2 * num_kv_heads
@@ -171,7 +186,7 @@ def store_heads(
         qkv, q_norm, k_norm, rotary, positions, slots, keys, values,
         qkv.stride(0), rotary.stride(0), *keys.stride()[:3], *values.stride()[:3], eps,
         num_heads=num_heads, num_kv_heads=num_kv_heads, block_size=block_size, dim=dim,
-        heads=heads, num_warps=2,
+        heads=heads, pdl=pdl, **launch_options(2, pdl),
     )  # fmt: skip
 
 
@@ -183,6 +198,7 @@ def attend(
     starts: Tensor,
     positions: Tensor,
     slots: Tensor,
+    pdl: bool = False,
 ) -> Tensor:
     """Attend from each position to itself and all before it.
 
@@ -194,6 +210,7 @@ def attend(
         starts: int32 [requests + 1], the first position of each request, and the end.
         positions: int64 [N].
         slots: int64 [N]; rows below 0 give zeros.
+        pdl: as in `store_heads`; nor `blocks` and `starts`.
 
     Returns:
         [N, num_heads * D], the dtype of `qkv`.
@@ -208,6 +225,7 @@ def attend(
         dim**-0.5 * _LOG2_E,
         num_heads=num_heads, num_kv_heads=num_kv_heads, block_size=block_size, dim=dim,
         num_keys=_KEYS, query_rows=_QUERY_ROWS,
-        most_requests=triton.next_power_of_2(num_requests), num_warps=4, num_stages=3,
+        most_requests=triton.next_power_of_2(num_requests), pdl=pdl,
+        **launch_options(4, pdl, stages=3),
     )  # fmt: skip
     return out

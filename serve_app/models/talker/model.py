@@ -21,7 +21,7 @@ from vllm.model_executor.models.utils import AutoWeightsLoader, WeightsMapper, m
 from vllm.sequence import IntermediateTensors
 
 from serve_app.errors import CheckpointError
-from serve_app.models.talker.attention import FusedAttention
+from serve_app.models.talker.transformer import FusedTransformer
 
 # Rows of text_embedding projected at a time: bounds the float32 scratch memory of a full-size load.
 _PROJECTION_ROWS = 16384
@@ -82,8 +82,8 @@ class TalkerForVllm(nn.Module):
         self.logits_processor = LogitsProcessor(config.vocab_size)
         self.make_empty_intermediate_tensors = self.model.make_empty_intermediate_tensors
         self.frame_embedding: FrameEmbedding | None = None
-        # Whether the attention layers are ours.
-        self.is_fused = False
+        # What runs the layers in place of `model`, where it can.
+        self.fused: FusedTransformer | None = None
         self.sample_hidden: Tensor | None = None
 
     @staticmethod
@@ -102,6 +102,10 @@ class TalkerForVllm(nn.Module):
         intermediate_tensors: IntermediateTensors | None = None,
         inputs_embeds: Tensor | None = None,
     ) -> Tensor | IntermediateTensors:
+        if self.fused is not None:
+            # `model` cannot run any more: its weights are in the order of our kernels.
+            assert inputs_embeds is not None, "the state gives embeddings, never ids"
+            return self.fused(positions, inputs_embeds)
         return self.model(input_ids, positions, intermediate_tensors, inputs_embeds)
 
     def compute_logits(self, hidden_states: Tensor) -> Tensor | None:
@@ -130,15 +134,9 @@ class TalkerForVllm(nn.Module):
 
         loaded = AutoWeightsLoader(self).load_weights(lm_weights(), mapper=self.hf_to_vllm_mapper)
         self.frame_embedding = self._join(kept)
-        self._fuse_attention()
+        if FusedTransformer.suits(self.model):
+            self.fused = FusedTransformer(self.model)
         return loaded
-
-    def _fuse_attention(self) -> None:
-        """Exchange the attention layers, once they have their weights under vLLM's names."""
-        for layer in self.model.layers:
-            if FusedAttention.suits(layer.self_attn):
-                layer.self_attn = FusedAttention(layer.self_attn)
-                self.is_fused = True
 
     def _join(self, kept: dict[str, Tensor]) -> FrameEmbedding:
         like = self.lm_head.weight

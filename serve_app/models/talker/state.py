@@ -19,11 +19,11 @@ from vllm.v1.worker.gpu.input_batch import InputBatch
 from vllm.v1.worker.gpu.model_states.default import DefaultModelState
 from vllm.v1.worker.gpu.states import RequestState
 
-from serve_app.models.talker.attention import MOST_POSITIONS
 from serve_app.models.talker.model import TalkerForVllm
 from serve_app.models.talker.runtime import PROMPT_KEY, RUNTIME_KEY, RUNTIMES, TalkerPrompt
 from serve_app.models.talker.sampler import TalkerSampler
 from serve_app.models.talker.slots import SlotTable
+from serve_app.models.talker.transformer import MOST_POSITIONS
 from serve_app.types import Prompt
 
 # A preempted request comes back as a new one; its codes wait here. Finished requests pass through
@@ -179,7 +179,8 @@ class TalkerState(DefaultModelState):
         for_capture: bool = False,
         **kwargs: Any,
     ) -> dict[str, Any]:
-        ours = self.talker.is_fused and input_batch.num_tokens_after_padding <= MOST_POSITIONS
+        fits = input_batch.num_tokens_after_padding <= MOST_POSITIONS
+        ours = self.talker.fused is not None and fits
         if ours and cudagraph_mode == CUDAGraphMode.FULL and not for_capture:
             # A graph of our attention reads vLLM's persistent buffers only; what FlashAttention
             # would be told besides costs a part of every step.

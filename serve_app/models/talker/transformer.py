@@ -1,0 +1,204 @@
+"""The talker's layers on CUDA: vLLM's parameters and paged cache, our kernels.
+
+For one stream a layer is six kernels, each of which fetches its weights while the one before it
+runs; for some streams eight, with matrix products that stream their weights into partial sums; for
+many the library multiplies. The same arithmetic as vLLM's Qwen3, with fewer roundings in between.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Final, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from vllm.forward_context import get_forward_context
+
+from serve_app.models.kernels_linear import add_norm, alternate, swiglu, tiled_linear, vector_linear
+from serve_app.models.talker import kernels_attention
+
+# Steps of more positions are prefills long enough that reading keys once per query would show.
+MOST_POSITIONS: Final = 512
+_HEAD_DIM: Final = 128
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """How to run a number of rows; measured by load_tests/stages/talker_layers.py.
+
+    products: without matrix units, streamed into partial sums, or the library's.
+    tiles: outputs that one program makes of qkv, output, gate_up and down.
+    splits: partial sums of output and down, for streamed products.
+    stages: tiles that a streamed product has in flight.
+    pdl: overlap the start of each kernel with the end of the one before.
+    """
+
+    products: Literal["vector", "tiled", "library"]
+    tiles: tuple[int, int, int, int] = (16, 4, 16, 4)
+    splits: tuple[int, int] = (1, 1)
+    stages: int = 4
+    pdl: bool = True
+
+
+# By the largest number of rows they are for; what measured best on an H200 (docs/performance.md).
+PLANS: Final[tuple[tuple[int, Plan], ...]] = (
+    (1, Plan("vector")),
+    (40, Plan("tiled", (32, 32, 32, 32), (4, 6), pdl=False)),
+    (1 << 30, Plan("library")),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class _Layer:
+    """What a layer needs, under the names of vLLM's Qwen3DecoderLayer."""
+
+    input_norm: Tensor
+    post_norm: Tensor
+    qkv: Tensor
+    output: Tensor
+    gate_up: Tensor
+    down: Tensor
+    attention: Any
+
+    @classmethod
+    def of(cls, layer: Any) -> "_Layer":
+        return cls(
+            layer.input_layernorm.weight,
+            layer.post_attention_layernorm.weight,
+            layer.self_attn.qkv_proj.weight,
+            layer.self_attn.o_proj.weight,
+            layer.mlp.gate_up_proj.weight,
+            layer.mlp.down_proj.weight,
+            layer.self_attn,
+        )
+
+
+# What attention makes of a layer and its input.
+_Step = Callable[[_Layer, Tensor], Tensor]
+
+
+class FusedTransformer:
+    """Runs a loaded `vllm...qwen3.Qwen3Model`, whose gate and up rows it interleaves in place.
+
+    Args:
+        model: with its weights; from here on it only runs through this.
+        plans: by the largest number of rows they are for.
+    """
+
+    def __init__(self, model: Any, plans: Sequence[tuple[int, Plan]] = PLANS) -> None:
+        self.plans = plans
+        self.layers = [_Layer.of(layer) for layer in model.layers]
+        self._norm: Tensor = model.norm.weight
+        self._eps: float = model.norm.variance_epsilon
+        for layer in self.layers:
+            layer.gate_up.data.copy_(alternate(layer.gate_up.data))
+
+    @staticmethod
+    def suits(model: Any) -> bool:
+        """Whether the kernels were made for such layers: CUDA from Hopper on, bfloat16, released
+        shapes.
+        """
+        layer = model.layers[0]
+        weight, attention = layer.self_attn.qkv_proj.weight, layer.self_attn
+        hidden, intermediate = weight.shape[1], layer.mlp.down_proj.weight.shape[1]
+        return (
+            weight.is_cuda
+            and torch.cuda.get_device_capability(weight.device) >= (9, 0)
+            and weight.dtype == torch.bfloat16
+            and attention.head_dim == _HEAD_DIM
+            and attention.attn.kv_cache_dtype in ("auto", "bfloat16")
+            and hidden in (1024, 2048)
+            and intermediate == 3 * hidden
+        )
+
+    def __call__(self, positions: Tensor, embeddings: Tensor) -> Tensor:
+        """Hidden states behind the last norm, [N, H]; positions int64 [N], embeddings [N, H]."""
+        rows, context = len(positions), get_forward_context()
+        plan = next(plan for most, plan in self.plans if rows <= most)
+        # Without metadata vLLM measures its memory; there is no cache yet.
+        if not isinstance(context.attn_metadata, dict) or rows > MOST_POSITIONS:
+            return self._library(embeddings, plan, lambda layer, x: layer.attention(positions, x))
+        return self.run(plan, positions, embeddings, context)
+
+    def run(self, plan: Plan, positions: Tensor, embeddings: Tensor, context: Any) -> Tensor:
+        """As when called, by `plan`; `context` has `attn_metadata` and `slot_mapping` by layer."""
+        attend = partial(self._attend, positions, context, plan.pdl)
+        if plan.products == "vector":
+            return self._vector(embeddings, plan, attend)
+        if plan.products == "tiled":
+            return self._tiled(embeddings, plan, attend)
+
+        def attention(layer: _Layer, x: Tensor) -> Tensor:
+            return F.linear(attend(layer, F.linear(x, layer.qkv)), layer.output)
+
+        return self._library(embeddings, plan, attention)
+
+    def _vector(self, x: Tensor, plan: Plan, attend: _Step) -> Tensor:
+        eps, product = self._eps, partial(vector_linear, pdl=plan.pdl)
+        to_qkv, to_output, to_gate_up, to_down = plan.tiles
+        # Reused by all layers: a kernel writes only after all kernels before it have ended.
+        first = self.layers[0]
+        qkv = x.new_empty(len(x), len(first.qkv))
+        inner = x.new_empty(len(x), first.down.shape[1])
+        state = torch.empty_like(x)
+        for layer in self.layers:
+            product(x, layer.qkv, qkv, to_qkv, norm=(layer.input_norm, eps))
+            mixed = attend(layer, qkv)
+            product(mixed, layer.output, state, to_output, residual=x)
+            x = state
+            product(x, layer.gate_up, inner, to_gate_up, norm=(layer.post_norm, eps), gated=True)
+            product(inner, layer.down, x, to_down, residual=x)
+        return add_norm(x, None, self._norm, eps, plan.pdl)
+
+    def _tiled(self, x: Tensor, plan: Plan, attend: _Step) -> Tensor:
+        eps, pdl, rows = self._eps, plan.pdl, len(x)
+        product = partial(tiled_linear, stages=plan.stages, pdl=pdl)
+        to_qkv, to_output, to_gate_up, to_down = plan.tiles
+        first = self.layers[0]
+        qkv = x.new_empty(rows, len(first.qkv))
+        inner = x.new_empty(rows, first.down.shape[1])
+        deltas = [x.new_empty(n, *x.shape, dtype=torch.float32) for n in plan.splits]
+        x, delta = x.clone(), None
+        for layer in self.layers:
+            normed = add_norm(x, delta, layer.input_norm, eps, pdl)
+            product(normed, layer.qkv, qkv, to_qkv)
+            mixed = attend(layer, qkv)
+            delta = product(mixed, layer.output, deltas[0], to_output, plan.splits[0])
+            normed = add_norm(x, delta, layer.post_norm, eps, pdl)
+            product(normed, layer.gate_up, inner, to_gate_up, gated=True)
+            delta = product(inner, layer.down, deltas[1], to_down, plan.splits[1])
+        return add_norm(x, delta, self._norm, eps, pdl)
+
+    def _library(self, x: Tensor, plan: Plan, attention: _Step) -> Tensor:
+        eps, pdl = self._eps, plan.pdl
+        x, delta = x.clone(), None
+        for layer in self.layers:
+            normed = add_norm(x, delta, layer.input_norm, eps, pdl)
+            delta = attention(layer, normed)
+            normed = add_norm(x, delta, layer.post_norm, eps, pdl)
+            delta = F.linear(swiglu(F.linear(normed, layer.gate_up), pdl), layer.down)
+        return add_norm(x, delta, self._norm, eps, pdl)
+
+    @staticmethod
+    def _attend(positions: Tensor, context: Any, pdl: bool, layer: _Layer, qkv: Tensor) -> Tensor:
+        """From qkv [N, heads], overwritten in its query part, to [N, H]; writes the cache."""
+        attention = layer.attention
+        name = attention.attn.layer_name
+        metadata, slots = context.attn_metadata[name], context.slot_mapping[name]
+        keys, values = attention.attn.kv_cache.transpose(1, 2).split(_HEAD_DIM, dim=-1)
+        kernels_attention.store_heads(
+            qkv,
+            attention.q_norm.weight,
+            attention.k_norm.weight,
+            attention.rotary_emb.cos_sin_cache,
+            positions,
+            slots,
+            keys,
+            values,
+            attention.q_norm.variance_epsilon,
+            pdl,
+        )
+        return kernels_attention.attend(
+            qkv, keys, values, metadata.block_table, metadata.query_start_loc, positions, slots, pdl
+        )
