@@ -52,6 +52,9 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     )
     http.add_argument("--duration", type=float, default=5.0, help="s, of each open level and seed")
     http.add_argument("--warm-up", type=float, default=2.0, help="s, before each of them")
+    http.add_argument(
+        "--settle", type=float, help="as of load_tests.serve_bench, whose default it has"
+    )
     http.add_argument("--frames", default="60", help="codec frames of a request; see load_tests")
     http.add_argument("--override", action="append", default=[], metavar="[PLACEMENT:]KEY=VALUE")
     http.add_argument("--env", action="append", default=[], metavar="KEY=VALUE")

@@ -116,6 +116,7 @@ def _served(args: argparse.Namespace, part: str, needs_s: float, *options: str) 
                 *("--checkpoint", str(args.checkpoints / size)),
                 *("--caches", str(args.checkpoints / "caches" / compiled)),
                 *("--frames", args.frames, "--port", str(args.port)),
+                *(() if args.settle is None else ("--settle", str(args.settle))),
                 *(word for pair in args.override for word in ("--override", pair)),
                 *(word for pair in args.env for word in ("--env", pair)),
                 *options,
