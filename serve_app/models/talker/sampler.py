@@ -59,9 +59,9 @@ class TalkerSampler:
         valid = input_batch.seq_lens[:rows] >= self.req_states.prefill_len.gpu[slots]
         if input_batch.req_ids[0] in state.slot_of:
             assert state.talker.sample_hidden is not None
-            state.mark()
+            state.mark("logits")
             codes = self.frames(logits, state.talker.sample_hidden, slots, position, valid)
-            state.mark()
+            state.mark("frame")
             code_0 = codes[:, 0]
             out = StepFrames(
                 list(input_batch.req_ids), codes, self._decode_first(codes, input_batch)

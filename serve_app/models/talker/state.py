@@ -8,7 +8,7 @@ synchronisation and without per-request Python.
 
 from collections import OrderedDict
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -30,6 +30,9 @@ from serve_app.types import Prompt
 # as well (the hook does not tell them apart), so the store is bounded; preempted requests are few
 # and come back soon.
 _MAX_SUSPENDED = 1024
+
+# Before the inputs, behind the forward pass, behind the frame.
+StepMark = Literal["inputs", "logits", "frame"]
 
 
 class TalkerState(DefaultModelState):
@@ -73,16 +76,15 @@ class TalkerState(DefaultModelState):
 
             kernels.warm_up(self.inputs, self.embedding.weight, self.table.ids, self.max_num_reqs)
             self.embed_rows = kernels.embed_rows
-        # Set by benchmarks: a CUDA event before the inputs, after the forward pass, and after the
-        # frame.
-        self.marks: list[torch.cuda.Event] | None = None
+        # Set by benchmarks, between any two marks: the places that steps pass, and CUDA events.
+        self.marks: list[tuple[StepMark, torch.cuda.Event]] | None = None
 
-    def mark(self) -> None:
+    def mark(self, place: StepMark) -> None:
         marks = self.marks
         if marks is not None:
             event = torch.cuda.Event(enable_timing=True)
             event.record()
-            marks.append(event)
+            marks.append((place, event))
 
     # Requests
 
@@ -192,7 +194,7 @@ class TalkerState(DefaultModelState):
     def prepare_inputs(self, input_batch: InputBatch, req_states: RequestState) -> dict[str, Any]:
         padded = input_batch.num_tokens_after_padding
         if input_batch.req_ids[0] in self.slot_of:
-            self.mark()
+            self.mark("inputs")
             self._fill(input_batch)
         return {"inputs_embeds": self.inputs[:padded]}
 
