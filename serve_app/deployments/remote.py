@@ -21,6 +21,7 @@ from ray.serve.exceptions import (
 )
 from ray.serve.handle import DeploymentHandle
 
+from serve_app.deployments.handles import streaming
 from serve_app.deployments.speak import Resumable
 from serve_app.errors import Overloaded, SpeechError, StageFailed, StageUnavailable
 from serve_app.types import PcmChunk, SpeechRequest
@@ -28,12 +29,12 @@ from serve_app.types import PcmChunk, SpeechRequest
 
 def through(handle: DeploymentHandle) -> Resumable:
     """Calls of the deployment method `speak`, with the errors of `from_ray`; closing cancels."""
-    streaming = handle.options(stream=True)
+    speech = streaming(handle)
 
     async def call(
         request: SpeechRequest, done: np.ndarray | None
     ) -> AsyncGenerator[PcmChunk, None]:
-        response: Any = streaming.speak.remote(request, done)
+        response: Any = speech.speak.remote(request, done)
         ended = False
         try:
             async for chunk in response:

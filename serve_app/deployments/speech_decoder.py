@@ -11,6 +11,7 @@ from ray.exceptions import RayTaskError
 from ray.serve.handle import DeploymentHandle, DeploymentResponseGenerator
 
 from serve_app.config import AppConfig
+from serve_app.deployments.handles import streaming
 from serve_app.errors import SpeechError
 from serve_app.types import CodecFrames, PcmChunk, SpeechRequest
 
@@ -20,7 +21,8 @@ class SpeechDecoder:
     """The stage that the ingress talks to in placement `split`."""
 
     async def __init__(self, config: AppConfig, device: str, talker: DeploymentHandle) -> None:
-        self._talker = talker
+        self._talker = streaming(talker)
+        self._talker_stats = talker.stats
         self._decoder = await asyncio.to_thread(_load, config, device)
 
     async def speak(
@@ -29,7 +31,7 @@ class SpeechDecoder:
         """Yield the audio after `done` (int64 [T, Q]); raises what talker and decoder raise."""
         upstream = cast(
             DeploymentResponseGenerator[CodecFrames],
-            self._talker.options(stream=True).frames.remote(request, done),
+            self._talker.frames.remote(request, done),
         )
         try:
             async with (
@@ -43,7 +45,7 @@ class SpeechDecoder:
 
     async def stats(self) -> dict[str, dict[str, float]]:
         """Load of this replica, and of one replica of each stage behind it."""
-        upstream = await self._talker.stats.remote()
+        upstream = await self._talker_stats.remote()
         return {"speech_decoder": dict(self._decoder.stats()), **upstream}
 
     async def record_autoscaling_stats(self) -> dict[str, float]:

@@ -44,6 +44,7 @@ FORBIDDEN: dict[str, tuple[str, ...]] = {
     "models.speech_process": HEAVY,
     "models.decoder_queue": HEAVY,
     "models.releases": HEAVY,
+    "deployments.handles": (*HEAVY, *HTTP, "serve_app.models", "serve_app.deployments"),
     "serve_config": (*HEAVY, *HTTP, "serve_app.models", "serve_app.deployments"),
     "models": ("ray", *HTTP, "serve_app.deployments", "serve_app.app"),
     **{
@@ -153,7 +154,7 @@ def test_importing_the_application_loads_no_framework() -> None:
 
 
 def test_every_deployment_module_has_a_rule() -> None:
-    known = {*STAGES, *HTTP_SERVER, *ON_RAY, "weights", "__init__"}
+    known = {*STAGES, *HTTP_SERVER, *ON_RAY, "handles", "weights", "__init__"}
     assert {path.stem for path in (PACKAGE / "deployments").glob("*.py")} == known
 
 

@@ -55,6 +55,10 @@ def test_the_launcher_sets_profile_and_limits_together(file: str, profile: str) 
         if deployment["name"] in ("Fused", "Talker"):
             target = deployment["autoscaling_config"]["target_ongoing_requests"]
             assert target < resolved.talker.max_num_seqs < deployment["max_ongoing_requests"]
+        if deployment["name"] == "Ingress":
+            ingresses = deployment["autoscaling_config"]
+            assert ingresses["min_replicas"] == max(1, resolved.talker.max_num_seqs // 128)
+            assert ingresses["min_replicas"] <= ingresses["max_replicas"]
     assert yaml.safe_load(yaml.safe_dump(config)) is not None
 
 
