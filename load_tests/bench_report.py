@@ -156,13 +156,19 @@ def _cell(value: Any) -> str:
 
 def _http(results: Results, folder: Path) -> Iterator[str]:
     by_size: dict[str, dict[str, list[LoadPoint]]] = {}
-    for name, server in results.servers("http"):
+    served = [
+        (part, kind, *found)
+        for part, kind in (("http", ""), ("throughput", ", profile `throughput`"))
+        for found in results.servers(part)
+    ]
+    for part, kind, name, server in served:
         placement, size = name.split("-", 1)
-        points = results.points(placement, size)
-        by_size.setdefault(size, {})[placement] = points
+        points = results.points(placement, size, part)
+        if part == "http":
+            by_size.setdefault(size, {})[placement] = points
         notes = "".join(f"\n- {note}" for note in server["notes"])
         yield (
-            f"## Over HTTP, `{placement}`, {size}\n\n"
+            f"## Over HTTP, `{placement}`{kind}, {size}\n\n"
             "Open loops: median over the seeds, in brackets the range."
             f"\n\n{_table(_LOADS, map(_load_row, points))}{chr(10) + notes if notes else ''}"
         )
@@ -188,6 +194,7 @@ def _load_row(point: LoadPoint) -> list[str]:
 # Parts that start servers, and with which settings.
 _SETTINGS: Final = (
     ("http", "as over HTTP above"),
+    ("throughput", "profile `throughput`"),
     ("startup", "as over HTTP above, no load"),
     ("memory", "as shipped, 64 streams"),
 )

@@ -24,12 +24,15 @@ PARTS: Final = (
     "predictor",
     "first-audio",
     "http",
+    "throughput",
     "startup",
     "memory",
     "peers",
 )
 # Of the load under which the memory of the shipped settings is read.
 _MEMORY_STREAMS: Final = 64
+# From here on a closed loop is one for the throughput profile.
+_MANY_STREAMS: Final = 64
 # What a part may need to end by itself after it is asked to.
 _GRACE_S: Final = 30.0
 _TAIL_LINES: Final = 30
@@ -131,6 +134,16 @@ def _http(args: argparse.Namespace) -> Iterator[Job]:
     yield from _served(args, "http", 130, *_words(options))
 
 
+def _throughput(args: argparse.Namespace) -> Iterator[Job]:
+    """`fused` with the profile made for many streams, under as many as it is for."""
+    if "fused" not in args.placements:
+        return
+    one = argparse.Namespace(**{**vars(args), "placements": ["fused"]})
+    options = ["--profile", "throughput", "--closed"]
+    options += [streams for streams in args.closed if streams >= _MANY_STREAMS]
+    yield from _served(one, "throughput", 100.0, *_words(options), "--open")
+
+
 def _startup(args: argparse.Namespace) -> Iterator[Job]:
     options = ("--capacity", str(args.capacity), "--closed", "--open")
     yield from _served(args, "startup", 100.0, *options)
@@ -158,6 +171,7 @@ _JOBS_OF: Final = {
     "predictor": _predictor,
     "first-audio": _first_audio,
     "http": _http,
+    "throughput": _throughput,
     "startup": _startup,
     "memory": _memory,
     "peers": _peers,

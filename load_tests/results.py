@@ -26,13 +26,16 @@ class Results:
             for server in result.get("servers", ()):
                 yield name, server
 
-    def points(self, placement: str, size: str) -> list[LoadPoint]:
-        servers = dict(self.servers("http"))
+    def points(self, placement: str, size: str, part: str = "http") -> list[LoadPoint]:
+        """Loads over HTTP; those of the profile for many streams are part `throughput`."""
+        servers = dict(self.servers(part))
         server = servers.get(f"{placement}-{size}")
         return [] if server is None else load_points(server["levels"])
 
-    def point(self, placement: str, size: str, loop: str, load: float) -> LoadPoint | None:
-        for point in self.points(placement, size):
+    def point(
+        self, placement: str, size: str, loop: str, load: float, part: str = "http"
+    ) -> LoadPoint | None:
+        for point in self.points(placement, size, part):
             if (point.loop, point.load) == (loop, load):
                 return point
         return None

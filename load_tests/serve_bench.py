@@ -43,7 +43,7 @@ from load_tests.server import (
 )
 from load_tests.settings import CONFIGS, configured
 from serve_app.__main__ import is_free
-from serve_app.config import AppConfig
+from serve_app.config import PROFILES, AppConfig
 
 
 def measure(
@@ -152,6 +152,9 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         metavar="[PLACEMENT:]KEY=VALUE",
         help="e.g. talker.max_num_seqs=256, split:deployments.Talker.max_ongoing_requests=512",
     )
+    parser.add_argument(
+        "--profile", choices=tuple(PROFILES), help="as PROFILE of the launcher, limits included"
+    )
     parser.add_argument("--capacity", type=int, help="streams per replica: all limits at once")
     parser.add_argument("--env", action="append", default=[], metavar="KEY=VALUE")
     parser.add_argument("--port", type=int, default=8000)
@@ -186,7 +189,7 @@ def main(arguments: Sequence[str]) -> int:
         return 2
     # Faults in the settings show now, not after the checkpoint is written.
     all_measured = [
-        Measured(placement, configured(placement, args.override, args.capacity))
+        Measured(placement, configured(placement, args.override, args.capacity, args.profile))
         for placement in args.placements
     ]
     for measured in all_measured:

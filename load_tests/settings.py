@@ -6,14 +6,18 @@ from typing import Any, Final
 import yaml
 
 from load_tests.child import REPOSITORY
+from serve_app import serve_config
 
 CONFIGS: Final = {"split": "configs/serve.yaml", "fused": "configs/serve.fused.yaml"}
 STAGES: Final = {"split": ("SpeechDecoder", "Talker"), "fused": ("Fused",)}
 
 
-def configured(placement: str, overrides: Sequence[str], capacity: int | None) -> dict[str, Any]:
-    """The placement's config file with `capacity` and then `overrides` applied."""
+def configured(
+    placement: str, overrides: Sequence[str], capacity: int | None, profile: str | None = None
+) -> dict[str, Any]:
+    """The placement's config file with `profile`, `capacity` and then `overrides` applied."""
     config = yaml.safe_load((REPOSITORY / CONFIGS[placement]).read_text(encoding="utf-8"))
+    config = serve_config.with_profile(config, profile)
     for setting in [*capacity_overrides(placement, capacity), *overrides]:
         where, colon, rest = setting.partition(":")
         if colon and where in CONFIGS:

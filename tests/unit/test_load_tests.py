@@ -275,6 +275,14 @@ def test_overrides_reach_arguments_and_deployments(placement: str) -> None:
     assert deployments["Ingress"]["max_ongoing_requests"] == 512
 
 
+def test_a_profile_comes_with_its_limits() -> None:
+    (application,) = configured("fused", [], None, "throughput")["applications"]
+    assert application["args"]["profile"] == "throughput"
+    deployments = {entry["name"]: entry for entry in application["deployments"]}
+    assert deployments["Ingress"]["autoscaling_config"]["min_replicas"] == 2
+    assert deployments["Fused"]["max_ongoing_requests"] == 512
+
+
 @pytest.mark.parametrize("override", ["talker", "deployments.Nobody.max_ongoing_requests=3"])
 def test_a_wrong_override_is_refused(override: str) -> None:
     with pytest.raises(ValueError, match=r"KEY=VALUE|Nobody"):
@@ -459,7 +467,11 @@ def arguments(tmp_path: Path, *more: str) -> Any:
 def test_a_benchmark_has_a_job_for_each_part_size_and_placement(tmp_path: Path) -> None:
     args = arguments(tmp_path, "--peers", str(tmp_path), "--seeds", "3", "4")
     names = [job.name for job in plan(args, jobs.PARTS)]
-    assert len(names) == len(set(names)) == 2 + 1 + 2 + 2 + 3 * 4 + 4
+    assert len(names) == len(set(names)) == 2 + 1 + 2 + 2 + 3 * 4 + 2 + 4
+    (many, _) = plan(args, ["throughput"])
+    assert many.name == "throughput-fused-1.7b"
+    given = " ".join(many.arguments)
+    assert "--profile throughput --closed 64 256 --open" in given
     (http,) = [job for job in plan(args, ["http"]) if job.name == "http-split-0.6b"]
     said = " ".join(http.arguments)
     assert "--placements split --size 0.6b" in said
@@ -646,6 +658,10 @@ def stored_results() -> dict[str, dict[str, Any]]:
             "medians_ms": {"queued": 0.5, "launched": 2.0, "sum": 8.2},
         },
         "http-fused-1.7b": {"facts": facts(), "servers": [server("fused", *levels)]},
+        "throughput-fused-1.7b": {
+            "facts": facts(),
+            "servers": [server("fused", level("closed", 256, audio_s_per_s_window=1520.0))],
+        },
         "startup-fused-1.7b": {"facts": facts(), "servers": [server("fused")]},
         "peers-ours-1-1.7b": {
             "facts": facts(),
@@ -670,6 +686,8 @@ def test_a_report_is_composed_from_what_is_stored(tmp_path: Path) -> None:
         "| seeds of open loops | 0, 1, 2 |",
         "| open, 20 | 30 | 0 | 15.5 (15.0 to 17.0) | 27.0 (20.0 to 29.0) | 100 | 0 (0) | 40.0 |",
         "| `fused` | 1.7b | as over HTTP above | empty | 41.5 | 12,345 | 23,456 |",
+        "| `fused` | 1.7b | profile `throughput` | empty | 41.5 | 12,345 | 23,456 |",
+        "## Over HTTP, `fused`, profile `throughput`, 1.7b",
         "| 64 | 20.0 | 30.0 | 731 |",
         "| 1 | 2.00 | 13.00 |",
         "| 1.7b | 0.50 | 2.00 | 8.20 |",
@@ -696,6 +714,8 @@ def test_the_targets_say_met_missed_or_not_measured() -> None:
         "| `fused`, p95 <= 100 ms, no underrun, up to | >= 60 requests/s | 60.0 | met |",
         "| `fused`, 64 streams | >= 800 audio-s/s | 650 | **missed** |",
         "| `fused`, 256 streams | >= 1,500 audio-s/s | - | not measured |",
+        "| the same with profile `throughput`, 64 streams | >= 800 audio-s/s | - | not measured |",
+        "| the same with profile `throughput`, 256 streams | >= 1,500 audio-s/s | 1,520 | met |",
         "| code predictor, 1 stream | <= 1.5 ms | 1.40 | met |",
         "| code predictor, 64 streams | <= 2.5 ms | 2.60 | **missed** |",
         "| whole frame step, 1 stream | <= 4 ms | 3.90 | met |",
