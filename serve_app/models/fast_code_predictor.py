@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from serve_app.models.code_predictor import CodePredictor
+from serve_app.models.kernels_launch import can_overlap
 from serve_app.models.kernels_linear import add_norm, alternate, swiglu, tiled_linear, vector_linear
 from serve_app.models.kernels_predictor import attend, sample_row
 from serve_app.models.spec import CodePredictorSpec
@@ -41,7 +42,7 @@ class Plan:
     tiled: tiles of the products between these two, which stream their weights; `splits` has the
         partial sums of output and down, `stages` says how far they stream ahead.
     attention_warps, sample_warps: per program.
-    pdl: overlap the start of each kernel with the end of the one before (Hopper or newer).
+    pdl: overlap the start of each kernel with the end of the one before, where the device can.
     """
 
     vector_rows: int = 0
@@ -80,6 +81,8 @@ class FastCodePredictor(CodePredictor):
     ) -> None:
         super().__init__(spec, tensors, codec_embedding, device, dtype)
         self.plans = PLANS if plan is None else ((1 << 30, plan),)
+        if not can_overlap(device):
+            self.plans = tuple((most, replace(each, pdl=False)) for most, each in self.plans)
         self.layers = [replace(layer, gate_up=alternate(layer.gate_up)) for layer in self.layers]
 
     def _rotary_tables(self) -> tuple[Tensor, Tensor]:

@@ -1,4 +1,4 @@
-"""How the Triton kernels of a code predictor frame follow each other on the device.
+"""How Triton kernels that need each other's results follow each other on the device.
 
 Under programmatic dependent launch (`pdl`; Hopper or newer) a kernel begins while the one before it
 still runs: it may fetch what nobody writes meanwhile, its weights above all, and waits before it
@@ -8,8 +8,14 @@ reads anything else.
 # Triton's type hints leave out what only one kind of device has.
 # pyright: reportAttributeAccessIssue=false
 
+import torch
 import triton
 import triton.language as tl
+
+
+def can_overlap(device: torch.device) -> bool:
+    """Whether kernels on `device` can begin before those they wait for have ended."""
+    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (9, 0)
 
 
 @triton.jit

@@ -1,11 +1,13 @@
-"""Triton kernels of a code predictor's matrix products, and of what goes on between them per row.
+"""Triton kernels of transformer layers on few rows: products, and what goes on between per row.
+
+Both the code predictor and the talker are made of them.
 
 `vector_linear` keeps a whole tile of weights in registers, so that under programmatic dependent
 launch (`pdl`) the weights are on their way while the kernel before still runs; `tiled_linear`
 fetches them into the second-level cache then. Activations are read after that kernel has ended,
 past the L1 cache. Rounding to the weights' dtype happens once per product input; everything else is
 float32. The order of a sum depends on shapes, not on the batch. The eager reference is
-`code_predictor`; tests/gpu/test_fast_code_predictor.py compares them.
+`code_predictor`; tests/gpu compares them.
 """
 
 # Triton's decorator keeps the annotation tl.constexpr, which callers meet with plain integers.

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from vllm.forward_context import get_forward_context
 
+from serve_app.models.kernels_launch import can_overlap
 from serve_app.models.kernels_linear import add_norm, alternate, swiglu, tiled_linear, vector_linear
 from serve_app.models.talker import kernels_attention
 
@@ -103,8 +104,7 @@ class FusedTransformer:
         weight, attention = layer.self_attn.qkv_proj.weight, layer.self_attn
         hidden, intermediate = weight.shape[1], layer.mlp.down_proj.weight.shape[1]
         return (
-            weight.is_cuda
-            and torch.cuda.get_device_capability(weight.device) >= (9, 0)
+            can_overlap(weight.device)
             and weight.dtype == torch.bfloat16
             and attention.head_dim == _HEAD_DIM
             and attention.attn.kv_cache_dtype in ("auto", "bfloat16")
