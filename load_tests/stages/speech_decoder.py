@@ -3,9 +3,10 @@
     python -m load_tests.stages.speech_decoder --dtypes bf16 --streams 1 8 64 --frames 1 12
 
 Prints one markdown table per dtype: milliseconds of one step (states gathered, frames decoded,
-states scattered back) for a number of streams and frames per stream, and the audio-seconds per
-second of the best one. With --served, times the runner instead, host work included: start, memory,
-one frame of one stream, and that many streams decoding chunks back to back.
+states scattered back) for a number of streams and frames per stream, the audio-seconds per second
+of the best one, and the error of the samples against float32. With --served, times the runner
+instead, host work included: start, memory, one frame of one stream, and that many streams decoding
+chunks back to back.
 """
 
 import argparse
@@ -50,6 +51,8 @@ RELEASED = SpeechDecoderSpec(
     sample_rate_hz=24000,
     samples_per_frame=1920,
 )
+# Of the comparison with float32; the state's rounding is in it from the second chunk on.
+_ERROR_FRAMES = 48
 # dtype of weights and activations, and whether float32 products may use TensorFloat-32.
 DTYPES = {
     "fp32": (torch.float32, False),
@@ -117,6 +120,24 @@ def time_steps(
                 seconds[rows, num_frames] = start.elapsed_time(end) / repeats / 1000
                 graphs.close()
     return seconds
+
+
+def samples(
+    tensors: dict[str, Tensor], dtype: torch.dtype, allow_tf32: bool, device: torch.device
+) -> Tensor:
+    """Float32 samples of `_ERROR_FRAMES` random frames, decoded in chunks as they are served."""
+    model = SpeechDecoderModel(RELEASED).load(tensors, dtype, device)
+    generator = torch.Generator().manual_seed(0)
+    shape = (1, RELEASED.num_code_groups, _ERROR_FRAMES)
+    codes = torch.randint(RELEASED.codebook_size, shape, generator=generator).to(device)
+    state = model.new_state(1)
+    with tf32(allow_tf32):
+        return torch.cat([model.decode(chunk, state) for chunk in codes.split(12, 2)], 1)
+
+
+def relative_error(got: Tensor, expected: Tensor) -> float:
+    """Root mean square of the error over that of what is expected."""
+    return ((got - expected).square().mean() / expected.square().mean()).sqrt().item()
 
 
 class DecoderTimes:
@@ -223,6 +244,7 @@ def main() -> None:
     facts, tables = report.environment(args.commit), {}
     device = torch.device("cuda")
     tensors = random_tensors(RELEASED, device)
+    exact = samples(tensors, torch.float32, False, device)
     print(f"GPU {torch.cuda.get_device_name()}, torch {torch.__version__}; ms per step\n")
     for name in args.dtypes:
         dtype, allow_tf32 = DTYPES[name]
@@ -239,11 +261,13 @@ def main() -> None:
         begin = time.monotonic()
         seconds = time_steps(model, args.streams, args.frames, allow_tf32, args.repeats)
         tables[name] = as_json(seconds)
+        error = relative_error(samples(tensors, dtype, allow_tf32, device), exact)
         best = max(rows * t * 0.08 / s for (rows, t), s in seconds.items())
         print(f"### {name}\n\n{table(seconds, args.streams, args.frames)}\n")
         peak = torch.cuda.max_memory_reserved() / 2**30
         print(
-            f"Best: {best:.0f} audio-seconds per second. Memory {peak:.1f} GiB, took"
+            f"Best: {best:.0f} audio-seconds per second."
+            f" Error {error:.1e} of the samples' root mean square. Memory {peak:.1f} GiB, took"
             f" {time.monotonic() - begin:.0f} s.\n"
         )
         del model

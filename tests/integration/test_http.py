@@ -3,6 +3,7 @@
 import asyncio
 import io
 import json
+import pickle
 import wave
 from contextlib import asynccontextmanager
 
@@ -657,26 +658,27 @@ def test_ready_follows_the_warm_up():
 
 
 class FakeHandle:
-    """A deployment handle whose calls are served by `speak(request, done)`."""
+    """A deployment handle whose calls are served by `speak(request, done)`, pickled as by Serve."""
 
     def __init__(self, speak):
         self.speak = self
         self._speak = speak
         self.cancelled = 0
 
-    def options(self, *, stream):
+    def options(self, *, stream, request_serialization, response_serialization):
         assert stream
+        assert request_serialization == response_serialization == "pickle"
         return self
 
     def remote(self, request, done):
-        handle, chunks = self, self._speak(request, done)
+        handle, chunks = self, self._speak(*pickle.loads(pickle.dumps((request, done))))
 
         class Response:
             def __aiter__(self):
                 return self
 
             async def __anext__(self):
-                return await anext(chunks)
+                return pickle.loads(pickle.dumps(await anext(chunks)))
 
             def cancel(self):
                 handle.cancelled += 1
