@@ -18,7 +18,7 @@ from serve_app.models.spec import (
 
 _BYTES: Final = 2  # bfloat16, and 16-bit samples
 _FLOPS: Final = 2  # a multiplication and an addition per weight
-# Of the decoder; no configuration file carries them (see speech_decoder_model.py).
+# Of the decoder; no configuration file carries them (see decoder_blocks.py).
 _PRE_KERNEL: Final = 3
 _KERNEL: Final = 7
 _UNITS: Final = 3

@@ -1,7 +1,7 @@
 """Triton versions of the speech decoder's passes that libraries do badly: read once, write once.
 
 They compute in float32 whatever the activations are. The eager functions of the same names in
-`speech_decoder_model` are the reference; tests/gpu/test_speech_decoder.py compares them.
+`decoder_passes` are the reference; tests/gpu/test_speech_decoder.py compares them.
 """
 
 # Triton types constexpr parameters and static_range as they are inside a compiled kernel.
@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from serve_app.models.speech_decoder_model import Kernels
+from serve_app.models.decoder_passes import Kernels
 from serve_app.models.streaming import conv_of_padded
 
 _BLOCK = 1024
@@ -210,7 +210,7 @@ def _residual_kernel(
 
 
 def snake(x: Tensor, shift: Tensor, alpha_exp: Tensor, inverse_beta: Tensor) -> Tensor:
-    """Do what `speech_decoder_model.snake` does; each row of x is contiguous."""
+    """Do what `decoder_passes.snake` does; each row of x is contiguous."""
     return snake_padded(x, x[:, :0], shift, alpha_exp, inverse_beta)
 
 
@@ -222,7 +222,7 @@ def snake_padded(
     inverse_beta: Tensor,
     multiple: int = 1,
 ) -> Tensor:
-    """Do what `speech_decoder_model.snake_padded` does; rows of x and `history` are contiguous."""
+    """Do what `decoder_passes.snake_padded` does; rows of x and `history` are contiguous."""
     rows, length, channels = x.shape
     if x.stride()[1:] != (channels, 1):
         x = x.contiguous()
@@ -257,7 +257,7 @@ def add_residual(
     mix: Tensor,
     dilation: int,
 ) -> Tensor:
-    """Do what `speech_decoder_model.add_residual` does; all arguments are contiguous.
+    """Do what `decoder_passes.add_residual` does; all arguments are contiguous.
 
     In one kernel where that measured faster: bfloat16 at the narrowest width, whose columns are so
     many that reading and writing them costs more than the products.
@@ -290,7 +290,7 @@ def add_residual(
 
 
 def depthwise_conv(padded: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """Do what `speech_decoder_model.depthwise_conv` does; `padded` is contiguous."""
+    """Do what `decoder_passes.depthwise_conv` does; `padded` is contiguous."""
     rows, columns, channels = padded.shape
     taps = weight.shape[2]
     length = columns - taps + 1
@@ -303,7 +303,7 @@ def depthwise_conv(padded: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 
 
 def waveform(padded: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """Do what `speech_decoder_model.waveform` does; `padded` and `weight` are contiguous."""
+    """Do what `decoder_passes.waveform` does; `padded` and `weight` are contiguous."""
     rows, columns, channels = padded.shape
     taps = weight.shape[2]
     length = columns - taps + 1

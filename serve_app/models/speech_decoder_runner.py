@@ -17,7 +17,8 @@ from torch import Tensor
 from serve_app.errors import Overloaded, StageFailed, StageUnavailable
 from serve_app.models.cuda_graph import BatchGraphs
 from serve_app.models.decoder_queue import DecoderQueue, Job, Stream
-from serve_app.models.speech_decoder_model import DecoderState, SpeechDecoderModel
+from serve_app.models.decoder_state import DecoderState
+from serve_app.models.speech_decoder_model import SpeechDecoderModel
 
 _LOGGER = logging.getLogger(__name__)
 

@@ -15,9 +15,10 @@ from serve_app.config import SpeechDecoderConfig
 from serve_app.errors import CheckpointError, Overloaded, StageFailed, StageUnavailable
 from serve_app.models.checkpoint import Checkpoint, open_checkpoint
 from serve_app.models.cuda_graph import BatchGraphs
+from serve_app.models.decoder_state import DecoderState
 from serve_app.models.device import resolve_device
 from serve_app.models.speech_decoder import StreamingSpeechDecoder
-from serve_app.models.speech_decoder_model import DecoderState, SpeechDecoderModel
+from serve_app.models.speech_decoder_model import SpeechDecoderModel
 from serve_app.models.speech_decoder_runner import SpeechDecoderRunner
 from serve_app.models.streaming import (
     causal_conv,
