@@ -61,6 +61,7 @@ def add_residual(
     activation: tuple[Tensor, Tensor, Tensor],
     mix: Tensor,
     dilation: int,
+    activate: Callable[..., Tensor] = snake,
 ) -> Tensor:
     """Add to x [B, L, C] in place: a dilated convolution, Snake, and a product per column.
 
@@ -72,9 +73,10 @@ def add_residual(
         activation: arguments of `snake`.
         mix: [C, C], output by input.
         dilation: columns between two taps.
+        activate: what computes Snake.
     """
     y = conv_of_padded(padded, conv, None, dilation=dilation)[:, : x.shape[1]]
-    y = snake(y, *activation)
+    y = activate(y, *activation)
     x.flatten(0, 1).addmm_(y.flatten(0, 1), mix.T)
     return x
 

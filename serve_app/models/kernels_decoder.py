@@ -12,8 +12,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from serve_app.models import decoder_passes
 from serve_app.models.decoder_passes import Kernels
-from serve_app.models.streaming import conv_of_padded
 
 _BLOCK = 1024
 # Widths whose residual units are one kernel: three times a power of two, held as a block of two
@@ -264,10 +264,7 @@ def add_residual(
     """
     rows, length, width = x.shape
     if x.dtype != torch.bfloat16 or width not in _FUSED_WIDTHS:
-        y = conv_of_padded(padded, conv, None, dilation=dilation)[:, :length]
-        y = snake(y, *activation)
-        x.flatten(0, 1).addmm_(y.flatten(0, 1), mix.T)
-        return x
+        return decoder_passes.add_residual(x, padded, conv, activation, mix, dilation, snake)
     is_small = rows * length < _SMALL_COLUMNS
     step, warps, stages = (64, 8, 3) if is_small else (32, 4, 4)
     _residual_kernel[triton.cdiv(length, _RESIDUAL_COLUMNS), rows](
