@@ -44,6 +44,9 @@ class Results:
         rows = self.jobs.get(f"frame-{size}", {}).get("rows", ())
         return [FrameRow.of(row) for row in rows]
 
+    def frame_row(self, size: str, batch: int) -> FrameRow | None:
+        return next((row for row in self.frame_rows(size) if row.batch == batch), None)
+
     def predictor_ms(self, size: str, batch: int) -> float | None:
         for row in self.jobs.get(f"predictor-{size}", {}).get("rows", ()):
             if row["batch"] == batch and isinstance(row["default"], int | float):

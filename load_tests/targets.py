@@ -57,17 +57,16 @@ def _throughput(
 
 def _predictor(batch: int) -> Callable[[Results], float | None]:
     def figure(results: Results) -> float | None:
-        alone = results.predictor_ms(SIZE, batch)
-        rows = [row for row in results.frame_rows(SIZE) if row.batch == batch]
-        return rows[0].predictor_ms if alone is None and rows else alone
+        row, alone = results.frame_row(SIZE, batch), results.predictor_ms(SIZE, batch)
+        return row.predictor_ms if alone is None and row else alone
 
     return figure
 
 
 def _whole(batch: int) -> Callable[[Results], float | None]:
     def figure(results: Results) -> float | None:
-        rows = [row for row in results.frame_rows(SIZE) if row.batch == batch]
-        return rows[0].whole_ms if rows else None
+        row = results.frame_row(SIZE, batch)
+        return row.whole_ms if row else None
 
     return figure
 
