@@ -22,7 +22,8 @@ from torch import Tensor
 from load_tests import floors, report
 from serve_app.models.code_predictor import CodePredictor, FrameBatch
 from serve_app.models.cuda_graph import GraphRunner
-from serve_app.models.fast_code_predictor import FastCodePredictor, Plan, Tiles
+from serve_app.models.fast_code_predictor import FastCodePredictor, Plan
+from serve_app.models.fused_layers import Tiles
 from serve_app.models.spec import CodePredictorSpec, TransformerSpec
 
 _LAYERS = TransformerSpec(

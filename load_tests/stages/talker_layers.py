@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from load_tests import report
+from serve_app.models.fused_layers import Tiles
 from serve_app.models.talker.transformer import PLANS, FusedTransformer, Plan
 
 # hidden, layers of the releases.
@@ -102,7 +103,7 @@ def candidates(rows: int) -> list[Plan]:
     plans = [Plan("library"), Plan("library", pdl=False)]
     if rows <= 4:
         tiles = ((16, 4, 16, 4), (8, 4, 8, 4), (16, 4, 16, 2), (16, 8, 16, 4), (8, 2, 16, 2))
-        plans += [Plan("vector", each) for each in tiles]
+        plans += [Plan("vector", Tiles(*each)) for each in tiles]
     if 1 < rows <= 128:
         wide, narrow = ((32, 64, 32, 64), (8, 12)), ((32, 32, 32, 32), (4, 6))
         others = (
@@ -111,8 +112,8 @@ def candidates(rows: int) -> list[Plan]:
             ((64, 64, 64, 64), (8, 6)),
         )
         plans += [
-            Plan("tiled", *shape, pdl=pdl)
-            for shape, pdl in product((wide, narrow, *others), (True, False))
+            Plan("tiled", Tiles(*tiles), splits, pdl=pdl)
+            for (tiles, splits), pdl in product((wide, narrow, *others), (True, False))
         ]
     return plans
 

@@ -8,28 +8,28 @@ codes as `CodePredictor`; queries, new keys and everything elementwise stay in f
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from serve_app.models.code_predictor import CodePredictor
+from serve_app.models.fused_layers import (
+    Step,
+    Tiles,
+    library_layers,
+    projected,
+    tiled_layers,
+    vector_layers,
+)
 from serve_app.models.kernels_launch import can_overlap
-from serve_app.models.kernels_linear import add_norm, alternate, swiglu, tiled_linear, vector_linear
+from serve_app.models.kernels_linear import add_norm, alternate, tiled_linear, vector_linear
 from serve_app.models.kernels_predictor import attend, sample_row
 from serve_app.models.spec import CodePredictorSpec
 
-
-@dataclass(frozen=True, slots=True)
-class Tiles:
-    """Outputs that one program of a matrix product makes, by product."""
-
-    qkv: int
-    output: int
-    gate_up: int
-    down: int
-    head: int
+_VECTOR = Tiles(qkv=16, output=4, gate_up=16, down=4, head=8)
+_WIDE = Tiles(qkv=32, output=64, gate_up=32, down=64, head=16)
+_NARROW = Tiles(qkv=32, output=32, gate_up=32, down=32, head=16)
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,10 +46,10 @@ class Plan:
     """
 
     vector_rows: int = 0
-    vector: Tiles = Tiles(qkv=16, output=4, gate_up=16, down=4, head=8)
+    vector: Tiles = _VECTOR
     residual: torch.dtype = torch.bfloat16
     library_rows: int = 1 << 30
-    tiled: Tiles = Tiles(qkv=32, output=64, gate_up=32, down=64, head=16)
+    tiled: Tiles = _WIDE
     splits: tuple[int, int] = (8, 12)
     stages: int = 4
     attention_warps: int = 1
@@ -57,7 +57,6 @@ class Plan:
     pdl: bool = True
 
 
-_NARROW = Tiles(qkv=32, output=32, gate_up=32, down=32, head=16)
 # By the largest batch they are for; what measured best on an H200 (docs/performance.md).
 PLANS: tuple[tuple[int, Plan], ...] = (
     (1, Plan(vector_rows=2)),
@@ -139,70 +138,45 @@ class FastCodePredictor(CodePredictor):
         return forward(plan, flat, cache, start, self.heads[group - 1])
 
     def _vector(self, plan: Plan, x: Tensor, cache: Tensor, start: int, head: Tensor) -> Tensor:
-        shape, rows = self.spec.transformer, len(x)
-        eps, fresh, tiles = shape.rms_norm_eps, rows // cache.shape[2], plan.vector
-        product = partial(vector_linear, pdl=plan.pdl)
-        heads, kv_heads = shape.num_heads, shape.num_kv_heads
-        # Reused by all layers: a kernel writes only after all kernels before it have ended.
-        qkv = x.new_empty(rows, (heads + 2 * kv_heads) * shape.head_dim, dtype=torch.float32)
-        attended = x.new_empty(rows, heads * shape.head_dim)
-        state = torch.empty_like(x, dtype=plan.residual)
-        inner = x.new_empty(rows, shape.intermediate_size)
-        for weights, keys_values in zip(self.layers, cache, strict=True):
-            norm = (weights.input_norm, eps)
-            product(x, weights.qkv, qkv, tile_outputs=tiles.qkv, norm=norm)
-            attend(
-                qkv, weights.q_norm, weights.k_norm, eps, (self.cos, self.sin), keys_values, start,
-                attended, plan.attention_warps, plan.pdl,
-            )  # fmt: skip
-            product(attended, weights.output, state, tile_outputs=tiles.output, residual=x)
-            x, norm = state, (weights.post_norm, eps)
-            product(x, weights.gate_up, inner, tile_outputs=tiles.gate_up, norm=norm, gated=True)
-            product(inner, weights.down, x, tile_outputs=tiles.down, residual=x)
-        logits = x.new_empty(rows // fresh, len(head), dtype=torch.float32)
+        eps, fresh = self.spec.transformer.rms_norm_eps, len(x) // cache.shape[2]
+        attend = self._attention(plan, x, cache, start)
+        x = vector_layers(
+            self.layers, x, attend, eps, plan.vector,
+            qkv_dtype=torch.float32, residual=plan.residual, pdl=plan.pdl,
+        )  # fmt: skip
         last = x[fresh - 1 :: fresh]
-        return product(last, head, logits, tile_outputs=tiles.head, norm=(self.norm, eps))
+        logits = x.new_empty(len(last), len(head), dtype=torch.float32)
+        norm = (self.norm, eps)
+        return vector_linear(last, head, logits, plan.vector.head, norm=norm, pdl=plan.pdl)
 
     def _tiled(self, plan: Plan, x: Tensor, cache: Tensor, start: int, head: Tensor) -> Tensor:
-        shape, rows = self.spec.transformer, len(x)
-        eps, fresh, tiles, pdl = shape.rms_norm_eps, rows // cache.shape[2], plan.tiled, plan.pdl
-        product = partial(tiled_linear, stages=plan.stages, pdl=pdl)
-        heads, kv_heads = shape.num_heads, shape.num_kv_heads
-        qkv = x.new_empty(rows, (heads + 2 * kv_heads) * shape.head_dim, dtype=torch.float32)
-        attended = x.new_empty(rows, heads * shape.head_dim)
-        inner = x.new_empty(rows, shape.intermediate_size)
-        deltas = [x.new_empty(n, rows, x.shape[1], dtype=torch.float32) for n in plan.splits]
-        delta = None
-        for weights, keys_values in zip(self.layers, cache, strict=True):
-            normed = add_norm(x, delta, weights.input_norm, eps, pdl)
-            product(normed, weights.qkv, qkv, tiles.qkv)
-            attend(
-                qkv, weights.q_norm, weights.k_norm, eps, (self.cos, self.sin), keys_values, start,
-                attended, plan.attention_warps, pdl,
-            )  # fmt: skip
-            delta = deltas[0]
-            product(attended, weights.output, delta, tiles.output, plan.splits[0])
-            normed = add_norm(x, delta, weights.post_norm, eps, pdl)
-            product(normed, weights.gate_up, inner, tiles.gate_up, gated=True)
-            delta = deltas[1]
-            product(inner, weights.down, delta, tiles.down, plan.splits[1])
-        normed = add_norm(x, delta, self.norm, eps, pdl)[fresh - 1 :: fresh]
-        logits = x.new_empty(len(normed), len(head), dtype=torch.float32)
-        return product(normed, head, logits, tiles.head)
+        eps, fresh = self.spec.transformer.rms_norm_eps, len(x) // cache.shape[2]
+        attend = self._attention(plan, x, cache, start)
+        delta = tiled_layers(
+            self.layers, x, attend, eps, plan.tiled, plan.splits, plan.stages,
+            qkv_dtype=torch.float32, pdl=plan.pdl,
+        )  # fmt: skip
+        last = add_norm(x, delta, self.norm, eps, plan.pdl)[fresh - 1 :: fresh]
+        logits = x.new_empty(len(last), len(head), dtype=torch.float32)
+        return tiled_linear(last, head, logits, plan.tiled.head, stages=plan.stages, pdl=plan.pdl)
 
     def _library(self, plan: Plan, x: Tensor, cache: Tensor, start: int, head: Tensor) -> Tensor:
-        shape, rows, pdl = self.spec.transformer, len(x), plan.pdl
-        eps, fresh = shape.rms_norm_eps, len(x) // cache.shape[2]
-        attended = x.new_empty(rows, shape.num_heads * shape.head_dim)
-        delta = None
-        for weights, keys_values in zip(self.layers, cache, strict=True):
-            qkv = F.linear(add_norm(x, delta, weights.input_norm, eps, pdl), weights.qkv)
-            attend(
-                qkv, weights.q_norm, weights.k_norm, eps, (self.cos, self.sin), keys_values, start,
-                attended, plan.attention_warps, pdl,
-            )  # fmt: skip
-            delta = F.linear(attended, weights.output)
-            pairs = F.linear(add_norm(x, delta, weights.post_norm, eps, pdl), weights.gate_up)
-            delta = F.linear(swiglu(pairs, pdl), weights.down)
-        normed = add_norm(x, delta, self.norm, eps, pdl)
+        eps, fresh = self.spec.transformer.rms_norm_eps, len(x) // cache.shape[2]
+        attention = projected(self.layers, self._attention(plan, x, cache, start))
+        delta = library_layers(self.layers, x, attention, eps, pdl=plan.pdl)
+        normed = add_norm(x, delta, self.norm, eps, plan.pdl)
         return F.linear(normed[fresh - 1 :: fresh], head).float()
+
+    def _attention(self, plan: Plan, x: Tensor, cache: Tensor, start: int) -> Step:
+        """Attention of each layer over its part of `cache`, from position `start` on."""
+        shape, rotary = self.spec.transformer, (self.cos, self.sin)
+        out = x.new_empty(len(x), shape.num_heads * shape.head_dim)
+
+        def step(index: int, qkv: Tensor) -> Tensor:
+            weights = self.layers[index]
+            return attend(
+                qkv, weights.q_norm, weights.k_norm, shape.rms_norm_eps, rotary, cache[index],
+                start, out, plan.attention_warps, plan.pdl,
+            )  # fmt: skip
+
+        return step

@@ -28,7 +28,8 @@ def test_a_frame_equals_eager(width: int) -> None:
 def main(width: int) -> None:
     from load_tests.stages.code_predictor import random_batch, random_weights
     from serve_app.models.code_predictor import CodePredictor
-    from serve_app.models.fast_code_predictor import FastCodePredictor, Plan, Tiles
+    from serve_app.models.fast_code_predictor import FastCodePredictor, Plan
+    from serve_app.models.fused_layers import Tiles
     from serve_app.models.spec import CodePredictorSpec, TransformerSpec
 
     shape = TransformerSpec(32, 96, 1, 2, 1, 16, 1e-6, 1e6)

@@ -5,18 +5,24 @@ runs; for some streams eight, with matrix products that stream their weights int
 many the library multiplies. The same arithmetic as vLLM's Qwen3, with fewer roundings in between.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, Final, Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from vllm.forward_context import get_forward_context
 
+from serve_app.models.fused_layers import (
+    Step,
+    Tiles,
+    library_layers,
+    projected,
+    tiled_layers,
+    vector_layers,
+)
 from serve_app.models.kernels_launch import can_overlap
-from serve_app.models.kernels_linear import add_norm, alternate, swiglu, tiled_linear, vector_linear
+from serve_app.models.kernels_linear import add_norm, alternate
 from serve_app.models.talker import kernels_attention
 
 # Steps of more positions are prefills long enough that reading keys once per query would show.
@@ -24,19 +30,23 @@ MOST_POSITIONS: Final = 512
 _HEAD_DIM: Final = 128
 
 
+_VECTOR: Final = Tiles(qkv=16, output=4, gate_up=16, down=4)
+_NARROW: Final = Tiles(qkv=32, output=32, gate_up=32, down=32)
+
+
 @dataclass(frozen=True, slots=True)
 class Plan:
     """How to run a number of rows; measured by load_tests/stages/talker_layers.py.
 
     products: without matrix units, streamed into partial sums, or the library's.
-    tiles: outputs that one program makes of qkv, output, gate_up and down.
+    tiles: of products that are not the library's.
     splits: partial sums of output and down, for streamed products.
     stages: tiles that a streamed product has in flight.
     pdl: overlap the start of each kernel with the end of the one before.
     """
 
     products: Literal["vector", "tiled", "library"]
-    tiles: tuple[int, int, int, int] = (16, 4, 16, 4)
+    tiles: Tiles = _VECTOR
     splits: tuple[int, int] = (1, 1)
     stages: int = 4
     pdl: bool = True
@@ -45,7 +55,7 @@ class Plan:
 # By the largest number of rows they are for; what measured best on an H200 (docs/performance.md).
 PLANS: Final[tuple[tuple[int, Plan], ...]] = (
     (1, Plan("vector")),
-    (40, Plan("tiled", (32, 32, 32, 32), (4, 6), pdl=False)),
+    (40, Plan("tiled", _NARROW, (4, 6), pdl=False)),
     (1 << 30, Plan("library")),
 )
 
@@ -73,10 +83,6 @@ class _Layer:
             layer.mlp.down_proj.weight,
             layer.self_attn,
         )
-
-
-# What attention makes of a layer and its input.
-_Step = Callable[[_Layer, Tensor], Tensor]
 
 
 class FusedTransformer:
@@ -118,67 +124,36 @@ class FusedTransformer:
         plan = next(plan for most, plan in self.plans if rows <= most)
         # Without metadata vLLM measures its memory; there is no cache yet.
         if not isinstance(context.attn_metadata, dict) or rows > MOST_POSITIONS:
-            return self._library(embeddings, plan, lambda layer, x: layer.attention(positions, x))
+            unpaged = [layer.attention for layer in self.layers]
+            return self._library(embeddings, plan, lambda index, x: unpaged[index](positions, x))
         return self.run(plan, positions, embeddings, context)
 
     def run(self, plan: Plan, positions: Tensor, embeddings: Tensor, context: Any) -> Tensor:
         """As when called, by `plan`; `context` has `attn_metadata` and `slot_mapping` by layer."""
-        attend = partial(self._attend, positions, context, plan.pdl)
+        layers, eps, pdl = self.layers, self._eps, plan.pdl
+
+        def attend(index: int, qkv: Tensor) -> Tensor:
+            return self._attend(positions, context, pdl, layers[index], qkv)
+
+        if plan.products == "library":
+            return self._library(embeddings, plan, projected(layers, attend))
+        dtype = embeddings.dtype
         if plan.products == "vector":
-            return self._vector(embeddings, plan, attend)
-        if plan.products == "tiled":
-            return self._tiled(embeddings, plan, attend)
-
-        def attention(layer: _Layer, x: Tensor) -> Tensor:
-            return F.linear(attend(layer, F.linear(x, layer.qkv)), layer.output)
-
-        return self._library(embeddings, plan, attention)
-
-    def _vector(self, x: Tensor, plan: Plan, attend: _Step) -> Tensor:
-        eps, product = self._eps, partial(vector_linear, pdl=plan.pdl)
-        to_qkv, to_output, to_gate_up, to_down = plan.tiles
-        # Reused by all layers: a kernel writes only after all kernels before it have ended.
-        first = self.layers[0]
-        qkv = x.new_empty(len(x), len(first.qkv))
-        inner = x.new_empty(len(x), first.down.shape[1])
-        state = torch.empty_like(x)
-        for layer in self.layers:
-            product(x, layer.qkv, qkv, to_qkv, norm=(layer.input_norm, eps))
-            mixed = attend(layer, qkv)
-            product(mixed, layer.output, state, to_output, residual=x)
-            x = state
-            product(x, layer.gate_up, inner, to_gate_up, norm=(layer.post_norm, eps), gated=True)
-            product(inner, layer.down, x, to_down, residual=x)
-        return add_norm(x, None, self._norm, eps, plan.pdl)
-
-    def _tiled(self, x: Tensor, plan: Plan, attend: _Step) -> Tensor:
-        eps, pdl, rows = self._eps, plan.pdl, len(x)
-        product = partial(tiled_linear, stages=plan.stages, pdl=pdl)
-        to_qkv, to_output, to_gate_up, to_down = plan.tiles
-        first = self.layers[0]
-        qkv = x.new_empty(rows, len(first.qkv))
-        inner = x.new_empty(rows, first.down.shape[1])
-        deltas = [x.new_empty(n, *x.shape, dtype=torch.float32) for n in plan.splits]
-        x, delta = x.clone(), None
-        for layer in self.layers:
-            normed = add_norm(x, delta, layer.input_norm, eps, pdl)
-            product(normed, layer.qkv, qkv, to_qkv)
-            mixed = attend(layer, qkv)
-            delta = product(mixed, layer.output, deltas[0], to_output, plan.splits[0])
-            normed = add_norm(x, delta, layer.post_norm, eps, pdl)
-            product(normed, layer.gate_up, inner, to_gate_up, gated=True)
-            delta = product(inner, layer.down, deltas[1], to_down, plan.splits[1])
+            x = vector_layers(
+                layers, embeddings, attend, eps, plan.tiles,
+                qkv_dtype=dtype, residual=dtype, pdl=pdl,
+            )  # fmt: skip
+            return add_norm(x, None, self._norm, eps, pdl)
+        x = embeddings.clone()
+        delta = tiled_layers(
+            layers, x, attend, eps, plan.tiles, plan.splits, plan.stages, qkv_dtype=dtype, pdl=pdl
+        )
         return add_norm(x, delta, self._norm, eps, pdl)
 
-    def _library(self, x: Tensor, plan: Plan, attention: _Step) -> Tensor:
-        eps, pdl = self._eps, plan.pdl
-        x, delta = x.clone(), None
-        for layer in self.layers:
-            normed = add_norm(x, delta, layer.input_norm, eps, pdl)
-            delta = attention(layer, normed)
-            normed = add_norm(x, delta, layer.post_norm, eps, pdl)
-            delta = F.linear(swiglu(F.linear(normed, layer.gate_up), pdl), layer.down)
-        return add_norm(x, delta, self._norm, eps, pdl)
+    def _library(self, embeddings: Tensor, plan: Plan, attention: Step) -> Tensor:
+        x = embeddings.clone()
+        delta = library_layers(self.layers, x, attention, self._eps, pdl=plan.pdl)
+        return add_norm(x, delta, self._norm, self._eps, plan.pdl)
 
     @staticmethod
     def _attend(positions: Tensor, context: Any, pdl: bool, layer: _Layer, qkv: Tensor) -> Tensor:
