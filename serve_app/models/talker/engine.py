@@ -301,7 +301,7 @@ class VllmTalker:
             cpu_kernels.install()
         vllm_config = self._engine_config(checkpoint, place)
         with torch.inference_mode():
-            core = EngineCore(vllm_config, Executor.get_class(vllm_config), log_stats=True)
+            core = EngineCore(vllm_config, Executor.get_class(vllm_config), log_stats=False)
         self.core = core
         executor: Any = core.model_executor
         self.model_state = executor.driver_worker.worker.model_runner.model_state
@@ -309,6 +309,8 @@ class VllmTalker:
 
     def _engine_config(self, checkpoint: Any, place: DeviceSpec) -> Any:
         from vllm.engine.arg_utils import EngineArgs
+
+        from serve_app.models.talker.scheduler import FrameScheduler
 
         config, cuda = self.config, place.device.type == "cuda"
         settings: dict[str, Any] = {}
@@ -334,6 +336,7 @@ class VllmTalker:
             enforce_eager=not graphs,
             compilation_config={"mode": 0, "cudagraph_mode": "FULL" if graphs else "NONE"},  # type: ignore[arg-type]
             additional_config={RUNTIME_KEY: self._runtime_key},
+            scheduler_cls=FrameScheduler,
             disable_log_stats=True,
             **settings,
         )

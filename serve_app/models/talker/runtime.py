@@ -1,7 +1,7 @@
 """What passes between the engine's owner and the hooks that vLLM builds: prompts in, frames out."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -77,11 +77,12 @@ def _record(device: torch.device) -> torch.cuda.Event | None:
 
 @dataclass(frozen=True, slots=True)
 class TalkerRuntime:
-    """What the engine's owner gives to the state.
+    """What the engine's owner gives to scheduler and state.
 
     on_step: told of each launched step.
     on_restore: told that a preempted request came back.
     is_wanted: whether somebody still consumes a request; called with the lock of `first_audio`.
+    preempted: requests that lost their memory and will come back; kept by the scheduler.
     """
 
     spec: TalkerSpec
@@ -90,8 +91,9 @@ class TalkerRuntime:
     on_restore: Callable[[], None]
     is_wanted: Callable[[str], bool]
     first_audio: FirstAudioDecoder | None = None
+    preempted: set[str] = field(default_factory=set)
 
 
-# vLLM builds the state itself and its config carries plain values only; owner and state share a
-# process.
+# vLLM builds scheduler and state itself and its config carries plain values only; all of
+# them share a process.
 RUNTIMES: dict[str, TalkerRuntime] = {}

@@ -6,7 +6,6 @@ prefill and recompute after preemption all build their inputs by the same gather
 synchronisation and without per-request Python.
 """
 
-from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -25,11 +24,6 @@ from serve_app.models.talker.sampler import TalkerSampler
 from serve_app.models.talker.slots import SlotTable
 from serve_app.models.talker.transformer import MOST_POSITIONS
 from serve_app.types import Prompt
-
-# A preempted request comes back as a new one; its codes wait here. Finished requests pass through
-# as well (the hook does not tell them apart), so the store is bounded; preempted requests are few
-# and come back soon.
-_MAX_SUSPENDED = 1024
 
 # Before the inputs, behind the forward pass, behind the frame.
 StepMark = Literal["inputs", "logits", "frame"]
@@ -67,7 +61,8 @@ class TalkerState(DefaultModelState):
         self.prompt_len = np.zeros(self.max_num_reqs + 1, dtype=np.int64)
         self.end = np.zeros(self.max_num_reqs + 1, dtype=np.int64)
         self.computed = np.zeros(self.max_num_reqs + 1, dtype=np.int64)
-        self.suspended: OrderedDict[str, Tensor] = OrderedDict()
+        # The codes of preempted requests, which come back as new ones.
+        self.suspended: dict[str, Tensor] = {}
         # Where the first frame of a slot is to be decoded; -1: nowhere, or done.
         self.decoder_slot = np.full(self.max_num_reqs + 1, -1, dtype=np.int64)
         self.embed_rows: Callable[..., None] | None = None
@@ -103,6 +98,7 @@ class TalkerState(DefaultModelState):
         made = len(new_req_data.prefill_token_ids or ()) - new_req_data.prompt_len
         frames = len(done) + made
         saved = self.suspended.pop(new_req_data.req_id, None)
+        self.runtime.preempted.discard(new_req_data.req_id)
         if made > 0:
             if saved is None or len(saved) < frames:
                 raise RuntimeError(f"codes of preempted request {new_req_data.req_id} are gone")
@@ -160,16 +156,15 @@ class TalkerState(DefaultModelState):
         self.table.seen[slot].index_fill_(0, codes, True)
 
     def remove_request(self, req_id: str) -> None:
-        """Keep the codes: finished and preempted requests both come here, and some come back."""
+        """Forget a request that has ended; keep the codes of one that is preempted."""
         slot = self.slot_of.pop(req_id, None)
-        if slot is None:
-            return
-        # The row at `end` is the last one written: the position computed last sampled the row that
-        # follows it.
-        made = self.table.ids[slot, self.prompt_len[slot] : self.end[slot] + 1, 1:]
-        self.suspended[req_id] = made.clone()
-        if len(self.suspended) > _MAX_SUSPENDED:
-            self.suspended.popitem(last=False)
+        if req_id not in self.runtime.preempted:
+            self.suspended.pop(req_id, None)
+        elif slot is not None:  # else it comes back, which begins with its removal
+            # The row at `end` is the last one written: the position computed last sampled the row
+            # that follows it.
+            made = self.table.ids[slot, self.prompt_len[slot] : self.end[slot] + 1, 1:]
+            self.suspended[req_id] = made.clone()
 
     # Inputs
 
