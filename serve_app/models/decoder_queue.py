@@ -43,7 +43,7 @@ class Stream:
 
 
 class DecoderQueue:
-    """The streams in use and their jobs.
+    """The streams in use and their jobs, and who waits.
 
     Args:
         sizes: lengths of pieces, ascending, in frames; 1 is among them.
@@ -63,6 +63,7 @@ class DecoderQueue:
         clock: Callable[[], float],
     ) -> None:
         self.streams: dict[int, Stream] = {}
+        self._ready: dict[int, Stream] = {}
         self._sizes = sizes
         self._pad_final = pad_final
         self._patience_s = patience_s
@@ -71,20 +72,48 @@ class DecoderQueue:
 
     @property
     def jobs(self) -> list[Job]:
-        return [job for stream in self.streams.values() for job in stream.jobs]
+        return [job for stream in self._ready.values() for job in stream.jobs]
+
+    def open(self, slot: int) -> None:
+        self.streams[slot] = Stream(slot)
+
+    def close(self, slot: int) -> list[Job]:
+        """Forget a stream; what it still has waiting."""
+        stream = self.streams.pop(slot)
+        self._ready.pop(slot, None)
+        jobs = list(stream.jobs)
+        # A step that is under way still holds the stream.
+        stream.jobs.clear()
+        return jobs
+
+    def add(self, stream: Stream, job: Job) -> bool:
+        """Append a job; whether that can end a wait as long as `seconds_to_wait` said before."""
+        stream.jobs.append(job)
+        self._ready[stream.slot] = stream
+        return len(self._ready) in (1, _COMPANY) or self._is_urgent(stream, self._clock())
+
+    def finish(self, stream: Stream) -> None:
+        """Take a stream's first job away."""
+        stream.jobs.popleft()
+        if not stream.jobs:
+            self._ready.pop(stream.slot, None)
+
+    def clear(self) -> None:
+        """Take all jobs away."""
+        for stream in self._ready.values():
+            stream.jobs.clear()
+        self._ready.clear()
 
     def seconds_to_wait(self) -> float | None:
         """How long to wait for more jobs; 0: not at all, None: there is none."""
-        ready = self._ready()
+        ready = self._ready.values()
         if not ready:
             return None
         if not self._patience_s or len(ready) >= _COMPANY:
             return 0.0
         now = self._clock()
-        for stream in ready:
-            order, dry_s = self._urgency(stream)
-            if order == 0 or stream.first_audio_s is None or dry_s < now + _MARGIN_S:
-                return 0.0
+        if any(self._is_urgent(stream, now) for stream in ready):
+            return 0.0
         oldest_s = min(stream.jobs[0].submitted_s for stream in ready)
         return max(0.0, oldest_s + self._patience_s - now)
 
@@ -94,15 +123,17 @@ class DecoderQueue:
         Args:
             most: streams that a step of pieces of so many frames can have.
         """
-        ready = sorted(self._ready(), key=self._urgency)
+        ready = sorted(self._ready.values(), key=self._urgency)
         size = self._next_size(ready[0].jobs[0])
         same = [
             (stream, stream.jobs[0]) for stream in ready if self._next_size(stream.jobs[0]) == size
         ]
         return same[: most(size)], size
 
-    def _ready(self) -> list[Stream]:
-        return [stream for stream in self.streams.values() if stream.jobs]
+    def _is_urgent(self, stream: Stream, now: float) -> bool:
+        """Whether a stream has nothing to play, or not for long."""
+        order, dry_s = self._urgency(stream)
+        return order == 0 or stream.first_audio_s is None or dry_s < now + _MARGIN_S
 
     def _urgency(self, stream: Stream) -> tuple[int, float]:
         """Order of service: first audio by age, then the stream whose listener runs dry first."""

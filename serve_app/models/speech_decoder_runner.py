@@ -166,16 +166,14 @@ class SpeechDecoderRunner:
             # First in, first out: a slot just released may still have a piece of its old stream on
             # the device.
             slot = self._free.popleft()
-            self._queue.streams[slot] = Stream(slot)
+            self._queue.open(slot)
             return slot
 
     def release(self, slot: int) -> None:
         """Give the slot back; what its stream still has waiting is cancelled."""
         with self._wake:
-            stream = self._queue.streams.pop(slot)
+            jobs = self._queue.close(slot)
             self._free.append(slot)
-            jobs = list(stream.jobs)
-            stream.jobs.clear()
         for job in jobs:
             job.future.cancel()
 
@@ -213,8 +211,8 @@ class SpeechDecoderRunner:
             stream = self._queue.streams[slot]
             job = Job(codes, reset or stream.fresh, discard, final, future, self._clock())
             stream.fresh = False
-            stream.jobs.append(job)
-            self._wake.notify()
+            if self._queue.add(stream, job):
+                self._wake.notify()
         return future
 
     def decode_first(self, slots: Tensor, codes: Tensor) -> Tensor:
@@ -510,7 +508,7 @@ class SpeechDecoderRunner:
             job.next_frame += num_frames
             if job.next_frame < len(job.codes) or not stream.jobs:
                 continue
-            stream.jobs.popleft()
+            self._queue.finish(stream)
             step.finished.append(job)
             if not job.discard:
                 stream.first_audio_s = now if stream.first_audio_s is None else stream.first_audio_s
@@ -534,8 +532,7 @@ class SpeechDecoderRunner:
         """Fail every waiting job, and those named."""
         with self._wake:
             jobs = [*also, *self._queue.jobs]
-            for stream in self._queue.streams.values():
-                stream.jobs.clear()
+            self._queue.clear()
         for job in jobs:
             if job.future.set_running_or_notify_cancel():
                 job.future.set_exception(error)
