@@ -6,8 +6,9 @@ and the launch of a decoder step, which together take longer than the decoding i
 
 import threading
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Final
 
 import numpy as np
@@ -18,8 +19,10 @@ from serve_app.models.cuda_graph import BatchGraphs
 from serve_app.models.speech_decoder_runner import SpeechDecoderRunner
 
 _BATCH_SIZES: Final = (1, 2, 4, 8)
-# Launches whose samples have not been fetched: one per step in flight, and one more.
+# Launches whose samples have not been fetched; with more of them, first frames take the usual way.
 _NUM_BUFFERS: Final = 4
+
+_Buffers = tuple[Tensor, Tensor]
 
 
 @dataclass(slots=True, eq=False)
@@ -30,17 +33,20 @@ class FirstAudio:
         rows: the rows of the step that it belongs to, ascending.
         samples: int16 [len(rows), samples_per_frame], pinned; complete after `done`.
         codes: what the device still reads; kept alive.
+        give_back: called once the samples are copied.
     """
 
     rows: Sequence[int]
     samples: Tensor
     done: torch.cuda.Event
     codes: Tensor
+    give_back: Callable[[], None]
 
     def fetch(self) -> dict[int, np.ndarray]:
-        """Wait for the samples; int16 [samples_per_frame] by row."""
+        """Wait for the samples; int16 [samples_per_frame] by row. To be called once."""
         self.done.synchronize()
         copies = self.samples.numpy().copy()
+        self.give_back()
         return dict(zip(self.rows, copies, strict=True))
 
 
@@ -73,7 +79,7 @@ class FirstAudioDecoder:
         with torch.cuda.stream(self._stream):
             self._graphs.capture_all()
             self._stream.synchronize()
-        self._buffers = deque(
+        self._buffers: deque[_Buffers] = deque(
             (
                 torch.empty(self.max_rows, dtype=torch.int64, pin_memory=True),
                 torch.empty(
@@ -83,17 +89,20 @@ class FirstAudioDecoder:
             for _ in range(_NUM_BUFFERS)
         )
 
-    def launch(self, slots: Sequence[int], codes: Tensor, rows: Sequence[int]) -> FirstAudio:
+    def launch(self, slots: Sequence[int], codes: Tensor, rows: Sequence[int]) -> FirstAudio | None:
         """Decode the first frame of the streams in `slots`, after what the current stream does.
+
+        Does nothing and returns None while too many launches are not fetched.
 
         Args:
             slots: of the runner, at most `max_rows`.
             codes: int64 [B, Q] on the device, the frames of a step.
             rows: which of them, one per slot.
         """
-        count = len(slots)
-        self._buffers.rotate()
-        slot_buffer, samples = (buffer[:count] for buffer in self._buffers[0])
+        if not self._buffers:
+            return None
+        count, buffers = len(slots), self._buffers.popleft()
+        slot_buffer, samples = (buffer[:count] for buffer in buffers)
         slot_buffer.copy_(torch.tensor(slots))
         self._stream.wait_stream(torch.cuda.current_stream(self._device))
         with torch.cuda.stream(self._stream):
@@ -102,7 +111,7 @@ class FirstAudioDecoder:
             done = torch.cuda.Event()
             done.record()
         self._runner.follow(done)
-        return FirstAudio(rows, samples, done, codes)
+        return FirstAudio(rows, samples, done, codes, partial(self._buffers.append, buffers))
 
     def close(self) -> None:
         self._graphs.close()

@@ -13,7 +13,7 @@ import secrets
 import sys
 import threading
 import time
-from collections import defaultdict, deque
+from collections import deque
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing, nullcontext
 from dataclasses import dataclass, field
@@ -29,6 +29,7 @@ from serve_app.models.device import DeviceSpec, resolve_device
 from serve_app.models.first_audio import FirstAudioDecoder
 from serve_app.models.frame_channel import FrameClient
 from serve_app.models.prompt import build_prompt
+from serve_app.models.talker.outbox import Outbox, Stream
 from serve_app.models.talker.runtime import (
     PROMPT_KEY,
     RUNTIME_KEY,
@@ -47,15 +48,6 @@ logger = logging.getLogger(__name__)
 _RESERVE_BYTES = 3 * 2**30
 _STALL_S = 30.0
 _SWITCH_INTERVAL_S = 2e-4
-
-
-@dataclass(slots=True)
-class _Stream:
-    """One running request, owned by the event loop that consumes it."""
-
-    loop: asyncio.AbstractEventLoop
-    queue: "asyncio.Queue[CodecFrames | Exception]"
-    chunker: Chunker
 
 
 @dataclass(slots=True)
@@ -96,13 +88,14 @@ class VllmTalker:
         self.config = config
         self.tokenizer = TextTokenizer.from_dir(checkpoint.path)
         self.predictor = predictor
-        self._streams: dict[str, _Stream] = {}
+        self._streams: dict[str, Stream] = {}
         self._inbox: deque[tuple[str, Any]] = deque()
         self._wake = threading.Condition()
         self._chunk_frames = tuple(chunk_frames)
         # A first frame that is not an item of its own is decoded with the others of its item.
         self._first_audio = first_audio if self._chunk_frames[0] == 1 else None
         self._stepper: Stepper | None = None
+        self._outbox = Outbox()
         self._load = _Load()
         self._failure: BaseException | None = None
         self._closing = False
@@ -186,7 +179,7 @@ class VllmTalker:
             return
         request_id = f"{prompt.request_id}-{secrets.token_hex(4)}"
         chunker = Chunker(self._chunk_frames, len(done))
-        stream = _Stream(asyncio.get_running_loop(), asyncio.Queue(), chunker)
+        stream = Stream(asyncio.get_running_loop(), asyncio.Queue(), chunker)
         self._streams[request_id] = stream
         self._post("add", (request_id, TalkerPrompt(prompt, done, decoder_slot)))
         finished = False
@@ -228,6 +221,7 @@ class VllmTalker:
         self._closing = True
         self._post("close", None)
         self._thread.join(timeout=20)
+        self._outbox.close()
         self.predictor.close()
         RUNTIMES.pop(self._runtime_key, None)
 
@@ -264,13 +258,12 @@ class VllmTalker:
         finally:
             started.set()
             reason = self._failure
-            for stream in list(self._streams.values()):
-                failure = (
-                    StageFailed(f"the talker engine died: {reason!r}")
-                    if reason
-                    else (StageUnavailable("the talker was closed"))
-                )
-                self._deliver({stream.loop: [(stream, failure)]})
+            failure = (
+                StageFailed(f"the talker engine died: {reason!r}")
+                if reason
+                else StageUnavailable("the talker was closed")
+            )
+            self._outbox.deliver((stream, failure) for stream in list(self._streams.values()))
             if core is not None:
                 core.shutdown()
 
@@ -419,7 +412,7 @@ class VllmTalker:
             logger.exception("vLLM refused request %s", request_id)
             stream = self._streams.get(request_id)
             if stream is not None:
-                self._deliver({stream.loop: [(stream, StageFailed(f"vLLM refused it: {error}"))]})
+                self._outbox.deliver([(stream, StageFailed(f"vLLM refused it: {error}"))])
 
     def _dispatch(self, step: StepFrames, outputs: Sequence[Any]) -> None:
         """Match a step's outputs with its codes and hand out what is complete.
@@ -429,43 +422,32 @@ class VllmTalker:
         row_of = {request_id: row for row, request_id in enumerate(step.request_ids)}
         codes = step.codes
         first_rows = set(step.audio.rows) if step.audio is not None else ()
-        later: list[tuple[_Stream, int, FinishReason | None]] = []
-        deliveries: dict[asyncio.AbstractEventLoop, list[tuple[_Stream, Any]]] = defaultdict(list)
+        firsts: list[tuple[Stream, int, CodecFrames]] = []
+        items: list[tuple[Stream, CodecFrames]] = []
         eos = self.spec.talker.codec_eos_id
         for output in outputs:
             stream = self._streams.get(output.request_id)
             if stream is None:  # its consumer has gone
                 continue
-            tokens, reason = output.new_token_ids, _finish_reason(output.finish_reason)
-            if not tokens and reason is None:
+            tokens, reason = output.new_token_ids, output.finish_reason
+            if reason is not None:
+                reason = _finish_reason(reason)
+            elif not tokens:
                 continue
             row = row_of[output.request_id] if tokens and tokens[-1] != eos else None
             self._load.frames += row is not None
-            if row is not None and row in first_rows:
-                later.append((stream, row, reason))
-                continue
             frame = codes[:0] if row is None else codes[row : row + 1]
             item = stream.chunker.add(frame, reason)
-            if item is not None:
-                deliveries[stream.loop].append((stream, item))
-        self._deliver(deliveries)
-        if step.audio is None:
-            return
-        # Fetched even if nobody wants it any more: the buffers are used again.
-        samples = step.audio.fetch()
-        deliveries = defaultdict(list)
-        for stream, row, reason in later:
-            item = stream.chunker.add(codes[row : row + 1], reason, samples[row])
-            deliveries[stream.loop].append((stream, item))
-        self._deliver(deliveries)
-
-    @staticmethod
-    def _deliver(deliveries: Mapping[asyncio.AbstractEventLoop, list[tuple[_Stream, Any]]]) -> None:
-        for loop, items in deliveries.items():
-            try:
-                loop.call_soon_threadsafe(_put_all, items)
-            except RuntimeError:  # the consumer's loop is closed: nobody waits any more
-                logger.debug("dropped %d items for a closed event loop", len(items))
+            if item is None:
+                continue
+            if row is not None and row in first_rows:
+                firsts.append((stream, row, item))
+            else:
+                items.append((stream, item))
+        self._outbox.deliver(items)
+        if step.audio is not None:
+            # Fetched even if nobody wants it any more: the buffers are used again.
+            self._outbox.deliver_audio(step.audio, firsts, wait=step.is_small)
 
     def _update_load(self, core: Any) -> None:
         scheduler, load = core.scheduler, self._load
@@ -475,13 +457,5 @@ class VllmTalker:
         load.last_step = time.monotonic()
 
 
-def _put_all(items: list[tuple[_Stream, Any]]) -> None:
-    for stream, item in items:
-        stream.queue.put_nowait(item)
-
-
-def _finish_reason(reason: Any) -> FinishReason | None:
-    if reason is None:
-        return None
-    name = str(reason)
-    return "stop" if name == "stop" else "length"
+def _finish_reason(reason: Any) -> FinishReason:
+    return "stop" if str(reason) == "stop" else "length"

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Final
 
 import numpy as np
 import torch
@@ -11,6 +12,8 @@ from serve_app.models.first_audio import FirstAudio, FirstAudioDecoder
 from serve_app.models.frame_channel import FrameClient
 from serve_app.models.spec import TalkerSpec
 from serve_app.types import Prompt
+
+_FEW_ROWS: Final = 8
 
 PROMPT_KEY = "tts_prompt"
 RUNTIME_KEY = "tts_runtime"
@@ -50,6 +53,11 @@ class StepFrames:
         # Of the step on the device, and of the copy; on CPU nothing is ever under way.
         self.done = _record(codes.device)
         self.copied: torch.cuda.Event | None = None
+
+    @property
+    def is_small(self) -> bool:
+        """Whether so few streams can spare the time that the device gives to first audio alone."""
+        return len(self.request_ids) <= _FEW_ROWS
 
     @property
     def codes(self) -> np.ndarray:

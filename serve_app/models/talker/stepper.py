@@ -19,8 +19,6 @@ MAX_IN_FLIGHT: Final = 2
 _LONGER_S: Final = 5e-5
 _SHORTER: Final = 0.8
 _LONGEST_S: Final = 0.05
-# So many streams can spare the time that the device gives to first audio alone.
-_FEW_ROWS: Final = 8
 
 
 @dataclass(slots=True)
@@ -37,8 +35,8 @@ class _Flight:
     @property
     def is_first_audio(self) -> bool:
         """Whether first audio is being made of it on a device that few others wait for."""
-        audio = self.frames.audio if self.frames is not None else None
-        return audio is not None and self.rows <= _FEW_ROWS
+        frames = self.frames
+        return frames is not None and frames.audio is not None and frames.is_small
 
 
 class Stepper:
