@@ -5,30 +5,15 @@ Plain bookkeeping without a device or a thread; the runner holds its lock around
 
 from collections import deque
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Final
 
-import numpy as np
+from serve_app.models.decoder_jobs import Job
 
 # So many jobs are company enough, and a listener with less to play than this is not kept waiting.
 _COMPANY: Final = 32
 # A step of the largest batch takes some 30 ms beside a busy talker, and two may be before it.
 _MARGIN_S: Final = 0.08
-
-
-@dataclass(slots=True, eq=False)
-class Job:
-    """Frames of one stream that wait for the decoder, done in one or more pieces."""
-
-    codes: np.ndarray
-    reset: bool
-    discard: bool
-    final: bool
-    future: "Future[np.ndarray]"
-    submitted_s: float
-    next_frame: int = 0
-    samples: list[np.ndarray] = field(default_factory=list)
 
 
 @dataclass(slots=True, eq=False)

@@ -188,7 +188,6 @@ def _with_empty_groups(rows: list[tuple[int, int]], num_code_groups: int) -> np.
 
 
 def _merged(default: Sampling, overrides: SamplingOverrides) -> Sampling:
-    stated = {
-        name: value for name, value in dataclasses.asdict(overrides).items() if value is not None
-    }
-    return dataclasses.replace(default, **stated)
+    names = [field.name for field in dataclasses.fields(overrides)]
+    stated = {name: value for name in names if (value := getattr(overrides, name)) is not None}
+    return dataclasses.replace(default, **stated) if stated else default

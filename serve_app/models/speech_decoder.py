@@ -203,7 +203,7 @@ class StreamingSpeechDecoder:
 
     async def _decode(self, slot: int, pieces: list[_Piece], is_last: bool = False) -> np.ndarray:
         futures = [
-            self.runner.submit(
+            self.runner.submit_from_loop(
                 slot,
                 piece.codes,
                 reset=piece.reset,
@@ -212,7 +212,7 @@ class StreamingSpeechDecoder:
             )
             for piece in pieces
         ]
-        samples = [await asyncio.wrap_future(future) for future in futures]
-        if len(samples) == 1:
-            return samples[0]
+        if len(futures) == 1:
+            return await futures[0]
+        samples = await asyncio.gather(*futures)
         return np.concatenate(samples) if samples else np.empty(0, np.int16)

@@ -1,5 +1,6 @@
 """The thread that decodes whoever is due, in batches, through CUDA graphs where there is CUDA."""
 
+import asyncio
 import contextlib
 import logging
 import threading
@@ -16,7 +17,8 @@ from torch import Tensor
 
 from serve_app.errors import Overloaded, StageFailed, StageUnavailable
 from serve_app.models.cuda_graph import BatchGraphs
-from serve_app.models.decoder_queue import DecoderQueue, Job, Stream
+from serve_app.models.decoder_jobs import Job, settle
+from serve_app.models.decoder_queue import DecoderQueue, Stream
 from serve_app.models.decoder_state import DecoderState
 from serve_app.models.speech_decoder_model import SpeechDecoderModel
 
@@ -204,15 +206,26 @@ class SpeechDecoderRunner:
             StageFailed: the codes have a wrong shape or are out of range, or the decoder is broken.
             StageUnavailable: the decoder is closed.
         """
-        codes = self._checked(codes)
         future: Future[np.ndarray] = Future()
-        with self._wake:
-            self._check()
-            stream = self._queue.streams[slot]
-            job = Job(codes, reset or stream.fresh, discard, final, future, self._clock())
-            stream.fresh = False
-            if self._queue.add(stream, job):
-                self._wake.notify()
+        self._enqueue(slot, Job(self._checked(codes), reset, discard, final, future))
+        return future
+
+    def submit_from_loop(
+        self,
+        slot: int,
+        codes: np.ndarray,
+        *,
+        reset: bool = False,
+        discard: bool = False,
+        final: bool = False,
+    ) -> "asyncio.Future[np.ndarray]":
+        """Like `submit`, for the event loop that runs, which also has to release the slot.
+
+        Cheaper than wrapping what `submit` returns: all streams that a step was for learn of it in
+        one call of their loop.
+        """
+        future: asyncio.Future[np.ndarray] = asyncio.get_running_loop().create_future()
+        self._enqueue(slot, Job(self._checked(codes), reset, discard, final, future))
         return future
 
     def decode_first(self, slots: Tensor, codes: Tensor) -> Tensor:
@@ -285,6 +298,16 @@ class SpeechDecoderRunner:
         for graphs in self._graphs.values():
             graphs.close()
 
+    def _enqueue(self, slot: int, job: Job) -> None:
+        with self._wake:
+            self._check()
+            stream = self._queue.streams[slot]
+            job.reset |= stream.fresh
+            job.submitted_s = self._clock()
+            stream.fresh = False
+            if self._queue.add(stream, job):
+                self._wake.notify()
+
     def _check(self) -> None:
         if self._failure is not None:
             raise StageFailed(f"the speech decoder failed: {self._failure!r}")
@@ -299,7 +322,8 @@ class SpeechDecoderRunner:
             raise StageFailed(
                 f"codes of shape {codes.shape}, expected [T >= 1, {self.spec.num_code_groups}]"
             )
-        if codes.min() < 0 or codes.max() >= self.spec.codebook_size:
+        # Without a sign, a negative number is a huge one.
+        if codes.view(np.uint64).max() >= self.spec.codebook_size:
             raise StageFailed(
                 f"codes from {codes.min()} to {codes.max()}, codebooks end at"
                 f" {self.spec.codebook_size - 1};"
@@ -519,20 +543,17 @@ class SpeechDecoderRunner:
         for (_, job), num_frames, row in zip(step.group, step.frames, step.samples, strict=True):
             if not job.discard:
                 job.samples.append(row[: num_frames * self.spec.samples_per_frame].copy())
+        results: list[tuple[Job, np.ndarray | Exception]] = []
         while step.finished:
             job = step.finished.pop(0)
-            if not job.future.set_running_or_notify_cancel():
-                continue
-            if len(job.samples) == 1:
-                job.future.set_result(job.samples[0])
-            else:
-                job.future.set_result(np.concatenate(job.samples or [np.empty(0, np.int16)]))
+            many = len(job.samples) != 1
+            samples = job.samples or [np.empty(0, np.int16)]
+            results.append((job, np.concatenate(samples) if many else samples[0]))
+        settle(results)
 
     def _abandon(self, error: Exception, also: Sequence[Job] = ()) -> None:
         """Fail every waiting job, and those named."""
         with self._wake:
             jobs = [*also, *self._queue.jobs]
             self._queue.clear()
-        for job in jobs:
-            if job.future.set_running_or_notify_cancel():
-                job.future.set_exception(error)
+        settle([(job, error) for job in jobs])

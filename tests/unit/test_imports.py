@@ -42,6 +42,7 @@ FORBIDDEN: dict[str, tuple[str, ...]] = {
     "pipeline": (*HEAVY, *HTTP, "ray", "serve_app.models", "serve_app.deployments"),
     "chunking": (*HEAVY, *HTTP, "ray", "pydantic", "serve_app.models", "serve_app.deployments"),
     "models.speech_process": HEAVY,
+    "models.decoder_jobs": HEAVY,
     "models.decoder_queue": HEAVY,
     "models.releases": HEAVY,
     "deployments.handles": (*HEAVY, *HTTP, "serve_app.models", "serve_app.deployments"),

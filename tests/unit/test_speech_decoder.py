@@ -550,3 +550,38 @@ def test_words_that_are_no_choice_are_refused() -> None:
         resolve_device("tpu", "auto")
     with pytest.raises(ValueError, match="dtype"):
         resolve_device("cpu", "float16")
+
+
+def test_results_reach_an_event_loop_and_its_cancelled_streams_get_none(
+    make_runner: MakeRunner, counting: CountingModel
+) -> None:
+    runner = make_runner()
+
+    async def run() -> list[int]:
+        slots = [runner.acquire() for _ in range(3)]
+        counting.gate.clear()
+        first, gone, last = [
+            runner.submit_from_loop(slot, codes_of(number + 1)) for number, slot in enumerate(slots)
+        ]
+        gone.cancel()
+        runner.release(slots[1])
+        counting.gate.set()
+        return [int((await future)[0]) for future in (first, last)]
+
+    assert asyncio.run(run()) == [1000, 3000]
+    runner.check_health()
+
+
+def test_a_failing_device_fails_the_streams_of_an_event_loop(
+    make_runner: MakeRunner, counting: CountingModel
+) -> None:
+    runner = make_runner()
+
+    async def run() -> None:
+        counting.error = RuntimeError("device lost")
+        futures = [runner.submit_from_loop(runner.acquire(), codes_of(1)) for _ in range(2)]
+        for future in futures:
+            with pytest.raises(StageFailed, match="device lost"):
+                await future
+
+    asyncio.run(run())
