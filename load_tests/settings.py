@@ -36,6 +36,8 @@ def capacity_overrides(placement: str, capacity: int | None) -> Iterator[str]:
     yield f"speech_decoder.max_streams={capacity}"
     for name in (*STAGES[placement], "Ingress"):
         yield f"deployments.{name}.max_ongoing_requests={2 * capacity}"
+    replicas = serve_config.ingresses(capacity)
+    yield f"deployments.Ingress.autoscaling_config.min_replicas={replicas}"
 
 
 def override(config: dict[str, Any], setting: str) -> None:

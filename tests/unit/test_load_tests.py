@@ -260,7 +260,7 @@ def test_overrides_reach_arguments_and_deployments(placement: str) -> None:
     overrides = [
         "code_predictor.batch_sizes=[1, 8]",
         "fused:talker.max_model_len=512",
-        "deployments.Ingress.autoscaling_config.max_replicas=1",
+        "deployments.Ingress.autoscaling_config.max_replicas=7",
     ]
     config = configured(placement, overrides, capacity=256)
     assert not list(find_problems(config))
@@ -271,7 +271,8 @@ def test_overrides_reach_arguments_and_deployments(placement: str) -> None:
     assert args.code_predictor.batch_sizes == (1, 8)
     assert args.talker.max_model_len == (512 if placement == "fused" else 4096)
     deployments = {entry["name"]: entry for entry in application["deployments"]}
-    assert deployments["Ingress"]["autoscaling_config"]["max_replicas"] == 1
+    scaling = deployments["Ingress"]["autoscaling_config"]
+    assert (scaling["min_replicas"], scaling["max_replicas"]) == (6, 7)
     assert deployments["Ingress"]["max_ongoing_requests"] == 512
 
 
@@ -279,7 +280,7 @@ def test_a_profile_comes_with_its_limits() -> None:
     (application,) = configured("fused", [], None, "throughput")["applications"]
     assert application["args"]["profile"] == "throughput"
     deployments = {entry["name"]: entry for entry in application["deployments"]}
-    assert deployments["Ingress"]["autoscaling_config"]["min_replicas"] == 2
+    assert deployments["Ingress"]["autoscaling_config"]["min_replicas"] == 6
     assert deployments["Fused"]["max_ongoing_requests"] == 512
 
 

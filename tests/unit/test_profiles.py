@@ -57,7 +57,7 @@ def test_the_launcher_sets_profile_and_limits_together(file: str, profile: str) 
             assert target < resolved.talker.max_num_seqs < deployment["max_ongoing_requests"]
         if deployment["name"] == "Ingress":
             ingresses = deployment["autoscaling_config"]
-            assert ingresses["min_replicas"] == max(1, resolved.talker.max_num_seqs // 128)
+            assert ingresses["min_replicas"] == {32: 1, 64: 2, 256: 6}[resolved.talker.max_num_seqs]
             assert ingresses["min_replicas"] <= ingresses["max_replicas"]
     assert yaml.safe_load(yaml.safe_dump(config)) is not None
 
