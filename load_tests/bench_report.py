@@ -71,6 +71,7 @@ def _circumstances(results: Results) -> str:
             note("GPU", f"{gpu['name']}, {gpu['memory.total']} MiB")
             note("driver", gpu["driver_version"])
         note("CPU cores", facts.get("cpus"))
+        note("a million additions in Python, ms", facts.get("python_ms"))
         versions = {"python": facts.get("python"), **facts.get("versions", {})}
         note("versions", ", ".join(f"{name} {value}" for name, value in versions.items() if value))
         note("commit", facts.get("commit"))
@@ -78,10 +79,11 @@ def _circumstances(results: Results) -> str:
         if digest:
             note("configuration hash", f"{digest} ({name})")
         note("time", facts.get("time_utc"))
-    for name, server in (*results.servers("http"), *results.servers("memory")):
-        digest = (server.get("health") or {}).get("config_digest")
-        if digest:
-            note("configuration hash", f"{digest} ({name})")
+    for part, called in (("http", ""), ("throughput", ", profile throughput"), ("memory", "")):
+        for name, server in results.servers(part):
+            digest = (server.get("health") or {}).get("config_digest")
+            if digest:
+                note("configuration hash", f"{digest} ({name}{called})")
     seeds = {seed for point in _all_points(results) for seed in point.seeds}
     note("seeds of open loops", ", ".join(map(str, sorted(seeds))))
     note("workload", next(iter(_workloads(results)), None))

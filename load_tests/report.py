@@ -69,11 +69,28 @@ def environment(commit: str | None = None) -> dict[str, Any]:
         "command": " ".join(sys.orig_argv),
         "gpus": gpus(),
         "cpus": os.cpu_count(),
+        "python_ms": interpreter_ms(),
         "load_average": os.getloadavg()[0],
         "python": sys.version.split()[0],
         "versions": {name: version for name in _PACKAGES if (version := _version(name))},
         "commit": commit or _commit(),
     }
+
+
+def interpreter_ms() -> float:
+    """What this interpreter takes to add a million integers; the best of three times.
+
+    Machines with the same GPU differ by a factor of two, and so does what the host does per frame.
+    """
+
+    def once() -> float:
+        began_s = time.perf_counter()
+        total = 0
+        for number in range(1_000_000):
+            total += number
+        return 1000 * (time.perf_counter() - began_s)
+
+    return round(min(once() for _ in range(3)), 1)
 
 
 def utc() -> str:

@@ -610,6 +610,7 @@ def facts(**changes: Any) -> dict[str, Any]:
         "command": "python -m load_tests.part",
         "gpus": [gpu],
         "cpus": 16,
+        "python_ms": 31.5,
         "python": "3.12.1",
         "versions": {"torch": "2.11"},
         "commit": "abc123",
@@ -683,7 +684,9 @@ def test_a_report_is_composed_from_what_is_stored(tmp_path: Path) -> None:
         "| GPU | H200, 143771 MiB |",
         "| driver | 580.1 |",
         "| commit | abc123 |",
-        "| configuration hash | decade (frame-1.7b); c0ffee (fused-1.7b) |",
+        "| a million additions in Python, ms | 31.5 |",
+        "| configuration hash | decade (frame-1.7b); c0ffee (fused-1.7b); c0ffee (fused-1.7b,"
+        " profile throughput) |",
         "| seeds of open loops | 0, 1, 2 |",
         "| open, 20 | 30 | 0 | 15.5 (15.0 to 17.0) | 27.0 (20.0 to 29.0) | 100 | 0 (0) | 40.0 |",
         "| `fused` | 1.7b | as over HTTP above | empty | 41.5 | 12,345 | 23,456 |",
