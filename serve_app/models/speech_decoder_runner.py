@@ -543,13 +543,8 @@ class SpeechDecoderRunner:
         for (_, job), num_frames, row in zip(step.group, step.frames, step.samples, strict=True):
             if not job.discard:
                 job.samples.append(row[: num_frames * self.spec.samples_per_frame].copy())
-        results: list[tuple[Job, np.ndarray | Exception]] = []
-        while step.finished:
-            job = step.finished.pop(0)
-            many = len(job.samples) != 1
-            samples = job.samples or [np.empty(0, np.int16)]
-            results.append((job, np.concatenate(samples) if many else samples[0]))
-        settle(results)
+        settle([(job, _joined(job.samples)) for job in step.finished])
+        step.finished.clear()
 
     def _abandon(self, error: Exception, also: Sequence[Job] = ()) -> None:
         """Fail every waiting job, and those named."""
@@ -557,3 +552,9 @@ class SpeechDecoderRunner:
             jobs = [*also, *self._queue.jobs]
             self._queue.clear()
         settle([(job, error) for job in jobs])
+
+
+def _joined(pieces: Sequence[np.ndarray]) -> np.ndarray:
+    if len(pieces) == 1:
+        return pieces[0]
+    return np.concatenate(pieces) if pieces else np.empty(0, np.int16)

@@ -119,6 +119,19 @@ def test_audio_that_cannot_be_made_fails_its_streams_only(outbox: Outbox) -> Non
     asyncio.run(run())
 
 
+def test_a_failure_does_not_wait_for_first_audio(outbox: Outbox) -> None:
+    async def run() -> None:
+        one = stream()
+        audio = Audio([0])
+        outbox.deliver_audio(audio, [(one, 0, frame(0))], wait=False)
+        outbox.deliver([(one, StageFailed("the engine died"))])
+        item = await asyncio.wait_for(one.queue.get(), WAIT_S)
+        assert isinstance(item, StageFailed)
+        audio.made.set()
+
+    asyncio.run(run())
+
+
 def test_a_closed_event_loop_stops_nobody(outbox: Outbox) -> None:
     async def make() -> Stream:
         return stream()

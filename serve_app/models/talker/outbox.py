@@ -53,10 +53,10 @@ class Outbox:
         self._waiting = ThreadPoolExecutor(1, thread_name_prefix="first-audio")
 
     def deliver(self, items: Iterable[tuple[Stream, Item]]) -> None:
-        """Hand items to their streams' loops."""
+        """Hand items to their streams' loops; failures pass by what is held back."""
         batches: dict[asyncio.AbstractEventLoop, list[tuple[Stream, Item]]] = defaultdict(list)
         for stream, item in items:
-            if stream.held is None or not self._hold(stream, item):
+            if isinstance(item, Exception) or not self._hold(stream, item):
                 batches[stream.loop].append((stream, item))
         self._post(batches)
 
@@ -83,6 +83,8 @@ class Outbox:
         self._waiting.shutdown()
 
     def _hold(self, stream: Stream, item: Item) -> bool:
+        if stream.held is None:  # only this thread begins to hold back
+            return False
         with self._lock:
             if stream.held is None:
                 return False

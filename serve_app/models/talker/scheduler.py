@@ -1,9 +1,9 @@
 """vLLM's scheduler with a short way for requests that only go on: one more frame each.
 
 vLLM asks of every running request in every step what most of them never have: drafts, encoder
-inputs, connectors, grammars, cached prefixes. With 256 streams that takes longer than a step does
-on the device (docs/decisions/0009-short-way-through-the-scheduler.md). Here a request that goes on
-is counted forward in one loop, before and after the step; whatever else happens to a request, its
+inputs, connectors, grammars, cached prefixes. With 256 streams that takes a third of what a step
+takes on the device (docs/decisions/0009-host-time-per-step.md). Here a request that goes on is
+counted forward in one loop, before and after the step; whatever else happens to a request, its
 arrival, its preemption and its end included, is vLLM's own code.
 """
 
