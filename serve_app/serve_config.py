@@ -5,6 +5,7 @@ says nothing. Here every key is looked up in the models that Serve validates wit
 validated as AppConfig, and what this application reserves for its builder is refused.
 """
 
+import os
 import types
 import typing
 from collections.abc import Iterator
@@ -149,15 +150,19 @@ def with_model(config: dict[str, Any], model: str | None, revision: str | None) 
 
 
 def ingresses(streams: int) -> int:
-    """Ingresses that so many streams keep busy, but not too busy."""
-    return -(-streams // _STREAMS_PER_INGRESS)
+    """Ingresses that so many streams keep busy, but not too busy.
+
+    No more than half of this machine's cores: on a small one the others would never find room.
+    """
+    return max(1, min(-(-streams // _STREAMS_PER_INGRESS), (os.cpu_count() or 1) // 2))
 
 
 def with_profile(config: dict[str, Any], profile: str | None) -> dict[str, Any]:
     """Return a copy that serves with `profile`, and with the limits that its streams ask for.
 
     A stage takes twice as many requests as it has streams, so that the next ones wait beside it,
-    and scales at three quarters of them. One replica has as many ingresses as its streams need.
+    and scales at three quarters of them. One replica has as many ingresses as its streams need, if
+    this machine has the cores.
     """
     if not profile:
         return config

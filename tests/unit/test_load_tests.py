@@ -24,6 +24,7 @@ from load_tests.runner import ClosedLoop, OpenLoop, Run
 from load_tests.settings import CONFIGS, configured
 from load_tests.targets import TARGETS, sustained_rate, target_table
 from load_tests.workload import Workload, poisson_arrivals
+from serve_app import serve_config
 from serve_app.config import AppConfig
 from serve_app.deployments.speech_body import SpeechBody, parse
 from serve_app.models.random_checkpoint import write_configuration
@@ -256,7 +257,10 @@ def test_a_report_says_what_failed_and_json_has_no_infinity(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("placement", list(CONFIGS))
-def test_overrides_reach_arguments_and_deployments(placement: str) -> None:
+def test_overrides_reach_arguments_and_deployments(
+    monkeypatch: pytest.MonkeyPatch, placement: str
+) -> None:
+    monkeypatch.setattr(serve_config.os, "cpu_count", lambda: 16)
     overrides = [
         "code_predictor.batch_sizes=[1, 8]",
         "fused:talker.max_model_len=512",
@@ -276,7 +280,8 @@ def test_overrides_reach_arguments_and_deployments(placement: str) -> None:
     assert deployments["Ingress"]["max_ongoing_requests"] == 512
 
 
-def test_a_profile_comes_with_its_limits() -> None:
+def test_a_profile_comes_with_its_limits(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(serve_config.os, "cpu_count", lambda: 16)
     (application,) = configured("fused", [], None, "throughput")["applications"]
     assert application["args"]["profile"] == "throughput"
     deployments = {entry["name"]: entry for entry in application["deployments"]}

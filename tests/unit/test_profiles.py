@@ -45,7 +45,10 @@ def test_every_stage_holds_the_streams_of_the_one_before(profile: str) -> None:
 
 @pytest.mark.parametrize("profile", PROFILES)
 @pytest.mark.parametrize("file", FILES)
-def test_the_launcher_sets_profile_and_limits_together(file: str, profile: str) -> None:
+def test_the_launcher_sets_profile_and_limits_together(
+    monkeypatch: pytest.MonkeyPatch, file: str, profile: str
+) -> None:
+    monkeypatch.setattr(serve_config.os, "cpu_count", lambda: 16)
     config = serve_config.with_profile(serve_config.load(file), profile)
     assert list(serve_config.find_problems(config)) == []
     (application,) = config["applications"]
@@ -60,6 +63,13 @@ def test_the_launcher_sets_profile_and_limits_together(file: str, profile: str) 
             assert ingresses["min_replicas"] == {32: 1, 64: 2, 256: 6}[resolved.talker.max_num_seqs]
             assert ingresses["min_replicas"] <= ingresses["max_replicas"]
     assert yaml.safe_load(yaml.safe_dump(config)) is not None
+
+
+def test_a_small_machine_is_asked_for_one_ingress(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(serve_config.os, "cpu_count", lambda: 2)
+    assert serve_config.ingresses(256) == 1
+    monkeypatch.setattr(serve_config.os, "cpu_count", lambda: 8)
+    assert [serve_config.ingresses(streams) for streams in (1, 48, 49, 256)] == [1, 1, 2, 4]
 
 
 def test_limits_below_the_streams_are_a_fault() -> None:
