@@ -22,10 +22,11 @@ from load_tests import report
 from serve_app.config import SpeechDecoderConfig
 from serve_app.models.checkpoint import Checkpoint, speech_decoder_shapes
 from serve_app.models.cuda_graph import BatchGraphs
+from serve_app.models.decoder_steps import tf32
 from serve_app.models.device import resolve_device
 from serve_app.models.spec import SpeechDecoderSpec, TransformerSpec
 from serve_app.models.speech_decoder_model import SpeechDecoderModel
-from serve_app.models.speech_decoder_runner import SpeechDecoderRunner, tf32
+from serve_app.models.speech_decoder_runner import SpeechDecoderRunner
 
 # speech_tokenizer/config.json of the releases.
 RELEASED = SpeechDecoderSpec(

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from serve_app.models.cuda_graph import BatchGraphs
-from serve_app.models.speech_decoder_runner import SpeechDecoderRunner
+from serve_app.models.decoder_steps import DecoderSteps
 
 _BATCH_SIZES: Final = (1, 2, 4, 8)
 # Launches whose samples have not been fetched; with more of them, first frames take the usual way.
@@ -53,27 +53,27 @@ class FirstAudio:
 class FirstAudioDecoder:
     """Runs the speech decoder's network for streams that begin; CUDA only.
 
-    `launch` belongs to the thread that runs the talker's steps. What it leaves in the runner's
-    arena is what the runner would have left there.
+    `launch` belongs to the thread that runs the talker's steps. What it leaves in the decoder's
+    arena is what the decoder would have left there.
 
     Args:
-        runner: the decoder that goes on with these streams.
+        steps: of the decoder that goes on with these streams.
     """
 
-    def __init__(self, runner: SpeechDecoderRunner) -> None:
+    def __init__(self, steps: DecoderSteps) -> None:
         # Held while a launch finds out who still wants it; a stream that leaves takes it as well.
         self.lock = threading.Lock()
-        self._runner = runner
-        self._device = runner.device
+        self._steps = steps
+        self._device = steps.device
         self._stream = torch.cuda.Stream(self._device, priority=-1)
-        spec = runner.spec
+        spec = steps.spec
         self._graphs = BatchGraphs(
             lambda rows: (
-                torch.full((rows,), runner.trash_slot, dtype=torch.int64, device=self._device),
+                torch.full((rows,), steps.trash_slot, dtype=torch.int64, device=self._device),
                 torch.zeros(rows, spec.num_code_groups, dtype=torch.int64, device=self._device),
             ),
-            runner.decode_first,
-            [size for size in _BATCH_SIZES if size <= runner.max_streams],
+            steps.decode_first,
+            [size for size in _BATCH_SIZES if size <= steps.max_streams],
         )
         self.max_rows = self._graphs.max_batch
         with torch.cuda.stream(self._stream):
@@ -95,7 +95,7 @@ class FirstAudioDecoder:
         Does nothing and returns None while too many launches are not fetched.
 
         Args:
-            slots: of the runner, at most `max_rows`.
+            slots: of the decoder, at most `max_rows`.
             codes: int64 [B, Q] on the device, the frames of a step.
             rows: which of them, one per slot.
         """
@@ -110,7 +110,7 @@ class FirstAudioDecoder:
             samples.copy_(self._graphs(slot_buffer, chosen), non_blocking=True)
             done = torch.cuda.Event()
             done.record()
-        self._runner.follow(done)
+        self._steps.follow(done)
         return FirstAudio(rows, samples, done, codes, partial(self._buffers.append, buffers))
 
     def close(self) -> None:

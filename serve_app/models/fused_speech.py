@@ -37,7 +37,7 @@ class FusedSpeech:
         predictor = InProcessFrames.load(checkpoint, config.code_predictor, device)
         decoder = StreamingSpeechDecoder.load(checkpoint, config.speech_decoder, device)
         runner = decoder.runner
-        first_audio = FirstAudioDecoder(runner) if runner.device.type == "cuda" else None
+        first_audio = FirstAudioDecoder(runner.steps) if runner.steps.is_cuda else None
         chunk_frames = config.speech_decoder.chunk_frames
         talker = VllmTalker.load(
             checkpoint, config.talker, device, predictor, chunk_frames, first_audio

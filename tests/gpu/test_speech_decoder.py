@@ -13,9 +13,10 @@ from serve_app.models import kernels_decoder
 from serve_app.models.checkpoint import Checkpoint, open_checkpoint
 from serve_app.models.cuda_graph import BatchGraphs
 from serve_app.models.decoder_passes import add_residual, depthwise_conv, snake_padded, waveform
+from serve_app.models.decoder_steps import tf32
 from serve_app.models.speech_decoder import StreamingSpeechDecoder
 from serve_app.models.speech_decoder_model import SpeechDecoderModel
-from serve_app.models.speech_decoder_runner import SpeechDecoderRunner, tf32
+from serve_app.models.speech_decoder_runner import SpeechDecoderRunner
 from serve_app.models.streaming import conv_weight
 from serve_app.types import CodecFrames
 from tests.conftest import TinyCheckpoint
