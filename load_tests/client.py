@@ -7,8 +7,9 @@ event loop with the clock that judges them. All times are of `time.perf_counter`
 import json
 import time
 from bisect import bisect_right
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Final, Literal
 
@@ -50,6 +51,7 @@ class RequestResult:
     error: what went wrong, "" if nothing did; `detail` says it in words. A request with an error
         stays in the sample.
     first_audible_sample: position of the first sample above AUDIBLE_LEVEL; None in a silent body.
+    server_s: what parts of the way took until the first audio, by the server's own account.
     """
 
     index: int
@@ -63,6 +65,7 @@ class RequestResult:
     first_audible_sample: int | None
     error: ErrorKind = ""
     detail: str = ""
+    server_s: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def ok(self) -> bool:
@@ -195,6 +198,7 @@ class SpeechClient:
         status, total = 0, 0
         error: ErrorKind = ""
         detail = ""
+        server_s: Mapping[str, float] = {}
         sent = self._clock()
         try:
             async with self._http.post(self._url, data=call.body) as response:
@@ -203,6 +207,7 @@ class SpeechClient:
                     error, detail = "status", _message(await response.read(), status)
                 else:
                     body = response.content
+                    server_s = server_timings(response.headers.get("Server-Timing", ""))
                     while data := await body.readany():
                         total += len(data)
                         arrivals.append((self._clock() - sent, total))
@@ -228,6 +233,7 @@ class SpeechClient:
             first_audible_sample=scan.first_sample,
             error=error,
             detail=detail,
+            server_s=server_s,
         )
 
     async def get_json(self, path: str) -> dict[str, object] | None:
@@ -238,6 +244,19 @@ class SpeechClient:
                 return await response.json(content_type=None)
         except (aiohttp.ClientError, TimeoutError, ValueError):
             return None
+
+
+def server_timings(header: str) -> dict[str, float]:
+    """Seconds by name, of a `Server-Timing` header; what has no duration is left out."""
+    found: dict[str, float] = {}
+    for entry in header.split(","):
+        name, *parameters = (part.strip() for part in entry.split(";"))
+        for parameter in parameters:
+            key, _, value = parameter.partition("=")
+            if key == "dur":
+                with suppress(ValueError):
+                    found[name] = float(value) / 1000
+    return found
 
 
 def _check_length(total: int, shape: AudioShape, expected: int | None) -> tuple[ErrorKind, str]:

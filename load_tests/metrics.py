@@ -46,7 +46,10 @@ class Quantiles:
 
 @dataclass(frozen=True, slots=True)
 class Summary:
-    """The figures of one run; times in seconds."""
+    """The figures of one run; times in seconds.
+
+    server_s: as of `RequestResult`, by name.
+    """
 
     requests: int
     failures: int
@@ -72,6 +75,7 @@ class Summary:
     lag_s: Quantiles
     clock_error_s: Quantiles
     stopped: str
+    server_s: dict[str, Quantiles]
 
 
 def percentile(values: Iterable[float], quantile: float) -> float:
@@ -146,6 +150,10 @@ def summarize(run: Run) -> Summary:
         lag_s=quantiles([result.lag_s for result in results]),
         clock_error_s=quantiles(run.clock_errors_s),
         stopped=run.stopped,
+        server_s={
+            name: quantiles([r.server_s[name] for r in good if name in r.server_s])
+            for name in dict.fromkeys(name for r in good for name in r.server_s)
+        },
     )
 
 

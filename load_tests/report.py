@@ -203,6 +203,28 @@ def table_line(cells: Sequence[str]) -> str:
     return "| " + " | ".join(cells) + " |"
 
 
+def way(levels: Sequence[Level]) -> list[str]:
+    """Where first audio spends its time, by the server's account; nothing if it gives none."""
+    names = list(dict.fromkeys(name for level in levels for name in level.summary.server_s))
+    if not names:
+        return []
+    # From the inside out as the server tells it; here from the client inwards.
+    names.reverse()
+    rows = []
+    for level in levels:
+        seen = level.summary.server_s
+        medians = [ms(seen[name].p50) if name in seen else "-" for name in names]
+        load = f"{'closed' if level.is_closed else 'open'}, {level.run.plan.label}"
+        rows.append(table_line([load, ms(level.summary.first_byte_s.p50), *medians]))
+    return [
+        "Medians of what the first audio took, in ms, at the client and by `Server-Timing`:",
+        "",
+        table_line(["load", "client", *names]),
+        "|---|" + " ---: |" * (1 + len(names)),
+        *rows,
+    ]
+
+
 def notes(levels: Sequence[Level]) -> list[str]:
     """One line for each level that needs a word: failures, early stops, a slow client."""
     lines = []
@@ -233,8 +255,8 @@ def markdown(levels: Sequence[Level], facts: Mapping[str, Any]) -> str:
         "",
         table(levels),
     ]
-    said = notes(levels)
-    return "\n".join([*lines, *(["", *said] if said else [])]) + "\n"
+    parts = [lines, way(levels), notes(levels)]
+    return "\n\n".join("\n".join(part) for part in parts if part) + "\n"
 
 
 def to_json(value: Any) -> Any:

@@ -5,8 +5,10 @@ generator of a chain closes all of them, in order, before `aclose` returns.
 """
 
 import asyncio
+import time
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import aclosing
+from dataclasses import replace
 
 import numpy as np
 
@@ -30,6 +32,19 @@ async def synthesize(
         aclosing(decoder.pcm(frames, done)) as pcm,
     ):
         async for chunk in pcm:
+            yield chunk
+
+
+async def timed(
+    name: str, chunks: AsyncGenerator[PcmChunk, None]
+) -> AsyncGenerator[PcmChunk, None]:
+    """Pass `chunks` on; the first one also says how long it took from here."""
+    began_s, is_first = time.perf_counter(), True
+    async with aclosing(chunks):
+        async for chunk in chunks:
+            if is_first:
+                elapsed_s, is_first = time.perf_counter() - began_s, False
+                chunk = replace(chunk, timings=(*chunk.timings, (name, elapsed_s)))
             yield chunk
 
 
@@ -72,6 +87,7 @@ async def join(chunks: AsyncIterator[PcmChunk]) -> PcmChunk:
         first_sample=parts[0].first_sample,
         codes=_concatenate([part.codes for part in parts]),
         finish_reason=parts[-1].finish_reason,
+        timings=parts[0].timings,
     )
 
 

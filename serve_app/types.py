@@ -97,12 +97,14 @@ class CodecFrames:
     last frame had been sent) is an item with T == 0 and a finish reason.
     `samples` (int16 [T * samples_per_frame]) is their audio where the process that made them has
     decoded them as well; then they are not to be decoded again.
+    `elapsed_s`, on the first item of a stream only: from the talker's call to this item.
     """
 
     codes: np.ndarray
     first_frame: int
     finish_reason: FinishReason | None = None
     samples: np.ndarray | None = None
+    elapsed_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,12 +113,15 @@ class PcmChunk:
 
     samples: int16 [N], N = T * samples_per_frame (0 in a tail that only carries the finish reason).
     codes: int64 [T, Q].
+    timings: on the first chunk of a stream only, what parts of the way took until it came by, in
+        seconds: each by a clock of its own machine.
     """
 
     samples: np.ndarray
     first_sample: int
     codes: np.ndarray
     finish_reason: FinishReason | None = None
+    timings: tuple[tuple[str, float], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

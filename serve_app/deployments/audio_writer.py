@@ -3,7 +3,7 @@
 import logging
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from serve_app import metrics
@@ -19,13 +19,17 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """One accepted request and what its response needs to know."""
+    """One accepted request and what its response needs to know.
+
+    timings: filled with those of the first audio when it comes.
+    """
 
     request: SpeechRequest
     card: ModelCard
     format: AudioFormat
     transport: Literal["stream", "file"]
     start_s: float
+    timings: list[tuple[str, float]] = field(default_factory=list)
 
     @property
     def labels(self) -> dict[str, str]:
@@ -63,6 +67,7 @@ class AudioWriter:
             whole = await join(chunks)
         if not len(whole.samples) or whole.finish_reason is None:
             raise StageFailed("the model made no audio")
+        job.timings.extend(whole.timings)
         data = encode_file(whole.samples, job.format, job.card.sample_rate_hz)
         self._observe_first(job)
         self._observe_end(job, len(whole.samples), whole.finish_reason, None)
@@ -87,6 +92,7 @@ class AudioWriter:
                         continue
                     data = encoder.encode(chunk.samples)
                     if not num_samples:
+                        job.timings.extend(chunk.timings)
                         self._observe_first(job)
                     num_samples += len(chunk.samples)
                     yield data

@@ -8,6 +8,7 @@ import numpy as np
 from ray import serve
 
 from serve_app.config import AppConfig
+from serve_app.pipeline import timed
 from serve_app.types import PcmChunk, SpeechRequest
 
 
@@ -26,7 +27,7 @@ class Fused:
         self, request: SpeechRequest, done: np.ndarray | None = None
     ) -> AsyncGenerator[PcmChunk, None]:
         """Yield the audio after `done` (int64 [T, Q]); raises what talker and decoder raise."""
-        async with aclosing(self._speech.pcm(request, done)) as chunks:
+        async with aclosing(timed("stages", self._speech.pcm(request, done))) as chunks:
             async for chunk in chunks:
                 yield chunk
 

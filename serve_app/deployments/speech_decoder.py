@@ -13,6 +13,7 @@ from ray.serve.handle import DeploymentHandle, DeploymentResponseGenerator
 from serve_app.config import AppConfig
 from serve_app.deployments.handles import streaming
 from serve_app.errors import SpeechError
+from serve_app.pipeline import timed
 from serve_app.types import CodecFrames, PcmChunk, SpeechRequest
 
 
@@ -36,7 +37,7 @@ class SpeechDecoder:
         try:
             async with (
                 aclosing(_frames(upstream)) as frames,
-                aclosing(self._decoder.pcm(frames, done)) as chunks,
+                aclosing(timed("stages", self._decoder.pcm(frames, done))) as chunks,
             ):
                 async for chunk in chunks:
                     yield chunk

@@ -95,13 +95,19 @@ class SpeechEndpoint:
         return job, warning
 
     def _headers(self, job: Job, warning: str | None) -> dict[str, str]:
+        elapsed_s = self._clock() - job.start_s
         headers = {
             "Cache-Control": "no-store",
             "X-Accel-Buffering": "no",
             "Content-Disposition": f'inline; filename="speech.{job.format}"',
             "X-Audio-Sample-Rate": str(job.card.sample_rate_hz),
             "X-Audio-Channels": "1",
-            "openai-processing-ms": str(round((self._clock() - job.start_s) * 1000)),
+            "openai-processing-ms": str(round(elapsed_s * 1000)),
+            # Until the first audio, but `ingress` until the response starts: for a file, all of it.
+            "Server-Timing": ", ".join(
+                f"{name};dur={1000 * seconds:.2f}"
+                for name, seconds in (*job.timings, ("ingress", elapsed_s))
+            ),
         }
         if warning is not None:
             headers["X-Warning"] = warning

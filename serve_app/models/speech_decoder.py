@@ -5,6 +5,7 @@ is the async face that the pipeline sees, and what is fed for a stream that is r
 """
 
 import asyncio
+import time
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass
@@ -175,6 +176,7 @@ class StreamingSpeechDecoder:
             if expected is not None and item.first_frame != expected:
                 raise StageFailed(f"frame {item.first_frame} follows frame {expected - 1}")
             expected = item.first_frame + len(item.codes)
+            began_s = time.perf_counter()
             if item.samples is not None:
                 self.runner.adopt(slot)
                 feed.skip(item.codes)
@@ -182,11 +184,16 @@ class StreamingSpeechDecoder:
             else:
                 pieces = feed.pieces(item.codes) if len(item.codes) else []
                 samples = await self._decode(slot, pieces, item.finish_reason is not None)
+            timings: tuple[tuple[str, float], ...] = ()
+            if item.elapsed_s is not None:
+                decode_s = time.perf_counter() - began_s
+                timings = (("talker", item.elapsed_s), ("decode", decode_s))
             yield PcmChunk(
                 samples=samples,
                 first_sample=item.first_frame * self._spec.samples_per_frame,
                 codes=item.codes,
                 finish_reason=item.finish_reason,
+                timings=timings,
             )
 
     def stats(self) -> Mapping[str, float]:

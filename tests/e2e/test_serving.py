@@ -11,6 +11,7 @@ import numpy as np
 import openai
 import pytest
 
+from load_tests.client import server_timings
 from serve_app.models.embedded import embedded_checkpoint
 from tests.e2e.conftest import Server
 from tests.golden.make_codes import FILE, SETS, WAVEFORM, weights_hash
@@ -86,9 +87,12 @@ def test_the_openai_client_gets_pcm_as_it_is_made(client: openai.OpenAI) -> None
         response_format="pcm",
         extra_body={"seed": 7, "min_new_tokens": 60, "max_new_tokens": 60},
     ) as answer:
+        timings = server_timings(answer.headers["server-timing"])
         for data in answer.iter_bytes():
             arrivals.append(time.monotonic())
             size += len(data)
+    assert list(timings) == ["talker", "decode", "stages", "ingress"]
+    assert timings["talker"] + timings["decode"] <= timings["stages"] <= timings["ingress"]
     assert size == 60 * SAMPLES_PER_FRAME * 2
     assert len(arrivals) > 3
     assert arrivals[-1] > arrivals[0]

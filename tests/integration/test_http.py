@@ -4,6 +4,7 @@ import asyncio
 import io
 import json
 import pickle
+import re
 import wave
 from contextlib import asynccontextmanager
 
@@ -136,6 +137,7 @@ def test_wav_is_the_default_and_streams_with_an_open_length():
     assert headers["x-audio-sample-rate"] == "24000"
     assert headers["x-audio-channels"] == "1"
     assert int(headers["openai-processing-ms"]) >= 0
+    assert re.fullmatch(r"ingress;dur=\d+\.\d\d", headers["server-timing"])
     with wave.open(io.BytesIO(response.content)) as reader:
         assert reader.readframes(NUM_FRAMES * 1920) == samples().tobytes()
 

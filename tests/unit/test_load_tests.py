@@ -11,7 +11,7 @@ import pytest
 from load_tests import bench, floors, jobs, report
 from load_tests.__main__ import frames_of, ladders_of
 from load_tests.bench_report import compose
-from load_tests.client import AudibleScan, AudioShape, RequestResult
+from load_tests.client import AudibleScan, AudioShape, RequestResult, server_timings
 from load_tests.floors import H200, Work
 from load_tests.frame_table import FrameRow, frame_table
 from load_tests.jobs import Job, Store, plan
@@ -251,6 +251,25 @@ def test_a_report_says_what_failed_and_json_has_no_infinity(tmp_path: Path) -> N
     (entry,) = read["levels"]
     assert entry["first_playable_s"] == {"p50": 0.1, "p95": None, "p99": None, "mean": None}
     assert [item["status"] for item in entry["results"]] == [200, 429]
+
+
+def test_server_timings_are_read_from_their_header() -> None:
+    header = (
+        "talker;dur=9.50, cache;desc=hit, stages;desc=all;dur=12, broken;dur=x, ingress;dur=14.25"
+    )
+    assert server_timings(header) == {"talker": 0.0095, "stages": 0.012, "ingress": 0.01425}
+    assert server_timings("") == {}
+
+
+def test_a_report_says_where_first_audio_spends_its_time() -> None:
+    run = Run(OpenLoop(5, 1), window=(100.0, 101.0))
+    run.results += [result(server_s={"stages": 0.08, "ingress": 0.09}), result(index=1)]
+    text = "\n".join(report.way([Level.of(run)]))
+    assert "| load | client | ingress | stages |" in text
+    assert "| open, 5 requests/s | 100.0 | 90.0 | 80.0 |" in text
+    silent = Run(OpenLoop(5, 1), window=(100.0, 101.0))
+    silent.results.append(result())
+    assert report.way([Level.of(silent)]) == []
 
 
 # Configuration of the server under test

@@ -6,7 +6,7 @@ import pytest
 
 from serve_app.errors import StageFailed
 from serve_app.fakes import FakeSpeechDecoder, FakeTalker, fake_codes
-from serve_app.pipeline import join, synthesize, with_deadlines
+from serve_app.pipeline import join, synthesize, timed, with_deadlines
 from serve_app.types import PcmChunk, SpeechRequest
 
 SCHEDULE = (1, 2, 4)
@@ -131,3 +131,17 @@ def test_a_timeout_inside_a_stage_is_not_taken_for_the_deadline():
 def test_join_refuses_a_stream_without_an_end(chunks):
     with pytest.raises(StageFailed):
         asyncio.run(join(Source(chunks).stream()))
+
+
+def test_the_first_chunk_says_how_long_it_took_at_each_place():
+    def source():
+        talker = FakeTalker(5, frame_s=0.02)
+        return synthesize(talker, FakeSpeechDecoder(), REQUEST)
+
+    chunks = asyncio.run(collect(timed("outer", timed("inner", source()))))
+    (inner, inner_s), (outer, outer_s) = chunks[0].timings
+    assert (inner, outer) == ("inner", "outer")
+    assert 0.02 <= inner_s <= outer_s
+    assert all(chunk.timings == () for chunk in chunks[1:])
+    whole = asyncio.run(join(timed("all", source())))
+    assert [name for name, _ in whole.timings] == ["all"]

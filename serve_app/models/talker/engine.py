@@ -16,7 +16,7 @@ import time
 from collections import deque
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -155,9 +155,12 @@ class VllmTalker:
         `decoder_slot` is where `first_audio` decodes the first frame, which then carries its
         samples; it is the stream's until the generator is closed.
         """
+        began_s, is_first = time.perf_counter(), True
         prompt = build_prompt(request, self.spec, self.tokenizer, self.config.max_model_len)
         async with aclosing(self.generate(prompt, done, decoder_slot)) as stream:
             async for item in stream:
+                if is_first:
+                    item, is_first = replace(item, elapsed_s=time.perf_counter() - began_s), False
                 yield item
 
     async def generate(
