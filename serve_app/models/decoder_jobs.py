@@ -1,16 +1,15 @@
 """What a stream asks of the speech decoder, and how it gets the answer: on a thread or a loop."""
 
 import asyncio
-import logging
-from collections import defaultdict
 from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 
-logger = logging.getLogger(__name__)
+from serve_app.models.event_loops import post
+
+_Settled = tuple["asyncio.Future[np.ndarray]", np.ndarray | Exception]
 
 
 @dataclass(slots=True, eq=False)
@@ -29,20 +28,16 @@ class Job:
 
 def settle(results: Sequence[tuple[Job, np.ndarray | Exception]]) -> None:
     """Give jobs their results, those of an event loop in one call."""
-    batches: defaultdict[asyncio.AbstractEventLoop, list[Any]] = defaultdict(list)
+    elsewhere: list[tuple[asyncio.AbstractEventLoop, _Settled]] = []
     for job, result in results:
         if isinstance(job.future, asyncio.Future):
-            batches[job.future.get_loop()].append((job.future, result))
+            elsewhere.append((job.future.get_loop(), (job.future, result)))
         elif job.future.set_running_or_notify_cancel():
             _set(job.future, result)
-    for loop, batch in batches.items():
-        try:
-            loop.call_soon_threadsafe(_set_all, batch)
-        except RuntimeError:  # the loop is closed: nobody waits any more
-            logger.debug("dropped %d results for a closed event loop", len(batch))
+    post(elsewhere, _set_all)
 
 
-def _set_all(batch: "list[tuple[asyncio.Future[np.ndarray], np.ndarray | Exception]]") -> None:
+def _set_all(batch: list[_Settled]) -> None:
     for future, result in batch:
         if not future.done():  # else its stream has gone
             _set(future, result)

@@ -7,7 +7,6 @@ engine goes on; what its stream makes meanwhile is held back until it is there.
 import asyncio
 import logging
 import threading
-from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -17,6 +16,7 @@ import numpy as np
 
 from serve_app.chunking import Chunker
 from serve_app.errors import StageFailed
+from serve_app.models.event_loops import post
 from serve_app.types import CodecFrames
 
 logger = logging.getLogger(__name__)
@@ -54,11 +54,11 @@ class Outbox:
 
     def deliver(self, items: Iterable[tuple[Stream, Item]]) -> None:
         """Hand items to their streams' loops; failures pass by what is held back."""
-        batches: dict[asyncio.AbstractEventLoop, list[tuple[Stream, Item]]] = defaultdict(list)
-        for stream, item in items:
-            if isinstance(item, Exception) or not self._hold(stream, item):
-                batches[stream.loop].append((stream, item))
-        self._post(batches)
+        _post(
+            (stream, item)
+            for stream, item in items
+            if isinstance(item, Exception) or not self._hold(stream, item)
+        )
 
     def deliver_audio(
         self, samples: Samples, items: Sequence[tuple[Stream, int, CodecFrames]], *, wait: bool
@@ -101,23 +101,19 @@ class Outbox:
         except Exception as error:
             logger.exception("first audio is lost")
             firsts = [StageFailed(f"the speech decoder failed: {error!r}") for _ in items]
-        batches: dict[asyncio.AbstractEventLoop, list[tuple[Stream, Item]]] = defaultdict(list)
+        ready: list[tuple[Stream, Item]] = []
         with self._lock:
             for (stream, _, _), first in zip(items, firsts, strict=True):
                 assert stream.held is not None
-                batches[stream.loop] += [(stream, item) for item in (first, *stream.held)]
+                ready += [(stream, item) for item in (first, *stream.held)]
             # Before anything of these streams can pass by.
-            self._post(batches)
+            _post(ready)
             for stream, _, _ in items:
                 stream.held = None
 
-    @staticmethod
-    def _post(batches: Mapping[asyncio.AbstractEventLoop, list[tuple[Stream, Item]]]) -> None:
-        for loop, items in batches.items():
-            try:
-                loop.call_soon_threadsafe(_put_all, items)
-            except RuntimeError:  # the consumer's loop is closed: nobody waits any more
-                logger.debug("dropped %d items for a closed event loop", len(items))
+
+def _post(items: Iterable[tuple[Stream, Item]]) -> None:
+    post(((stream.loop, (stream, item)) for stream, item in items), _put_all)
 
 
 def _put_all(items: list[tuple[Stream, Item]]) -> None:
