@@ -22,7 +22,7 @@ from load_tests import report
 from serve_app.config import SpeechDecoderConfig
 from serve_app.models.checkpoint import Checkpoint, speech_decoder_shapes
 from serve_app.models.cuda_graph import BatchGraphs
-from serve_app.models.decoder_steps import tf32
+from serve_app.models.decoder_steps import DecoderSteps, tf32
 from serve_app.models.device import resolve_device
 from serve_app.models.spec import SpeechDecoderSpec, TransformerSpec
 from serve_app.models.speech_decoder_model import SpeechDecoderModel
@@ -199,12 +199,13 @@ def served(model: SpeechDecoderModel, num_streams: int) -> str:
     """Return what a replica with the default configuration does for `num_streams` busy streams."""
     config = SpeechDecoderConfig(max_streams=num_streams)
     begin, before = time.monotonic(), torch.cuda.memory_reserved()
-    runner = SpeechDecoderRunner(
+    steps = DecoderSteps(
         model,
         max_streams=config.max_streams,
         chunk_frames=config.chunk_frames,
         batch_sizes=config.batch_sizes,
     )
+    runner = SpeechDecoderRunner(steps)
     start_s = time.monotonic() - begin
     memory = (torch.cuda.memory_reserved() - before) / 2**30
     slots = [runner.acquire() for _ in range(num_streams)]

@@ -87,12 +87,13 @@ class DecoderSteps:
     Args:
         model: loaded, on its device.
         max_streams: slots of the arena.
-        chunk_frames: lengths of pieces to be fast at.
+        chunk_frames: chunk lengths to be fast at; what is longer or another is to be cut into these
+            and single frames, see `sizes`.
         batch_sizes: numbers of streams to be fast at.
         benchmark: capture every graph here and let cuDNN try its algorithms, some of which occupy
             the device for seconds. Faster in bulk, slower to start.
         exact: forbid TensorFloat-32 (parity tests); otherwise float32 on CUDA uses it.
-        graphs: capture CUDA graphs.
+        graphs: capture CUDA graphs; default: exactly on CUDA.
     """
 
     def __init__(
@@ -102,9 +103,9 @@ class DecoderSteps:
         max_streams: int,
         chunk_frames: Sequence[int],
         batch_sizes: Sequence[int],
-        benchmark: bool,
-        exact: bool,
-        graphs: bool | None,
+        benchmark: bool = False,
+        exact: bool = False,
+        graphs: bool | None = None,
     ) -> None:
         self.model = model
         self.spec = model.spec

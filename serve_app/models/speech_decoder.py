@@ -16,6 +16,8 @@ import numpy as np
 from serve_app.config import SpeechDecoderConfig
 from serve_app.errors import StageFailed
 from serve_app.models.checkpoint import Checkpoint
+from serve_app.models.decoder_jobs import Job
+from serve_app.models.decoder_steps import DecoderSteps
 from serve_app.models.device import resolve_device
 from serve_app.models.speech_decoder_model import SpeechDecoderModel, context_frames
 from serve_app.models.speech_decoder_runner import SpeechDecoderRunner
@@ -120,15 +122,15 @@ class StreamingSpeechDecoder:
         resolved = resolve_device(device, config.dtype)
         model = SpeechDecoderModel(checkpoint.spec.speech_decoder)
         model.load(checkpoint.speech_tokenizer_tensors("decoder."), resolved.dtype, resolved.device)
-        runner = SpeechDecoderRunner(
+        steps = DecoderSteps(
             model,
             max_streams=config.max_streams,
             chunk_frames=config.chunk_frames,
             batch_sizes=config.batch_sizes,
             benchmark=config.cudnn_benchmark,
-            patience_s=config.patience_s if resolved.device.type == "cuda" else 0.0,
             exact=exact,
         )
+        runner = SpeechDecoderRunner(steps, patience_s=config.patience_s if steps.is_cuda else 0.0)
         return cls(runner, reference_chunking=config.reference_chunking)
 
     async def pcm(
@@ -209,16 +211,13 @@ class StreamingSpeechDecoder:
         self.runner.close()
 
     async def _decode(self, slot: int, pieces: list[_Piece], is_last: bool = False) -> np.ndarray:
-        futures = [
-            self.runner.submit_from_loop(
-                slot,
-                piece.codes,
-                reset=piece.reset,
-                discard=piece.discard,
-                final=is_last and piece is pieces[-1],
-            )
-            for piece in pieces
-        ]
+        loop = asyncio.get_running_loop()
+        futures: list[asyncio.Future[np.ndarray]] = []
+        for piece in pieces:
+            futures.append(loop.create_future())
+            final = is_last and piece is pieces[-1]
+            job = Job(piece.codes, piece.reset, piece.discard, final, futures[-1])
+            self.runner.enqueue(slot, job)
         if len(futures) == 1:
             return await futures[0]
         samples = await asyncio.gather(*futures)

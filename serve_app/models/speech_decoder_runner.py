@@ -1,6 +1,5 @@
 """The thread that decodes whoever is due, in batches."""
 
-import asyncio
 import logging
 import threading
 import time
@@ -15,7 +14,6 @@ from serve_app.errors import Overloaded, StageFailed, StageUnavailable
 from serve_app.models.decoder_jobs import Job, settle
 from serve_app.models.decoder_queue import DecoderQueue, Stream
 from serve_app.models.decoder_steps import DecoderSteps, Launched, Piece
-from serve_app.models.speech_decoder_model import SpeechDecoderModel
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -41,14 +39,7 @@ class SpeechDecoderRunner:
     construction; every method may be called from any thread.
 
     Args:
-        model: loaded, on its device.
-        max_streams: slots of the arena.
-        chunk_frames: chunk lengths to be fast at; longer or other jobs are cut into these and
-            single frames.
-        batch_sizes: numbers of streams to be fast at.
-        benchmark: as of `DecoderSteps`.
-        exact: as of `DecoderSteps`.
-        graphs: capture CUDA graphs; default: exactly on CUDA.
+        steps: owned from here on; `close()` closes it. Jobs are cut into its sizes.
         patience_s: how long a chunk whose listener has enough to play may wait for others to be
             decoded with.
         clock: monotonic seconds.
@@ -56,34 +47,19 @@ class SpeechDecoderRunner:
 
     def __init__(
         self,
-        model: SpeechDecoderModel,
+        steps: DecoderSteps,
         *,
-        max_streams: int,
-        chunk_frames: Sequence[int],
-        batch_sizes: Sequence[int],
-        benchmark: bool = False,
-        exact: bool = False,
-        graphs: bool | None = None,
         patience_s: float = 0.0,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.spec = model.spec
-        self.max_streams = max_streams
+        self.steps = steps
+        self.spec = steps.spec
         self._clock = clock
-        self.steps = DecoderSteps(
-            model,
-            max_streams=max_streams,
-            chunk_frames=chunk_frames,
-            batch_sizes=batch_sizes,
-            benchmark=benchmark,
-            exact=exact,
-            graphs=graphs,
-        )
         self._wake = threading.Condition()
-        self._free = deque(range(max_streams))
+        self._free = deque(range(steps.max_streams))
         self._queue = DecoderQueue(
-            self.steps.sizes,
-            pad_final=self.steps.has_graphs,
+            steps.sizes,
+            pad_final=steps.has_graphs,
             patience_s=patience_s,
             sample_rate_hz=self.spec.sample_rate_hz,
             clock=clock,
@@ -106,7 +82,9 @@ class SpeechDecoderRunner:
         with self._wake:
             self._check()
             if not self._free:
-                raise Overloaded(f"all {self.max_streams} streams of the speech decoder are in use")
+                raise Overloaded(
+                    f"all {self.steps.max_streams} streams of the speech decoder are in use"
+                )
             # First in, first out: a slot just released may still have a piece of its old stream on
             # the device.
             slot = self._free.popleft()
@@ -149,26 +127,25 @@ class SpeechDecoderRunner:
             StageUnavailable: the decoder is closed.
         """
         future: Future[np.ndarray] = Future()
-        self._enqueue(slot, Job(self._checked(codes), reset, discard, final, future))
+        self.enqueue(slot, Job(codes, reset, discard, final, future))
         return future
 
-    def submit_from_loop(
-        self,
-        slot: int,
-        codes: np.ndarray,
-        *,
-        reset: bool = False,
-        discard: bool = False,
-        final: bool = False,
-    ) -> "asyncio.Future[np.ndarray]":
-        """Like `submit`, for the event loop that runs, which also has to release the slot.
+    def enqueue(self, slot: int, job: Job) -> None:
+        """What `submit` does, for a job with a future of the caller's.
 
-        Cheaper than wrapping what `submit` returns: all streams that a step was for learn of it in
-        one call of their loop.
+        One of an event loop belongs to the loop that also releases the slot. Cheaper than wrapping
+        what `submit` returns: all streams that a step was for learn of it in one call of their
+        loop.
         """
-        future: asyncio.Future[np.ndarray] = asyncio.get_running_loop().create_future()
-        self._enqueue(slot, Job(self._checked(codes), reset, discard, final, future))
-        return future
+        job.codes = self._checked(job.codes)
+        with self._wake:
+            self._check()
+            stream = self._queue.streams[slot]
+            job.reset |= stream.fresh
+            job.submitted_s = self._clock()
+            stream.fresh = False
+            if self._queue.add(stream, job):
+                self._wake.notify()
 
     def adopt(self, slot: int) -> None:
         """Take over a stream whose first frame was decoded by `decode_first` and delivered."""
@@ -203,7 +180,7 @@ class SpeechDecoderRunner:
         with self._wake:
             return {
                 "streams": len(self._queue.streams),
-                "max_streams": self.max_streams,
+                "max_streams": self.steps.max_streams,
                 "waiting": len(self._queue.jobs),
                 "steps": self._num_steps,
                 "frames": self._num_frames,
@@ -223,16 +200,6 @@ class SpeechDecoderRunner:
         self.wait_until_captured()
         self._abandon(StageUnavailable("the speech decoder is shutting down"))
         self.steps.close()
-
-    def _enqueue(self, slot: int, job: Job) -> None:
-        with self._wake:
-            self._check()
-            stream = self._queue.streams[slot]
-            job.reset |= stream.fresh
-            job.submitted_s = self._clock()
-            stream.fresh = False
-            if self._queue.add(stream, job):
-                self._wake.notify()
 
     def _check(self) -> None:
         if self._failure is not None:

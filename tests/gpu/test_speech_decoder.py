@@ -13,7 +13,7 @@ from serve_app.models import kernels_decoder
 from serve_app.models.checkpoint import Checkpoint, open_checkpoint
 from serve_app.models.cuda_graph import BatchGraphs
 from serve_app.models.decoder_passes import add_residual, depthwise_conv, snake_padded, waveform
-from serve_app.models.decoder_steps import tf32
+from serve_app.models.decoder_steps import DecoderSteps, tf32
 from serve_app.models.speech_decoder import StreamingSpeechDecoder
 from serve_app.models.speech_decoder_model import SpeechDecoderModel
 from serve_app.models.speech_decoder_runner import SpeechDecoderRunner
@@ -45,15 +45,20 @@ def offline(model: SpeechDecoderModel, codes: np.ndarray) -> np.ndarray:
         return model.decode(given, model.new_state(1))[0].cpu().numpy()
 
 
-@pytest.fixture(scope="module")
-def runner(checkpoint: Checkpoint) -> Iterator[SpeechDecoderRunner]:
-    runner = SpeechDecoderRunner(
+def steps_of(checkpoint: Checkpoint, graphs: bool | None = None) -> DecoderSteps:
+    return DecoderSteps(
         model_of(checkpoint, torch.float32, "cuda"),
         max_streams=8,
         chunk_frames=CHUNKS,
         batch_sizes=(1, 2, 4, 8),
         exact=True,
+        graphs=graphs,
     )
+
+
+@pytest.fixture(scope="module")
+def runner(checkpoint: Checkpoint) -> Iterator[SpeechDecoderRunner]:
+    runner = SpeechDecoderRunner(steps_of(checkpoint))
     yield runner
     runner.close()
 
@@ -184,14 +189,7 @@ def test_a_final_piece_is_decoded_as_part_of_a_longer_one(
 
 
 def test_graphs_equal_eager(runner: SpeechDecoderRunner, checkpoint: Checkpoint) -> None:
-    eager = SpeechDecoderRunner(
-        model_of(checkpoint, torch.float32, "cuda"),
-        max_streams=8,
-        chunk_frames=CHUNKS,
-        batch_sizes=(1, 2, 4, 8),
-        exact=True,
-        graphs=False,
-    )
+    eager = SpeechDecoderRunner(steps_of(checkpoint, graphs=False))
     try:
         codes = random_codes(40, seed=3)
         assert np.abs(through(runner, codes, 4).astype(int) - through(eager, codes, 4)).max() <= 1

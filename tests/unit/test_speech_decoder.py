@@ -4,6 +4,7 @@ import asyncio
 import threading
 from collections.abc import AsyncGenerator, Callable, Iterator
 from concurrent.futures import Future
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,7 +16,9 @@ from serve_app.config import SpeechDecoderConfig
 from serve_app.errors import CheckpointError, Overloaded, StageFailed, StageUnavailable
 from serve_app.models.checkpoint import Checkpoint, open_checkpoint
 from serve_app.models.cuda_graph import BatchGraphs
+from serve_app.models.decoder_jobs import Job
 from serve_app.models.decoder_state import DecoderState
+from serve_app.models.decoder_steps import DecoderSteps
 from serve_app.models.device import resolve_device
 from serve_app.models.speech_decoder import StreamingSpeechDecoder
 from serve_app.models.speech_decoder_model import SpeechDecoderModel
@@ -101,10 +104,13 @@ MakeRunner = Callable[..., SpeechDecoderRunner]
 def make_runner(counting: CountingModel) -> Iterator[MakeRunner]:
     made: list[SpeechDecoderRunner] = []
 
-    def make(max_streams: int = 4, **options: object) -> SpeechDecoderRunner:
-        given = {"chunk_frames": (1, 2, 4), "batch_sizes": (1, 2, 4), **options}
-        runner = SpeechDecoderRunner(counting, max_streams=max_streams, **given)  # type: ignore
-        made.append(runner)
+    def make(
+        max_streams: int = 4, batch_sizes: tuple[int, ...] = (1, 2, 4), **options: Any
+    ) -> SpeechDecoderRunner:
+        steps = DecoderSteps(
+            counting, max_streams=max_streams, chunk_frames=(1, 2, 4), batch_sizes=batch_sizes
+        )
+        made.append(SpeechDecoderRunner(steps, **options))
         counting.steps.clear()
         return made[-1]
 
@@ -552,6 +558,13 @@ def test_words_that_are_no_choice_are_refused() -> None:
         resolve_device("cpu", "float16")
 
 
+def submitted(runner: SpeechDecoderRunner, slot: int, code: int) -> "asyncio.Future[np.ndarray]":
+    """One frame, with a future of the loop that runs."""
+    future: asyncio.Future[np.ndarray] = asyncio.get_running_loop().create_future()
+    runner.enqueue(slot, Job(codes_of(code), False, False, False, future))
+    return future
+
+
 def test_results_reach_an_event_loop_and_its_cancelled_streams_get_none(
     make_runner: MakeRunner, counting: CountingModel
 ) -> None:
@@ -561,7 +574,7 @@ def test_results_reach_an_event_loop_and_its_cancelled_streams_get_none(
         slots = [runner.acquire() for _ in range(3)]
         counting.gate.clear()
         first, gone, last = [
-            runner.submit_from_loop(slot, codes_of(number + 1)) for number, slot in enumerate(slots)
+            submitted(runner, slot, number + 1) for number, slot in enumerate(slots)
         ]
         gone.cancel()
         runner.release(slots[1])
@@ -579,7 +592,7 @@ def test_a_failing_device_fails_the_streams_of_an_event_loop(
 
     async def run() -> None:
         counting.error = RuntimeError("device lost")
-        futures = [runner.submit_from_loop(runner.acquire(), codes_of(1)) for _ in range(2)]
+        futures = [submitted(runner, runner.acquire(), 1) for _ in range(2)]
         for future in futures:
             with pytest.raises(StageFailed, match="device lost"):
                 await future
