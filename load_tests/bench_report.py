@@ -53,8 +53,7 @@ def compose(folder: Path, jobs: Mapping[str, Mapping[str, Any]], missing: Mappin
 
 
 def _table(head: Sequence[str], rows: Iterable[Sequence[str]], left: int = 1) -> str:
-    rule = "|" + "---|" * left + " ---: |" * (len(head) - left)
-    return "\n".join([report.table_line(head), rule, *(report.table_line(row) for row in rows)])
+    return "\n".join([*report.table_head(head, left), *(report.table_line(row) for row in rows)])
 
 
 def _circumstances(results: Results) -> str:

@@ -35,6 +35,11 @@ class Level:
     def is_closed(self) -> bool:
         return isinstance(self.run.plan, ClosedLoop)
 
+    @property
+    def load(self) -> str:
+        """The loop and how much of it."""
+        return f"{'closed' if self.is_closed else 'open'}, {self.run.plan.label}"
+
     def as_json(self, *, requests: bool) -> dict[str, Any]:
         """`requests` adds one entry per request."""
         data = {
@@ -175,8 +180,7 @@ def row(level: Level) -> list[str]:
     # An open loop is never late for its own sake: its lag is of sending. A closed one has none.
     lag = figures.clock_error_s if level.is_closed else figures.lag_s
     return [
-        f"{'closed' if level.is_closed else 'open'}, {level.run.plan.label}"
-        + (" (cut short)" if figures.stopped else ""),
+        level.load + (" (cut short)" if figures.stopped else ""),
         str(figures.requests),
         str(figures.failures),
         _cell(figures.first_playable_s),
@@ -195,8 +199,9 @@ def table(levels: Sequence[Level]) -> str:
     return "\n".join([*table_head(), *(table_line(row(level)) for level in levels)])
 
 
-def table_head() -> list[str]:
-    return [table_line(HEADER), "|---|" + " ---: |" * (len(HEADER) - 1)]
+def table_head(head: Sequence[str] = HEADER, left: int = 1) -> list[str]:
+    """Two lines; `left` columns hold text, the others numbers."""
+    return [table_line(head), "|" + "---|" * left + " ---: |" * (len(head) - left)]
 
 
 def table_line(cells: Sequence[str]) -> str:
@@ -214,13 +219,11 @@ def way(levels: Sequence[Level]) -> list[str]:
     for level in levels:
         seen = level.summary.server_s
         medians = [ms(seen[name].p50) if name in seen else "-" for name in names]
-        load = f"{'closed' if level.is_closed else 'open'}, {level.run.plan.label}"
-        rows.append(table_line([load, ms(level.summary.first_byte_s.p50), *medians]))
+        rows.append(table_line([level.load, ms(level.summary.first_byte_s.p50), *medians]))
     return [
         "Medians of what the first audio took, in ms, at the client and by `Server-Timing`:",
         "",
-        table_line(["load", "client", *names]),
-        "|---|" + " ---: |" * (1 + len(names)),
+        *table_head(["load", "client", *names]),
         *rows,
     ]
 

@@ -35,10 +35,11 @@ _MODELS_OF_DICTS: Final[dict[str, type[BaseModel]]] = {
 
 # Serve replaces these as a whole by what the YAML says: the environment and the device that the
 # builder gave a deployment would be lost with the rest.
+_BUILDER_ONLY: Final = ("ray_actor_options", "placement_group_bundles", "placement_group_strategy")
+
 # A request of 5 s costs an ingress 4 ms of its event loop, and 48 streams of such end up to 120
 # times a second: half of a fast core, most of a slow one.
 _STREAMS_PER_INGRESS: Final = 48
-_BUILDER_ONLY: Final = ("ray_actor_options", "placement_group_bundles", "placement_group_strategy")
 
 BUILDER: Final = "serve_app.app:build"
 STAGES: Final[dict[str, tuple[str, ...]]] = {

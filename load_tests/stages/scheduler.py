@@ -24,9 +24,8 @@ _PROMPT: Final = 4
 _EOS, _CODE = 7, 100
 
 
-def build(kind: type[AsyncScheduler], model: Any, streams: int) -> AsyncScheduler:
-    """A scheduler configured like the engine's, with memory for `streams` streams."""
-    blocks = streams * (1 + (_PROMPT + 2 * _STEPS) // model.block_size) + 1
+def build(kind: type[AsyncScheduler], model: Any, blocks: int) -> AsyncScheduler:
+    """A scheduler configured like an engine's, `model`, with so many KV blocks."""
     return kind(
         vllm_config=model.vllm_config,
         kv_cache_config=replace(model.kv_cache_config, num_blocks=blocks),
@@ -68,8 +67,9 @@ def main() -> None:
     print("| streams | vLLM: schedule, us | update | ours: schedule, us | update |")
     print("|" + " ---: |" * 5)
     for streams in args.streams:
-        theirs = measure(build(AsyncScheduler, model, streams), streams)
-        ours = measure(build(FrameScheduler, model, streams), streams)
+        blocks = streams * (1 + (_PROMPT + 2 * _STEPS) // model.block_size) + 1
+        theirs = measure(build(AsyncScheduler, model, blocks), streams)
+        ours = measure(build(FrameScheduler, model, blocks), streams)
         rows.append({"streams": streams, "vllm_us": theirs, "ours_us": ours})
         print(f"| {streams} | " + " | ".join(f"{value:,.0f}" for value in (*theirs, *ours)) + " |")
     if args.out:

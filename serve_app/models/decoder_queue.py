@@ -117,8 +117,7 @@ class DecoderQueue:
 
     def _is_urgent(self, stream: Stream, now: float) -> bool:
         """Whether a stream has nothing to play, or not for long."""
-        order, dry_s = self._urgency(stream)
-        return order == 0 or stream.first_audio_s is None or dry_s < now + _MARGIN_S
+        return stream.first_audio_s is None or self._urgency(stream)[1] < now + _MARGIN_S
 
     def _urgency(self, stream: Stream) -> tuple[int, float]:
         """Order of service: first audio by age, then the stream whose listener runs dry first."""

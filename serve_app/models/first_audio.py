@@ -22,8 +22,6 @@ _BATCH_SIZES: Final = (1, 2, 4, 8)
 # Launches whose samples have not been fetched; with more of them, first frames take the usual way.
 _NUM_BUFFERS: Final = 4
 
-_Buffers = tuple[Tensor, Tensor]
-
 
 @dataclass(slots=True, eq=False)
 class FirstAudio:
@@ -79,7 +77,7 @@ class FirstAudioDecoder:
         with torch.cuda.stream(self._stream):
             self._graphs.capture_all()
             self._stream.synchronize()
-        self._buffers: deque[_Buffers] = deque(
+        self._buffers = deque(
             (
                 torch.empty(self.max_rows, dtype=torch.int64, pin_memory=True),
                 torch.empty(

@@ -3,7 +3,6 @@
 import random
 from collections import Counter, deque
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -12,6 +11,7 @@ from vllm.v1.core.sched.async_scheduler import AsyncScheduler
 from vllm.v1.outputs import ModelRunnerOutput
 from vllm.v1.request import Request, RequestStatus
 
+from load_tests.stages.scheduler import build
 from serve_app.models.talker.scheduler import FrameScheduler
 from tests.parity.engines import talker
 
@@ -26,16 +26,7 @@ def make(tiny_checkpoint) -> Iterator[Make]:
     path = tiny_checkpoint("custom_voice", "tiny", eos="unreachable")
     with talker(path, max_num_seqs=12, max_model_len=96, max_num_batched_tokens=96) as engine:
         model: Any = engine.core.scheduler
-
-        def build(kind: type[AsyncScheduler], blocks: int) -> AsyncScheduler:
-            return kind(
-                vllm_config=model.vllm_config,
-                kv_cache_config=replace(model.kv_cache_config, num_blocks=blocks),
-                structured_output_manager=model.structured_output_manager,
-                block_size=model.block_size,
-            )
-
-        yield build
+        yield lambda kind, blocks: build(kind, model, blocks)
 
 
 class Drive:

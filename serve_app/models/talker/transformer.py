@@ -29,7 +29,6 @@ from serve_app.models.talker import kernels_attention
 MOST_POSITIONS: Final = 512
 _HEAD_DIM: Final = 128
 
-
 _VECTOR: Final = Tiles(qkv=16, output=4, gate_up=16, down=4)
 _NARROW: Final = Tiles(qkv=32, output=32, gate_up=32, down=32)
 
