@@ -12,6 +12,9 @@ VENV := .venv/bin
 TEST_ENV := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false RAY_AUTH_MODE=disabled \
 	RAY_USAGE_STATS_ENABLED=0 VLLM_NO_USAGE_STATS=1
 
+# Python starts from byte code that an earlier start has left; compiling it anew triples the time to ready.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: serve test check format
 
 serve:

@@ -133,7 +133,9 @@ def serving(
         _MARK: mark,
         **env,
     }
-    for name in ("RAY_ADDRESS", "TTS_MODEL", "TTS_REVISION"):
+    # The last one: where pip has installed everything there is byte code, so a second start finds
+    # that of the first.
+    for name in ("RAY_ADDRESS", "TTS_MODEL", "TTS_REVISION", "PYTHONDONTWRITEBYTECODE"):
         environment.pop(name, None)
     if checkpoint is not None:
         environment["TTS_MODEL"] = str(checkpoint.resolve())

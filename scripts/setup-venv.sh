@@ -5,6 +5,8 @@
 # DEVICE   cpu or gpu; default: gpu where an NVIDIA driver is found
 set -euo pipefail
 cd "$(dirname "$0")/.."
+# Container images tend to set it; the byte code in .venv is most of what makes a start quick.
+unset PYTHONDONTWRITEBYTECODE
 
 level="${1:-serve}"
 python="${PYTHON:-python3}"
@@ -69,7 +71,7 @@ install() {
   fi
   # Compiles the byte code of what a start imports, and of nothing else (hence --no-compile above).
   say "checking the installation"
-  "$venv/bin/python" -W ignore -c 'import fastapi, ray.serve, torch, transformers, vllm, serve_app' >/dev/null
+  "$venv/bin/python" -W ignore -c 'import fastapi, ray.serve, torch, transformers, vllm.v1.engine.core, serve_app' >/dev/null
 }
 
 "$venv/bin/python" -m pip --version >/dev/null 2>&1 || new_venv

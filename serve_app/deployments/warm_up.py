@@ -9,6 +9,7 @@ from typing import Any, Final
 from serve_app.config import IngressConfig
 from serve_app.deployments.speak import Speak
 from serve_app.deployments.speech_request import engine_request_id
+from serve_app.errors import SpeechError
 from serve_app.pipeline import join, with_deadlines
 from serve_app.types import ModelCard, SpeechRequest
 
@@ -52,6 +53,9 @@ class WarmUp:
                 async with aclosing(with_deadlines(chunks, limit_s, limit_s)) as timed:
                     await join(timed)
                 return
+            except SpeechError as error:  # a replica that takes its time to start, above all
+                self.reason = f"the first synthesis failed and is tried again: {error}"
+                logger.info("warm-up of %s: %s; trying again", card.name, error)
             except Exception as error:  # whatever it is: not ready, and the reason is shown
                 self.reason = f"the first synthesis failed: {type(error).__name__}"
                 logger.warning("warm-up of %s failed, trying again", card.name, exc_info=error)

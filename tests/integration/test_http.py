@@ -625,8 +625,8 @@ def test_health_says_that_the_embedded_checkpoint_speaks_no_words():
 
 def test_ready_follows_the_warm_up():
     async def main():
-        outcomes = [StageUnavailable("starting"), Overloaded("full"), None]
-        pauses = []
+        outcomes = [StageUnavailable("starting"), ValueError("secret"), None]
+        pauses, reasons = [], []
         service = Service()
         talker = service.talker
 
@@ -639,7 +639,7 @@ def test_ready_follows_the_warm_up():
             pauses.append(pause_s)
             service.status = Status("initializing", warm_up.passed, warm_up.reason)
             assert (await http.get("/ready")).status_code == 503
-            assert "failed" in (await http.get("/readyz")).json()["reason"]
+            reasons.append((await http.get("/readyz")).json()["reason"])
 
         warm_up = WarmUp(speak, (CARD,), IngressConfig(), sleep)
         assert not warm_up.passed
@@ -650,6 +650,8 @@ def test_ready_follows_the_warm_up():
             assert response.status_code == 200
             assert response.json() == {"ready": True, "reason": None}
         assert len(pauses) == 2
+        assert reasons[0].endswith("is tried again: starting")
+        assert reasons[1].endswith("failed: ValueError")
         (request,) = talker.requests
         assert request.max_new_tokens == 4
 

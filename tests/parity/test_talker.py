@@ -6,6 +6,7 @@ Each test compares streams of one engine with streams of the same requests alone
 
 import asyncio
 import dataclasses
+import gc
 import random
 from contextlib import aclosing, suppress
 
@@ -142,3 +143,8 @@ def test_limits_give_a_finish_reason(path) -> None:
     with talker(path) as engine:
         (codes,) = speak(engine, [request(TEXTS[0], max_new_tokens=7)])
     assert len(codes) == 7
+
+
+def test_garbage_is_collected_again_once_the_engine_runs(path) -> None:
+    with talker(path):
+        assert gc.isenabled()

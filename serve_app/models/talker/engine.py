@@ -3,12 +3,10 @@
 One thread owns the engine: it adds and aborts requests, steps, and hands every step's frames to the
 event loops that wait for them, in one call per loop and step. Consumers are async generators;
 closing one aborts its request.
-See docs/decisions/0001-in-process-engine.md for why the engine is not in a process of its own.
 """
 
 import asyncio
 import logging
-import os
 import secrets
 import sys
 import threading
@@ -29,10 +27,10 @@ from serve_app.models.device import DeviceSpec, resolve_device
 from serve_app.models.first_audio import FirstAudioDecoder
 from serve_app.models.frame_channel import FrameClient
 from serve_app.models.prompt import build_prompt
+from serve_app.models.talker.engine_core import build_core
 from serve_app.models.talker.outbox import Outbox, Stream
 from serve_app.models.talker.runtime import (
     PROMPT_KEY,
-    RUNTIME_KEY,
     RUNTIMES,
     StepFrames,
     TalkerPrompt,
@@ -44,8 +42,6 @@ from serve_app.types import CodecFrames, FinishReason, Prompt, SpeechRequest
 
 logger = logging.getLogger(__name__)
 
-# Free memory that vLLM may find besides what it reserves itself; see `_engine_config`.
-_RESERVE_BYTES = 3 * 2**30
 _STALL_S = 30.0
 _SWITCH_INTERVAL_S = 2e-4
 
@@ -250,7 +246,10 @@ class VllmTalker:
     def _run(self, checkpoint: Any, place: DeviceSpec, started: threading.Event) -> None:
         core = None
         try:
-            core = self._build(checkpoint, place)
+            core = build_core(checkpoint, self.config, place, self._runtime_key)
+            executor: Any = core.model_executor
+            self.core = core
+            self.model_state = executor.driver_worker.worker.model_runner.model_state
             late = self.config.late_scheduling and place.device.type == "cuda"
             self._stepper = Stepper(core, late=late)
             started.set()
@@ -269,89 +268,6 @@ class VllmTalker:
             self._outbox.deliver((stream, failure) for stream in list(self._streams.values()))
             if core is not None:
                 core.shutdown()
-
-    def _build(self, checkpoint: Any, place: DeviceSpec) -> Any:
-        os.environ["VLLM_USE_V2_MODEL_RUNNER"] = "1"
-        # The uniprocess executor is refused on CPU unless multiprocessing is off; there is one
-        # process anyway.
-        os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
-        os.environ.setdefault("VLLM_USE_FLASHINFER_SAMPLER", "0")
-        if place.device.type == "cpu":
-            os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
-        from vllm import ModelRegistry
-        from vllm.plugins import load_general_plugins
-        from vllm.v1.engine.core import EngineCore
-        from vllm.v1.executor.abstract import Executor
-
-        from serve_app.models.talker.model import TalkerForVllm
-        from serve_app.models.talker.plugin import ARCHITECTURE, register
-
-        load_general_plugins()
-        register()
-        # Registered as a class: by name, vLLM would inspect it in a subprocess that imports vLLM
-        # once more.
-        ModelRegistry.register_model(ARCHITECTURE, TalkerForVllm)
-        if place.device.type == "cpu":
-            from serve_app.models.talker import cpu_kernels
-
-            cpu_kernels.install()
-        vllm_config = self._engine_config(checkpoint, place)
-        with torch.inference_mode():
-            core = EngineCore(vllm_config, Executor.get_class(vllm_config), log_stats=False)
-        self.core = core
-        executor: Any = core.model_executor
-        self.model_state = executor.driver_worker.worker.model_runner.model_state
-        return core
-
-    def _engine_config(self, checkpoint: Any, place: DeviceSpec) -> Any:
-        from vllm.engine.arg_utils import EngineArgs
-
-        from serve_app.models.talker.scheduler import FrameScheduler
-
-        config, cuda = self.config, place.device.type == "cuda"
-        settings: dict[str, Any] = {}
-        if config.block_size is not None:
-            settings["block_size"] = config.block_size
-        if cuda:
-            # vLLM refuses to start unless this share of the whole card is free; what it takes is
-            # fixed by the KV bytes.
-            total = torch.cuda.get_device_properties(place.device).total_memory
-            weights = sum(f.stat().st_size for f in checkpoint.path.glob("*.safetensors"))
-            needed = weights + self.kv_cache_bytes(place.dtype) + _RESERVE_BYTES
-            settings["gpu_memory_utilization"] = min(0.95, needed / total)
-        graphs = cuda and config.cuda_graphs
-        args = EngineArgs(
-            model=str(checkpoint.path),
-            skip_tokenizer_init=True,
-            dtype=str(place.dtype).removeprefix("torch."),  # type: ignore[arg-type]
-            max_model_len=config.max_model_len,
-            max_num_seqs=config.max_num_seqs,
-            max_num_batched_tokens=config.max_num_batched_tokens,
-            enable_prefix_caching=False,
-            kv_cache_memory_bytes=self.kv_cache_bytes(place.dtype),
-            enforce_eager=not graphs,
-            compilation_config={"mode": 0, "cudagraph_mode": "FULL" if graphs else "NONE"},  # type: ignore[arg-type]
-            additional_config={RUNTIME_KEY: self._runtime_key},
-            scheduler_cls=FrameScheduler,
-            disable_log_stats=True,
-            **settings,
-        )
-        vllm_config = args.create_engine_config()
-        # vLLM's CPU platform switches asynchronous scheduling off; the talker runs the same way
-        # everywhere.
-        vllm_config.scheduler_config.async_scheduling = True
-        return vllm_config
-
-    def kv_cache_bytes(self, dtype: torch.dtype) -> int:
-        """The KV pool: as configured, else room for a quarter of max_num_seqs requests of full
-        length.
-        """
-        if self.config.kv_cache_bytes is not None:
-            return self.config.kv_cache_bytes
-        shape = self.spec.talker.transformer
-        per_token = 2 * shape.num_layers * shape.num_kv_heads * shape.head_dim * dtype.itemsize
-        requests = max(2, self.config.max_num_seqs // 4)
-        return requests * self.config.max_model_len * per_token
 
     def _loop(self, core: Any, stepper: Stepper) -> None:
         while True:
