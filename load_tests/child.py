@@ -29,7 +29,12 @@ def search_path() -> str:
 def start_server(
     command: Sequence[str], log: Path, env: Mapping[str, str], cwd: Path | None = None
 ) -> "subprocess.Popen[bytes]":
-    """Start a server in a session of its own, all that it prints in `log`."""
+    """Start a server in a session of its own, all that it prints in `log`.
+
+    It keeps byte code whatever `env` says: where pip has installed everything there is some, so a
+    second start finds that of the first.
+    """
+    env = {name: value for name, value in env.items() if name != "PYTHONDONTWRITEBYTECODE"}
     with log.open("wb") as output:
         return subprocess.Popen(
             command,

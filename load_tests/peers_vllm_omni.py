@@ -144,8 +144,6 @@ def serving(
         "VLLM_LOGGING_COLOR": "0",
         # It is not installed.
         "VLLM_USE_FLASHINFER_SAMPLER": "0",
-        # As for the other server: byte code is kept between starts.
-        "PYTHONDONTWRITEBYTECODE": "",
     }
     command = [sys.executable, "-m", "vllm_omni.entrypoints.cli.main", "serve", str(checkpoint)]
     command += ["--omni", "--deploy-config", str(file), "--trust-remote-code"]

@@ -133,9 +133,7 @@ def serving(
         _MARK: mark,
         **env,
     }
-    # The last one: where pip has installed everything there is byte code, so a second start finds
-    # that of the first.
-    for name in ("RAY_ADDRESS", "TTS_MODEL", "TTS_REVISION", "PYTHONDONTWRITEBYTECODE"):
+    for name in ("RAY_ADDRESS", "TTS_MODEL", "TTS_REVISION"):
         environment.pop(name, None)
     if checkpoint is not None:
         environment["TTS_MODEL"] = str(checkpoint.resolve())

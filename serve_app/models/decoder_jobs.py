@@ -37,6 +37,13 @@ def settle(results: Sequence[tuple[Job, np.ndarray | Exception]]) -> None:
     post(elsewhere, _set_all)
 
 
+def joined(pieces: Sequence[np.ndarray]) -> np.ndarray:
+    """Samples in one array, int16 [N]; no copy of a single piece."""
+    if len(pieces) == 1:
+        return pieces[0]
+    return np.concatenate(pieces) if pieces else np.empty(0, np.int16)
+
+
 def _set_all(batch: list[_Settled]) -> None:
     for future, result in batch:
         if not future.done():  # else its stream has gone

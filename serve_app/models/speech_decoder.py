@@ -16,7 +16,7 @@ import numpy as np
 from serve_app.config import SpeechDecoderConfig
 from serve_app.errors import StageFailed
 from serve_app.models.checkpoint import Checkpoint
-from serve_app.models.decoder_jobs import Job
+from serve_app.models.decoder_jobs import Job, joined
 from serve_app.models.decoder_steps import DecoderSteps
 from serve_app.models.device import resolve_device
 from serve_app.models.speech_decoder_model import SpeechDecoderModel, context_frames
@@ -220,5 +220,4 @@ class StreamingSpeechDecoder:
             self.runner.enqueue(slot, job)
         if len(futures) == 1:
             return await futures[0]
-        samples = await asyncio.gather(*futures)
-        return np.concatenate(samples) if samples else np.empty(0, np.int16)
+        return joined(await asyncio.gather(*futures))

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from serve_app.errors import Overloaded, StageFailed, StageUnavailable
-from serve_app.models.decoder_jobs import Job, settle
+from serve_app.models.decoder_jobs import Job, joined, settle
 from serve_app.models.decoder_queue import DecoderQueue, Stream
 from serve_app.models.decoder_steps import DecoderSteps, Launched, Piece
 
@@ -301,7 +301,7 @@ class SpeechDecoderRunner:
         ):
             if not job.discard:
                 job.samples.append(row[: num_frames * self.spec.samples_per_frame].copy())
-        settle([(job, _joined(job.samples)) for job in step.finished])
+        settle([(job, joined(job.samples)) for job in step.finished])
         step.finished.clear()
 
     def _abandon(self, error: Exception, also: Sequence[Job] = ()) -> None:
@@ -310,9 +310,3 @@ class SpeechDecoderRunner:
             jobs = [*also, *self._queue.jobs]
             self._queue.clear()
         settle([(job, error) for job in jobs])
-
-
-def _joined(pieces: Sequence[np.ndarray]) -> np.ndarray:
-    if len(pieces) == 1:
-        return pieces[0]
-    return np.concatenate(pieces) if pieces else np.empty(0, np.int16)
