@@ -9,12 +9,12 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
-from load_tests import plots, report
-from load_tests.client import WAV_HEADER_BYTES, AudioShape, SpeechClient
-from load_tests.load_points import load_points
-from load_tests.report import Level
-from load_tests.runner import ClosedLoop, OpenLoop, run_closed, run_loop, run_open
-from load_tests.workload import Workload
+from load_tests.loops.client import WAV_HEADER_BYTES, AudioShape, SpeechClient
+from load_tests.loops.runner import ClosedLoop, OpenLoop, run_closed, run_loop, run_open
+from load_tests.loops.workload import Workload
+from load_tests.reports import plots, report
+from load_tests.reports.load_points import load_points
+from load_tests.reports.report import Level
 
 # Past this a rate ladder ends: the server is overloaded, and higher rates only take longer to
 # show it.

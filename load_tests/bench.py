@@ -12,11 +12,11 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from load_tests import report
-from load_tests.bench_report import compose
-from load_tests.child import say, unpacked, write_checkpoint
 from load_tests.jobs import PARTS, Job, Missing, Store, plan, run
-from load_tests.settings import CONFIGS
+from load_tests.reports import report
+from load_tests.reports.bench_report import compose
+from load_tests.servers.child import say, unpacked, write_checkpoint
+from load_tests.servers.settings import CONFIGS
 
 # Exit statuses besides 0: a part failed; a part is not done yet.
 FAILED, UNFINISHED = 1, 3
@@ -40,7 +40,9 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         default=Path(tempfile.gettempdir()) / "ttsb-checkpoints",
         help="folder of the random checkpoints, written once, and of compilers' caches",
     )
-    parser.add_argument("--peers", type=Path, help="folder of `load_tests/peers.py install`")
+    parser.add_argument(
+        "--peers", type=Path, help="folder of `load_tests/peers/in_process.py install`"
+    )
     parser.add_argument("--commit", help="what to report where there is no git repository")
     frame = parser.add_argument_group("parts frame and predictor")
     frame.add_argument("--batches", type=int, nargs="+", default=[1, 8, 16, 32, 64, 128, 256])

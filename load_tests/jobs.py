@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from load_tests import report
-from load_tests.child import REPOSITORY, say, search_path
+from load_tests.reports import report
+from load_tests.servers.child import REPOSITORY, say, search_path
 
 PARTS: Final = (
     "frame",
@@ -160,7 +160,12 @@ def _peers(args: argparse.Namespace) -> Iterator[Job]:
     for peer, chunk in _PEERS:
         options = ("--peer", peer, "--chunk", str(chunk))
         where = ("--checkpoint", str(args.checkpoints / size))
-        arguments = (str(REPOSITORY / "load_tests" / "peers.py"), "run", *options, *where)
+        arguments = (
+            str(REPOSITORY / "load_tests" / "peers" / "in_process.py"),
+            "run",
+            *options,
+            *where,
+        )
         name = f"peers-{peer}-{chunk}-{size}"
         yield Job(name, arguments, 120, size, prints=True, packages=args.peers)
 

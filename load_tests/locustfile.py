@@ -10,8 +10,8 @@ import time
 
 from locust import HttpUser, constant, task  # pyright: ignore[reportMissingImports]
 
-from load_tests.client import BYTES_PER_SAMPLE, SPEECH_PATH, AudioShape
-from load_tests.workload import Workload
+from load_tests.loops.client import BYTES_PER_SAMPLE, SPEECH_PATH, AudioShape
+from load_tests.loops.workload import Workload
 
 SHAPE = AudioShape()
 WORKLOAD = Workload(min_frames=None, max_frames=None)

@@ -18,7 +18,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from load_tests import plots, report
 from load_tests.__main__ import (
     NoTime,
     add_ladder_options,
@@ -28,11 +27,12 @@ from load_tests.__main__ import (
     ladders_of,
     workload_of,
 )
-from load_tests.child import say, write_checkpoint
-from load_tests.load_points import load_points
-from load_tests.measured import Measured, Start, resume
-from load_tests.runner import ClosedLoop, run_closed, run_loop
-from load_tests.server import (
+from load_tests.loops.runner import ClosedLoop, run_closed, run_loop
+from load_tests.reports import plots, report
+from load_tests.reports.load_points import load_points
+from load_tests.servers.child import say, write_checkpoint
+from load_tests.servers.measured import Measured, Start, resume
+from load_tests.servers.server import (
     STOP_S,
     MemoryWatch,
     ServerFailed,
@@ -41,7 +41,7 @@ from load_tests.server import (
     serving,
     show,
 )
-from load_tests.settings import CONFIGS, configured
+from load_tests.servers.settings import CONFIGS, configured
 from serve_app.__main__ import is_free
 from serve_app.config import PROFILES, AppConfig
 

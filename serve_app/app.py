@@ -159,8 +159,8 @@ def make_plan(config: AppConfig, cluster: Mapping[str, float]) -> Plan:
 
 def describe(config: AppConfig) -> ModelCard:
     """Read what the HTTP layer may know of the checkpoint, fetching it if this node lacks it."""
-    from serve_app.deployments.weights import checkpoint_folder
-    from serve_app.models.spec import ModelSpec
+    from serve_app.models.checkpoint.locate import checkpoint_folder
+    from serve_app.models.checkpoint.spec import ModelSpec
 
     folder = checkpoint_folder(config)
     embedded = config.model is None

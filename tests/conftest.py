@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from serve_app.models.random_checkpoint import Eos, Size, write_checkpoint
+from serve_app.models.random_checkpoint.write import Eos, Size, write_checkpoint
 from serve_app.types import TaskType
 
 TESTS = Path(__file__).parent

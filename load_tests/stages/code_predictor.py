@@ -19,12 +19,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from load_tests import floors, report
-from serve_app.models.code_predictor import CodePredictor, FrameBatch
+from load_tests.reports import report
+from load_tests.stages import floors
+from serve_app.models.checkpoint.spec import CodePredictorSpec, TransformerSpec
+from serve_app.models.code_predictor.fast import FastCodePredictor, Plan
+from serve_app.models.code_predictor.model import CodePredictor, FrameBatch
 from serve_app.models.cuda_graph import GraphRunner
-from serve_app.models.fast_code_predictor import FastCodePredictor, Plan
-from serve_app.models.fused_layers import Tiles
-from serve_app.models.spec import CodePredictorSpec, TransformerSpec
+from serve_app.models.layers.few_rows import Tiles
 
 _LAYERS = TransformerSpec(
     hidden_size=1024, intermediate_size=3072, num_layers=5, num_heads=16, num_kv_heads=8,

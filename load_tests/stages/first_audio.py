@@ -16,9 +16,9 @@ import statistics
 import time
 from contextlib import aclosing
 
-from load_tests import report
+from load_tests.reports import report
 from load_tests.stages.in_process import Stages, add_options, checkpoint_of, request, settings_for
-from serve_app.models.fused_speech import FusedSpeech
+from serve_app.models.fused.speech import FusedSpeech
 
 NAMES = ("queued", "launched", "dispatched", "heard")
 

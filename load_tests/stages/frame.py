@@ -18,9 +18,10 @@ from typing import Any, Final
 
 import torch
 
-from load_tests import floors, report
-from load_tests.floors import Device, Work
-from load_tests.frame_table import FrameRow, frame_table
+from load_tests.reports import report
+from load_tests.reports.frame_table import FrameRow, frame_table
+from load_tests.stages import floors
+from load_tests.stages.floors import Device, Work
 from load_tests.stages.in_process import (
     Stages,
     add_options,
@@ -31,7 +32,7 @@ from load_tests.stages.in_process import (
     settings_for,
 )
 from load_tests.stages.speech_decoder import DecoderTimes
-from serve_app.models.prompt import build_prompt
+from serve_app.models.talker.prompt import build_prompt
 
 MAX_MODEL_LEN: Final = 2048
 # Of the window in which steps are counted; a chunk of 12 frames is one in 12 steps.

@@ -14,12 +14,12 @@ from typing import Any
 
 import torch
 
-from load_tests import report
+from load_tests.reports import report
 from serve_app.config import AppConfig, CodePredictorConfig, SpeechDecoderConfig, TalkerConfig
-from serve_app.models.checkpoint import Checkpoint, open_checkpoint
-from serve_app.models.fused_speech import FusedSpeech
-from serve_app.models.random_checkpoint import write_checkpoint
-from serve_app.models.spec import ModelSpec
+from serve_app.models.checkpoint.files import Checkpoint, open_checkpoint
+from serve_app.models.checkpoint.spec import ModelSpec
+from serve_app.models.fused.speech import FusedSpeech
+from serve_app.models.random_checkpoint.write import write_checkpoint
 from serve_app.models.talker.engine import VllmTalker
 from serve_app.types import SpeechRequest
 
@@ -154,7 +154,7 @@ class ClosedLoop:
 
 
 async def closed_loop(stages: Stages, streams: int, frames: int, seconds: float) -> ClosedLoop:
-    """The load of `load_tests.runner.run_closed`, without Serve between.
+    """The load of `load_tests.loops.runner.run_closed`, without Serve between.
 
     The first request of each stream is cut to a part of `frames` that differs from stream to
     stream; what counts begins when the last of them has ended and lasts `seconds`.

@@ -14,9 +14,9 @@ from vllm.v1.core.sched.async_scheduler import AsyncScheduler
 from vllm.v1.outputs import ModelRunnerOutput
 from vllm.v1.request import Request
 
-from load_tests import report
+from load_tests.reports import report
 from load_tests.stages.in_process import Stages, add_options, checkpoint_of, settings_for
-from serve_app.models.talker.scheduler import FrameScheduler
+from serve_app.models.talker.vllm.scheduler import FrameScheduler
 
 _STEPS: Final = 200
 # Short, so that all streams begin in one step.

@@ -18,15 +18,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from load_tests import report
+from load_tests.reports import report
 from serve_app.config import SpeechDecoderConfig
-from serve_app.models.checkpoint import Checkpoint, speech_decoder_shapes
+from serve_app.models.checkpoint.files import Checkpoint, speech_decoder_shapes
+from serve_app.models.checkpoint.spec import SpeechDecoderSpec, TransformerSpec
 from serve_app.models.cuda_graph import BatchGraphs
-from serve_app.models.decoder_steps import DecoderSteps, tf32
 from serve_app.models.device import resolve_device
-from serve_app.models.spec import SpeechDecoderSpec, TransformerSpec
-from serve_app.models.speech_decoder_model import SpeechDecoderModel
-from serve_app.models.speech_decoder_runner import SpeechDecoderRunner
+from serve_app.models.speech_decoder.network.model import SpeechDecoderModel
+from serve_app.models.speech_decoder.runner import SpeechDecoderRunner
+from serve_app.models.speech_decoder.steps import DecoderSteps, tf32
 
 # speech_tokenizer/config.json of the releases.
 RELEASED = SpeechDecoderSpec(

@@ -1,4 +1,4 @@
-"""Time the talker's layers alone on a GPU, by the plans of `models/talker/transformer.py`.
+"""Time the talker's layers alone on a GPU, by the plans of `models/talker/vllm/transformer.py`.
 
     python -m load_tests.stages.talker_layers --size 1.7b --rows 1 8 64
 
@@ -15,9 +15,9 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
-from load_tests import report
-from serve_app.models.fused_layers import Tiles
-from serve_app.models.talker.transformer import PLANS, FusedTransformer, Plan
+from load_tests.reports import report
+from serve_app.models.layers.few_rows import Tiles
+from serve_app.models.talker.vllm.transformer import PLANS, FusedTransformer, Plan
 
 # hidden, layers of the releases.
 SIZES: Final = {"0.6b": (1024, 28), "1.7b": (2048, 28)}

@@ -17,8 +17,8 @@ class Fused:
     """All stages on one side of one process boundary; to the ingress the same as SpeechDecoder."""
 
     async def __init__(self, config: AppConfig, device: str) -> None:
-        from serve_app.deployments.weights import checkpoint_folder
-        from serve_app.models.speech_process import SpeechProcess
+        from serve_app.models.checkpoint.locate import checkpoint_folder
+        from serve_app.models.fused.process import SpeechProcess
 
         folder = await asyncio.to_thread(checkpoint_folder, config)
         self._speech = await SpeechProcess.start(folder, config, device)

@@ -13,11 +13,11 @@ from ray.serve.metrics import Counter, Histogram
 
 from serve_app import metrics
 from serve_app.config import IngressConfig
-from serve_app.deployments.api import build_api
-from serve_app.deployments.remote import through
-from serve_app.deployments.speak import resumed
-from serve_app.deployments.status import State, Status
-from serve_app.deployments.warm_up import WarmUp
+from serve_app.deployments.calls import through
+from serve_app.http.app import build_api
+from serve_app.http.health import State, Status
+from serve_app.http.warm_up import WarmUp
+from serve_app.resumption import resumed
 from serve_app.types import ModelCard
 
 _STATUS_MAX_AGE_S: Final = 2.0

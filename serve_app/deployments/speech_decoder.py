@@ -11,7 +11,7 @@ from ray.exceptions import RayTaskError
 from ray.serve.handle import DeploymentHandle, DeploymentResponseGenerator
 
 from serve_app.config import AppConfig
-from serve_app.deployments.handles import streaming
+from serve_app.deployments.calls import streaming
 from serve_app.errors import SpeechError
 from serve_app.pipeline import timed
 from serve_app.types import CodecFrames, PcmChunk, SpeechRequest
@@ -75,9 +75,9 @@ async def _frames(
 
 
 def _load(config: AppConfig, device: str):
-    from serve_app.deployments.weights import checkpoint_folder
-    from serve_app.models.checkpoint import open_checkpoint
-    from serve_app.models.speech_decoder import StreamingSpeechDecoder
+    from serve_app.models.checkpoint.files import open_checkpoint
+    from serve_app.models.checkpoint.locate import checkpoint_folder
+    from serve_app.models.speech_decoder.stage import StreamingSpeechDecoder
 
     checkpoint = open_checkpoint(checkpoint_folder(config))
     decoder = StreamingSpeechDecoder.load(checkpoint, config.speech_decoder, device)

@@ -11,8 +11,8 @@ import numpy as np
 import openai
 import pytest
 
-from load_tests.client import server_timings
-from serve_app.models.embedded import embedded_checkpoint
+from load_tests.loops.client import server_timings
+from serve_app.models.checkpoint.embedded import embedded_checkpoint
 from tests.e2e.conftest import Server
 from tests.golden.make_codes import FILE, SETS, WAVEFORM, weights_hash
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from serve_app.models.random_checkpoint import write_checkpoint
+from serve_app.models.random_checkpoint.write import write_checkpoint
 
 FILE = Path(__file__).with_name("codes.npz")
 FRAMES = 200

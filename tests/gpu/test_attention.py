@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from serve_app.models.talker import kernels_attention
+from serve_app.models.talker.vllm import attention_kernels as kernels_attention
 
 HEADS, KV_HEADS, DIM, BLOCK, EPS = 16, 8, 128, 16, 1e-6
 LOW = DIM // 2

@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from serve_app.config import CodePredictorConfig
-from serve_app.models.checkpoint import open_checkpoint
-from serve_app.models.frame_channel import InProcessFrames, RemoteFrames
-from serve_app.models.random_checkpoint import write_checkpoint
+from serve_app.models.checkpoint.files import open_checkpoint
+from serve_app.models.code_predictor.channel import InProcessFrames, RemoteFrames
+from serve_app.models.random_checkpoint.write import write_checkpoint
 from tests.parity.channel import frame_server, random_batch
 
 

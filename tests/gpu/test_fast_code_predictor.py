@@ -15,10 +15,10 @@ from load_tests.stages.code_predictor import (
     random_batch,
     random_weights,
 )
-from serve_app.models.code_predictor import CodePredictor, FrameBatch
-from serve_app.models.fast_code_predictor import FastCodePredictor
-from serve_app.models.kernels_predictor import sample_row
+from serve_app.models.code_predictor.fast import FastCodePredictor
+from serve_app.models.code_predictor.model import CodePredictor, FrameBatch
 from serve_app.models.sampling import sample, uniform
+from serve_app.models.sampling_kernel import sample_row
 
 BATCHES = [1, 3, 16, 64, 128]
 OTHER_PLANS = ["vector", "tiled", "library"]

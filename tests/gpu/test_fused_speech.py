@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from serve_app.config import AppConfig
-from serve_app.models.checkpoint import open_checkpoint
-from serve_app.models.fused_speech import FusedSpeech
-from serve_app.models.random_checkpoint import write_checkpoint
+from serve_app.models.checkpoint.files import open_checkpoint
+from serve_app.models.fused.speech import FusedSpeech
+from serve_app.models.random_checkpoint.write import write_checkpoint
 from serve_app.types import CodecFrames
 from tests.parity.engines import request
 

@@ -9,15 +9,20 @@ import torch
 from torch import Tensor
 
 from serve_app.config import SpeechDecoderConfig
-from serve_app.models import kernels_decoder
-from serve_app.models.checkpoint import Checkpoint, open_checkpoint
+from serve_app.models.checkpoint.files import Checkpoint, open_checkpoint
 from serve_app.models.cuda_graph import BatchGraphs
-from serve_app.models.decoder_passes import add_residual, depthwise_conv, snake_padded, waveform
-from serve_app.models.decoder_steps import DecoderSteps, tf32
-from serve_app.models.speech_decoder import StreamingSpeechDecoder
-from serve_app.models.speech_decoder_model import SpeechDecoderModel
-from serve_app.models.speech_decoder_runner import SpeechDecoderRunner
-from serve_app.models.streaming import conv_weight
+from serve_app.models.speech_decoder.network import kernels as kernels_decoder
+from serve_app.models.speech_decoder.network.causal import conv_weight
+from serve_app.models.speech_decoder.network.model import SpeechDecoderModel
+from serve_app.models.speech_decoder.network.passes import (
+    add_residual,
+    depthwise_conv,
+    snake_padded,
+    waveform,
+)
+from serve_app.models.speech_decoder.runner import SpeechDecoderRunner
+from serve_app.models.speech_decoder.stage import StreamingSpeechDecoder
+from serve_app.models.speech_decoder.steps import DecoderSteps, tf32
 from serve_app.types import CodecFrames
 from tests.conftest import TinyCheckpoint
 

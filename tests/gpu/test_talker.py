@@ -15,10 +15,10 @@ import pytest
 import torch
 
 from serve_app.config import CodePredictorConfig
-from serve_app.models.checkpoint import open_checkpoint
-from serve_app.models.code_predictor import FrameBatch
-from serve_app.models.frame_channel import FrameServer, InProcessFrames, RemoteFrames
-from serve_app.models.random_checkpoint import write_checkpoint
+from serve_app.models.checkpoint.files import open_checkpoint
+from serve_app.models.code_predictor.channel import FrameServer, InProcessFrames, RemoteFrames
+from serve_app.models.code_predictor.model import FrameBatch
+from serve_app.models.random_checkpoint.write import write_checkpoint
 from tests.parity.engines import assert_same_codes, request, speak, talker
 
 SIZES = tuple(os.environ.get("TTS_GPU_SIZES", "0.6b").split(","))

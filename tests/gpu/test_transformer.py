@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from load_tests.stages.talker_layers import SIZES, decode_context, random_model
-from serve_app.models.talker.transformer import PLANS, FusedTransformer, Plan
+from serve_app.models.talker.vllm.transformer import PLANS, FusedTransformer, Plan
 
 # Of 28 layers of bfloat16 with random weights; the plans differ by 0.025 to 0.028 from each other.
 TOLERANCE = 0.06

@@ -16,16 +16,16 @@ import uvicorn
 from ray.exceptions import ActorDiedError
 
 from serve_app import metrics
-from serve_app.audio import AudioFormat, encode_file, wav_header
+from serve_app.audio.formats import AudioFormat, encode_file, wav_header
 from serve_app.config import IngressConfig
-from serve_app.deployments.api import build_api
-from serve_app.deployments.remote import through
-from serve_app.deployments.speak import resumed
-from serve_app.deployments.status import Status
-from serve_app.deployments.warm_up import WarmUp
+from serve_app.deployments.calls import through
 from serve_app.errors import Overloaded, StageFailed, StageUnavailable
 from serve_app.fakes import FakeSpeechDecoder, FakeTalker, fake_card, fake_codes
+from serve_app.http.app import build_api
+from serve_app.http.health import Status
+from serve_app.http.warm_up import WarmUp
 from serve_app.pipeline import synthesize
+from serve_app.resumption import resumed
 from serve_app.types import PcmChunk, SpeechRequest
 
 CARD = fake_card()

@@ -14,15 +14,15 @@ import uvicorn
 from fastapi import FastAPI, Response
 
 from load_tests.__main__ import main
-from load_tests.client import AudioShape, RequestResult, SpeechClient
-from load_tests.metrics import summarize
-from load_tests.runner import ClosedLoop, OpenLoop, run_closed, run_open
-from load_tests.workload import Workload, poisson_arrivals
+from load_tests.loops.client import AudioShape, RequestResult, SpeechClient
+from load_tests.loops.metrics import summarize
+from load_tests.loops.runner import ClosedLoop, OpenLoop, run_closed, run_open
+from load_tests.loops.workload import Workload, poisson_arrivals
 from serve_app.config import IngressConfig
-from serve_app.deployments.api import build_api
-from serve_app.deployments.status import Status
 from serve_app.errors import Overloaded, StageFailed
 from serve_app.fakes import FakeSpeechDecoder, FakeTalker, fake_card
+from serve_app.http.app import build_api
+from serve_app.http.health import Status
 from serve_app.pipeline import synthesize
 from serve_app.types import SpeechRequest
 

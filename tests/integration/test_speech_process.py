@@ -9,7 +9,7 @@ import pytest
 
 from serve_app.config import AppConfig
 from serve_app.errors import InvalidRequest, StageUnavailable
-from serve_app.models.speech_process import SpeechProcess
+from serve_app.models.fused.process import SpeechProcess
 from serve_app.types import SpeechRequest
 
 pytest.importorskip("vllm")

@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 
 from serve_app.config import CodePredictorConfig, TalkerConfig
-from serve_app.models.checkpoint import open_checkpoint
-from serve_app.models.frame_channel import FrameClient, InProcessFrames
+from serve_app.models.checkpoint.files import open_checkpoint
+from serve_app.models.code_predictor.channel import FrameClient, InProcessFrames
 from serve_app.models.talker.engine import VllmTalker
 from serve_app.types import CodecFrames, SamplingOverrides, SpeechRequest
 

@@ -9,9 +9,9 @@ import torch
 from safetensors import safe_open
 from torch.nn.functional import linear, silu
 
-from serve_app.models.checkpoint import MODEL_WEIGHTS, SPEECH_WEIGHTS, open_checkpoint
-from serve_app.models.prompt import build_prompt
-from serve_app.models.text_tokenizer import TextTokenizer
+from serve_app.models.checkpoint.files import MODEL_WEIGHTS, SPEECH_WEIGHTS, open_checkpoint
+from serve_app.models.checkpoint.text_tokenizer import TextTokenizer
+from serve_app.models.talker.prompt import build_prompt
 from serve_app.types import Prompt, SpeechRequest
 from tests.conftest import TinyCheckpoint
 from tests.parity.reference import Reference, ReferenceRun

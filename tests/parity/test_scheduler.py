@@ -12,7 +12,7 @@ from vllm.v1.outputs import ModelRunnerOutput
 from vllm.v1.request import Request, RequestStatus
 
 from load_tests.stages.scheduler import build
-from serve_app.models.talker.scheduler import FrameScheduler
+from serve_app.models.talker.vllm.scheduler import FrameScheduler
 from tests.parity.engines import talker
 
 EOS, STEPS, MAX_IN_FLIGHT = 7, 500, 2

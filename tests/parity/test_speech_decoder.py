@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 
 from serve_app.config import SpeechDecoderConfig
-from serve_app.models.checkpoint import Checkpoint, open_checkpoint
-from serve_app.models.decoder_state import DecoderState
+from serve_app.models.checkpoint.files import Checkpoint, open_checkpoint
 from serve_app.models.device import resolve_device
-from serve_app.models.speech_decoder import StreamingSpeechDecoder
-from serve_app.models.speech_decoder_model import SpeechDecoderModel, context_frames
+from serve_app.models.speech_decoder.network.model import SpeechDecoderModel, context_frames
+from serve_app.models.speech_decoder.network.state import DecoderState
+from serve_app.models.speech_decoder.stage import StreamingSpeechDecoder
 from serve_app.types import CodecFrames
 from tests.conftest import TinyCheckpoint
 from tests.parity.reference import Reference

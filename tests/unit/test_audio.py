@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from serve_app.audio import AudioFormat, encode_file, stream_encoder, wav_header
+from serve_app.audio.formats import AudioFormat, encode_file, stream_encoder, wav_header
 
 RATE_HZ = 24000
 SAMPLES = np.array([0, 1, -1, 32767, -32768, 258], dtype=np.int16)

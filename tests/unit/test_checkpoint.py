@@ -12,17 +12,17 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from serve_app.errors import CheckpointError
-from serve_app.models import checkpoint
-from serve_app.models.checkpoint import MODEL_WEIGHTS, SPEECH_WEIGHTS, open_checkpoint
-from serve_app.models.embedded import embedded_checkpoint
-from serve_app.models.random_checkpoint import (
+from serve_app.models.checkpoint import files as checkpoint
+from serve_app.models.checkpoint.embedded import embedded_checkpoint
+from serve_app.models.checkpoint.files import MODEL_WEIGHTS, SPEECH_WEIGHTS, open_checkpoint
+from serve_app.models.checkpoint.locate import locate
+from serve_app.models.checkpoint.spec import ModelSpec
+from serve_app.models.checkpoint.text_tokenizer import TextTokenizer
+from serve_app.models.random_checkpoint.write import (
     Size,
     write_checkpoint,
     write_configuration,
 )
-from serve_app.models.releases import locate
-from serve_app.models.spec import ModelSpec
-from serve_app.models.text_tokenizer import TextTokenizer
 from serve_app.types import TaskType
 from tests.conftest import TinyCheckpoint
 

@@ -4,8 +4,7 @@ import pytest
 from ray.exceptions import ActorDiedError, ActorUnavailableError, RayTaskError
 from ray.serve.exceptions import BackPressureError, RequestCancelledError
 
-from serve_app.deployments.error_response import error_response
-from serve_app.deployments.remote import from_ray
+from serve_app.deployments.calls import from_ray
 from serve_app.errors import (
     CheckpointError,
     InvalidRequest,
@@ -15,6 +14,7 @@ from serve_app.errors import (
     StageUnavailable,
     UnknownModel,
 )
+from serve_app.http.errors import error_response
 
 ERRORS = [
     SpeechError("a"),

@@ -27,10 +27,10 @@ def test_a_frame_equals_eager(width: int) -> None:
 
 def main(width: int) -> None:
     from load_tests.stages.code_predictor import random_batch, random_weights
-    from serve_app.models.code_predictor import CodePredictor
-    from serve_app.models.fast_code_predictor import FastCodePredictor, Plan
-    from serve_app.models.fused_layers import Tiles
-    from serve_app.models.spec import CodePredictorSpec, TransformerSpec
+    from serve_app.models.checkpoint.spec import CodePredictorSpec, TransformerSpec
+    from serve_app.models.code_predictor.fast import FastCodePredictor, Plan
+    from serve_app.models.code_predictor.model import CodePredictor
+    from serve_app.models.layers.few_rows import Tiles
 
     shape = TransformerSpec(32, 96, 1, 2, 1, 16, 1e-6, 1e6)
     spec = CodePredictorSpec(shape, 32, 4, width, 40)

@@ -8,27 +8,29 @@ from typing import Any
 
 import pytest
 
-from load_tests import bench, floors, jobs, report
+from load_tests import bench, jobs
 from load_tests.__main__ import frames_of, ladders_of
-from load_tests.bench_report import compose
-from load_tests.client import AudibleScan, AudioShape, RequestResult, server_timings
-from load_tests.floors import H200, Work
-from load_tests.frame_table import FrameRow, frame_table
 from load_tests.jobs import Job, Store, plan
-from load_tests.load_points import load_points
-from load_tests.measured import Measured, resume
-from load_tests.metrics import percentile, play, summarize
-from load_tests.report import Level
-from load_tests.results import Results
-from load_tests.runner import ClosedLoop, OpenLoop, Run
-from load_tests.settings import CONFIGS, configured
-from load_tests.targets import TARGETS, sustained_rate, target_table
-from load_tests.workload import Workload, poisson_arrivals
+from load_tests.loops.client import AudibleScan, AudioShape, RequestResult, server_timings
+from load_tests.loops.metrics import percentile, play, summarize
+from load_tests.loops.runner import ClosedLoop, OpenLoop, Run
+from load_tests.loops.workload import Workload, poisson_arrivals
+from load_tests.reports import report
+from load_tests.reports.bench_report import compose
+from load_tests.reports.frame_table import FrameRow, frame_table
+from load_tests.reports.load_points import load_points
+from load_tests.reports.report import Level
+from load_tests.reports.results import Results
+from load_tests.reports.targets import TARGETS, sustained_rate, target_table
+from load_tests.servers.measured import Measured, resume
+from load_tests.servers.settings import CONFIGS, configured
+from load_tests.stages import floors
+from load_tests.stages.floors import H200, Work
 from serve_app import serve_config
 from serve_app.config import AppConfig
-from serve_app.deployments.speech_body import SpeechBody, parse
-from serve_app.models.random_checkpoint import write_configuration
-from serve_app.models.spec import ModelSpec
+from serve_app.http.speech.body import SpeechBody, parse
+from serve_app.models.checkpoint.spec import ModelSpec
+from serve_app.models.random_checkpoint.write import write_configuration
 from serve_app.serve_config import find_problems
 
 SHAPE = AudioShape()

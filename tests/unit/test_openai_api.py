@@ -3,12 +3,12 @@ import json
 import pytest
 
 from serve_app.config import IngressConfig
-from serve_app.deployments.catalog import model_object, voices_body
-from serve_app.deployments.names import VOICE_ALIASES, find_card
-from serve_app.deployments.speech_body import parse
-from serve_app.deployments.speech_request import engine_request_id, ignored, to_domain
 from serve_app.errors import InvalidRequest, UnknownModel
 from serve_app.fakes import fake_card
+from serve_app.http.catalog import model_object, voices_body
+from serve_app.http.names import VOICE_ALIASES, find_card
+from serve_app.http.speech.body import parse
+from serve_app.http.speech.request import engine_request_id, ignored, to_domain
 
 CARD = fake_card()
 DESIGN = fake_card(name="design", task="voice_design", voices=(), path="/models/design-folder/")

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from serve_app.errors import InvalidRequest
-from serve_app.models.prompt import build_prompt
-from serve_app.models.spec import ModelSpec
-from serve_app.models.text_tokenizer import TextTokenizer
+from serve_app.models.checkpoint.spec import ModelSpec
+from serve_app.models.checkpoint.text_tokenizer import TextTokenizer
+from serve_app.models.talker.prompt import build_prompt
 from serve_app.types import Prompt, Sampling, SamplingOverrides, SpeechRequest
 from tests.conftest import TinyCheckpoint
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from serve_app.errors import CheckpointError
-from serve_app.models.spec import CONFIG, GENERATION_CONFIG, SPEECH_CONFIG, ModelSpec
+from serve_app.models.checkpoint.spec import CONFIG, GENERATION_CONFIG, SPEECH_CONFIG, ModelSpec
 from tests.conftest import TinyCheckpoint
 
 
@@ -139,5 +139,5 @@ def test_a_missing_or_damaged_file_is_refused(
 
 
 def test_reading_facts_needs_no_torch() -> None:
-    code = "import sys, serve_app.models.spec; sys.exit('torch' in sys.modules)"
+    code = "import sys, serve_app.models.checkpoint.spec; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -14,16 +14,11 @@ from torch import Tensor
 
 from serve_app.config import SpeechDecoderConfig
 from serve_app.errors import CheckpointError, Overloaded, StageFailed, StageUnavailable
-from serve_app.models.checkpoint import Checkpoint, open_checkpoint
+from serve_app.models.checkpoint.files import Checkpoint, open_checkpoint
 from serve_app.models.cuda_graph import BatchGraphs
-from serve_app.models.decoder_jobs import Job
-from serve_app.models.decoder_state import DecoderState
-from serve_app.models.decoder_steps import DecoderSteps
 from serve_app.models.device import resolve_device
-from serve_app.models.speech_decoder import StreamingSpeechDecoder
-from serve_app.models.speech_decoder_model import SpeechDecoderModel
-from serve_app.models.speech_decoder_runner import SpeechDecoderRunner
-from serve_app.models.streaming import (
+from serve_app.models.speech_decoder.jobs import Job
+from serve_app.models.speech_decoder.network.causal import (
     causal_conv,
     conv_of_padded,
     conv_weight,
@@ -33,6 +28,11 @@ from serve_app.models.streaming import (
     transposed_conv_weight,
     window_mask,
 )
+from serve_app.models.speech_decoder.network.model import SpeechDecoderModel
+from serve_app.models.speech_decoder.network.state import DecoderState
+from serve_app.models.speech_decoder.runner import SpeechDecoderRunner
+from serve_app.models.speech_decoder.stage import StreamingSpeechDecoder
+from serve_app.models.speech_decoder.steps import DecoderSteps
 from serve_app.types import CodecFrames, PcmChunk
 from tests.conftest import TinyCheckpoint
 

@@ -23,12 +23,12 @@ import torch
 from serve_app.chunking import Chunker
 from serve_app.config import TalkerConfig
 from serve_app.errors import InvalidRequest, Overloaded, StageFailed, StageUnavailable
+from serve_app.models.checkpoint.text_tokenizer import TextTokenizer
+from serve_app.models.code_predictor.channel import FrameClient
 from serve_app.models.device import DeviceSpec, resolve_device
-from serve_app.models.first_audio import FirstAudioDecoder
-from serve_app.models.frame_channel import FrameClient
-from serve_app.models.prompt import build_prompt
-from serve_app.models.talker.engine_core import build_core
+from serve_app.models.speech_decoder.first_audio import FirstAudioDecoder
 from serve_app.models.talker.outbox import Outbox, Stream
+from serve_app.models.talker.prompt import build_prompt
 from serve_app.models.talker.runtime import (
     PROMPT_KEY,
     RUNTIMES,
@@ -36,8 +36,8 @@ from serve_app.models.talker.runtime import (
     TalkerPrompt,
     TalkerRuntime,
 )
-from serve_app.models.talker.stepper import MAX_IN_FLIGHT, Stepper
-from serve_app.models.text_tokenizer import TextTokenizer
+from serve_app.models.talker.vllm.core import build_core
+from serve_app.models.talker.vllm.stepper import MAX_IN_FLIGHT, Stepper
 from serve_app.types import CodecFrames, FinishReason, Prompt, SpeechRequest
 
 logger = logging.getLogger(__name__)
@@ -63,7 +63,7 @@ class VllmTalker:
     """Implements `protocols.Talker`.
 
     Args:
-        checkpoint: serve_app.models.checkpoint.Checkpoint.
+        checkpoint: serve_app.models.checkpoint.files.Checkpoint.
         config: engine settings.
         place: device and dtype.
         predictor: where frames are completed; called from the engine thread only.

@@ -8,9 +8,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from serve_app.models.first_audio import FirstAudio, FirstAudioDecoder
-from serve_app.models.frame_channel import FrameClient
-from serve_app.models.spec import TalkerSpec
+from serve_app.models.checkpoint.spec import TalkerSpec
+from serve_app.models.code_predictor.channel import FrameClient
+from serve_app.models.speech_decoder.first_audio import FirstAudio, FirstAudioDecoder
 from serve_app.types import Prompt
 
 _FEW_ROWS: Final = 8

@@ -4,7 +4,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from serve_app.models.spec import TalkerSpec
+from serve_app.models.checkpoint.spec import TalkerSpec
 
 
 class SlotTable:

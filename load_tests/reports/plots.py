@@ -1,0 +1,91 @@
+"""Plots as PNG files; every function returns False where matplotlib is not installed."""
+
+import importlib.util
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Final
+
+from load_tests.reports.frame_table import FrameRow
+from load_tests.reports.load_points import LoadPoint
+
+_STACKED: Final = ("talker", "predictor", "host", "decoder")
+
+
+def is_available() -> bool:
+    return importlib.util.find_spec("matplotlib") is not None
+
+
+@contextmanager
+def _figure(path: Path, columns: int) -> Generator[Sequence[Any], None, None]:
+    """Axes beside each other, written to `path` at the end."""
+    import matplotlib  # pyright: ignore[reportMissingImports]
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot  # pyright: ignore[reportMissingImports]
+
+    figure, grid = pyplot.subplots(1, columns, figsize=(5.5 * columns, 4.2), squeeze=False)
+    yield grid[0]
+    for axes in grid[0]:
+        axes.grid(alpha=0.3)
+        if axes.has_data():
+            axes.legend()
+    figure.tight_layout()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=130)
+    pyplot.close(figure)
+
+
+def loops(path: Path, series: Mapping[str, Sequence[LoadPoint]]) -> bool:
+    """First playable audio against the rate, audio seconds per second against the streams."""
+    if not is_available():
+        return False
+    with _figure(path, 2) as (delays, throughput):
+        for name, points in series.items():
+            opened = [point for point in points if point.loop == "open"]
+            rates = [point.load for point in opened]
+            for quantile, style in (("p50", "--"), ("p95", "-")):
+                spreads = [getattr(point, f"{quantile}_ms") for point in opened]
+                (line,) = delays.plot(
+                    rates,
+                    [s.median for s in spreads],
+                    style,
+                    marker="o",
+                    label=f"{name} {quantile}",
+                )
+                low, high = [s.low for s in spreads], [s.high for s in spreads]
+                delays.fill_between(rates, low, high, alpha=0.15, color=line.get_color())
+            closed = [point for point in points if point.loop == "closed"]
+            throughput.plot(
+                [point.load for point in closed],
+                [point.audio_s_per_s.median for point in closed],
+                marker="o",
+                label=name,
+            )
+        delays.set(title="Open loop", xlabel="requests/s", ylabel="first playable audio, ms")
+        delays.set_yscale("log")
+        throughput.set(title="Closed loop", xlabel="streams", ylabel="audio seconds per second")
+        throughput.set_xscale("log", base=2)
+        streams = sorted(
+            {p.load for points in series.values() for p in points if p.loop == "closed"}
+        )
+        throughput.set_xticks(streams, [f"{number:g}" for number in streams])
+    return True
+
+
+def frames(path: Path, rows: Sequence[FrameRow], title: str) -> bool:
+    """The parts of a step stacked per number of streams, beside what the whole step takes."""
+    if not is_available():
+        return False
+    with _figure(path, 1) as (axes,):
+        places = range(len(rows))
+        heights = [0.0 for _ in rows]
+        for part in _STACKED:
+            values = [max(0.0, getattr(row, f"{part}_ms")) for row in rows]
+            axes.bar(places, values, 0.55, bottom=heights, label=part)
+            heights = [below + value for below, value in zip(heights, values, strict=True)]
+        axes.plot(places, [row.whole_ms for row in rows], "k_", ms=26, mew=2, label="whole step")
+        axes.plot(places, [row.whole_floor_ms for row in rows], "k:", marker=".", label="floor")
+        axes.set_xticks(list(places), [str(row.batch) for row in rows])
+        axes.set(title=title, xlabel="streams", ylabel="ms per frame of all streams")
+    return True

@@ -1,0 +1,114 @@
+"""What measuring a server gave, over as many runs as it took."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any, Final
+
+from load_tests.loops.runner import ClosedLoop, OpenLoop
+from load_tests.reports.report import Level
+from load_tests.servers.child import say
+
+
+@dataclass(slots=True)
+class Start:
+    """One start of a server; memory in MiB per GPU, peak of the load that followed.
+
+    caches_empty: whether nothing was compiled beforehand (`--caches`); None where nobody looked.
+    """
+
+    time_utc: str
+    caches_empty: bool | None = None
+    ready_s: float | None = None
+    memory_before_mib: list[int] = field(default_factory=list)
+    memory_idle_mib: list[int] = field(default_factory=list)
+    memory_peak_mib: list[int] = field(default_factory=list)
+
+    def text(self) -> str:
+        ready = "never ready" if self.ready_s is None else f"ready after {self.ready_s:.1f} s"
+        caches = {True: ", caches empty", False: ", caches filled", None: ""}[self.caches_empty]
+        memory = ", ".join(
+            f"{name} {'/'.join(map(str, values))} MiB"
+            for name, values in (
+                ("before", self.memory_before_mib),
+                ("idle", self.memory_idle_mib),
+                ("peak", self.memory_peak_mib),
+            )
+            if values
+        )
+        return f"{ready}{caches}{'; GPU memory ' + memory if memory else ''}"
+
+
+@dataclass(slots=True)
+class Measured:
+    """What one placement gave, in all runs that were resumed.
+
+    earlier: levels of runs before this one, as JSON.
+    complete: every level asked for was run, or is beyond what the server can do.
+    """
+
+    placement: str
+    config: dict[str, Any]
+    health: Mapping[str, Any] | None = None
+    starts: list[Start] = field(default_factory=list)
+    earlier: list[dict[str, Any]] = field(default_factory=list)
+    levels: list[Level] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    complete: bool = False
+
+    def as_json(self, *, requests: bool) -> dict[str, Any]:
+        levels = [level.as_json(requests=requests) for level in self.levels]
+        return {
+            "placement": self.placement,
+            "config": self.config,
+            "health": self.health,
+            "starts": [asdict(start) for start in self.starts],
+            "levels": [*self.earlier, *levels],
+            "notes": self.notes,
+            "complete": self.complete,
+        }
+
+    def resume(self, before: Mapping[str, Any]) -> None:
+        """Take over starts and whole levels from the JSON of an earlier run."""
+        if before["config"] != self.config:
+            self.note("the earlier run had other settings: not resumed")
+            return
+        self.starts = [Start(**start) for start in before["starts"]]
+        self.earlier = [level for level in before["levels"] if not level["stopped"]]
+
+    def done(self) -> dict[ClosedLoop | OpenLoop, float]:
+        """What `climb` need not repeat."""
+        return {_plan(level): _p95_s(level) for level in self.earlier}
+
+    def note(self, text: str) -> None:
+        self.notes.append(f"{self.placement}: {text}")
+        say(self.notes[-1])
+
+
+def _plan(level: Mapping[str, Any]) -> ClosedLoop | OpenLoop:
+    if level["loop"] == "closed":
+        return ClosedLoop(**{**level["plan"], "max_s": None})
+    return OpenLoop(**level["plan"])
+
+
+def _p95_s(level: Mapping[str, Any]) -> float:
+    value = level["first_playable_s"]["p95"]
+    return math.inf if value is None else value
+
+
+# Facts of which a difference makes it another measurement.
+_SAME: Final = ("workload", "commit", "versions", "gpus")
+
+
+def resume(
+    all_measured: Sequence[Measured], before: Mapping[str, Any], facts: Mapping[str, Any]
+) -> None:
+    """Give each placement what an earlier run of the same workload on the same things has of it."""
+    changed = [name for name in _SAME if before["facts"].get(name) != facts.get(name)]
+    if changed:
+        say(f"not resumed, changed since the earlier run: {', '.join(changed)}")
+        return
+    servers = {server["placement"]: server for server in before["servers"]}
+    for measured in all_measured:
+        if measured.placement in servers:
+            measured.resume(servers[measured.placement])

@@ -1,0 +1,94 @@
+"""How deployments call each other: streams that fail with the errors of `serve_app.errors`."""
+
+import asyncio
+from collections.abc import AsyncGenerator
+from typing import Any
+
+import numpy as np
+from ray.exceptions import (
+    NodeDiedError,
+    ObjectLostError,
+    RayActorError,
+    RayTaskError,
+    TaskCancelledError,
+    WorkerCrashedError,
+)
+from ray.serve.exceptions import (
+    BackPressureError,
+    DeploymentUnavailableError,
+    ReplicaUnavailableError,
+    RequestCancelledError,
+)
+from ray.serve.handle import DeploymentHandle
+
+from serve_app.errors import Overloaded, SpeechError, StageFailed, StageUnavailable
+from serve_app.resumption import Resumable
+from serve_app.types import PcmChunk, SpeechRequest
+
+
+def streaming(handle: DeploymentHandle) -> DeploymentHandle:
+    """`handle` for methods that yield, with plain pickle for what they take and yield.
+
+    Serve's default looks at every class and function from Python, which takes as long as the rest
+    of pickling a chunk; what passes between stages is importable on both sides.
+    """
+    return handle.options(
+        stream=True, request_serialization="pickle", response_serialization="pickle"
+    )
+
+
+def through(handle: DeploymentHandle) -> Resumable:
+    """Calls of the deployment method `speak`, with the errors of `from_ray`; closing cancels."""
+    speech = streaming(handle)
+
+    async def call(
+        request: SpeechRequest, done: np.ndarray | None
+    ) -> AsyncGenerator[PcmChunk, None]:
+        response: Any = speech.speak.remote(request, done)
+        ended = False
+        try:
+            async for chunk in response:
+                yield chunk
+            ended = True
+        except asyncio.CancelledError as error:
+            # Serve reports a call that was cancelled over there in the same way as our own end.
+            task = asyncio.current_task()
+            if task is None or task.cancelling():
+                raise
+            ended = True
+            raise from_ray(error) from error
+        except Exception as error:
+            ended = True
+            raise from_ray(error) from error
+        finally:
+            if not ended:
+                response.cancel()
+
+    return call
+
+
+def from_ray(error: BaseException) -> SpeechError:
+    """The error that a call through a handle stands for.
+
+    Ray wraps what a replica raises, once per replica on the way; inside is the original.
+    """
+    while isinstance(error, RayTaskError) and isinstance(error.cause, BaseException):
+        error = error.cause
+    match error:
+        case SpeechError():
+            return error
+        case BackPressureError():
+            return Overloaded("The server is at its limit.", error.retry_after_s or 1.0)
+        case (
+            RayActorError()
+            | NodeDiedError()
+            | WorkerCrashedError()
+            | ObjectLostError()
+            | ReplicaUnavailableError()
+            | DeploymentUnavailableError()
+        ):
+            return StageUnavailable("a replica died or cannot be reached")
+        case RequestCancelledError() | TaskCancelledError() | asyncio.CancelledError():
+            return StageUnavailable("a replica stopped")
+        case _:
+            return StageFailed(f"{type(error).__name__} in a stage")

@@ -1,0 +1,117 @@
+"""The JSON body of `POST /v1/audio/speech`: its fields, their types and ranges.
+
+Names follow OpenAI's API reference; the extensions are the ones that self-hosted servers and the
+Qwen3-TTS package agree on. What the served models can do is checked in `speech_request`.
+"""
+
+import json
+from typing import Annotated, Any, Final
+
+from pydantic import AliasChoices, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+
+from serve_app.audio.formats import AudioFormat
+from serve_app.errors import InvalidRequest
+
+MAX_SEED: Final = (1 << 63) - 1
+# Below this a division of the logits leaves float32.
+_MIN_TEMPERATURE: Final = 0.01
+
+
+def _voice_name(value: Any) -> Any:
+    """Take the id out of OpenAI's voice object."""
+    return value.get("id", value) if isinstance(value, dict) else value
+
+
+def _lower(value: Any) -> Any:
+    return value.strip().lower() if isinstance(value, str) else value
+
+
+def _temperature(value: Any) -> Any:
+    if isinstance(value, int | float) and 0 < value < _MIN_TEMPERATURE:
+        raise ValueError(f"must be 0 (greedy) or at least {_MIN_TEMPERATURE}")
+    return value
+
+
+Temperature = Annotated[float, Field(ge=0, le=2), BeforeValidator(_temperature)]
+TopK = Annotated[int, Field(ge=0, le=1 << 30)]
+TopP = Annotated[float, Field(gt=0, le=1)]
+Keyword = Annotated[str, BeforeValidator(_lower)]
+
+
+class SpeechBody(BaseModel):
+    """The JSON body of `POST /v1/audio/speech`; null means absent, unknown fields are ignored.
+
+    `response_format` defaults to wav while OpenAI's default, mp3, is not available. `stream` is
+    true by default: the bytes are sent while they are made; false sends one file of known length.
+    `non_streaming_mode` keeps the name it has in the Qwen3-TTS package and has nothing to do with
+    the response: it chooses whether the model sees the whole text at once.
+    """
+
+    model_config = ConfigDict(
+        strict=True, extra="ignore", frozen=True, allow_inf_nan=False, protected_namespaces=()
+    )
+
+    input: str
+    model: str | None = None
+    voice: Annotated[str | None, BeforeValidator(_voice_name)] = Field(
+        None, validation_alias=AliasChoices("voice", "speaker", "voice_id")
+    )
+    instructions: str | None = Field(
+        None, validation_alias=AliasChoices("instructions", "instruct")
+    )
+    language: Keyword | None = Field(
+        None, validation_alias=AliasChoices("language", "lang_code", "lang", "language_type")
+    )
+    task_type: str | None = None
+    response_format: Keyword | None = None
+    stream_format: Keyword | None = None
+    stream: bool | None = None
+    speed: float | None = None
+    sample_rate: int | None = None
+    seed: int | None = Field(None, ge=0, le=MAX_SEED)
+    do_sample: bool | None = None
+    temperature: Temperature | None = None
+    top_k: TopK | None = None
+    top_p: TopP | None = None
+    repetition_penalty: float | None = Field(None, ge=0.1, le=10)
+    subtalker_dosample: bool | None = None
+    subtalker_temperature: Temperature | None = None
+    subtalker_top_k: TopK | None = None
+    subtalker_top_p: TopP | None = None
+    max_new_tokens: int | None = Field(
+        None, ge=1, validation_alias=AliasChoices("max_new_tokens", "max_tokens")
+    )
+    min_new_tokens: int | None = Field(None, ge=0)
+    non_streaming_mode: bool | None = None
+    ref_audio: Any = None
+    ref_text: Any = None
+    references: Any = None
+    speaker_embedding: Any = None
+
+    @property
+    def audio_format(self) -> AudioFormat:
+        """The format to answer in; `to_domain` has refused the ones that are not served."""
+        return AudioFormat(self.response_format or AudioFormat.WAV)
+
+
+def parse(raw: bytes) -> SpeechBody:
+    """Read a request body.
+
+    Raises:
+        InvalidRequest: not JSON, or a field of the wrong type or out of range.
+    """
+    try:
+        data = json.loads(raw)
+    except (ValueError, RecursionError) as error:
+        raise InvalidRequest("The request body is not valid JSON.") from error
+    if not isinstance(data, dict):
+        raise InvalidRequest("The request body must be a JSON object.")
+    try:
+        return SpeechBody.model_validate({k: v for k, v in data.items() if v is not None})
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        param = str(first["loc"][0]) if first["loc"] else None
+        if first["type"] == "missing":
+            raise InvalidRequest(f"Missing required parameter: '{param}'.", param) from error
+        reason = first["msg"].removeprefix("Value error, ")
+        raise InvalidRequest(f"Invalid value for '{param}': {reason}.", param) from error

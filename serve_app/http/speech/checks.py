@@ -1,0 +1,105 @@
+"""What is refused although the body is well-formed: the server or the model cannot do it."""
+
+import re
+from typing import Final
+
+from serve_app.audio.formats import AudioFormat
+from serve_app.errors import InvalidRequest
+from serve_app.http.speech.body import SpeechBody
+from serve_app.types import ModelCard
+
+# OpenAI's limit on `instructions`.
+_MAX_INSTRUCTION_CHARS: Final = 4096
+# The tokenizer would read these as its control tokens instead of as text.
+_CONTROL_STRING: Final = re.compile(r"<\|[A-Za-z0-9_]+\|>|<tts_[a-z_]+>")
+_CLONE_FIELDS: Final = ("ref_audio", "ref_text", "references", "speaker_embedding")
+
+
+def refuse_unavailable(body: SpeechBody, card: ModelCard) -> None:
+    """Refuse what other servers have and this one does not: silence would give the wrong audio."""
+    formats = [str(served) for served in AudioFormat]
+    if body.response_format and body.response_format not in formats:
+        raise InvalidRequest(
+            f"The response_format '{body.response_format}' is not available yet;"
+            f" available: {', '.join(formats)}.",
+            "response_format",
+            "unsupported_format",
+        )
+    if body.stream_format not in (None, "audio"):
+        raise InvalidRequest(
+            f"The stream_format '{body.stream_format}' is not available yet; available: audio.",
+            "stream_format",
+            "unsupported_format",
+        )
+    if body.speed not in (None, 1.0):
+        raise InvalidRequest("A speed other than 1.0 is not available yet.", "speed")
+    if body.sample_rate not in (None, card.sample_rate_hz):
+        raise InvalidRequest(
+            f"A sample_rate other than {card.sample_rate_hz} is not available yet.", "sample_rate"
+        )
+    for field in _CLONE_FIELDS:
+        if getattr(body, field):
+            raise InvalidRequest(f"Voice cloning ('{field}') is not available yet.", field)
+    if card.task == "base":
+        raise InvalidRequest(
+            f"The model '{card.name}' only clones voices, which is not available yet.", "model"
+        )
+
+
+def check_tokens(body: SpeechBody, card: ModelCard) -> None:
+    """Refuse limits beyond the card's; what the prompt leaves less room for, the talker clamps."""
+    limit = card.max_new_tokens if body.max_new_tokens is None else body.max_new_tokens
+    if limit > card.max_new_tokens:
+        raise InvalidRequest(
+            f"'max_new_tokens' is {limit}, at most {card.max_new_tokens} are allowed.",
+            "max_new_tokens",
+        )
+    if body.min_new_tokens is not None and body.min_new_tokens > limit:
+        raise InvalidRequest(
+            f"'min_new_tokens' is {body.min_new_tokens}, more than the limit of {limit}.",
+            "min_new_tokens",
+        )
+
+
+def checked_text(value: str, max_chars: int) -> str:
+    """The text to speak, without the white space around it."""
+    text = value.strip()
+    if not text:
+        raise InvalidRequest("'input' must not be empty.", "input", "empty_string")
+    _check_string(text, "input", max_chars)
+    return text
+
+
+def checked_instructions(body: SpeechBody, card: ModelCard) -> str | None:
+    """The instructions that reach the model; None where it follows none."""
+    text = stated(body.instructions)
+    if text is not None:
+        _check_string(text, "instructions", _MAX_INSTRUCTION_CHARS)
+    elif card.task == "voice_design":
+        raise InvalidRequest(
+            f"The model '{card.name}' needs 'instructions' that describe the voice.",
+            "instructions",
+        )
+    return text if card.supports_instructions else None
+
+
+def stated(instructions: str | None) -> str | None:
+    """Instructions that say something; Home Assistant sends "None" where the user gave none."""
+    text = (instructions or "").strip()
+    return None if text in ("", "None") else text
+
+
+def _check_string(text: str, param: str, max_chars: int) -> None:
+    if len(text) > max_chars:
+        raise InvalidRequest(
+            f"'{param}' has {len(text)} characters, at most {max_chars} are allowed.",
+            param,
+            "string_above_max_length",
+        )
+    found = _CONTROL_STRING.search(text)
+    if found:
+        raise InvalidRequest(
+            f"'{param}' contains the control string '{found.group()}' of the model.", param
+        )
+    if not text.isascii() and any("\ud800" <= char <= "\udfff" for char in text):
+        raise InvalidRequest(f"'{param}' is not valid Unicode: half of a surrogate pair.", param)

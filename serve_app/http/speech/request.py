@@ -1,0 +1,148 @@
+"""From a body to the request that the stages see.
+
+`to_domain` is the second of two gates, both of which answer 400 with the name of the field: types
+and ranges are checked in `body`, here what the served models can do. Past them a request is
+valid by construction.
+"""
+
+import re
+import secrets
+import uuid
+from collections.abc import Sequence
+from typing import Final
+
+from serve_app.config import IngressConfig
+from serve_app.errors import InvalidRequest, UnknownModel
+from serve_app.http.names import (
+    TASK_NAMES,
+    VOICE_ALIASES,
+    find_card,
+    find_language,
+    find_voice,
+)
+from serve_app.http.speech.body import MAX_SEED, SpeechBody
+from serve_app.http.speech.checks import (
+    check_tokens,
+    checked_instructions,
+    checked_text,
+    refuse_unavailable,
+    stated,
+)
+from serve_app.types import ModelCard, SamplingOverrides, SpeechRequest
+
+_REQUEST_ID: Final = re.compile(r"[A-Za-z0-9_.:-]{1,128}")
+
+
+def to_domain(
+    body: SpeechBody, cards: Sequence[ModelCard], limits: IngressConfig, request_id: str
+) -> SpeechRequest:
+    """Turn a body into the request that the stages see.
+
+    Raises:
+        UnknownModel: no served model has this name.
+        InvalidRequest: the model cannot do what the body asks for.
+    """
+    card = _card(body, cards)
+    refuse_unavailable(body, card)
+    instructions = checked_instructions(body, card)
+    talker, subtalker = _sampling(body)
+    check_tokens(body, card)
+    return SpeechRequest(
+        request_id=request_id,
+        model=card.name,
+        text=checked_text(body.input, limits.max_input_chars),
+        voice=_voice(body.voice, card),
+        language=_language(body.language, card),
+        seed=secrets.randbelow(MAX_SEED) if body.seed is None else body.seed,
+        instructions=instructions,
+        streaming_text=body.non_streaming_mode is False,
+        talker=talker,
+        subtalker=subtalker,
+        min_new_tokens=body.min_new_tokens,
+        max_new_tokens=body.max_new_tokens,
+    )
+
+
+def ignored(body: SpeechBody, request: SpeechRequest) -> str | None:
+    """Say what the model does not act on, for the `X-Warning` header."""
+    if stated(body.instructions) is not None and request.instructions is None:
+        return "instructions ignored: this model does not follow instructions"
+    return None
+
+
+def engine_request_id(client_id: str | None) -> str:
+    """The client's id where it is well-formed, else a new one, with a suffix that makes it unique.
+
+    Two requests of one client may carry one id; in an engine they must not meet.
+    """
+    valid = client_id is not None and _REQUEST_ID.fullmatch(client_id)
+    return f"{client_id if valid else uuid.uuid4().hex}-{secrets.token_hex(4)}"
+
+
+def _card(body: SpeechBody, cards: Sequence[ModelCard]) -> ModelCard:
+    task = re.sub(r"[^a-z]", "", body.task_type.lower()) if body.task_type else None
+    if not body.model or not body.model.strip():
+        # Without a name the task may choose.
+        card = next((c for c in cards if task == _task_key(c)), cards[0])
+    else:
+        found = find_card(body.model, cards)
+        if found is None:
+            served = ", ".join(card.name for card in cards)
+            raise UnknownModel(
+                f"The model '{body.model}' does not exist. Served here: {served}.",
+                "model",
+                "model_not_found",
+            )
+        card = found
+    if task is not None and task != _task_key(card):
+        raise InvalidRequest(
+            f"The model '{card.name}' does {TASK_NAMES[card.task]}, not '{body.task_type}'.",
+            "task_type",
+        )
+    return card
+
+
+def _task_key(card: ModelCard) -> str:
+    return card.task.replace("_", "")
+
+
+def _voice(name: str | None, card: ModelCard) -> str | None:
+    if card.task == "voice_design":
+        # OpenAI's clients cannot leave the name out; a designed voice has none.
+        return None
+    voice = find_voice(name, card)
+    if voice is None:
+        raise InvalidRequest(
+            f"The voice '{name}' does not exist. Voices of '{card.name}':"
+            f" {', '.join(card.voices)}; OpenAI's names: {', '.join(VOICE_ALIASES)}.",
+            "voice",
+            "voice_not_found",
+        )
+    return voice
+
+
+def _language(name: str | None, card: ModelCard) -> str:
+    language = find_language(name, card)
+    if language is None:
+        languages = ", ".join(["auto", *(known for known in card.languages if known != "auto")])
+        raise InvalidRequest(
+            f"The language '{name}' is not supported by '{card.name}'. Supported: {languages}.",
+            "language",
+        )
+    return language
+
+
+def _sampling(body: SpeechBody) -> tuple[SamplingOverrides, SamplingOverrides]:
+    """The overrides of the talker and of the code predictor.
+
+    Greedy means both, unless the request says something of its own for the code predictor.
+    """
+    temperature = 0.0 if body.do_sample is False else body.temperature
+    talker = SamplingOverrides(temperature, body.top_k, body.top_p, body.repetition_penalty)
+    own = (body.subtalker_temperature, body.subtalker_top_k, body.subtalker_top_p)
+    sub_temperature = body.subtalker_temperature
+    follows = body.subtalker_dosample is None and own == (None, None, None)
+    if body.subtalker_dosample is False or (follows and temperature == 0):
+        sub_temperature = 0.0
+    subtalker = SamplingOverrides(sub_temperature, body.subtalker_top_k, body.subtalker_top_p)
+    return talker, subtalker

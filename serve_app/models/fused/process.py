@@ -1,0 +1,254 @@
+"""`FusedSpeech` in a process of its own, so that it shares no interpreter with whoever calls it.
+
+The engine's thread holds the interpreter lock for most of a step. What else a Serve replica does,
+receiving requests and passing chunks on, would wait for it and hold it up in turn.
+
+Both ends of a socket pair speak pickles behind a 4-byte length: a call is (number, method,
+arguments), an answer (number, kind, value) with kind `item`, `end` or `error`. When either end
+goes, the other one knows by the end of the stream.
+"""
+
+import asyncio
+import ctypes
+import logging
+import os
+import pickle
+import signal
+import socket
+import struct
+import subprocess
+import sys
+from collections.abc import AsyncGenerator, Mapping
+from contextlib import aclosing
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+
+from serve_app.config import AppConfig
+from serve_app.errors import CheckpointError, SpeechError, StageFailed, StageUnavailable
+from serve_app.types import PcmChunk, SpeechRequest
+
+_LENGTH: Final = struct.Struct("<I")
+# Of the buffer that a chunk of a few seconds fits in several times.
+_BUFFER_BYTES: Final = 1 << 22
+_ITEM, _END, _ERROR = "item", "end", "error"
+_PR_SET_PDEATHSIG: Final = 1
+
+logger = logging.getLogger(__name__)
+
+
+async def _read(reader: asyncio.StreamReader) -> Any:
+    """The next message.
+
+    Raises:
+        EOFError: the other end is gone.
+    """
+    try:
+        (length,) = _LENGTH.unpack(await reader.readexactly(_LENGTH.size))
+        return pickle.loads(await reader.readexactly(length))
+    except (asyncio.IncompleteReadError, OSError) as error:
+        raise EOFError("the other process is gone") from error
+
+
+def _write(writer: asyncio.StreamWriter, message: Any) -> None:
+    data = pickle.dumps(message, protocol=5)
+    writer.write(_LENGTH.pack(len(data)))
+    writer.write(data)
+
+
+class SpeechProcess:
+    """The calling end; belongs to the event loop that started it.
+
+    Started by `start`; every method fails with StageUnavailable once the process is gone.
+    """
+
+    def __init__(
+        self,
+        process: "subprocess.Popen[bytes]",
+        reader: asyncio.StreamReader,
+        writer: asyncio.StreamWriter,
+    ) -> None:
+        self._process = process
+        self._writer = writer
+        self._calls: dict[int, asyncio.Queue[tuple[str, Any]]] = {}
+        self._number = 0
+        self._gone = False
+        self._receiving = asyncio.create_task(self._receive(reader))
+
+    @classmethod
+    async def start(cls, folder: Path, config: AppConfig, device: str) -> "SpeechProcess":
+        """Start the process and load the stages; returns when they can serve.
+
+        Args:
+            folder: the checkpoint.
+            config: of the application.
+            device: auto, cuda or cpu.
+
+        Raises:
+            CheckpointError, SpeechError: as `FusedSpeech.load`.
+        """
+        ours, theirs = socket.socketpair()
+        # A Ray worker extends its path after it has started; the child must find the same modules.
+        path = os.pathsep.join(entry for entry in sys.path if entry)
+        with theirs:
+            process = subprocess.Popen(
+                [sys.executable, "-m", __name__, str(theirs.fileno())],
+                pass_fds=[theirs.fileno()],
+                env={**os.environ, "PYTHONPATH": path},
+            )
+        reader, writer = await asyncio.open_connection(sock=ours, limit=_BUFFER_BYTES)
+        speech = cls(process, reader, writer)
+        try:
+            await speech._ask("load", folder, config, device)
+        except BaseException:
+            speech.close()
+            raise
+        return speech
+
+    async def pcm(
+        self, request: SpeechRequest, done: np.ndarray | None = None
+    ) -> AsyncGenerator[PcmChunk, None]:
+        """See `FusedSpeech.pcm`; also raises StageUnavailable when the process is lost."""
+        async with aclosing(self._call("pcm", request, done)) as chunks:
+            async for chunk in chunks:
+                yield chunk
+
+    async def stats(self) -> dict[str, Mapping[str, float]]:
+        return await self._ask("stats")
+
+    async def check_health(self) -> None:
+        await self._ask("check_health")
+
+    def close(self) -> None:
+        """End the process; what still runs fails with StageUnavailable."""
+        self._gone = True
+        self._process.terminate()
+
+    async def _ask(self, method: str, *arguments: Any) -> Any:
+        """Call a method that answers once."""
+        async with aclosing(self._call(method, *arguments)) as answers:
+            async for answer in answers:
+                return answer
+        return None
+
+    async def _call(self, method: str, *arguments: Any) -> AsyncGenerator[Any, None]:
+        if self._gone:
+            raise StageUnavailable("the process of the stages is gone")
+        self._number += 1
+        number, answers = self._number, asyncio.Queue[tuple[str, Any]]()
+        self._calls[number] = answers
+        ended = False
+        try:
+            _write(self._writer, (number, method, arguments))
+            while True:
+                kind, value = await answers.get()
+                ended = kind != _ITEM
+                if kind == _ERROR:
+                    raise value
+                if kind == _END:
+                    return
+                yield value
+        finally:
+            del self._calls[number]
+            if not ended and not self._gone:
+                _write(self._writer, (number, None, ()))
+
+    async def _receive(self, reader: asyncio.StreamReader) -> None:
+        try:
+            while True:
+                number, kind, value = await _read(reader)
+                answers = self._calls.get(number)
+                if answers is not None:  # else its caller has gone
+                    answers.put_nowait((kind, value))
+        except EOFError:
+            if not self._gone:
+                logger.error("the process of the stages ended with %s", self._process.poll())
+        finally:
+            self._gone = True
+            self._writer.close()
+            for answers in self._calls.values():
+                answers.put_nowait((_ERROR, StageUnavailable("the process of the stages is gone")))
+
+
+class _Server:
+    """The called end."""
+
+    def __init__(self, writer: asyncio.StreamWriter) -> None:
+        self._writer = writer
+        self._speech: Any = None
+        self._tasks: dict[int, asyncio.Task[None]] = {}
+
+    async def serve(self, reader: asyncio.StreamReader) -> None:
+        """Answer calls until the other end is gone."""
+        while True:
+            number, method, arguments = await _read(reader)
+            if method is None:
+                task = self._tasks.get(number)
+                if task is not None:
+                    task.cancel()
+                continue
+            task = asyncio.create_task(self._answer(number, method, arguments))
+            self._tasks[number] = task
+            task.add_done_callback(lambda _, number=number: self._tasks.pop(number))
+
+    async def _answer(self, number: int, method: str, arguments: tuple[Any, ...]) -> None:
+        try:
+            if method == "pcm":
+                async with aclosing(self._speech.pcm(*arguments)) as chunks:
+                    async for chunk in chunks:
+                        _write(self._writer, (number, _ITEM, chunk))
+            elif method == "load":
+                self._speech = await asyncio.to_thread(_load, *arguments)
+            else:
+                _write(self._writer, (number, _ITEM, getattr(self._speech, method)()))
+            _write(self._writer, (number, _END, None))
+        except (SpeechError, CheckpointError) as error:
+            _write(self._writer, (number, _ERROR, error))
+        except Exception as error:
+            logger.exception("%s failed", method)
+            failed = StageFailed(f"{type(error).__name__} in a stage: {error}")
+            _write(self._writer, (number, _ERROR, failed))
+
+
+def _load(folder: Path, config: AppConfig, device: str) -> Any:
+    from serve_app.models.checkpoint.files import open_checkpoint
+    from serve_app.models.fused.speech import FusedSpeech
+
+    return FusedSpeech.load(open_checkpoint(folder), config, device)
+
+
+def _end_with_parent() -> None:
+    """Have Linux kill this process when the thread that started it ends, which is its event loop's.
+
+    The end of the socket says the same, but only to an event loop that still runs.
+    """
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+async def _main(descriptor: int) -> None:
+    reader, writer = await asyncio.open_connection(
+        sock=socket.socket(fileno=descriptor), limit=_BUFFER_BYTES
+    )
+    try:
+        await _Server(writer).serve(reader)
+    except EOFError:
+        # At once: nobody waits for anything any more, and vLLM's own end may hang.
+        os._exit(0)
+
+
+def _new_event_loop() -> asyncio.AbstractEventLoop:
+    """The faster loop where it is installed, as it is wherever Serve is, except on Windows."""
+    try:
+        import uvloop
+    except ImportError:
+        return asyncio.new_event_loop()
+    return uvloop.new_event_loop()
+
+
+if __name__ == "__main__":
+    _end_with_parent()
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s -- %(message)s")
+    with asyncio.Runner(loop_factory=_new_event_loop) as runner:
+        runner.run(_main(int(sys.argv[1])))

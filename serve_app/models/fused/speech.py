@@ -1,0 +1,79 @@
+"""All stages in one process: text in, audio out, with first frames decoded on the device."""
+
+from collections.abc import AsyncGenerator, Mapping
+from contextlib import aclosing
+
+import numpy as np
+
+from serve_app.config import AppConfig
+from serve_app.models.checkpoint.files import Checkpoint
+from serve_app.models.code_predictor.channel import InProcessFrames
+from serve_app.models.speech_decoder.first_audio import FirstAudioDecoder
+from serve_app.models.speech_decoder.stage import StreamingSpeechDecoder
+from serve_app.models.talker.engine import VllmTalker
+from serve_app.types import PcmChunk, SpeechRequest
+
+
+class FusedSpeech:
+    """A talker and a speech decoder that share a process, and where there is one, a GPU."""
+
+    def __init__(
+        self,
+        talker: VllmTalker,
+        decoder: StreamingSpeechDecoder,
+        first_audio: FirstAudioDecoder | None = None,
+    ) -> None:
+        self.talker = talker
+        self.decoder = decoder
+        self._first_audio = first_audio
+
+    @classmethod
+    def load(cls, checkpoint: Checkpoint, config: AppConfig, device: str) -> "FusedSpeech":
+        """Load all stages; blocks until they can serve.
+
+        Raises:
+            CheckpointError, StageUnavailable: the checkpoint or the device is unusable.
+        """
+        predictor = InProcessFrames.load(checkpoint, config.code_predictor, device)
+        decoder = StreamingSpeechDecoder.load(checkpoint, config.speech_decoder, device)
+        runner = decoder.runner
+        first_audio = FirstAudioDecoder(runner.steps) if runner.steps.is_cuda else None
+        chunk_frames = config.speech_decoder.chunk_frames
+        talker = VllmTalker.load(
+            checkpoint, config.talker, device, predictor, chunk_frames, first_audio
+        )
+        runner.capture_rest()
+        return cls(talker, decoder, first_audio)
+
+    async def pcm(
+        self, request: SpeechRequest, done: np.ndarray | None = None
+    ) -> AsyncGenerator[PcmChunk, None]:
+        """Yield the audio of `request`, without the part that `done` (int64 [T, Q]) stands for.
+
+        Raises:
+            Overloaded: no stream slot is free. Before any audio; also what `protocols.Talker` and
+                `protocols.SpeechDecoder` raise.
+        """
+        slot = self.decoder.runner.acquire()
+        try:
+            async with (
+                aclosing(self.talker.frames(request, done, slot)) as frames,
+                aclosing(self.decoder.pcm_in(slot, frames, done)) as chunks,
+            ):
+                async for chunk in chunks:
+                    yield chunk
+        finally:
+            self.decoder.runner.release(slot)
+
+    def stats(self) -> dict[str, Mapping[str, float]]:
+        return {"speech_decoder": self.decoder.stats(), "talker": self.talker.stats()}
+
+    def check_health(self) -> None:
+        self.talker.check_health()
+        self.decoder.check_health()
+
+    def close(self) -> None:
+        self.talker.close()
+        if self._first_audio is not None:
+            self._first_audio.close()
+        self.decoder.close()

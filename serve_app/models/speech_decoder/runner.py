@@ -1,0 +1,312 @@
+"""The thread that decodes whoever is due, in batches."""
+
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from serve_app.errors import Overloaded, StageFailed, StageUnavailable
+from serve_app.models.speech_decoder.jobs import Job, joined, settle
+from serve_app.models.speech_decoder.queue import DecoderQueue, Stream
+from serve_app.models.speech_decoder.steps import DecoderSteps, Launched, Piece
+
+_LOGGER = logging.getLogger(__name__)
+
+
+@dataclass(slots=True, eq=False)
+class _Step:
+    """Pieces on their way through the device together.
+
+    frames: how many of each count; a final piece may be shorter than the others.
+    """
+
+    group: list[tuple[Stream, Job]]
+    frames: list[int]
+    launched: Launched
+    finished: list[Job] = field(default_factory=list)
+
+
+class SpeechDecoderRunner:
+    """Who speaks, what waits, and the one thread that decodes.
+
+    Each step takes the most urgent stream, fills the batch with streams that can decode as many
+    frames, and does them in one call of `steps`. Only the thread touches the device after
+    construction; every method may be called from any thread.
+
+    Args:
+        steps: owned from here on; `close()` closes it. Jobs are cut into its sizes.
+        patience_s: how long a chunk whose listener has enough to play may wait for others to be
+            decoded with.
+        clock: monotonic seconds.
+    """
+
+    def __init__(
+        self,
+        steps: DecoderSteps,
+        *,
+        patience_s: float = 0.0,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.steps = steps
+        self.spec = steps.spec
+        self._clock = clock
+        self._wake = threading.Condition()
+        self._free = deque(range(steps.max_streams))
+        self._queue = DecoderQueue(
+            steps.sizes,
+            pad_final=steps.has_graphs,
+            patience_s=patience_s,
+            sample_rate_hz=self.spec.sample_rate_hz,
+            clock=clock,
+        )
+        self._failure: BaseException | None = None
+        self._closing = False
+        self._num_steps = 0
+        self._num_frames = 0
+        self._thread = threading.Thread(target=self._work, name="speech-decoder", daemon=True)
+        self._thread.start()
+        self._capturing: threading.Thread | None = None
+
+    def acquire(self) -> int:
+        """Take a free slot for a new stream.
+
+        Raises:
+            Overloaded: there is none.
+            StageFailed, StageUnavailable: as `check_health`.
+        """
+        with self._wake:
+            self._check()
+            if not self._free:
+                raise Overloaded(
+                    f"all {self.steps.max_streams} streams of the speech decoder are in use"
+                )
+            # First in, first out: a slot just released may still have a piece of its old stream on
+            # the device.
+            slot = self._free.popleft()
+            self._queue.open(slot)
+            return slot
+
+    def release(self, slot: int) -> None:
+        """Give the slot back; what its stream still has waiting is cancelled."""
+        with self._wake:
+            jobs = self._queue.close(slot)
+            self._free.append(slot)
+        for job in jobs:
+            job.future.cancel()
+
+    def submit(
+        self,
+        slot: int,
+        codes: np.ndarray,
+        *,
+        reset: bool = False,
+        discard: bool = False,
+        final: bool = False,
+    ) -> "Future[np.ndarray]":
+        """Decode frames of the stream in `slot`, after those submitted before.
+
+        Args:
+            slot: from `acquire`.
+            codes: int64 [T, Q], T >= 1.
+            reset: put the state at the start of a stream first (always done for a stream's first
+                frames).
+            discard: only advance the state; the result is empty.
+            final: nothing follows, so that the state behind these frames does not matter.
+
+        Returns:
+            A future of int16 [T * samples_per_frame]. It fails with StageFailed when the device
+            does.
+
+        Raises:
+            StageFailed: the codes have a wrong shape or are out of range, or the decoder is broken.
+            StageUnavailable: the decoder is closed.
+        """
+        future: Future[np.ndarray] = Future()
+        self.enqueue(slot, Job(codes, reset, discard, final, future))
+        return future
+
+    def enqueue(self, slot: int, job: Job) -> None:
+        """What `submit` does, for a job with a future of the caller's.
+
+        One of an event loop belongs to the loop that also releases the slot. Cheaper than wrapping
+        what `submit` returns: all streams that a step was for learn of it in one call of their
+        loop.
+        """
+        job.codes = self._checked(job.codes)
+        with self._wake:
+            self._check()
+            stream = self._queue.streams[slot]
+            job.reset |= stream.fresh
+            job.submitted_s = self._clock()
+            stream.fresh = False
+            if self._queue.add(stream, job):
+                self._wake.notify()
+
+    def adopt(self, slot: int) -> None:
+        """Take over a stream whose first frame was decoded by `decode_first` and delivered."""
+        with self._wake:
+            stream = self._queue.streams[slot]
+            stream.fresh = False
+            stream.first_audio_s = self._clock()
+            stream.delivered_samples = self.spec.samples_per_frame
+            self._num_frames += 1
+
+    def capture_rest(self) -> None:
+        """Begin to capture the large graphs, on a thread; once nothing else is being loaded.
+
+        A capture is spoilt by what loading does elsewhere in the process, such as waiting for the
+        whole device.
+        """
+        self._capturing = threading.Thread(
+            target=self.steps.capture_rest,
+            args=(lambda: self._closing,),
+            name="speech-decoder-capture",
+            daemon=True,
+        )
+        self._capturing.start()
+
+    def wait_until_captured(self) -> None:
+        """Wait for the end of `capture_rest`."""
+        if self._capturing is not None:
+            self._capturing.join()
+
+    def stats(self) -> dict[str, float]:
+        """Return streams, max_streams, waiting jobs, and counters of steps and frames."""
+        with self._wake:
+            return {
+                "streams": len(self._queue.streams),
+                "max_streams": self.steps.max_streams,
+                "waiting": len(self._queue.jobs),
+                "steps": self._num_steps,
+                "frames": self._num_frames,
+            }
+
+    def check_health(self) -> None:
+        """Raise StageFailed after a failure of the device, StageUnavailable after `close()`."""
+        with self._wake:
+            self._check()
+
+    def close(self) -> None:
+        """Stop after the step in progress, join the thread and free the graphs; idempotent."""
+        with self._wake:
+            self._closing = True
+            self._wake.notify_all()
+        self._thread.join()
+        self.wait_until_captured()
+        self._abandon(StageUnavailable("the speech decoder is shutting down"))
+        self.steps.close()
+
+    def _check(self) -> None:
+        if self._failure is not None:
+            raise StageFailed(f"the speech decoder failed: {self._failure!r}")
+        if self._closing:
+            raise StageUnavailable("the speech decoder is shutting down")
+        if not self._thread.is_alive():
+            raise StageFailed("the speech decoder's thread is gone")
+
+    def _checked(self, codes: np.ndarray) -> np.ndarray:
+        codes = np.ascontiguousarray(codes, dtype=np.int64)
+        if codes.ndim != 2 or codes.shape[0] == 0 or codes.shape[1] != self.spec.num_code_groups:
+            raise StageFailed(
+                f"codes of shape {codes.shape}, expected [T >= 1, {self.spec.num_code_groups}]"
+            )
+        # Without a sign, a negative number is a huge one.
+        if codes.view(np.uint64).max() >= self.spec.codebook_size:
+            raise StageFailed(
+                f"codes from {codes.min()} to {codes.max()}, codebooks end at"
+                f" {self.spec.codebook_size - 1};"
+                " control ids must be dropped before the speech decoder"
+            )
+        return codes
+
+    def _work(self) -> None:
+        """Decode whoever is due until closed; a failure ends the thread and every stream.
+
+        The results of a step are handed out while the device works on the next one, which is
+        picked only once the step is over: whoever came meanwhile is considered.
+        """
+        running: _Step | None = None
+        try:
+            while True:
+                if running is not None and running.launched.done is not None:
+                    running.launched.done.synchronize()
+                with self._wake:
+                    if running is not None:
+                        self._advance(running)
+                    while running is None and not self._closing:
+                        wait_s = self._queue.seconds_to_wait()
+                        if wait_s == 0:
+                            break
+                        self._wake.wait(wait_s)
+                    go = not self._closing and self._queue.seconds_to_wait() == 0
+                    due = self._queue.due(self.steps.most_rows) if go else None
+                    if due is None and running is None:
+                        if self._closing:
+                            return
+                        continue
+                if running is not None and running.launched.done is None:
+                    # Here a launch does all the work, so nothing is gained by delivering later.
+                    self._deliver(running)
+                    running = None
+                launched = self._launch(*due) if due is not None else None
+                if running is not None:
+                    self._deliver(running)
+                running = launched
+        except Exception as error:
+            _LOGGER.exception("the speech decoder failed")
+            with self._wake:
+                self._failure = error
+            self._abandon(
+                StageFailed(f"the speech decoder failed: {error!r}"),
+                running.finished if running is not None else [],
+            )
+
+    def _launch(self, group: list[tuple[Stream, Job]], size: int) -> _Step:
+        """Start decoding one piece of each job."""
+        pieces = [
+            Piece(
+                stream.slot,
+                job.codes[job.next_frame : job.next_frame + size],
+                job.reset and job.next_frame == 0,
+            )
+            for stream, job in group
+        ]
+        frames = [len(piece.codes) for piece in pieces]
+        return _Step(group, frames, self.steps.launch(pieces, size))
+
+    def _advance(self, step: _Step) -> None:
+        """Note that a step is over; the lock is held."""
+        now = self._clock()
+        self._num_steps += 1
+        self._num_frames += sum(step.frames)
+        for (stream, job), num_frames in zip(step.group, step.frames, strict=True):
+            job.next_frame += num_frames
+            if job.next_frame < len(job.codes) or not stream.jobs:
+                continue
+            self._queue.finish(stream)
+            step.finished.append(job)
+            if not job.discard:
+                stream.first_audio_s = now if stream.first_audio_s is None else stream.first_audio_s
+                stream.delivered_samples += len(job.codes) * self.spec.samples_per_frame
+
+    def _deliver(self, step: _Step) -> None:
+        """Hand the samples of a step to their jobs and finish the jobs that are complete."""
+        for (_, job), num_frames, row in zip(
+            step.group, step.frames, step.launched.samples, strict=True
+        ):
+            if not job.discard:
+                job.samples.append(row[: num_frames * self.spec.samples_per_frame].copy())
+        settle([(job, joined(job.samples)) for job in step.finished])
+        step.finished.clear()
+
+    def _abandon(self, error: Exception, also: Sequence[Job] = ()) -> None:
+        """Fail every waiting job, and those named."""
+        with self._wake:
+            jobs = [*also, *self._queue.jobs]
+            self._queue.clear()
+        settle([(job, error) for job in jobs])
