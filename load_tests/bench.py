@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from load_tests.jobs import PARTS, Job, Missing, Store, plan, run
-from load_tests.reports import report
+from load_tests.reports import circumstances
 from load_tests.reports.bench_report import compose
 from load_tests.servers.child import say, unpacked, write_checkpoint
 from load_tests.servers.settings import CONFIGS
@@ -79,7 +79,7 @@ def run_all(args: argparse.Namespace, jobs: Sequence[Job], store: Store) -> dict
             say(f"{job.name}: done before")
             continue
         if job.size is not None and not (args.checkpoints / job.size).exists():
-            device = "cuda" if report.gpus() else "cpu"
+            device = "cuda" if circumstances.gpus() else "cpu"
             write_checkpoint(args.checkpoints / job.size, job.size, device)
         began_s = time.monotonic()
         left_s = deadline_s - began_s

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from load_tests.reports import report
+from load_tests.reports import circumstances, files
 from load_tests.servers.child import REPOSITORY, say, search_path
 
 PARTS: Final = (
@@ -214,7 +214,7 @@ class Store:
         """Store `result` as that of `job`; whether it is complete."""
         complete = all(server["complete"] for server in result.get("servers", ()))
         entry = {"job": job.name, "arguments": list(job.arguments), "complete": complete}
-        report.write_json(self.path(job), {**result, **entry, "wall_s": wall_s})
+        files.write_json(self.path(job), {**result, **entry, "wall_s": wall_s})
         return complete
 
     def all(self) -> dict[str, dict[str, Any]]:
@@ -293,7 +293,7 @@ def _printed(lines: Sequence[str], commit: str | None) -> dict[str, Any] | None:
     for line in reversed(lines):
         if line.startswith("{"):
             try:
-                return {"facts": report.environment(commit), **json.loads(line)}
+                return {"facts": circumstances.environment(commit), **json.loads(line)}
             except ValueError:
                 return None
     return None

@@ -18,17 +18,16 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from load_tests.__main__ import (
-    NoTime,
+from load_tests.loops.ladder import NoTime, climb
+from load_tests.loops.options import (
     add_ladder_options,
     add_workload_options,
     client_of,
-    climb,
     ladders_of,
     workload_of,
 )
 from load_tests.loops.runner import ClosedLoop, run_closed, run_loop
-from load_tests.reports import plots, report
+from load_tests.reports import circumstances, files, plots, report
 from load_tests.reports.load_points import load_points
 from load_tests.servers.child import say, write_checkpoint
 from load_tests.servers.measured import Measured, Start, resume
@@ -54,7 +53,7 @@ def measure(
     save: Callable[[], None],
 ) -> None:
     """Fill `measured` from a server of its own; `deadline_s` is of `time.perf_counter`."""
-    start = Start(report.utc(), memory_before_mib=report.gpu_memory_used_mib())
+    start = Start(circumstances.utc(), memory_before_mib=circumstances.gpu_memory_used_mib())
     measured.starts.append(start)
     env = dict(pair.split("=", 1) for pair in args.env)
     if args.caches:
@@ -69,7 +68,7 @@ def measure(
             show(server)
         else:
             say(f"{measured.placement}: ready {start.ready_s:.1f} s after the start")
-            start.memory_idle_mib = report.gpu_memory_used_mib()
+            start.memory_idle_mib = circumstances.gpu_memory_used_mib()
             with MemoryWatch() as memory:
                 try:
                     run_loop(lambda: load(args, measured, server.url, deadline_s, save))
@@ -161,7 +160,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument(
         "--settle",
         type=float,
-        default=12.0 if report.gpus() else 0.0,
+        default=12.0 if circumstances.gpus() else 0.0,
         help="s between ready and the first level, in which the server captures its large graphs",
     )
     parser.add_argument("--ready-timeout", type=float, default=300.0, help="s")
@@ -194,8 +193,8 @@ def main(arguments: Sequence[str]) -> int:
     ]
     for measured in all_measured:
         AppConfig.model_validate(measured.config["applications"][0].get("args", {}))
-    facts = {**report.environment(args.commit), "size": args.size, "budget_s": args.budget_s}
-    facts["workload"] = report.to_json(asdict(workload_of(args)))
+    facts = {**circumstances.environment(args.commit), "size": args.size, "budget_s": args.budget_s}
+    facts["workload"] = files.to_json(asdict(workload_of(args)))
     if args.resume and args.out and args.out.exists():
         resume(all_measured, json.loads(args.out.read_text(encoding="utf-8")), facts)
     say(", ".join(f"{name} {facts[name]}" for name in ("gpus", "cpus", "versions", "commit")))
@@ -203,9 +202,9 @@ def main(arguments: Sequence[str]) -> int:
     def save() -> None:
         if args.out:
             servers = [m.as_json(requests=args.requests_in_json) for m in all_measured]
-            report.write_json(args.out, {"facts": facts, "servers": servers})
+            files.write_json(args.out, {"facts": facts, "servers": servers})
         if args.report:
-            report.write_text(args.report, markdown(facts, all_measured))
+            files.write_text(args.report, markdown(facts, all_measured))
 
     with tempfile.TemporaryDirectory(prefix="ttsb-model-") as scratch:
         checkpoint = args.checkpoint or Path(scratch) / f"{args.size}-custom-voice"

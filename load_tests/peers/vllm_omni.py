@@ -30,11 +30,11 @@ from typing import Any, Final
 import yaml
 
 from load_tests.loops.client import AudioShape, SpeechClient
+from load_tests.loops.level import Level
 from load_tests.loops.runner import ClosedLoop, OpenLoop, Run, run_closed, run_loop, run_open
 from load_tests.loops.workload import SpeechCall, Workload
 from load_tests.peers.vllm_omni_pack import VERSION, pack
-from load_tests.reports import report
-from load_tests.reports.report import Level
+from load_tests.reports import circumstances, files, report
 from load_tests.servers.child import say, start_server, stop_server, write_checkpoint
 
 NAME: Final = "vllm-omni"
@@ -274,16 +274,20 @@ def serve_bench(args: argparse.Namespace) -> int:
     began_s = time.perf_counter()
     deadline_s = began_s + args.budget_s - _END_S
     entry: dict[str, Any] = {"placement": NAME, "notes": [], "levels": []}
-    facts = {**report.environment(args.commit), "peer": f"{NAME} {VERSION}", "size": args.size}
+    facts = {
+        **circumstances.environment(args.commit),
+        "peer": f"{NAME} {VERSION}",
+        "size": args.size,
+    }
     facts |= {"frames": args.frames, "voice": "ryan", "language": "english", "seed": args.seed}
     facts["seeded_requests"] = args.seeded
 
     def save() -> None:
         levels = [level.as_json(requests=False) for level in entry["levels"]]
         if args.out:
-            report.write_json(args.out, {**facts, "servers": [{**entry, "levels": levels}]})
+            files.write_json(args.out, {**facts, "servers": [{**entry, "levels": levels}]})
         if args.report:
-            report.write_text(args.report, markdown(facts, entry))
+            files.write_text(args.report, markdown(facts, entry))
 
     if args.url:
         run_loop(lambda: load(args, args.url, deadline_s, entry, save))
@@ -292,7 +296,7 @@ def serve_bench(args: argparse.Namespace) -> int:
         if not args.checkpoint.exists():
             write_checkpoint(args.checkpoint, args.size, args.device)
         say(f"{time.perf_counter() - began_s:.0f} s: starting {NAME}, log {args.log}")
-        entry["memory_before_mib"] = report.gpu_memory_used_mib()
+        entry["memory_before_mib"] = circumstances.gpu_memory_used_mib()
         with serving(args.checkpoint, entry["config"], args.port, args.caches, args.log) as server:
             timeout_s = min(args.ready_timeout, deadline_s - time.perf_counter())
             entry["ready_s"] = server.wait_until_ready(timeout_s)
@@ -300,9 +304,9 @@ def serve_bench(args: argparse.Namespace) -> int:
                 say(server.failure())
             else:
                 say(f"ready {entry['ready_s']:.1f} s after the start")
-                entry["memory_idle_mib"] = report.gpu_memory_used_mib()
+                entry["memory_idle_mib"] = circumstances.gpu_memory_used_mib()
                 run_loop(lambda: load(args, server.url, deadline_s, entry, save))
-                entry["memory_after_mib"] = report.gpu_memory_used_mib()
+                entry["memory_after_mib"] = circumstances.gpu_memory_used_mib()
                 if server.process.poll() is not None:
                     entry["notes"].append("the server ended under the load")
                 if not entry["levels"] or any(lv.summary.failures for lv in entry["levels"]):

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from load_tests.reports import plots, report
+from load_tests.reports import files, plots, report
 from load_tests.reports.frame_table import frame_table
 from load_tests.reports.load_points import LoadPoint
 from load_tests.reports.results import Results
@@ -48,7 +48,7 @@ def compose(folder: Path, jobs: Mapping[str, Mapping[str, Any]], missing: Mappin
         reasons = "\n".join(f"- `{name}`: {reason}" for name, reason in sorted(missing.items()))
         sections.append("## Not measured, or not to the end\n\n" + reasons)
     text = "\n\n".join(section.strip("\n") for section in sections) + "\n"
-    report.write_text(folder / "report.md", text)
+    files.write_text(folder / "report.md", text)
     return text
 
 

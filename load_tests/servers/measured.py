@@ -5,8 +5,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Final
 
+from load_tests.loops.level import Level
 from load_tests.loops.runner import ClosedLoop, OpenLoop
-from load_tests.reports.report import Level
 from load_tests.servers.child import say
 
 

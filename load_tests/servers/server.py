@@ -23,7 +23,7 @@ from typing import Any, Final
 
 import yaml
 
-from load_tests.reports import report
+from load_tests.reports import circumstances, files
 from load_tests.servers.child import REPOSITORY, say, search_path, start_server, stop_server
 
 # In the environment of everything that a server starts: how its processes are found again, when
@@ -177,7 +177,7 @@ def show(server: Server) -> None:
 
 def keep(server: Server, target: Path) -> None:
     parts = [f"--- {path.name}\n{path.read_text(errors='replace')}" for path in server.logs()]
-    report.write_text(target, "\n".join(parts))
+    files.write_text(target, "\n".join(parts))
 
 
 def cache_environment(folder: Path) -> dict[str, str]:
@@ -209,7 +209,7 @@ class MemoryWatch:
         self._thread.join()
 
     def _watch(self) -> None:
-        while used := report.gpu_memory_used_mib():
+        while used := circumstances.gpu_memory_used_mib():
             before = self.peak_mib or used
             self.peak_mib = [max(pair) for pair in zip(before, used, strict=True)]
             if self._ended.wait(self._period_s):

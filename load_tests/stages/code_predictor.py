@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from load_tests.reports import report
+from load_tests.reports import circumstances, files, report
 from load_tests.stages import floors
 from serve_app.models.checkpoint.spec import CodePredictorSpec, TransformerSpec
 from serve_app.models.code_predictor.fast import FastCodePredictor, Plan
@@ -208,7 +208,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         plans = {
             name: FastCodePredictor(*given, torch.bfloat16, PLANS[name]) for name in args.plans
         }
-    facts = report.environment(args.commit)
+    facts = circumstances.environment(args.commit)
     print(f"{facts['gpus']}, {facts['versions']}, {args.size}", flush=True)
     limits = floors.Device(args.bandwidth * 1e12, floors.H200.flops_per_s)
     lines: list[list[Any]] = []
@@ -252,7 +252,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if args.out:
         rows_of = [dict(zip(head, line, strict=True)) for line in lines]
         content = {"facts": facts, "size": args.size, "rows": rows_of, "failed": failed}
-        report.write_json(args.out, content)
+        files.write_json(args.out, content)
     for rows in args.profile or ():
         for name in args.profiled:
             predictor = FastCodePredictor(*given, torch.bfloat16, PLANS[name])

@@ -16,7 +16,7 @@ import statistics
 import time
 from contextlib import aclosing
 
-from load_tests.reports import report
+from load_tests.reports import files, report
 from load_tests.stages.in_process import Stages, add_options, checkpoint_of, request, settings_for
 from serve_app.models.fused.speech import FusedSpeech
 
@@ -82,7 +82,7 @@ def main() -> None:
     print(report.table_line(list(medians)) + "\n|" + " ---: |" * len(medians))
     print(report.table_line([f"{ms:.2f}" for ms in medians.values()]), flush=True)
     if args.out:
-        report.write_json(args.out, {"facts": facts, "size": args.size, "medians_ms": medians})
+        files.write_json(args.out, {"facts": facts, "size": args.size, "medians_ms": medians})
     os._exit(0)
 
 

@@ -18,7 +18,7 @@ from typing import Any, Final
 
 import torch
 
-from load_tests.reports import report
+from load_tests.reports import files
 from load_tests.reports.frame_table import FrameRow, frame_table
 from load_tests.stages import floors
 from load_tests.stages.floors import Device, Work
@@ -259,7 +259,7 @@ def main() -> None:
     print(facts, flush=True)
     result = asyncio.run(measure(args, stages, times))
     if args.out:
-        report.write_json(args.out, {"facts": facts, "size": args.size, **result})
+        files.write_json(args.out, {"facts": facts, "size": args.size, **result})
     # vLLM processes have been seen to hang at exit.
     os._exit(0)
 

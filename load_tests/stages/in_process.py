@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from load_tests.reports import report
+from load_tests.reports import circumstances
 from serve_app.config import AppConfig, CodePredictorConfig, SpeechDecoderConfig, TalkerConfig
 from serve_app.models.checkpoint.files import Checkpoint, open_checkpoint
 from serve_app.models.checkpoint.spec import ModelSpec
@@ -63,7 +63,7 @@ class Stages:
     def facts(self, commit: str | None) -> dict[str, Any]:
         """Circumstances of a measurement, and what loading cost."""
         return {
-            **report.environment(commit),
+            **circumstances.environment(commit),
             "config_digest": self.config.digest,
             "load_s": self.load_s,
             "load_mib": self.load_mib,

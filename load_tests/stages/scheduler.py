@@ -14,7 +14,7 @@ from vllm.v1.core.sched.async_scheduler import AsyncScheduler
 from vllm.v1.outputs import ModelRunnerOutput
 from vllm.v1.request import Request
 
-from load_tests.reports import report
+from load_tests.reports import files
 from load_tests.stages.in_process import Stages, add_options, checkpoint_of, settings_for
 from serve_app.models.talker.vllm.scheduler import FrameScheduler
 
@@ -73,7 +73,7 @@ def main() -> None:
         rows.append({"streams": streams, "vllm_us": theirs, "ours_us": ours})
         print(f"| {streams} | " + " | ".join(f"{value:,.0f}" for value in (*theirs, *ours)) + " |")
     if args.out:
-        report.write_json(args.out, {"facts": stages.facts(args.commit), "rows": rows})
+        files.write_json(args.out, {"facts": stages.facts(args.commit), "rows": rows})
     stages.speech.close()
 
 

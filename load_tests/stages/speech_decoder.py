@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from load_tests.reports import report
+from load_tests.reports import circumstances, files
 from serve_app.config import SpeechDecoderConfig
 from serve_app.models.checkpoint.files import Checkpoint, speech_decoder_shapes
 from serve_app.models.checkpoint.spec import SpeechDecoderSpec, TransformerSpec
@@ -243,7 +243,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="JSON file for the numbers")
     parser.add_argument("--commit", help="what to report where there is no git repository")
     args = parser.parse_args()
-    facts, tables = report.environment(args.commit), {}
+    facts, tables = circumstances.environment(args.commit), {}
     device = torch.device("cuda")
     tensors = random_tensors(RELEASED, device)
     exact = samples(tensors, torch.float32, False, device)
@@ -275,7 +275,7 @@ def main() -> None:
         del model
         torch.cuda.empty_cache()
     if args.out:
-        report.write_json(args.out, {"facts": facts, "dtypes": tables})
+        files.write_json(args.out, {"facts": facts, "dtypes": tables})
 
 
 if __name__ == "__main__":

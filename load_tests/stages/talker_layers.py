@@ -15,7 +15,7 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
-from load_tests.reports import report
+from load_tests.reports import circumstances, files
 from serve_app.models.layers.few_rows import Tiles
 from serve_app.models.talker.vllm.transformer import PLANS, FusedTransformer, Plan
 
@@ -144,8 +144,8 @@ def main() -> None:
             print(f"  {times[plan]:.3f} {plan}", flush=True)
         found += [{"rows": rows, "plan": str(plan), "ms": ms} for plan, ms in times.items()]
     if args.out:
-        facts = report.environment(args.commit)
-        report.write_json(args.out, {"facts": facts, "size": args.size, "plans": found})
+        facts = circumstances.environment(args.commit)
+        files.write_json(args.out, {"facts": facts, "size": args.size, "plans": found})
 
 
 if __name__ == "__main__":
