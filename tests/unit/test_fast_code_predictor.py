@@ -18,7 +18,8 @@ ROOT = Path(__file__).parents[2]
 @pytest.mark.parametrize("width", [32, 48], ids=["no projection", "projection"])
 def test_a_frame_equals_eager(width: int) -> None:
     environment = {**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, __file__, str(width)]
+    # -P: folders of tests beside this file must not stand for packages of their names.
+    command = [sys.executable, "-P", __file__, str(width)]
     done = subprocess.run(
         command, env=environment, cwd=ROOT, capture_output=True, text=True, check=False
     )
