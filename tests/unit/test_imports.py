@@ -26,6 +26,7 @@ FLAT = (
     "models.device",
     "models.cuda_graph",
     "models.event_loops",
+    "models.process_end",
     "models.sampling",
     "models.sampling_kernel",
 )
@@ -63,6 +64,7 @@ RULES = (
     Rule("audio", BOTTOM),
     Rule("http", (*BOTTOM, "audio"), (*HEAVY, "ray")),
     Rule("models", (*BOTTOM, *FLAT), OUTER),
+    Rule("models.process_end"),
     Rule("models.sampling_kernel", (*BOTTOM, *FLAT, "models.layers"), (*OUTER, "vllm")),
     Rule("models.checkpoint", (*BOTTOM, "models.random_checkpoint"), (*OUTER, "vllm")),
     Rule("models.random_checkpoint", (*BOTTOM, "models.checkpoint"), (*OUTER, "vllm")),
@@ -75,7 +77,13 @@ RULES = (
     Rule("models.fused", (*_STAGE, *STAGES), (*OUTER, "vllm")),
     Rule(
         "models.fused.process",
-        (*BOTTOM, "models.event_loops", "models.fused", "models.checkpoint.files"),
+        (
+            *BOTTOM,
+            "models.event_loops",
+            "models.process_end",
+            "models.fused",
+            "models.checkpoint.files",
+        ),
     ),
     *(
         Rule(f"deployments.{stage}", (*BOTTOM, "models", "deployments.calls"), WEB)
