@@ -144,10 +144,17 @@ class IngressConfig(Strict):
     num_cpus: float = Field(default=0.5, ge=0)
     max_input_chars: int = Field(default=4096, ge=1)
     first_audio_timeout_s: float = Field(
-        default=60.0, gt=0, description="longest wait for the first audio of a request"
+        default=60.0,
+        gt=0,
+        description="longest wait for the first audio of an attempt; then another replica is tried",
     )
     chunk_timeout_s: float = Field(
-        default=20.0, gt=0, description="longest silence between two chunks of a stream"
+        default=20.0, gt=0, description="longest silence after it; then another replica is tried"
+    )
+    resume_timeout_s: float = Field(
+        default=120.0,
+        gt=0,
+        description="longest silence of a stream over all attempts; then it is given up",
     )
 
 

@@ -4,11 +4,13 @@
       InvalidRequest      400  the caller can fix it
         UnknownModel      404  no such model is served
       Overloaded          429  try later; carries retry_after_s
-      StageUnavailable    503  starting, draining or unhealthy
+      StageUnavailable    503  starting, draining, unreachable, silent for too long
+        StageLost         503  its process ended while it worked on the request
       StageFailed         500  a bug or a device fault
+        RepeatedFailure   500  the request broke several replicas
 
-    CheckpointError            a checkpoint on disk is unusable: names the file and the reason;
-    start-up only
+    CheckpointError            a checkpoint on disk is unusable: names the file and the reason; at
+                               start only
 
 All arguments go to `super().__init__`, so each error survives pickling between replicas.
 """
@@ -51,8 +53,16 @@ class StageUnavailable(SpeechError):
     """A stage cannot serve at present; another attempt may reach a healthy replica."""
 
 
+class StageLost(StageUnavailable):
+    """The process of a stage ended while it worked on a request, which may be the reason."""
+
+
 class StageFailed(SpeechError):
     """A stage broke while it worked on a request."""
+
+
+class RepeatedFailure(StageFailed):
+    """A request broke several replicas: it is not tried at any other, at no hop."""
 
 
 class CheckpointError(Exception):

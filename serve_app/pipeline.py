@@ -9,12 +9,15 @@ import time
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import aclosing
 from dataclasses import replace
+from typing import TypeVar
 
 import numpy as np
 
-from serve_app.errors import StageFailed
+from serve_app.errors import StageFailed, StageUnavailable
 from serve_app.protocols import SpeechDecoder, Talker
 from serve_app.types import PcmChunk, SpeechRequest
+
+T = TypeVar("T")
 
 
 async def synthesize(
@@ -48,29 +51,21 @@ async def timed(
             yield chunk
 
 
-async def with_deadlines(
-    chunks: AsyncGenerator[PcmChunk, None], first_s: float, gap_s: float
-) -> AsyncGenerator[PcmChunk, None]:
-    """Pass `chunks` on; time that the consumer takes between two chunks does not count.
+async def next_within(items: AsyncIterator[T], limit_s: float) -> T:
+    """The next item of a stream.
 
     Raises:
-        StageFailed: no first chunk within `first_s` seconds, or no further one within `gap_s`.
+        StopAsyncIteration: there is none.
+        StageUnavailable: none came within `limit_s` seconds; who makes them may hang.
     """
-    limit_s, missing = first_s, "first audio"
-    async with aclosing(chunks):
-        while True:
-            timer = asyncio.timeout(limit_s)
-            try:
-                async with timer:
-                    chunk = await anext(chunks)
-            except StopAsyncIteration:
-                return
-            except TimeoutError as error:
-                if not timer.expired():
-                    raise
-                raise StageFailed(f"no {missing} within {limit_s:g} s") from error
-            yield chunk
-            limit_s, missing = gap_s, "further audio"
+    timer = asyncio.timeout(limit_s)
+    try:
+        async with timer:
+            return await anext(items)
+    except TimeoutError as error:
+        if not timer.expired():
+            raise
+        raise StageUnavailable(f"nothing came within {limit_s:g} s") from error
 
 
 async def join(chunks: AsyncIterator[PcmChunk]) -> PcmChunk:

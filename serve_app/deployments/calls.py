@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 from ray.exceptions import (
+    ActorDiedError,
     NodeDiedError,
     ObjectLostError,
     RayActorError,
@@ -21,7 +22,7 @@ from ray.serve.exceptions import (
 )
 from ray.serve.handle import DeploymentHandle
 
-from serve_app.errors import Overloaded, SpeechError, StageFailed, StageUnavailable
+from serve_app.errors import Overloaded, SpeechError, StageFailed, StageLost, StageUnavailable
 from serve_app.resumption import Resumable
 from serve_app.types import PcmChunk, SpeechRequest
 
@@ -37,7 +38,7 @@ def streaming(handle: DeploymentHandle) -> DeploymentHandle:
     )
 
 
-def through(handle: DeploymentHandle) -> Resumable:
+def through(handle: DeploymentHandle) -> Resumable[PcmChunk]:
     """Calls of the deployment method `speak`, with the errors of `from_ray`; closing cancels."""
     speech = streaming(handle)
 
@@ -79,15 +80,16 @@ def from_ray(error: BaseException) -> SpeechError:
             return error
         case BackPressureError():
             return Overloaded("The server is at its limit.", error.retry_after_s or 1.0)
+        case ActorDiedError() | WorkerCrashedError():
+            return StageLost("a replica died")
         case (
             RayActorError()
             | NodeDiedError()
-            | WorkerCrashedError()
             | ObjectLostError()
             | ReplicaUnavailableError()
             | DeploymentUnavailableError()
         ):
-            return StageUnavailable("a replica died or cannot be reached")
+            return StageUnavailable("a replica cannot be reached")
         case RequestCancelledError() | TaskCancelledError() | asyncio.CancelledError():
             return StageUnavailable("a replica stopped")
         case _:

@@ -17,7 +17,7 @@ from serve_app.deployments.calls import through
 from serve_app.http.app import build_api
 from serve_app.http.health import State, Status
 from serve_app.http.warm_up import WarmUp
-from serve_app.resumption import resumed
+from serve_app.resumption import Policy, resumed
 from serve_app.types import ModelCard
 
 _STATUS_MAX_AGE_S: Final = 2.0
@@ -46,8 +46,11 @@ class Ingress:
         self._cards = cards
         self._config = config
         self._info = info
-        self._speak = resumed(through(speech))
-        self._warm_up = WarmUp(self._speak, cards, config)
+        policy = Policy(
+            config.first_audio_timeout_s, config.chunk_timeout_s, config.resume_timeout_s
+        )
+        self._speak = resumed(through(speech), policy)
+        self._warm_up = WarmUp(self._speak, cards)
         self._warming: asyncio.Task[None] | None = None
         self._replicas: Mapping[str, Mapping[str, int]] = {}
         self._replicas_at_s = float("-inf")

@@ -6,10 +6,9 @@ from collections.abc import Awaitable, Callable, Sequence
 from contextlib import aclosing
 from typing import Any, Final
 
-from serve_app.config import IngressConfig
 from serve_app.errors import SpeechError
 from serve_app.http.speech.request import engine_request_id
-from serve_app.pipeline import join, with_deadlines
+from serve_app.pipeline import join
 from serve_app.resumption import Speak
 from serve_app.types import ModelCard, SpeechRequest
 
@@ -26,12 +25,10 @@ class WarmUp:
         self,
         speak: Speak,
         cards: Sequence[ModelCard],
-        config: IngressConfig,
         sleep: Callable[[float], Awaitable[Any]] = asyncio.sleep,
     ) -> None:
         self._speak = speak
         self._cards = cards
-        self._config = config
         self._sleep = sleep
         self.reason: str | None = "the first synthesis has not finished yet"
 
@@ -48,10 +45,8 @@ class WarmUp:
         attempt = 0
         while True:
             try:
-                limit_s = self._config.first_audio_timeout_s
-                chunks = self._speak(_request(card))
-                async with aclosing(with_deadlines(chunks, limit_s, limit_s)) as timed:
-                    await join(timed)
+                async with aclosing(self._speak(_request(card))) as chunks:
+                    await join(chunks)
                 return
             except SpeechError as error:  # a replica that takes its time to start, above all
                 self.reason = f"the first synthesis failed and is tried again: {error}"

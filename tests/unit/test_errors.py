@@ -9,8 +9,10 @@ from serve_app.errors import (
     CheckpointError,
     InvalidRequest,
     Overloaded,
+    RepeatedFailure,
     SpeechError,
     StageFailed,
+    StageLost,
     StageUnavailable,
     UnknownModel,
 )
@@ -24,7 +26,9 @@ ERRORS = [
     Overloaded("a"),
     Overloaded("a", 2.5),
     StageUnavailable("a"),
+    StageLost("a"),
     StageFailed("a"),
+    RepeatedFailure("a"),
     CheckpointError("config.json", "no such file"),
 ]
 
@@ -59,6 +63,11 @@ def test_backpressure_means_overloaded():
     error = from_ray(task_error(BackPressureError(5, 4, 429, 3.0)))
     assert isinstance(error, Overloaded)
     assert error.retry_after_s == 3.0
+
+
+def test_a_replica_that_died_is_told_from_one_that_cannot_be_reached():
+    assert isinstance(from_ray(ActorDiedError()), StageLost)
+    assert not isinstance(from_ray(ActorUnavailableError("gone", b"1" * 16)), StageLost)
 
 
 @pytest.mark.parametrize(

@@ -45,7 +45,7 @@ class SpeechEndpoint:
         self._config = config
         self._recorder = recorder
         self._clock = clock
-        self._writer = AudioWriter(speak, config, recorder, clock)
+        self._writer = AudioWriter(speak, recorder, clock)
 
     async def respond(self, http: Request) -> Response:
         """Answer with audio or with the error that came before it; count the outcome."""

@@ -8,11 +8,10 @@ from typing import Literal
 
 from serve_app import metrics
 from serve_app.audio.formats import AudioFormat, encode_file, stream_encoder
-from serve_app.config import IngressConfig
 from serve_app.errors import Overloaded, StageFailed, StageUnavailable
-from serve_app.pipeline import join, with_deadlines
+from serve_app.pipeline import join
 from serve_app.resumption import Speak
-from serve_app.types import FinishReason, ModelCard, PcmChunk, SpeechRequest
+from serve_app.types import FinishReason, ModelCard, SpeechRequest
 
 logger = logging.getLogger(__name__)
 
@@ -48,22 +47,20 @@ class AudioCut(Exception):
 
 
 class AudioWriter:
-    """Writes the audio of a job, whole or piece by piece, within the deadlines of the ingress."""
+    """Writes the audio of a job, whole or piece by piece."""
 
     def __init__(
         self,
         speak: Speak,
-        config: IngressConfig,
         recorder: metrics.Recorder,
         clock: Callable[[], float],
     ) -> None:
         self._speak = speak
-        self._config = config
         self._recorder = recorder
         self._clock = clock
 
     async def file(self, job: Job) -> tuple[bytes, FinishReason]:
-        async with aclosing(self._chunks(job)) as chunks:
+        async with aclosing(self._speak(job.request)) as chunks:
             whole = await join(chunks)
         if not len(whole.samples) or whole.finish_reason is None:
             raise StageFailed("the model made no audio")
@@ -85,7 +82,7 @@ class AudioWriter:
         reason: FinishReason | None = None
         broke: str | None = "client_gone"  # unless the end or an error is reached
         try:
-            async with aclosing(self._chunks(job)) as chunks:
+            async with aclosing(self._speak(job.request)) as chunks:
                 async for chunk in chunks:
                     reason = chunk.finish_reason
                     if not len(chunk.samples):
@@ -110,11 +107,6 @@ class AudioWriter:
         finally:
             if num_samples:
                 self._observe_end(job, num_samples, reason, broke)
-
-    def _chunks(self, job: Job) -> AsyncGenerator[PcmChunk, None]:
-        config = self._config
-        chunks = self._speak(job.request)
-        return with_deadlines(chunks, config.first_audio_timeout_s, config.chunk_timeout_s)
 
     def _observe_first(self, job: Job) -> None:
         elapsed_s = self._clock() - job.start_s
