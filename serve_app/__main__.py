@@ -16,6 +16,7 @@ from typing import Final
 import yaml
 
 from serve_app import serve_config
+from serve_app.launch import overrides
 
 DEFAULT_CONFIG: Final = "configs/serve.yaml"
 
@@ -26,25 +27,25 @@ def main(arguments: list[str]) -> int:
         return 2
     try:
         config = serve_config.load(arguments[0] if arguments else DEFAULT_CONFIG)
-        config = serve_config.with_profile(config, os.environ.get("PROFILE"))
+        config = overrides.with_profile(config, os.environ.get("PROFILE"))
         port = int(os.environ.get("PORT") or 0) or None
     except ValueError as error:
         print(error, file=sys.stderr)
         return 2
-    config = serve_config.with_address(config, os.environ.get("HOST") or None, port)
+    config = overrides.with_address(config, os.environ.get("HOST") or None, port)
     options = config["http_options"]
     host, port = options.get("host", "127.0.0.1"), options.get("port", 8000)
     if not is_free(host, port):
         print(f"{host}:{port} is in use; choose another: make serve PORT=...", file=sys.stderr)
         return 2
-    config = serve_config.with_model(
+    config = overrides.with_model(
         config, os.environ.get("TTS_MODEL"), os.environ.get("TTS_REVISION")
     )
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     # A shell that starts this in the background has Ctrl-C ignored, and with it the way to stop.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     with tempfile.TemporaryDirectory(prefix="tts-serve-") as folder:
-        config = serve_config.with_env(config, haproxy_env(Path(folder)))
+        config = overrides.with_env(config, haproxy_env(Path(folder)))
         path = Path(folder) / "serve.yaml"
         path.write_text(yaml.safe_dump(config, sort_keys=False), encoding="utf-8")
         print(f"starting on http://{host}:{port}; ready when GET /ready answers 200", flush=True)

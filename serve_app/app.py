@@ -160,14 +160,14 @@ def make_plan(config: AppConfig, cluster: Mapping[str, float]) -> Plan:
 def describe(config: AppConfig) -> ModelCard:
     """Read what the HTTP layer may know of the checkpoint, fetching it if this node lacks it."""
     from serve_app.models.checkpoint.locate import checkpoint_folder
-    from serve_app.models.checkpoint.spec import ModelSpec
+    from serve_app.models.checkpoint.reading import read_spec
 
     folder = checkpoint_folder(config)
     embedded = config.model is None
     name = config.served_model_name or (
         folder.name if config.model is None else _name(config.model)
     )
-    card = ModelSpec.from_dir(folder).card(name, str(folder), embedded)
+    card = read_spec(folder).card(name, str(folder), embedded)
     if card.task == "base":
         raise CheckpointError(
             str(folder / "config.json"),

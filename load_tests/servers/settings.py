@@ -6,7 +6,7 @@ from typing import Any, Final
 import yaml
 
 from load_tests.servers.child import REPOSITORY
-from serve_app import serve_config
+from serve_app.launch.overrides import ingresses, with_profile
 
 CONFIGS: Final = {"split": "configs/serve.yaml", "fused": "configs/serve.fused.yaml"}
 STAGES: Final = {"split": ("SpeechDecoder", "Talker"), "fused": ("Fused",)}
@@ -17,7 +17,7 @@ def configured(
 ) -> dict[str, Any]:
     """The placement's config file with `profile`, `capacity` and then `overrides` applied."""
     config = yaml.safe_load((REPOSITORY / CONFIGS[placement]).read_text(encoding="utf-8"))
-    config = serve_config.with_profile(config, profile)
+    config = with_profile(config, profile)
     for setting in [*capacity_overrides(placement, capacity), *overrides]:
         where, colon, rest = setting.partition(":")
         if colon and where in CONFIGS:
@@ -36,7 +36,7 @@ def capacity_overrides(placement: str, capacity: int | None) -> Iterator[str]:
     yield f"speech_decoder.max_streams={capacity}"
     for name in (*STAGES[placement], "Ingress"):
         yield f"deployments.{name}.max_ongoing_requests={2 * capacity}"
-    replicas = serve_config.ingresses(capacity)
+    replicas = ingresses(capacity)
     yield f"deployments.Ingress.autoscaling_config.min_replicas={replicas}"
 
 

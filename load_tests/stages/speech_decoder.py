@@ -20,7 +20,8 @@ from torch import Tensor
 
 from load_tests.reports import circumstances, files
 from serve_app.config import SpeechDecoderConfig
-from serve_app.models.checkpoint.files import Checkpoint, speech_decoder_shapes
+from serve_app.models.checkpoint.files import Checkpoint
+from serve_app.models.checkpoint.shapes import speech_decoder_shapes
 from serve_app.models.checkpoint.spec import SpeechDecoderSpec, TransformerSpec
 from serve_app.models.cuda_graph import BatchGraphs
 from serve_app.models.device import resolve_device

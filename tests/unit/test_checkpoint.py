@@ -12,11 +12,11 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from serve_app.errors import CheckpointError
-from serve_app.models.checkpoint import files as checkpoint
 from serve_app.models.checkpoint.embedded import embedded_checkpoint
 from serve_app.models.checkpoint.files import MODEL_WEIGHTS, SPEECH_WEIGHTS, open_checkpoint
 from serve_app.models.checkpoint.locate import locate
-from serve_app.models.checkpoint.spec import ModelSpec
+from serve_app.models.checkpoint.reading import read_spec
+from serve_app.models.checkpoint.shapes import code_predictor_shapes, talker_shapes
 from serve_app.models.checkpoint.text_tokenizer import TextTokenizer
 from serve_app.models.random_checkpoint.write import (
     Size,
@@ -54,11 +54,11 @@ def test_what_is_written_opens(tiny_checkpoint: TinyCheckpoint, variant: str, si
 
 def test_the_released_names_are_expected(tiny_checkpoint: TinyCheckpoint) -> None:
     spec = open_checkpoint(tiny_checkpoint("custom_voice", "tiny")).spec
-    names = checkpoint.talker_shapes(spec.talker)
+    names = talker_shapes(spec.talker)
     # Tensors per talker layer, final norm, two embeddings, projection, head.
     assert len(names) == 11 * spec.talker.transformer.num_layers + 1 + 2 + 4 + 1
     assert names["talker.model.layers.0.self_attn.q_proj.weight"] == (128, 64)
-    predictor = checkpoint.code_predictor_shapes(spec.code_predictor)
+    predictor = code_predictor_shapes(spec.code_predictor)
     assert predictor["talker.code_predictor.model.codec_embedding.14.weight"] == (2048, 64)
     assert predictor["talker.code_predictor.small_to_mtp_projection.weight"] == (32, 64)
 
@@ -80,7 +80,7 @@ def test_full_sizes_have_the_released_names_and_ids(
     assert sum(map(math.prod, shapes.values())) == parameters
     assert len(speech_shapes) == 496
     assert sum(map(math.prod, speech_shapes.values())) == 170_557_441
-    text = ModelSpec.from_dir(tmp_path).text
+    text = read_spec(tmp_path).text
     assert (text.im_start_id, text.assistant_id, text.tts_pad_id) == (151644, 77091, 151671)
     frame = TextTokenizer.from_dir(tmp_path).encode("<|im_start|>assistant\n<tts_pad>")
     assert frame == [151644, 77091, 198, 151671]

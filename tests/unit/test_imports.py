@@ -92,6 +92,7 @@ RULES = (
     Rule("deployments", (*BOTTOM, "http", "audio"), HEAVY),
     Rule("app", ("",), ("torch", "vllm", *WEB)),
     Rule("serve_config", (*BOTTOM,), (*HEAVY, *WEB)),
+    Rule("launch", (*BOTTOM, "serve_config"), (*HEAVY, *WEB)),
     Rule("__main__", ("",), (*HEAVY, *WEB)),
 )
 

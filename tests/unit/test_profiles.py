@@ -6,6 +6,7 @@ from pydantic import ValidationError
 
 from serve_app import serve_config
 from serve_app.config import PROFILES, AppConfig, TalkerConfig
+from serve_app.launch import overrides
 
 FILES = ("configs/serve.yaml", "configs/serve.fused.yaml")
 
@@ -48,8 +49,8 @@ def test_every_stage_holds_the_streams_of_the_one_before(profile: str) -> None:
 def test_the_launcher_sets_profile_and_limits_together(
     monkeypatch: pytest.MonkeyPatch, file: str, profile: str
 ) -> None:
-    monkeypatch.setattr(serve_config.os, "cpu_count", lambda: 16)
-    config = serve_config.with_profile(serve_config.load(file), profile)
+    monkeypatch.setattr(overrides.os, "cpu_count", lambda: 16)
+    config = overrides.with_profile(serve_config.load(file), profile)
     assert list(serve_config.find_problems(config)) == []
     (application,) = config["applications"]
     resolved = AppConfig.model_validate(application["args"])
@@ -66,10 +67,10 @@ def test_the_launcher_sets_profile_and_limits_together(
 
 
 def test_a_small_machine_is_asked_for_one_ingress(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(serve_config.os, "cpu_count", lambda: 2)
-    assert serve_config.ingresses(256) == 1
-    monkeypatch.setattr(serve_config.os, "cpu_count", lambda: 8)
-    assert [serve_config.ingresses(streams) for streams in (1, 48, 49, 256)] == [1, 1, 2, 4]
+    monkeypatch.setattr(overrides.os, "cpu_count", lambda: 2)
+    assert overrides.ingresses(256) == 1
+    monkeypatch.setattr(overrides.os, "cpu_count", lambda: 8)
+    assert [overrides.ingresses(streams) for streams in (1, 48, 49, 256)] == [1, 1, 2, 4]
 
 
 def test_limits_below_the_streams_are_a_fault() -> None:

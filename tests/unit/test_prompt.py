@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from serve_app.errors import InvalidRequest
+from serve_app.models.checkpoint.reading import read_spec
 from serve_app.models.checkpoint.spec import ModelSpec
 from serve_app.models.checkpoint.text_tokenizer import TextTokenizer
 from serve_app.models.talker.prompt import build_prompt
@@ -19,7 +20,7 @@ REQUEST = SpeechRequest(
 
 @pytest.fixture
 def spec(tiny_checkpoint: TinyCheckpoint) -> ModelSpec:
-    return ModelSpec.from_dir(tiny_checkpoint())
+    return read_spec(tiny_checkpoint())
 
 
 @pytest.fixture
@@ -92,7 +93,7 @@ def test_instructions_come_first_and_have_text_only(
 
 def test_the_small_custom_voice_model_drops_instructions(tiny_checkpoint: TinyCheckpoint) -> None:
     path = tiny_checkpoint("custom_voice", "tiny-0b6")
-    spec, tokenizer = ModelSpec.from_dir(path), TextTokenizer.from_dir(path)
+    spec, tokenizer = read_spec(path), TextTokenizer.from_dir(path)
     np.testing.assert_array_equal(
         built(spec, tokenizer, instructions="Whisper.").rows, built(spec, tokenizer).rows
     )
@@ -147,10 +148,10 @@ def test_what_cannot_be_spoken_is_refused_by_field(
 def test_a_model_without_preset_voices_says_so(tiny_checkpoint: TinyCheckpoint) -> None:
     path = tiny_checkpoint("voice_design", "tiny")
     with pytest.raises(InvalidRequest, match="describe the voice"):
-        built(ModelSpec.from_dir(path), TextTokenizer.from_dir(path))
+        built(read_spec(path), TextTokenizer.from_dir(path))
 
 
 def test_voice_cloning_is_not_available_yet(tiny_checkpoint: TinyCheckpoint) -> None:
     path = tiny_checkpoint("base", "tiny")
     with pytest.raises(InvalidRequest, match="cloned voices"):
-        built(ModelSpec.from_dir(path), TextTokenizer.from_dir(path), voice=None)
+        built(read_spec(path), TextTokenizer.from_dir(path), voice=None)

@@ -11,6 +11,7 @@ from ray.serve._private import constants
 
 from serve_app import __main__ as launcher
 from serve_app import serve_config
+from serve_app.launch import overrides
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 SHIPPED = sorted(CONFIGS.glob("*.yaml"))
@@ -123,13 +124,13 @@ def test_a_missing_file_is_reported_by_name(tmp_path: Path) -> None:
 
 
 def test_host_and_port_replace_only_themselves(config: dict[str, Any]) -> None:
-    changed = serve_config.with_address(config, "0.0.0.0", 9000)
+    changed = overrides.with_address(config, "0.0.0.0", 9000)
     assert changed["http_options"] == {**config["http_options"], "host": "0.0.0.0", "port": 9000}
-    assert serve_config.with_address(config) == config
+    assert overrides.with_address(config) == config
 
 
 def test_added_environment_variables_keep_those_of_the_file(config: dict[str, Any]) -> None:
-    changed = serve_config.with_env(config, {"A": "1"})
+    changed = overrides.with_env(config, {"A": "1"})
     env = changed["controller_options"]["runtime_env"]["env_vars"]
     assert env["A"] == "1"
     assert env["RAY_SERVE_ENABLE_HA_PROXY"] == "1"
@@ -137,9 +138,9 @@ def test_added_environment_variables_keep_those_of_the_file(config: dict[str, An
 
 
 def test_a_model_is_added_where_the_file_names_none(config: dict[str, Any]) -> None:
-    changed = serve_config.with_model(config, "owner/name", None)
+    changed = overrides.with_model(config, "owner/name", None)
     assert changed["applications"][0]["args"]["model"] == "owner/name"
-    again = serve_config.with_model(changed, "other/name", None)
+    again = overrides.with_model(changed, "other/name", None)
     assert again["applications"][0]["args"]["model"] == "owner/name"
 
 

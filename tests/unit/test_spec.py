@@ -11,7 +11,12 @@ from typing import Any
 import pytest
 
 from serve_app.errors import CheckpointError
-from serve_app.models.checkpoint.spec import CONFIG, GENERATION_CONFIG, SPEECH_CONFIG, ModelSpec
+from serve_app.models.checkpoint.reading import (
+    CONFIG,
+    GENERATION_CONFIG,
+    SPEECH_CONFIG,
+    read_spec,
+)
 from tests.conftest import TinyCheckpoint
 
 
@@ -24,7 +29,7 @@ def edited(source: Path, target: Path, file: str, edit: Callable[[dict[str, Any]
 
 
 def test_every_fact_comes_from_the_files(tiny_checkpoint: TinyCheckpoint) -> None:
-    spec = ModelSpec.from_dir(tiny_checkpoint("custom_voice", "tiny"))
+    spec = read_spec(tiny_checkpoint("custom_voice", "tiny"))
     assert (spec.task, spec.size) == ("custom_voice", "1b7")
     assert spec.talker.transformer.hidden_size == 64
     assert spec.talker.transformer.rope_theta == 1_000_000
@@ -42,7 +47,7 @@ def test_every_fact_comes_from_the_files(tiny_checkpoint: TinyCheckpoint) -> Non
 def test_a_talker_as_wide_as_the_code_predictor_has_no_projection(
     tiny_checkpoint: TinyCheckpoint,
 ) -> None:
-    assert not ModelSpec.from_dir(tiny_checkpoint("base", "tiny-0b6")).code_predictor.has_projection
+    assert not read_spec(tiny_checkpoint("base", "tiny-0b6")).code_predictor.has_projection
 
 
 @pytest.mark.parametrize(
@@ -58,7 +63,7 @@ def test_the_card_says_who_takes_instructions(
     tiny_checkpoint: TinyCheckpoint, variant: str, size: str, expected: bool
 ) -> None:
     path = tiny_checkpoint(variant, size)
-    card = ModelSpec.from_dir(path).card("tiny", str(path), embedded=True)
+    card = read_spec(path).card("tiny", str(path), embedded=True)
     assert card.supports_instructions is expected
     assert card.languages[0] == "auto"
     assert len(card.languages) == 11
@@ -75,7 +80,7 @@ def test_rope_theta_may_stand_in_rope_parameters(
         talker["rope_parameters"] = {"rope_theta": talker.pop("rope_theta") / 2}
 
     path = edited(tiny_checkpoint(), tmp_path / "c", CONFIG, move)
-    assert ModelSpec.from_dir(path).talker.transformer.rope_theta == 500_000
+    assert read_spec(path).talker.transformer.rope_theta == 500_000
 
 
 def test_greedy_generation_is_temperature_zero(
@@ -87,7 +92,7 @@ def test_greedy_generation_is_temperature_zero(
         GENERATION_CONFIG,
         lambda data: data.update(do_sample=False),
     )
-    generation = ModelSpec.from_dir(path).generation
+    generation = read_spec(path).generation
     assert (generation.talker.temperature, generation.subtalker.temperature) == (0.0, 0.9)
 
 
@@ -121,7 +126,7 @@ def test_a_missing_or_foreign_fact_is_refused_by_name(
 ) -> None:
     path = edited(tiny_checkpoint(), tmp_path / "c", file, edit)
     with pytest.raises(CheckpointError) as caught:
-        ModelSpec.from_dir(path)
+        read_spec(path)
     assert caught.value.file.endswith(file)
     assert named in caught.value.reason
 
@@ -135,7 +140,7 @@ def test_a_missing_or_damaged_file_is_refused(
     if content is not None:
         (path / CONFIG).write_text(content)
     with pytest.raises(CheckpointError, match=r"config\.json"):
-        ModelSpec.from_dir(path)
+        read_spec(path)
 
 
 def test_reading_facts_needs_no_torch() -> None:

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final, Literal
 
-from serve_app.models.checkpoint.spec import GENERATION_CONFIG
+from serve_app.models.checkpoint.reading import GENERATION_CONFIG
 from serve_app.types import TaskType
 
 Size = Literal["tiny", "tiny-0b6", "0.6b", "1.7b"]

@@ -7,7 +7,7 @@ from typing import Any, Final, Literal
 
 import torch
 
-from serve_app.models.checkpoint.files import Shapes
+from serve_app.models.checkpoint.shapes import Shapes
 from serve_app.models.random_checkpoint.configuration import CODEC_EOS_ID
 
 Eos = Literal["natural", "unreachable"]

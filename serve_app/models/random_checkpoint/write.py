@@ -14,15 +14,14 @@ from typing import get_args
 import torch
 from safetensors.torch import save_file
 
-from serve_app.models.checkpoint.files import (
-    MODEL_WEIGHTS,
-    SPEECH_WEIGHTS,
+from serve_app.models.checkpoint.files import MODEL_WEIGHTS, SPEECH_WEIGHTS
+from serve_app.models.checkpoint.reading import CONFIG, SPEECH_CONFIG, read_spec
+from serve_app.models.checkpoint.shapes import (
     Shapes,
     code_predictor_shapes,
     speech_decoder_shapes,
     talker_shapes,
 )
-from serve_app.models.checkpoint.spec import CONFIG, SPEECH_CONFIG, ModelSpec
 from serve_app.models.random_checkpoint.configuration import (
     Size,
     is_full,
@@ -79,7 +78,7 @@ def write_configuration(folder: Path, *, size: Size, variant: TaskType) -> tuple
     write_json(folder / CONFIG, config)
     write_json(folder / SPEECH_CONFIG, speech)
     write_shared_configs(folder)
-    spec = ModelSpec.from_dir(folder)
+    spec = read_spec(folder)
     shapes = talker_shapes(spec.talker) | code_predictor_shapes(spec.code_predictor)
     if variant == "base":
         shapes |= speaker_encoder_shapes(config["speaker_encoder_config"])

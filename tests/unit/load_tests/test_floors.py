@@ -4,6 +4,7 @@ import pytest
 
 from load_tests.stages import floors
 from load_tests.stages.floors import H200, Work
+from serve_app.models.checkpoint.reading import read_spec
 from serve_app.models.checkpoint.spec import ModelSpec
 from serve_app.models.random_checkpoint.write import write_configuration
 
@@ -12,7 +13,7 @@ from serve_app.models.random_checkpoint.write import write_configuration
 def released(tmp_path_factory: pytest.TempPathFactory) -> ModelSpec:
     folder = tmp_path_factory.mktemp("released")
     write_configuration(folder, size="1.7b", variant="custom_voice")
-    return ModelSpec.from_dir(folder)
+    return read_spec(folder)
 
 
 def test_a_talker_step_reads_its_weights_once_and_each_streams_keys_and_values(

@@ -1,9 +1,10 @@
 """Configuration of the server under test."""
 
+import os
+
 import pytest
 
 from load_tests.servers.settings import CONFIGS, configured
-from serve_app import serve_config
 from serve_app.config import AppConfig
 from serve_app.serve_config import find_problems
 
@@ -12,7 +13,7 @@ from serve_app.serve_config import find_problems
 def test_overrides_reach_arguments_and_deployments(
     monkeypatch: pytest.MonkeyPatch, placement: str
 ) -> None:
-    monkeypatch.setattr(serve_config.os, "cpu_count", lambda: 16)
+    monkeypatch.setattr(os, "cpu_count", lambda: 16)
     overrides = [
         "code_predictor.batch_sizes=[1, 8]",
         "fused:talker.max_model_len=512",
@@ -33,7 +34,7 @@ def test_overrides_reach_arguments_and_deployments(
 
 
 def test_a_profile_comes_with_its_limits(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(serve_config.os, "cpu_count", lambda: 16)
+    monkeypatch.setattr(os, "cpu_count", lambda: 16)
     (application,) = configured("fused", [], None, "throughput")["applications"]
     assert application["args"]["profile"] == "throughput"
     deployments = {entry["name"]: entry for entry in application["deployments"]}
