@@ -22,8 +22,9 @@ from torch import Tensor
 from load_tests.reports import circumstances, files, report
 from load_tests.stages import floors
 from serve_app.models.checkpoint.spec import CodePredictorSpec, TransformerSpec
+from serve_app.models.code_predictor.channel.contract import FrameBatch
 from serve_app.models.code_predictor.fast import FastCodePredictor, Plan
-from serve_app.models.code_predictor.model import CodePredictor, FrameBatch
+from serve_app.models.code_predictor.model import CodePredictor
 from serve_app.models.cuda_graph import GraphRunner
 from serve_app.models.layers.few_rows import Tiles
 

@@ -12,7 +12,7 @@ from ray import serve
 from serve_app.config import AppConfig
 
 if TYPE_CHECKING:
-    from serve_app.models.code_predictor.channel import FrameEndpoint
+    from serve_app.models.code_predictor.channel.contract import FrameEndpoint
 
 _HEALTH_PERIOD_S: Final = 1.0
 
@@ -66,7 +66,7 @@ class CodePredictor:
 def _load(config: AppConfig, device: str):
     from serve_app.models.checkpoint.files import open_checkpoint
     from serve_app.models.checkpoint.locate import checkpoint_folder
-    from serve_app.models.code_predictor.channel import FrameServer
+    from serve_app.models.code_predictor.channel.server import FrameServer
 
     # The address that other nodes reach this one by, for talkers there.
     os.environ.setdefault("RAY_NODE_IP_ADDRESS", ray.util.get_node_ip_address())

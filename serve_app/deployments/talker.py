@@ -15,7 +15,7 @@ from serve_app.config import AppConfig
 from serve_app.types import CodecFrames, SpeechRequest
 
 if TYPE_CHECKING:
-    from serve_app.models.code_predictor.channel import FrameEndpoint
+    from serve_app.models.code_predictor.channel.contract import FrameEndpoint
 
 # Long enough for a replica to start and capture its graphs; the frame client tries several times.
 _CONNECT_TIMEOUT_S: Final = 60.0
@@ -118,7 +118,7 @@ class PredictorSession:
 def _load(config: AppConfig, device: str, predictor: PredictorSession):
     from serve_app.models.checkpoint.files import open_checkpoint
     from serve_app.models.checkpoint.locate import checkpoint_folder
-    from serve_app.models.code_predictor.channel import RemoteFrames
+    from serve_app.models.code_predictor.channel.client import RemoteFrames
     from serve_app.models.talker.engine import VllmTalker
 
     checkpoint = open_checkpoint(checkpoint_folder(config))

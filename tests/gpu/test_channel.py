@@ -7,7 +7,8 @@ import torch
 
 from serve_app.config import CodePredictorConfig
 from serve_app.models.checkpoint.files import open_checkpoint
-from serve_app.models.code_predictor.channel import InProcessFrames, RemoteFrames
+from serve_app.models.code_predictor.channel.client import RemoteFrames
+from serve_app.models.code_predictor.channel.in_process import InProcessFrames
 from serve_app.models.random_checkpoint.write import write_checkpoint
 from tests.parity.channel import frame_server, random_batch
 

@@ -15,8 +15,9 @@ from load_tests.stages.code_predictor import (
     random_batch,
     random_weights,
 )
+from serve_app.models.code_predictor.channel.contract import FrameBatch
 from serve_app.models.code_predictor.fast import FastCodePredictor
-from serve_app.models.code_predictor.model import CodePredictor, FrameBatch
+from serve_app.models.code_predictor.model import CodePredictor
 from serve_app.models.sampling import sample, uniform
 from serve_app.models.sampling_kernel import sample_row
 

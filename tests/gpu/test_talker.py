@@ -16,8 +16,10 @@ import torch
 
 from serve_app.config import CodePredictorConfig
 from serve_app.models.checkpoint.files import open_checkpoint
-from serve_app.models.code_predictor.channel import FrameServer, InProcessFrames, RemoteFrames
-from serve_app.models.code_predictor.model import FrameBatch
+from serve_app.models.code_predictor.channel.client import RemoteFrames
+from serve_app.models.code_predictor.channel.contract import FrameBatch
+from serve_app.models.code_predictor.channel.in_process import InProcessFrames
+from serve_app.models.code_predictor.channel.server import FrameServer
 from serve_app.models.random_checkpoint.write import write_checkpoint
 from tests.parity.engines import assert_same_codes, request, speak, talker
 

@@ -16,8 +16,9 @@ import torch
 from torch import Tensor
 
 from load_tests.stages.code_predictor import SPECS, forced_logits, random_batch, random_weights
+from serve_app.models.code_predictor.channel.contract import FrameBatch
 from serve_app.models.code_predictor.fast import FastCodePredictor
-from serve_app.models.code_predictor.model import CodePredictor, FrameBatch
+from serve_app.models.code_predictor.model import CodePredictor
 from serve_app.models.random_checkpoint.write import write_checkpoint
 from serve_app.models.talker.vllm.transformer import FusedTransformer
 from serve_app.types import SamplingOverrides

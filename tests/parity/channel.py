@@ -11,15 +11,14 @@ from pathlib import Path
 
 import torch
 
-from serve_app.models.code_predictor.channel import FrameEndpoint
-from serve_app.models.code_predictor.model import FrameBatch
+from serve_app.models.code_predictor.channel.contract import FrameBatch, FrameEndpoint
 
 _SERVER = """
 import base64, pickle, sys, time
 from pathlib import Path
 from serve_app.config import CodePredictorConfig
 from serve_app.models.checkpoint.files import open_checkpoint
-from serve_app.models.code_predictor.channel import FrameServer
+from serve_app.models.code_predictor.channel.server import FrameServer
 config = CodePredictorConfig(batch_sizes=(1, 4, 16))
 server = FrameServer.load(open_checkpoint(Path(sys.argv[1])), config, sys.argv[2])
 server.start()

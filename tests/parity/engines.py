@@ -10,7 +10,8 @@ import numpy as np
 
 from serve_app.config import CodePredictorConfig, TalkerConfig
 from serve_app.models.checkpoint.files import open_checkpoint
-from serve_app.models.code_predictor.channel import FrameClient, InProcessFrames
+from serve_app.models.code_predictor.channel.contract import FrameClient
+from serve_app.models.code_predictor.channel.in_process import InProcessFrames
 from serve_app.models.talker.engine import VllmTalker
 from serve_app.types import CodecFrames, SamplingOverrides, SpeechRequest
 

@@ -8,7 +8,7 @@ import torch
 
 from serve_app.config import CodePredictorConfig
 from serve_app.models.checkpoint.files import open_checkpoint
-from serve_app.models.code_predictor.channel import InProcessFrames
+from serve_app.models.code_predictor.channel.in_process import InProcessFrames
 from serve_app.types import SamplingOverrides
 from tests.parity.engines import first_difference, request, speak, talker
 

@@ -10,7 +10,8 @@ import torch
 from serve_app.config import CodePredictorConfig
 from serve_app.errors import StageFailed
 from serve_app.models.checkpoint.files import open_checkpoint
-from serve_app.models.code_predictor.channel import InProcessFrames, RemoteFrames
+from serve_app.models.code_predictor.channel.client import RemoteFrames
+from serve_app.models.code_predictor.channel.in_process import InProcessFrames
 from tests.parity.channel import frame_server, random_batch
 
 

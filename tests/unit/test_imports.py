@@ -53,7 +53,7 @@ class Rule:
 
 _STAGE = (*BOTTOM, "models.checkpoint", "models.layers", *FLAT)
 _FIRST_AUDIO = "models.speech_decoder.first_audio"
-_CHANNEL = ("models.code_predictor.channel", "models.code_predictor.model.FrameBatch")
+_CONTRACT = "models.code_predictor.channel.contract"
 
 RULES = (
     Rule("types", never=(*HEAVY, *OUTER, "pydantic")),
@@ -73,7 +73,7 @@ RULES = (
     Rule("models.speech_decoder", _STAGE, (*OUTER, "vllm")),
     Rule("models.speech_decoder.queue", (*BOTTOM, "models.speech_decoder.jobs")),
     Rule("models.speech_decoder.jobs", (*BOTTOM, "models.event_loops")),
-    Rule("models.talker", (*_STAGE, *_CHANNEL, _FIRST_AUDIO), OUTER),
+    Rule("models.talker", (*_STAGE, _CONTRACT, _FIRST_AUDIO), OUTER),
     Rule("models.fused", (*_STAGE, *STAGES), (*OUTER, "vllm")),
     Rule(
         "models.fused.process",
@@ -180,6 +180,7 @@ def test_every_module_is_under_a_rule() -> None:
         ("models.code_predictor.new", "from serve_app.models.talker.prompt import build_prompt"),
         ("models.speech_decoder.new", "import vllm.config"),
         ("models.talker.prompt", "from vllm import SamplingParams"),
+        ("models.talker.new", "from serve_app.models.code_predictor.model import CodePredictor"),
         ("models.fused.process", "import torch"),
         ("deployments.talker", "from serve_app.deployments.speech_decoder import SpeechDecoder"),
         ("deployments.talker", "from serve_app.http.app import build_api"),
@@ -239,6 +240,13 @@ def test_importing_the_application_loads_no_framework() -> None:
     names += ["serve_app.models.fused.process", "serve_app.models.checkpoint.locate"]
     statement = f"import serve_app.app, {', '.join(names)}"
     assert _loaded(statement, "torch", "vllm", "transformers") == ""
+
+
+def test_a_talker_needs_no_predictor() -> None:
+    statement = "import serve_app.models.talker.runtime"
+    package = "serve_app.models.code_predictor"
+    unwanted = (f"{package}.model", f"{package}.channel.server", f"{package}.channel.in_process")
+    assert _loaded(statement, *unwanted) == ""
 
 
 def test_the_http_server_works_without_ray() -> None:

@@ -16,45 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from serve_app.models.checkpoint.spec import CodePredictorSpec
+from serve_app.models.code_predictor.channel.contract import FrameBatch
 from serve_app.models.sampling import sample, uniform
-
-
-@dataclass(frozen=True, slots=True)
-class FrameBatch:
-    """One frame of B streams, as the talker hands it over; all tensors on one device.
-
-    hidden: [B, H] talker hidden states after the final norm, in the talker's dtype.
-    code_0, seed, frame, top_k: int64 [B]. temperature, top_p: float32 [B].
-    """
-
-    hidden: Tensor
-    code_0: Tensor
-    seed: Tensor
-    frame: Tensor
-    temperature: Tensor
-    top_k: Tensor
-    top_p: Tensor
-
-    def tensors(self) -> tuple[Tensor, ...]:
-        return (
-            self.hidden,
-            self.code_0,
-            self.seed,
-            self.frame,
-            self.temperature,
-            self.top_k,
-            self.top_p,
-        )
-
-    @classmethod
-    def zeros(
-        cls, batch: int, hidden_size: int, dtype: torch.dtype, device: torch.device
-    ) -> "FrameBatch":
-        """Static buffers for a captured graph, or a harmless warm-up batch."""
-        ints = [torch.zeros(batch, dtype=torch.int64, device=device) for _ in range(4)]
-        floats = [torch.ones(batch, dtype=torch.float32, device=device) for _ in range(2)]
-        hidden = torch.zeros(batch, hidden_size, dtype=dtype, device=device)
-        return cls(hidden, ints[0], ints[1], ints[2], floats[0], ints[3], floats[1])
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:

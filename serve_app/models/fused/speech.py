@@ -7,7 +7,7 @@ import numpy as np
 
 from serve_app.config import AppConfig
 from serve_app.models.checkpoint.files import Checkpoint
-from serve_app.models.code_predictor.channel import InProcessFrames
+from serve_app.models.code_predictor.channel.in_process import InProcessFrames
 from serve_app.models.speech_decoder.first_audio import FirstAudioDecoder
 from serve_app.models.speech_decoder.stage import StreamingSpeechDecoder
 from serve_app.models.talker.engine import VllmTalker

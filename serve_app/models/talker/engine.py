@@ -24,7 +24,7 @@ from serve_app.chunking import Chunker
 from serve_app.config import TalkerConfig
 from serve_app.errors import InvalidRequest, Overloaded, StageFailed, StageUnavailable
 from serve_app.models.checkpoint.text_tokenizer import TextTokenizer
-from serve_app.models.code_predictor.channel import FrameClient
+from serve_app.models.code_predictor.channel.contract import FrameClient
 from serve_app.models.device import DeviceSpec, resolve_device
 from serve_app.models.speech_decoder.first_audio import FirstAudioDecoder
 from serve_app.models.talker.outbox import Outbox, Stream

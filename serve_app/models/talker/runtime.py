@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from serve_app.models.checkpoint.spec import TalkerSpec
-from serve_app.models.code_predictor.channel import FrameClient
+from serve_app.models.code_predictor.channel.contract import FrameClient
 from serve_app.models.speech_decoder.first_audio import FirstAudio, FirstAudioDecoder
 from serve_app.types import Prompt
 

@@ -12,8 +12,7 @@ from vllm.v1.worker.gpu.input_batch import InputBatch
 from vllm.v1.worker.gpu.sample.output import SamplerOutput
 from vllm.v1.worker.gpu.states import RequestState
 
-from serve_app.models.code_predictor.channel import InProcessFrames
-from serve_app.models.code_predictor.model import FrameBatch
+from serve_app.models.code_predictor.channel.contract import CapturableFrames, FrameBatch
 from serve_app.models.cuda_graph import BatchGraphs
 from serve_app.models.sampling import apply_repetition_penalty, sample, uniform
 from serve_app.models.speech_decoder.first_audio import FirstAudio
@@ -111,7 +110,7 @@ class TalkerSampler:
         process.
         """
         state, predictor = self.state, self.state.runtime.predictor
-        if state.device.type != "cuda" or not isinstance(predictor, InProcessFrames):
+        if state.device.type != "cuda" or not isinstance(predictor, CapturableFrames):
             return None
         spec, dtype = state.spec, state.dtype
 

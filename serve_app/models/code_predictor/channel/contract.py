@@ -1,0 +1,103 @@
+"""What a talker and a code predictor have in common: the frame, the call, and who is where.
+
+A talker needs this module and none of the predictor's weights.
+"""
+
+import contextlib
+import os
+import socket
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class FrameBatch:
+    """One frame of B streams, as the talker hands it over; all tensors on one device.
+
+    hidden: [B, H] talker hidden states after the final norm, in the talker's dtype.
+    code_0, seed, frame, top_k: int64 [B]. temperature, top_p: float32 [B].
+    """
+
+    hidden: Tensor
+    code_0: Tensor
+    seed: Tensor
+    frame: Tensor
+    temperature: Tensor
+    top_k: Tensor
+    top_p: Tensor
+
+    def tensors(self) -> tuple[Tensor, ...]:
+        return (
+            self.hidden,
+            self.code_0,
+            self.seed,
+            self.frame,
+            self.temperature,
+            self.top_k,
+            self.top_p,
+        )
+
+    @classmethod
+    def zeros(
+        cls, batch: int, hidden_size: int, dtype: torch.dtype, device: torch.device
+    ) -> "FrameBatch":
+        """Static buffers for a captured graph, or a harmless warm-up batch."""
+        ints = [torch.zeros(batch, dtype=torch.int64, device=device) for _ in range(4)]
+        floats = [torch.ones(batch, dtype=torch.float32, device=device) for _ in range(2)]
+        hidden = torch.zeros(batch, hidden_size, dtype=dtype, device=device)
+        return cls(hidden, ints[0], ints[1], ints[2], floats[0], ints[3], floats[1])
+
+
+class FrameClient(Protocol):
+    """What the talker calls inside its step."""
+
+    def predict(self, batch: FrameBatch) -> Tensor:
+        """Codes of groups 1..Q-1, int64 [B, Q - 1], on the batch's device; valid until the next
+        call.
+
+        Raises:
+            StageFailed: no predictor answered.
+        """
+        ...
+
+    def close(self) -> None: ...
+
+
+@runtime_checkable
+class CapturableFrames(FrameClient, Protocol):
+    """A predictor in the talker's own process, whose frame the talker's graphs may contain."""
+
+    batch_sizes: tuple[int, ...]
+
+    def predict_eager(self, batch: FrameBatch) -> Tensor:
+        """`predict` as plain tensor code."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class FrameEndpoint:
+    """Where a frame server listens, and what decides how to reach it."""
+
+    host: str
+    port: int
+    unix_path: str
+    node: str
+    gpu: str | None
+
+
+def node_identity() -> str:
+    """A string equal for processes that can share a Unix socket and CUDA IPC handles."""
+    with contextlib.suppress(OSError):
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return f"{boot}:{os.stat(tempfile.gettempdir()).st_ino}"
+    return socket.gethostname()
+
+
+def gpu_identity(device: torch.device) -> str | None:
+    """The UUID of a CUDA device; None on CPU."""
+    return str(torch.cuda.get_device_properties(device).uuid) if device.type == "cuda" else None

@@ -1,0 +1,83 @@
+"""The code predictor in the process that calls it."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from serve_app.config import CodePredictorConfig
+from serve_app.models.checkpoint.spec import CodePredictorSpec
+from serve_app.models.code_predictor.channel.contract import FrameBatch
+from serve_app.models.code_predictor.model import CodePredictor
+from serve_app.models.cuda_graph import BatchGraphs
+from serve_app.models.device import DeviceSpec, resolve_device
+
+
+def _predictor_class(
+    config: CodePredictorConfig, place: DeviceSpec, spec: CodePredictorSpec
+) -> type[CodePredictor]:
+    """The fused kernels are for CUDA, bfloat16 and widths such as the releases have; else eager."""
+    shape = spec.transformer
+    widths = (shape.hidden_size, shape.intermediate_size, shape.num_kv_heads * shape.head_dim)
+    suitable = all(width % 512 == 0 for width in widths) and shape.head_dim == 128
+    on_cuda = place.device.type == "cuda" and place.dtype == torch.bfloat16
+    if config.kernels == "eager" or not (suitable and on_cuda):
+        return CodePredictor
+    from serve_app.models.code_predictor.fast import FastCodePredictor
+
+    return FastCodePredictor
+
+
+class InProcessFrames:
+    """The code predictor in the talker's own process: eager on CPU, one CUDA graph per batch size
+    on GPU.
+    """
+
+    def __init__(
+        self, predictor: CodePredictor, hidden_dtype: torch.dtype, batch_sizes: tuple[int, ...]
+    ) -> None:
+        self.predictor = predictor
+        self.hidden_dtype = hidden_dtype
+        width, device = predictor.spec.talker_hidden_size, predictor.device
+
+        def inputs(rows: int) -> tuple[Tensor, ...]:
+            return FrameBatch.zeros(rows, width, hidden_dtype, device).tensors()
+
+        self.batch_sizes = batch_sizes
+        self.run = BatchGraphs(inputs, predictor.frame, batch_sizes, enabled=device.type == "cuda")
+
+    @classmethod
+    def load(cls, checkpoint: Any, config: CodePredictorConfig, device: str) -> "InProcessFrames":
+        """Build the predictor of `checkpoint` (serve_app.models.checkpoint.files.Checkpoint)."""
+        place = resolve_device(device, config.dtype)  # type: ignore[arg-type]
+        tensors = checkpoint.tensors("talker.code_predictor.")
+        codec = checkpoint.tensors("talker.model.codec_embedding.")["weight"]
+        with torch.inference_mode():
+            spec = checkpoint.spec.code_predictor
+            predictor = _predictor_class(config, place, spec)(
+                spec, tensors, codec, place.device, place.dtype
+            )
+            return cls(predictor, place.dtype, config.batch_sizes)
+
+    @torch.inference_mode()
+    def capture(self) -> None:
+        """Capture the graphs of `predict`; not needed by a talker that captures `predict_eager` in
+        its own.
+        """
+        device = self.predictor.device
+        if device.type == "cuda":
+            with torch.cuda.stream(torch.cuda.Stream(device)):
+                self.run.capture_all()
+                torch.cuda.current_stream().synchronize()
+
+    @torch.inference_mode()
+    def predict(self, batch: FrameBatch) -> Tensor:
+        hidden, *rest = batch.tensors()
+        return self.run(hidden.to(self.hidden_dtype), *rest)
+
+    def predict_eager(self, batch: FrameBatch) -> Tensor:
+        """`predict` as plain tensor code, for a caller that captures it together with its own."""
+        hidden, *rest = batch.tensors()
+        return self.predictor.frame(hidden.to(self.hidden_dtype), *rest)
+
+    def close(self) -> None: ...
