@@ -1,0 +1,149 @@
+"""MP3, Opus, AAC and FLAC through FFmpeg's encoders (PyAV), the bytes as soon as they exist.
+
+The settings are those with which the first packet leaves early; their tests state for each codec
+after how many samples. A stream is written to something that can only be appended to, so nothing
+in it is ever patched; a file is, and states its exact length.
+"""
+
+import io
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Final, cast
+
+import av
+import numpy as np
+from av.audio.stream import AudioStream
+from av.container import OutputContainer
+
+from serve_app.audio.frames import pcm_frame
+from serve_app.audio.provenance import TAGS
+
+_KILO: Final = 1000
+
+
+@dataclass(frozen=True, slots=True)
+class Codec:
+    """One of FFmpeg's encoders and the container around it.
+
+    Attributes:
+        rates_hz: sample rates it takes, ascending.
+        bit_rate_per_hz: bits per second for each Hz of the sample rate, up to `max_bit_rate`.
+        stream_options: of the container, for a stream; `file_options` for a file.
+        tagged_streams: a stream begins with the container's tags.
+    """
+
+    encoder: str
+    container: str
+    rates_hz: tuple[int, ...]
+    options: Mapping[str, str] = field(default_factory=dict)
+    bit_rate_per_hz: int | None = None
+    max_bit_rate: int = 96 * _KILO
+    stream_options: Mapping[str, str] = field(default_factory=dict)
+    file_options: Mapping[str, str] = field(default_factory=dict)
+    tagged_streams: bool = True
+
+    def rate_hz(self, wanted_hz: int) -> int:
+        """The lowest rate of the codec that loses nothing of `wanted_hz`, or its highest."""
+        return next((rate for rate in self.rates_hz if rate >= wanted_hz), self.rates_hz[-1])
+
+
+_MP3_RATES: Final = (8000, 11025, 12000, 16000, 22050, 24000, 32000, 44100, 48000)
+
+MP3: Final = Codec(
+    "libmp3lame",
+    "mp3",
+    _MP3_RATES,
+    # Without the bit reservoir a frame can be played when it is there, without the next ones.
+    options={"reservoir": "0", "compression_level": "7"},
+    bit_rate_per_hz=4,
+    # A tag in front makes short probes fail (LiveKit's reads 32 bytes), and Xing's frame is for
+    # lengths that are known.
+    stream_options={"write_xing": "0", "id3v2_version": "0"},
+    tagged_streams=False,
+)
+OPUS: Final = Codec(
+    "libopus",
+    "ogg",
+    (8000, 12000, 16000, 24000, 48000),
+    options={"application": "audio"},
+    bit_rate_per_hz=2,
+    max_bit_rate=64 * _KILO,
+    # A page for each packet, in microseconds; by default the first one leaves after a second.
+    stream_options={"page_duration": "20000"},
+)
+AAC: Final = Codec(
+    "aac",
+    "adts",
+    _MP3_RATES,
+    options={"aac_coder": "fast"},
+    bit_rate_per_hz=4,
+    tagged_streams=False,
+)
+FLAC: Final = Codec(
+    "flac",
+    "flac",
+    _MP3_RATES,
+    options={"compression_level": "0"},
+    stream_options={"metadata_header_padding": "0"},
+    file_options={"metadata_header_padding": "0"},
+)
+
+
+class CompressedEncoder:
+    """One stream or file of int16 samples at a rate that `codec` takes.
+
+    Args:
+        to_file: keep everything until `finish`, which then gives a file of known length.
+    """
+
+    def __init__(self, codec: Codec, sample_rate_hz: int, *, to_file: bool = False) -> None:
+        self._sink = io.BytesIO() if to_file else _Appended()
+        options = codec.file_options if to_file else codec.stream_options
+        output = av.open(self._sink, "w", format=codec.container, container_options=dict(options))
+        self._container = cast(OutputContainer, output)
+        if to_file or codec.tagged_streams:
+            self._container.metadata.update(TAGS)
+        self._stream = cast(
+            AudioStream,
+            self._container.add_stream(
+                codec.encoder, rate=sample_rate_hz, options=dict(codec.options)
+            ),
+        )
+        self._stream.layout = "mono"
+        if codec.bit_rate_per_hz is not None:
+            bit_rate = codec.bit_rate_per_hz * sample_rate_hz
+            self._stream.bit_rate = min(bit_rate, codec.max_bit_rate)
+        self._sample_rate_hz = sample_rate_hz
+        self._num_samples = 0
+
+    def encode(self, samples: np.ndarray) -> bytes:
+        """Take int16 [N]; the bytes that are ready, none while a file is made."""
+        if len(samples):
+            frame = pcm_frame(samples, self._sample_rate_hz, self._num_samples)
+            self._num_samples += len(samples)
+            self._container.mux(self._stream.encode(frame))
+        return self._take()
+
+    def finish(self) -> bytes:
+        self._container.mux(self._stream.encode(None))
+        self._container.close()
+        return self._sink.getvalue() if isinstance(self._sink, io.BytesIO) else self._take()
+
+    def _take(self) -> bytes:
+        return b"" if isinstance(self._sink, io.BytesIO) else self._sink.take()
+
+
+class _Appended:
+    """What a container writes, until it is taken; it cannot seek, so FFmpeg never goes back."""
+
+    def __init__(self) -> None:
+        self._parts: list[bytes] = []
+
+    def write(self, data: bytes) -> int:
+        self._parts.append(bytes(data))
+        return len(data)
+
+    def take(self) -> bytes:
+        data = b"".join(self._parts)
+        self._parts.clear()
+        return data
