@@ -2,6 +2,7 @@
 
 import asyncio
 import dataclasses
+from collections.abc import Sequence
 from contextlib import aclosing
 
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 from serve_app.config import AppConfig
 from serve_app.models.checkpoint.files import open_checkpoint
 from serve_app.models.fused.speech import FusedSpeech
+from serve_app.models.kernel_cache.record import recording
 from serve_app.models.random_checkpoint.write import write_checkpoint
 from serve_app.types import CodecFrames
 from tests.parity.engines import request
@@ -33,11 +35,12 @@ def speech(tmp_path_factory):
     speech.close()
 
 
-def spoken(speech: FusedSpeech, count: int) -> list[list]:
-    """The chunks of `count` requests together."""
+def spoken(speech: FusedSpeech, count: int, texts: Sequence[str] = ("Hello there.",)) -> list[list]:
+    """The chunks of `count` requests together, with one text each or one for all."""
 
     async def one(index: int) -> list:
-        asked = request("Hello there.", seed=index, max_new_tokens=FRAMES)
+        text = texts[index % len(texts)]
+        asked = request(text, seed=index, max_new_tokens=FRAMES)
         asked = dataclasses.replace(asked, request_id=f"r{index}")
         async with aclosing(speech.pcm(asked)) as chunks:
             return [chunk async for chunk in chunks]
@@ -110,3 +113,12 @@ def test_a_closed_stream_gives_its_slot_back(speech) -> None:
     asyncio.run(leave())
     assert speech.decoder.stats()["streams"] == 0
     assert len(spoken(speech, 16)) == 16
+
+
+def test_no_request_meets_a_kernel_that_was_not_compiled_before(speech: FusedSpeech) -> None:
+    rng = np.random.default_rng(7)
+    with recording() as late:
+        for count in (1, 3, 16, 7, 2, 13, 16, 5):
+            words = rng.integers(1, 60, count)
+            spoken(speech, count, [("word " * n).strip() for n in words])
+    assert not late

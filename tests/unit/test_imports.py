@@ -29,6 +29,7 @@ FLAT = (
     "models.process_end",
     "models.sampling",
     "models.sampling_kernel",
+    "models.rehearsal",
 )
 
 
@@ -68,6 +69,7 @@ RULES = (
     Rule("models.sampling_kernel", (*BOTTOM, *FLAT, "models.layers"), (*OUTER, "vllm")),
     Rule("models.checkpoint", (*BOTTOM, "models.random_checkpoint"), (*OUTER, "vllm")),
     Rule("models.random_checkpoint", (*BOTTOM, "models.checkpoint"), (*OUTER, "vllm")),
+    Rule("models.rehearsal", (*BOTTOM, "models.checkpoint"), (*OUTER, "vllm")),
     Rule("models.kernel_cache", (*_STAGE, *STAGES), (*OUTER, "vllm")),
     Rule("models.layers", (*BOTTOM, *FLAT, "models.checkpoint"), (*OUTER, "vllm")),
     Rule("models.code_predictor", _STAGE, (*OUTER, "vllm")),

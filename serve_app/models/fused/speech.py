@@ -1,5 +1,6 @@
 """All stages in one process: text in, audio out, with first frames decoded on the device."""
 
+import asyncio
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
 
@@ -8,6 +9,7 @@ import numpy as np
 from serve_app.config import AppConfig
 from serve_app.models.checkpoint.files import Checkpoint
 from serve_app.models.code_predictor.channel.in_process import InProcessFrames
+from serve_app.models.rehearsal import rehearse
 from serve_app.models.speech_decoder.first_audio import FirstAudioDecoder
 from serve_app.models.speech_decoder.stage import StreamingSpeechDecoder
 from serve_app.models.talker.engine import VllmTalker
@@ -29,7 +31,9 @@ class FusedSpeech:
 
     @classmethod
     def load(cls, checkpoint: Checkpoint, config: AppConfig, device: str) -> "FusedSpeech":
-        """Load all stages; blocks until they can serve.
+        """Load all stages; blocks until they can serve and nothing is left to be compiled.
+
+        Not to be called where an event loop runs.
 
         Raises:
             CheckpointError, StageUnavailable: the checkpoint or the device is unusable.
@@ -43,7 +47,12 @@ class FusedSpeech:
             checkpoint, config.talker, device, predictor, chunk_frames, first_audio
         )
         runner.capture_rest()
-        return cls(talker, decoder, first_audio)
+        speech = cls(talker, decoder, first_audio)
+        if runner.steps.is_cuda:
+            most = min(config.talker.max_num_seqs, config.speech_decoder.max_streams)
+            positions = config.talker.max_num_batched_tokens
+            asyncio.run(rehearse(speech.pcm, checkpoint.spec, most, positions))
+        return speech
 
     async def pcm(
         self, request: SpeechRequest, done: np.ndarray | None = None

@@ -1,0 +1,82 @@
+"""The load that a stage goes through before it is ready, so that no user's request is a first.
+
+What is compiled, allocated or looked up late depends on how many requests come at once, on how long
+their prompts are and on how far a stream has come: each is met here in every size that matters.
+"""
+
+import asyncio
+from collections.abc import AsyncGenerator, Callable, Iterator
+from contextlib import aclosing
+from typing import Any, Final
+
+from serve_app.errors import InvalidRequest
+from serve_app.models.checkpoint.spec import ModelSpec
+from serve_app.types import SpeechRequest
+
+# A whole chunk of each length of the usual ramp (1, 3, 8, 12 frames).
+_LONG_STREAM: Final = 24
+_SHORT_STREAM: Final = 2
+
+Speak = Callable[[SpeechRequest], AsyncGenerator[Any, None]]
+
+
+async def rehearse(speak: Speak, spec: ModelSpec, most: int, positions: int) -> None:
+    """Make short streams alone and together.
+
+    Args:
+        speak: yields the items of a stream.
+        spec: of the checkpoint; with "base", which wants a recording, nothing is made.
+        most: streams at once.
+        positions: that the talker computes in one step; prompts are made shorter and longer.
+
+    Raises:
+        SpeechError: as `speak`, but for prompts that are too long.
+    """
+    if spec.task == "base":
+        return
+    await _finish(speak, _request(spec, "Hello.", _LONG_STREAM))
+    for words in _lengths(positions):
+        try:
+            await _finish(speak, _request(spec, "word " * words, _SHORT_STREAM))
+        except InvalidRequest:  # more than fits into one request
+            break
+    for size in _sizes(most):
+        requests = [_request(spec, "Hello. " * (1 + i % 3), _SHORT_STREAM, i) for i in range(size)]
+        await asyncio.gather(*(_finish(speak, request) for request in requests))
+
+
+def _sizes(most: int) -> Iterator[int]:
+    size = 2
+    while size < most:
+        yield size
+        size *= 2
+    if most > 1:
+        yield most
+
+
+def _lengths(positions: int) -> Iterator[int]:
+    words = 16
+    while words < positions:
+        yield words
+        words *= 2
+    yield positions + positions // 2  # computed in two steps
+
+
+async def _finish(speak: Speak, request: SpeechRequest) -> None:
+    async with aclosing(speak(request)) as items:
+        async for _ in items:
+            pass
+
+
+def _request(spec: ModelSpec, text: str, frames: int, seed: int = 0) -> SpeechRequest:
+    return SpeechRequest(
+        request_id=f"rehearsal-{len(text)}-{seed}",
+        model="",
+        text=text,
+        voice=next(iter(spec.talker.speaker_ids), None),
+        language="auto",
+        seed=seed,
+        instructions="A calm voice." if spec.task == "voice_design" else None,
+        min_new_tokens=frames,
+        max_new_tokens=frames,
+    )
