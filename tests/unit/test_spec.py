@@ -112,6 +112,12 @@ def test_greedy_generation_is_temperature_zero(
         (CONFIG, lambda c: c["talker_config"].update(num_code_groups=8), "code groups"),
         (CONFIG, lambda c: c["talker_config"]["spk_id"].update(ryan=4000), "ryan"),
         (CONFIG, lambda c: c.update(tts_eos_token_id=100_000), "tts_eos"),
+        (CONFIG, lambda c: c["talker_config"].update(vocab_size=3073), "2049 codes"),
+        (
+            CONFIG,
+            lambda c: c["talker_config"]["code_predictor_config"].update(vocab_size=2049),
+            "code_predictor_config.vocab_size",
+        ),
         (GENERATION_CONFIG, lambda c: c.pop("subtalker_top_k"), "subtalker_top_k"),
         (SPEECH_CONFIG, lambda c: c["decoder_config"].pop("head_dim"), "decoder_config.head_dim"),
         (SPEECH_CONFIG, lambda c: c.update(model_type="mimi"), "mimi"),

@@ -72,6 +72,7 @@ def read_spec(path: Path) -> ModelSpec:
     )
     _check_groups(spec)
     _check_ids(path, spec)
+    _check_codes(path, spec)
     return spec
 
 
@@ -278,6 +279,21 @@ def _check_ids(path: Path, spec: ModelSpec) -> None:
             if not 0 <= token < size:
                 reason = f"{key} is {token}, outside of {table} {size}"
                 raise CheckpointError(str(path / CONFIG), reason)
+
+
+def _check_codes(path: Path, spec: ModelSpec) -> None:
+    """A code that the speech decoder has no entry for would break streams long after start-up."""
+    talker, entries = spec.talker, spec.speech_decoder.codebook_size
+    file, books = str(path / CONFIG), f"codebook_size {entries} of {SPEECH_CONFIG}"
+    if talker.num_codes < 1:
+        reason = f"talker_config.vocab_size is {talker.vocab_size}, which leaves no id to sample"
+        raise CheckpointError(file, reason)
+    for key, codes in (
+        ("talker_config.vocab_size", talker.num_codes),
+        ("talker_config.code_predictor_config.vocab_size", spec.code_predictor.vocab_size),
+    ):
+        if codes > entries:
+            raise CheckpointError(file, f"{key} allows {codes} codes, more than {books}")
 
 
 def _check_groups(spec: ModelSpec) -> None:

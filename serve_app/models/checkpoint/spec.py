@@ -10,6 +10,8 @@ from typing import Final
 from serve_app.types import ModelCard, Sampling, TaskType
 
 _SIZES_WITHOUT_INSTRUCTIONS: Final = ("0b6",)
+# Hard coded in the reference's generate(), which never samples them; no file states it.
+_NUM_CONTROL_IDS: Final = 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +48,11 @@ class TalkerSpec:
     language_ids: Mapping[str, int]
     speaker_ids: Mapping[str, int]
     speaker_dialects: Mapping[str, str]
+
+    @property
+    def num_codes(self) -> int:
+        """Ids that are codes of group 0; those from here on are control ids, the EOS among them."""
+        return self.vocab_size - _NUM_CONTROL_IDS
 
 
 @dataclass(frozen=True, slots=True)
