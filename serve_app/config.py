@@ -61,7 +61,10 @@ class TalkerConfig(Strict):
     dtype: Dtype = "auto"
     max_num_seqs: int = Field(default=64, ge=1, description="streams decoded together in one step")
     max_model_len: int = Field(
-        default=4096, ge=32, description="prompt positions plus frames of one request"
+        default=16384,
+        ge=32,
+        description="prompt positions plus frames of one request; the default holds 4,096"
+        " characters of any language served and the checkpoint's longest speech (8,192 frames)",
     )
     max_num_batched_tokens: int = Field(
         default=2048, ge=16, description="positions computed in one step (chunked prefill)"
@@ -72,8 +75,8 @@ class TalkerConfig(Strict):
     kv_cache_bytes: int | None = Field(
         default=None,
         ge=1,
-        description="KV pool; default: room for a quarter of max_num_seqs"
-        " requests of full length, at least one",
+        description="KV pool; default: room for max_num_seqs requests of 1,024 positions,"
+        " at least for one of full length",
     )
     cuda_graphs: bool = Field(
         default=True, description="FULL CUDA graphs for decode steps; false = eager"

@@ -24,7 +24,8 @@ class Talker(Protocol):
             InvalidRequest: the prompt cannot be built (unknown voice, text too long, ...). Before
             any frame.
             Overloaded: the queue is full. Before any frame.
-            StageFailed: the engine died.
+            StageFailed: the engine died, or cannot run this request.
+            StageUnavailable: the engine has ended or hangs, or has lost its code predictor.
         """
         ...
 

@@ -123,7 +123,9 @@ async def observe(stages: Stages, streams: int, seconds: float, frames_before: f
 
 async def talker_alone(stages: Stages, streams: int, frames: int) -> tuple[Window, float, float]:
     """Steps without a decoder: the window, and the medians of talker and frame in ms."""
-    talker, state = stages.talker, stages.talker.model_state
+    talker, core = stages.talker, stages.talker.inspect.core
+    assert core is not None
+    state = core.runner.model_state
     begun = talker.stats()["frames"]
     marks: list[tuple[str, torch.cuda.Event]] = []
     state.marks = marks

@@ -62,7 +62,9 @@ def main() -> None:
     args = parser.parse_args()
     most = max(args.streams)
     stages = Stages.load(checkpoint_of(args), settings_for(most, 2048), args.device)
-    model: Any = stages.talker.core.scheduler
+    core = stages.talker.inspect.core
+    assert core is not None
+    model: Any = core.engine.scheduler
     rows = []
     print("| streams | vLLM: schedule, us | update | ours: schedule, us | update |")
     print("|" + " ---: |" * 5)

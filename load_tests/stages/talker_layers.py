@@ -17,7 +17,7 @@ from torch import Tensor
 
 from load_tests.reports import circumstances, files
 from serve_app.models.layers.few_rows import Tiles
-from serve_app.models.talker.vllm.transformer import PLANS, FusedTransformer, Plan
+from serve_app.models.talker.vllm.transformer import PLANS, OwnTransformer, Plan
 
 # hidden, layers of the releases.
 SIZES: Final = {"0.6b": (1024, 28), "1.7b": (2048, 28)}
@@ -26,7 +26,7 @@ _REPLAYS: Final = 10
 
 
 def random_model(hidden: int, num_layers: int, blocks: int) -> Any:
-    """What `FusedTransformer` looks at of a Qwen3Model, with an empty cache."""
+    """What `OwnTransformer` looks at of a Qwen3Model, with an empty cache."""
 
     def weight(rows: int, columns: int) -> Any:
         drawn = torch.randn(rows, columns, device="cuda", dtype=torch.bfloat16)
@@ -76,16 +76,16 @@ def decode_context(rows: int, context: int, num_layers: int) -> tuple[Tensor, An
     return torch.full((rows,), context, device="cuda"), whole
 
 
-def milliseconds(fused: FusedTransformer, plan: Plan, rows: int, context: int) -> float:
-    positions, whole = decode_context(rows, context, len(fused.layers))
-    x = torch.randn(rows, fused.layers[0].qkv.shape[1], device="cuda").to(torch.bfloat16)
+def milliseconds(layers: OwnTransformer, plan: Plan, rows: int, context: int) -> float:
+    positions, whole = decode_context(rows, context, len(layers.layers))
+    x = torch.randn(rows, layers.layers[0].qkv.shape[1], device="cuda").to(torch.bfloat16)
     with torch.inference_mode(), torch.cuda.stream(torch.cuda.Stream()):
         for _ in range(2):
-            fused.run(plan, positions, x, whole)
+            layers.run(plan, positions, x, whole)
         torch.cuda.current_stream().synchronize()
         graph = torch.cuda.CUDAGraph()
         graph.capture_begin()
-        fused.run(plan, positions, x, whole)
+        layers.run(plan, positions, x, whole)
         graph.capture_end()
         graph.replay()
         start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
@@ -131,12 +131,12 @@ def main() -> None:
     args = parser.parse_args()
     hidden, num_layers = SIZES[args.size]
     blocks = max(args.rows) * -(-(args.context + 1) // _BLOCK)
-    fused = FusedTransformer(random_model(hidden, num_layers, blocks))
+    layers = OwnTransformer(random_model(hidden, num_layers, blocks))
     found = []
     for rows in args.rows:
         used = next(plan for most, plan in PLANS if rows <= most)
         times = {
-            plan: milliseconds(fused, plan, rows, args.context)
+            plan: milliseconds(layers, plan, rows, args.context)
             for plan in dict.fromkeys((used, *candidates(rows)))
         }
         print(f"{rows} rows: {times[used]:.3f} ms in use")

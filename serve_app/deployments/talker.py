@@ -129,4 +129,4 @@ def _load(config: AppConfig, device: str, predictor: PredictorSession):
         channel=config.code_predictor.channel,
     )
     chunk_frames = config.speech_decoder.chunk_frames
-    return VllmTalker.load(checkpoint, config.talker, device, frames, chunk_frames)
+    return VllmTalker(checkpoint, config.talker, device, frames, chunk_frames)

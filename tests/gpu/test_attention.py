@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from serve_app.models.talker.vllm import attention_kernels as kernels_attention
+from serve_app.models.talker.vllm import attention_kernels
 
 HEADS, KV_HEADS, DIM, BLOCK, EPS = 16, 8, 128, 16, 1e-6
 LOW = DIM // 2
@@ -60,10 +60,10 @@ def test_attention_equals_plain_arithmetic(lengths) -> None:
     where = (slots[:rows] // BLOCK, slots[:rows] % BLOCK)
     all_keys[where], all_values[where] = new_keys, heads[:, -KV_HEADS:]
 
-    kernels_attention.store_heads(qkv, q_norm, k_norm, rotary, positions, slots, keys, values, EPS)
+    attention_kernels.store_heads(qkv, q_norm, k_norm, rotary, positions, slots, keys, values, EPS)
     torch.testing.assert_close(keys.float(), all_keys, atol=0.02, rtol=0.01)
     assert torch.equal(values.float(), all_values)
-    out = kernels_attention.attend(qkv, keys, values, blocks, starts, positions, slots).float()
+    out = attention_kernels.attend(qkv, keys, values, blocks, starts, positions, slots).float()
     assert not out[rows:].any()
     for row in range(rows):
         seen = torch.arange(int(positions[row]) + 1, device="cuda")

@@ -70,7 +70,7 @@ def decoded(speech: FusedSpeech, chunks: list) -> np.ndarray:
 @pytest.mark.parametrize("count", [1, 5, 16])
 def test_audio_is_that_of_the_decoder_alone(speech, count) -> None:
     launches = []
-    first_audio = speech.talker._first_audio
+    first_audio = speech.talker.inspect.first_audio
     launch = first_audio.launch
 
     def noted(slots, codes, rows):

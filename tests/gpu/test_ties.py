@@ -20,7 +20,7 @@ from serve_app.models.code_predictor.channel.contract import FrameBatch
 from serve_app.models.code_predictor.fast import FastCodePredictor
 from serve_app.models.code_predictor.model import CodePredictor
 from serve_app.models.random_checkpoint.write import write_checkpoint
-from serve_app.models.talker.vllm.transformer import FusedTransformer
+from serve_app.models.talker.vllm.transformer import OwnTransformer
 from serve_app.types import SamplingOverrides
 from tests.parity.engines import request, speak, talker
 
@@ -68,20 +68,21 @@ def test_code_predictor_choices_differ_from_float32_at_ties_only(size: str, rows
 @contextmanager
 def first_logits(engine) -> Iterator[list[Tensor]]:
     """Collect the talker's logits, in order of seed, of each step that ends a prefill."""
-    sampler = engine.core.model_executor.driver_worker.worker.model_runner.sampler
-    frames, table = sampler.frames, engine.model_state.table
+    runner = engine.inspect.core.runner
+    sampler, table = runner.sampler, runner.model_state.table
+    frames = sampler.sample_frames
     seen: list[tuple[Tensor, Tensor]] = []
 
     def noted(logits, hidden, slots, position, valid):
         seen.append((table.ints[slots, 0].clone(), logits.float()))
         return frames(logits, hidden, slots, position, valid)
 
-    sampler.frames = noted
+    sampler.sample_frames = noted
     out: list[Tensor] = []
     try:
         yield out
     finally:
-        sampler.frames = frames
+        sampler.sample_frames = frames
     order = torch.cat([seeds for seeds, _ in seen])
     logits = torch.cat([rows for _, rows in seen])
     out.extend(logits[(order == seed).nonzero()[0, 0]] for seed in order.unique())
@@ -113,11 +114,11 @@ def test_talker_choices_differ_at_ties_only(size, tmp_path, monkeypatch) -> None
         for i in range(STREAMS)
     ]
     with talker(folder, device="cuda", **SERVED) as engine:
-        assert engine.core.model_executor.driver_worker.worker.model_runner.model.fused
+        assert engine.inspect.core.runner.model.own_layers
         streams = speak(engine, asked)
         batched = [after_prefill(engine, streams, cut, together=True) for cut in CUTS]
         alone = [after_prefill(engine, streams, cut, together=False) for cut in CUTS]
-    monkeypatch.setattr(FusedTransformer, "suits", staticmethod(lambda _: False))
+    monkeypatch.setattr(OwnTransformer, "suits", staticmethod(lambda _: False))
     with talker(folder, device="cuda", cuda_graphs=False, **SERVED) as engine:
         theirs = [after_prefill(engine, streams, cut, together=False) for cut in CUTS]
     assert_ties(torch.cat(batched), torch.cat(alone), f"talker {size}, batch against singles")

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from load_tests.stages.talker_layers import SIZES, decode_context, random_model
-from serve_app.models.talker.vllm.transformer import PLANS, FusedTransformer, Plan
+from serve_app.models.talker.vllm.transformer import PLANS, OwnTransformer, Plan
 
 # Of 28 layers of bfloat16 with random weights; the plans differ by 0.025 to 0.028 from each other.
 TOLERANCE = 0.06
@@ -15,13 +15,13 @@ MOST_ROWS = 64
 
 
 @pytest.fixture(scope="module", params=os.environ.get("TTS_GPU_SIZES", "0.6b").split(","))
-def layers(request) -> FusedTransformer:
+def layers(request) -> OwnTransformer:
     blocks = MOST_ROWS * decode_context(1, CONTEXT, 1)[1].attn_metadata["0"].block_table.shape[1]
-    return FusedTransformer(random_model(*SIZES[request.param], blocks))
+    return OwnTransformer(random_model(*SIZES[request.param], blocks))
 
 
 @pytest.mark.parametrize("rows", [1, 2, 16, 33, MOST_ROWS])
-def test_plans_agree(layers: FusedTransformer, rows: int) -> None:
+def test_plans_agree(layers: OwnTransformer, rows: int) -> None:
     positions, context = decode_context(rows, CONTEXT, len(layers.layers))
     generator = torch.Generator("cuda").manual_seed(rows)
     hidden = layers.layers[0].qkv.shape[1]

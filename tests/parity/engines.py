@@ -12,6 +12,7 @@ from serve_app.config import CodePredictorConfig, TalkerConfig
 from serve_app.models.checkpoint.files import open_checkpoint
 from serve_app.models.code_predictor.channel.contract import FrameClient
 from serve_app.models.code_predictor.channel.in_process import InProcessFrames
+from serve_app.models.process_end import OnDeath
 from serve_app.models.talker.engine import VllmTalker
 from serve_app.types import CodecFrames, SamplingOverrides, SpeechRequest
 
@@ -19,8 +20,15 @@ GREEDY = SamplingOverrides(temperature=0.0)
 
 
 @contextmanager
-def talker(path: Path, predictor: FrameClient | None = None, device: str = "cpu", **config: object):
-    """An engine sized for tests, closed at the end."""
+def talker(
+    path: Path,
+    predictor: FrameClient | None = None,
+    device: str = "cpu",
+    on_death: OnDeath = lambda _: None,
+    stall_s: float = 30.0,
+    **config: object,
+):
+    """An engine sized for tests, closed at the end; when it fails, its streams do."""
     settings = {
         "max_num_seqs": 32,
         "max_model_len": 512,
@@ -29,7 +37,14 @@ def talker(path: Path, predictor: FrameClient | None = None, device: str = "cpu"
     }
     checkpoint = open_checkpoint(path)
     predictor = predictor or InProcessFrames.load(checkpoint, CodePredictorConfig(), device)
-    engine = VllmTalker.load(checkpoint, TalkerConfig(**{**settings, **config}), device, predictor)
+    engine = VllmTalker(
+        checkpoint,
+        TalkerConfig(**{**settings, **config}),
+        device,
+        predictor,
+        on_death=on_death,
+        stall_s=stall_s,
+    )
     try:
         yield engine
     finally:

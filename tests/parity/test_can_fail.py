@@ -33,7 +33,7 @@ def test_a_resumed_stream_without_its_history_differs(path) -> None:
     with talker(path) as engine:
         whole = speak(engine, [asked])[0]
         assert np.array_equal(speak(engine, [asked], done=[whole[:10]])[0], whole[10:])
-        engine.model_state._write_history = lambda *_: None
+        engine.inspect.core.runner.model_state._write_history = lambda *_: None
         broken = speak(engine, [asked], done=[whole[:10]])[0]
     assert first_difference(broken, whole[10:]) != "equal"
 
@@ -51,7 +51,7 @@ def test_a_preempted_stream_without_its_codes_differs(path) -> None:
     with talker(path) as engine:
         whole = speak(engine, asked)
     with talker(path, max_model_len=256, kv_cache_bytes=9 * per_block) as engine:
-        engine.model_state.suspended = Forgetful()
+        engine.inspect.core.runner.model_state.suspended = Forgetful()
         broken = speak(engine, asked)
         assert engine.stats()["preemptions"] > 0
     assert any(first_difference(a, b) != "equal" for a, b in zip(broken, whole, strict=True))

@@ -25,7 +25,7 @@ def make(tiny_checkpoint) -> Iterator[Make]:
     """A function that builds a scheduler with so many KV blocks, as an engine would."""
     path = tiny_checkpoint("custom_voice", "tiny", eos="unreachable")
     with talker(path, max_num_seqs=12, max_model_len=96, max_num_batched_tokens=96) as engine:
-        model: Any = engine.core.scheduler
+        model: Any = engine.inspect.core.engine.scheduler
         yield lambda kind, blocks: build(kind, model, blocks)
 
 

@@ -63,6 +63,16 @@ def test_streaming_text_keeps_all_but_the_first_token_for_later(
     assert prompt.trailing_text.tolist() == [*text[1:], spec.text.tts_eos_id]
 
 
+def test_text_for_frames_that_are_never_made_is_left_out(
+    spec: ModelSpec, tokenizer: TextTokenizer
+) -> None:
+    parrots = "\U0001f99c" * 1100
+    prompt = built(spec, tokenizer, text=parrots, streaming_text=True, max_new_tokens=10)
+    text = tokenizer.encode(parrots)
+    assert prompt.max_new_tokens == 10
+    assert prompt.trailing_text.tolist() == text[1:11]
+
+
 def test_auto_without_a_voice_has_the_shortest_prefix(
     spec: ModelSpec, tokenizer: TextTokenizer
 ) -> None:

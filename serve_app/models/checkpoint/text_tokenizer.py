@@ -75,7 +75,8 @@ class TextTokenizer:
 
     def encode(self, text: str) -> list[int]:
         """Return the ids of `text`; nothing is added around them."""
-        return self._tokenizer.encode(text, add_special_tokens=False).ids
+        # The one call of the library that lets other threads run meanwhile.
+        return self._tokenizer.encode_batch_fast([text], add_special_tokens=False)[0].ids
 
 
 def _added_tokens(file: Path) -> list[tuple[int, AddedToken]]:

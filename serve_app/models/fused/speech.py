@@ -43,9 +43,7 @@ class FusedSpeech:
         runner = decoder.runner
         first_audio = FirstAudioDecoder(runner.steps) if runner.steps.is_cuda else None
         chunk_frames = config.speech_decoder.chunk_frames
-        talker = VllmTalker.load(
-            checkpoint, config.talker, device, predictor, chunk_frames, first_audio
-        )
+        talker = VllmTalker(checkpoint, config.talker, device, predictor, chunk_frames, first_audio)
         runner.capture_rest()
         speech = cls(talker, decoder, first_audio)
         if runner.steps.is_cuda:

@@ -71,7 +71,8 @@ def build_prompt(
     return Prompt(
         request_id=request.request_id,
         rows=_with_empty_groups(rows, spec.talker.num_code_groups),
-        trailing_text=np.array(trailing, dtype=np.int32),
+        # Text beyond the last frame is never read.
+        trailing_text=np.array(trailing[:max_new_tokens], dtype=np.int32),
         pad_text_id=spec.text.tts_pad_id,
         talker=_merged(spec.generation.talker, request.talker),
         subtalker=_merged(spec.generation.subtalker, request.subtalker),

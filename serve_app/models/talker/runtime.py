@@ -89,6 +89,7 @@ class TalkerRuntime:
 
     on_step: told of each launched step.
     on_restore: told that a preempted request came back.
+    on_refusal: told of a request that cannot be set up, and why; the step goes on without it.
     is_wanted: whether somebody still consumes a request; called with the lock of `first_audio`.
     preempted: requests that lost their memory and will come back; kept by the scheduler.
     """
@@ -97,6 +98,7 @@ class TalkerRuntime:
     predictor: FrameClient
     on_step: Callable[[StepFrames], None]
     on_restore: Callable[[], None]
+    on_refusal: Callable[[str, Exception], None]
     is_wanted: Callable[[str], bool]
     first_audio: FirstAudioDecoder | None = None
     preempted: set[str] = field(default_factory=set)

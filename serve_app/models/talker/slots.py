@@ -34,6 +34,13 @@ class SlotTable:
         self.floats = torch.ones(slots + 1, 5, dtype=torch.float32, device=device)
         self.ints = torch.zeros(slots + 1, 5, dtype=torch.int64, device=device)
 
+    def clear(self, slot: int, zero_row: int) -> None:
+        """Make a slot one whose steps compute silence and cannot fail."""
+        self.ids[slot] = zero_row
+        self.seen[slot] = False
+        self.floats[slot] = 1.0
+        self.ints[slot] = 0
+
     def upload(self, values: np.ndarray) -> Tensor:
         """Copy to the device without waiting for it."""
         tensor = torch.from_numpy(np.ascontiguousarray(values))

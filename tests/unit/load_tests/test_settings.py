@@ -26,7 +26,7 @@ def test_overrides_reach_arguments_and_deployments(
     assert args.placement == placement
     assert args.talker.max_num_seqs == args.speech_decoder.max_streams == 256
     assert args.code_predictor.batch_sizes == (1, 8)
-    assert args.talker.max_model_len == (512 if placement == "fused" else 4096)
+    assert args.talker.max_model_len == (512 if placement == "fused" else 16384)
     deployments = {entry["name"]: entry for entry in application["deployments"]}
     scaling = deployments["Ingress"]["autoscaling_config"]
     assert (scaling["min_replicas"], scaling["max_replicas"]) == (6, 7)

@@ -6,6 +6,7 @@ frames, so a call that fails with its peer is sent again to another one and give
 """
 
 import logging
+import math
 import socket
 import time
 from collections.abc import Callable
@@ -63,6 +64,7 @@ class RemoteFrames:
         self.transport = "none"
         self.peer_dtype = torch.float32
         self.reconnects = -1
+        self.reached_s = -math.inf
 
     def predict(self, batch: FrameBatch) -> Tensor:
         for attempt in range(_RETRIES):
@@ -77,7 +79,11 @@ class RemoteFrames:
         raise StageFailed(f"no code predictor answered in {_RETRIES} attempts")
 
     def _open(self, batch: FrameBatch) -> None:
-        endpoint = self.connect()
+        self.reached_s = math.inf
+        try:
+            endpoint = self.connect()
+        finally:
+            self.reached_s = time.monotonic()
         self.reconnects += 1
         same_node = endpoint.node == node_identity()
         if same_node:

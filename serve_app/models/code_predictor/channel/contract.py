@@ -54,7 +54,14 @@ class FrameBatch:
 
 
 class FrameClient(Protocol):
-    """What the talker calls inside its step."""
+    """What the talker calls inside its step.
+
+    reached_s: the moment of `time.monotonic` at which a predictor was last found; infinite while
+        one is being looked for, which may take a replica's start. The caller's step does not hang
+        meanwhile.
+    """
+
+    reached_s: float
 
     def predict(self, batch: FrameBatch) -> Tensor:
         """Codes of groups 1..Q-1, int64 [B, Q - 1], on the batch's device; valid until the next

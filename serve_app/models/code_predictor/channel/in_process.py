@@ -1,5 +1,6 @@
 """The code predictor in the process that calls it."""
 
+import math
 from typing import Any
 
 import torch
@@ -32,6 +33,8 @@ class InProcessFrames:
     """The code predictor in the talker's own process: eager on CPU, one CUDA graph per batch size
     on GPU.
     """
+
+    reached_s = -math.inf
 
     def __init__(
         self, predictor: CodePredictor, hidden_dtype: torch.dtype, batch_sizes: tuple[int, ...]

@@ -1,10 +1,12 @@
-"""vLLM's engine core as the talker uses it: its environment, its configuration, its construction.
+"""vLLM's engine core as the talker uses it: its environment, its configuration, its requests.
 
 See docs/decisions/0001-in-process-engine.md for why the core is not in a process of its own.
 """
 
 import gc
 import os
+import secrets
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Final
@@ -12,24 +14,117 @@ from typing import Any, Final
 import torch
 
 from serve_app.config import TalkerConfig
-from serve_app.models.checkpoint.spec import TransformerSpec
+from serve_app.models.checkpoint.spec import TalkerSpec, TransformerSpec
 from serve_app.models.device import DeviceSpec
-from serve_app.models.talker.runtime import RUNTIME_KEY
+from serve_app.models.talker.runtime import (
+    PROMPT_KEY,
+    RUNTIME_KEY,
+    RUNTIMES,
+    TalkerPrompt,
+    TalkerRuntime,
+)
+from serve_app.models.talker.vllm.stepper import Stepper
 
 # Free memory that vLLM may find besides what it reserves itself; see `_configuration`.
 _RESERVE_BYTES: Final = 3 * 2**30
+# What most requests take up: 70 s of speech and its text.
+_TYPICAL_POSITIONS: Final = 1024
+# The longer one of vLLM's defaults: 16 positions on CUDA, 128 on CPU.
+_DEFAULT_BLOCK: Final = 128
 
 
-def build_core(checkpoint: Any, config: TalkerConfig, place: DeviceSpec, runtime_key: str) -> Any:
-    """Build a `vllm.v1.engine.core.EngineCore`, with the CUDA graphs that `config` asks for.
+class TalkerCore:
+    """A `vllm.v1.engine.core.EngineCore`, fed and stepped by hand on the thread that built it.
+
+    Args:
+        engine: the EngineCore.
+        spec: of the talker.
+        runtime_key: of `RUNTIMES`, where vLLM's hooks found theirs.
+        late: as for `Stepper`.
+    """
+
+    def __init__(self, engine: Any, spec: TalkerSpec, runtime_key: str, *, late: bool) -> None:
+        self.engine = engine
+        self.stepper = Stepper(engine, late=late)
+        self._spec = spec
+        self._runtime_key = runtime_key
+
+    @property
+    def runner(self) -> Any:
+        """vLLM's model runner: `model`, `sampler` and `model_state` are `TalkerForVllm`,
+        `TalkerSampler` and `TalkerState`.
+        """
+        return self.engine.model_executor.driver_worker.worker.model_runner
+
+    def add(self, request_id: str, work: TalkerPrompt) -> None:
+        """Hand a request to the scheduler; raises what vLLM raises of one that it does not take."""
+        from vllm import SamplingParams
+        from vllm.v1.engine import EngineCoreRequest
+
+        prompt, done = work.prompt, work.done
+        # Ids stand in for positions: vLLM counts them, the state builds the embeddings. They are
+        # control ids, which can never be sampled.
+        ids = [self._spec.codec_pad_id] * (len(prompt.rows) + len(done))
+        params = SamplingParams(
+            max_tokens=prompt.max_new_tokens - len(done),
+            stop_token_ids=[self._spec.codec_eos_id],
+            detokenize=False,
+            extra_args={PROMPT_KEY: work},
+        )
+        request = EngineCoreRequest(
+            request_id=request_id,
+            prompt_token_ids=ids,
+            mm_features=None,
+            sampling_params=params,
+            pooling_params=None,
+            arrival_time=time.time(),
+            lora_request=None,
+            cache_salt=None,
+            data_parallel_rank=None,
+        )
+        self.engine.add_request(*self.engine.preprocess_add_request(request))
+
+    def abort(self, request_id: str) -> None:
+        """End a request; nothing happens to one that is not there any more."""
+        self.engine.abort_requests([request_id])
+
+    def load(self) -> tuple[int, int, float]:
+        """Requests that run, requests that wait, and the share of the KV pool in use."""
+        scheduler = self.engine.scheduler
+        usage = scheduler.kv_cache_manager.usage
+        return len(scheduler.running), len(scheduler.waiting), usage
+
+    def shutdown(self) -> None:
+        self.engine.shutdown()
+        RUNTIMES.pop(self._runtime_key, None)
+
+
+def build_core(
+    checkpoint: Any, config: TalkerConfig, place: DeviceSpec, runtime: TalkerRuntime
+) -> TalkerCore:
+    """Build the core, with the CUDA graphs that `config` asks for.
 
     Args:
         checkpoint: serve_app.models.checkpoint.files.Checkpoint.
         config: engine settings.
         place: device and dtype.
-        runtime_key: of `runtime.RUNTIMES`, where state and scheduler find their runtime.
+        runtime: for state and scheduler, which vLLM builds.
     """
     _prepare_environment(place)
+    runtime_key = secrets.token_hex(8)
+    RUNTIMES[runtime_key] = runtime
+    try:
+        engine = _build_engine(checkpoint, config, place, runtime_key)
+    except BaseException:
+        del RUNTIMES[runtime_key]
+        raise
+    late = config.late_scheduling and place.device.type == "cuda"
+    return TalkerCore(engine, checkpoint.spec.talker, runtime_key, late=late)
+
+
+def _build_engine(
+    checkpoint: Any, config: TalkerConfig, place: DeviceSpec, runtime_key: str
+) -> Any:
     with _without_collections():
         from vllm import ModelRegistry
         from vllm.plugins import load_general_plugins
@@ -57,12 +152,19 @@ def build_core(checkpoint: Any, config: TalkerConfig, place: DeviceSpec, runtime
 
 
 def _prepare_environment(place: DeviceSpec) -> None:
+    """Set what vLLM reads of the environment, which it does when it is imported and later on.
+
+    Nothing may import vLLM before, and nobody else sets these.
+    """
     os.environ["VLLM_USE_V2_MODEL_RUNNER"] = "1"
     # The uniprocess executor is refused on CPU unless multiprocessing is off; there is one
     # process anyway.
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
+    # Code 0 is sampled by the talker's own state; compiling FlashInfer's kernels would only delay
+    # the start.
     os.environ.setdefault("VLLM_USE_FLASHINFER_SAMPLER", "0")
-    # Else vLLM ends its capture by giving back to the collector what `build_core` has frozen;
+    os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+    # Else vLLM ends its capture by giving back to the collector what `_build_engine` has frozen;
     # collections during a capture, which this is about, do not happen there.
     os.environ["VLLM_ENABLE_CUDAGRAPH_GC"] = "1"
     if place.device.type == "cpu":
@@ -89,7 +191,7 @@ def _configuration(
     from serve_app.models.talker.vllm.scheduler import FrameScheduler
 
     cuda = place.device.type == "cuda"
-    kv_bytes = _kv_cache_bytes(config, checkpoint.spec.talker.transformer, place.dtype)
+    kv_bytes = kv_cache_bytes(config, checkpoint.spec.talker.transformer, place.dtype)
     settings: dict[str, Any] = {}
     if config.block_size is not None:
         settings["block_size"] = config.block_size
@@ -124,12 +226,16 @@ def _configuration(
     return vllm_config
 
 
-def _kv_cache_bytes(config: TalkerConfig, shape: TransformerSpec, dtype: torch.dtype) -> int:
-    """The KV pool: as configured, else room for a quarter of max_num_seqs requests of full
-    length.
+def kv_cache_bytes(config: TalkerConfig, shape: TransformerSpec, dtype: torch.dtype) -> int:
+    """The KV pool: as configured, else what `max_num_seqs` requests of typical length need.
+
+    Longer ones take from it what they need, at the price of preemptions; one of full length always
+    fits, since vLLM would not start without.
     """
     if config.kv_cache_bytes is not None:
         return config.kv_cache_bytes
-    per_token = 2 * shape.num_layers * shape.num_kv_heads * shape.head_dim * dtype.itemsize
-    requests = max(2, config.max_num_seqs // 4)
-    return requests * config.max_model_len * per_token
+    per_position = 2 * shape.num_layers * shape.num_kv_heads * shape.head_dim * dtype.itemsize
+    typical = min(config.max_model_len, _TYPICAL_POSITIONS)
+    block = config.block_size or _DEFAULT_BLOCK
+    whole = (-(-config.max_model_len // block) + 1) * block  # vLLM keeps one block to itself
+    return max(config.max_num_seqs * typical, whole) * per_position

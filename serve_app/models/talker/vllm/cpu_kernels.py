@@ -1,11 +1,9 @@
-"""Stand-ins for the Triton kernels that Model Runner V2 launches per step, for machines without a
-Triton backend.
+"""Stand-ins for the Triton kernels that vLLM launches per step, for machines without its backend.
 
-On CPU vLLM runs the GPU runner unchanged, and the released Triton has no CPU backend; these
+On CPU vLLM runs Model Runner V2 unchanged, and the released Triton has no CPU backend; these
 functions do with numpy what each kernel does, on the same arguments. Only the kernels that the
-talker's path reaches are here (sampling is
-ours). They are looked up by their private names, so `install` fails loudly when one of them has
-gone.
+talker's path reaches are here (sampling is ours). They are looked up by their private names, so
+`install` fails loudly when one of them has gone.
 """
 
 from collections.abc import Callable

@@ -2,8 +2,8 @@
 
 Every position is a row of integers (text id, code of group 0, ..., code of group Q-1), each an
 index into one joined table; the embedding of a position is the sum of the rows it names. The text
-projection is a per-token function, so it
-is folded into the table when the weights are loaded.
+projection is a per-token function, so it is folded into the table when the weights are loaded.
+
 Source: talker of QwenLM/Qwen3-TTS 12Hz; model spec sections 2, 3 and 8.
 """
 
@@ -21,21 +21,21 @@ from vllm.model_executor.models.utils import AutoWeightsLoader, WeightsMapper, m
 from vllm.sequence import IntermediateTensors
 
 from serve_app.errors import CheckpointError
-from serve_app.models.talker.vllm.transformer import FusedTransformer
+from serve_app.models.talker.vllm.transformer import OwnTransformer
 
 # Rows of text_embedding projected at a time: bounds the float32 scratch memory of a full-size load.
 _PROJECTION_ROWS = 16384
 
 
 class FrameEmbedding:
-    """The joined table: [text vocabulary | talker codes | codes of group 1 | ... | one zero row] x
-    H.
+    """The joined table [rows, H]: text vocabulary, codes of each group in turn, one zero row.
+
+    Args:
+        tables: [rows_i, H] each; table 0 is text (already projected), table 1 + g embeds code
+            group g.
     """
 
     def __init__(self, tables: list[Tensor]) -> None:
-        """`tables`: [rows_i, H] each; table 0 is text (already projected), table 1 + g embeds code
-        group g.
-        """
         zero = torch.zeros_like(tables[0][:1])
         self.offsets = torch.tensor([0] + [len(t) for t in tables]).cumsum(0)[:-1].tolist()
         self.weight = torch.cat([*tables, zero])
@@ -83,7 +83,8 @@ class TalkerForVllm(nn.Module):
         self.make_empty_intermediate_tensors = self.model.make_empty_intermediate_tensors
         self.frame_embedding: FrameEmbedding | None = None
         # What runs the layers in place of `model`, where it can.
-        self.fused: FusedTransformer | None = None
+        self.own_layers: OwnTransformer | None = None
+        # A mailbox: `compute_logits` leaves here what `TalkerSampler`, called next, takes out.
         self.sample_hidden: Tensor | None = None
 
     @staticmethod
@@ -102,21 +103,19 @@ class TalkerForVllm(nn.Module):
         intermediate_tensors: IntermediateTensors | None = None,
         inputs_embeds: Tensor | None = None,
     ) -> Tensor | IntermediateTensors:
-        if self.fused is not None:
+        if self.own_layers is not None:
             # `model` cannot run any more: its weights are in the order of our kernels.
             assert inputs_embeds is not None, "the state gives embeddings, never ids"
-            return self.fused(positions, inputs_embeds)
+            return self.own_layers(positions, inputs_embeds)
         return self.model(input_ids, positions, intermediate_tensors, inputs_embeds)
 
     def compute_logits(self, hidden_states: Tensor) -> Tensor | None:
-        # The sampler hands these rows to the code predictor: the runner does not pass them on.
+        # The sampler hands these rows to the code predictor, and the runner does not pass them on.
         self.sample_hidden = hidden_states
         return self.logits_processor(self.lm_head, hidden_states)
 
     def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> set[str]:
-        """Load the LM through vLLM and build the joined table from the embedding tensors on the
-        way.
-        """
+        """Load the LM through vLLM, and build the joined table of the embeddings on the way."""
         kept: dict[str, Tensor] = {}
 
         def lm_weights() -> Iterable[tuple[str, Tensor]]:
@@ -134,8 +133,8 @@ class TalkerForVllm(nn.Module):
 
         loaded = AutoWeightsLoader(self).load_weights(lm_weights(), mapper=self.hf_to_vllm_mapper)
         self.frame_embedding = self._join(kept)
-        if FusedTransformer.suits(self.model):
-            self.fused = FusedTransformer(self.model)
+        if OwnTransformer.suits(self.model):
+            self.own_layers = OwnTransformer(self.model)
         return loaded
 
     def _join(self, kept: dict[str, Tensor]) -> FrameEmbedding:

@@ -5,8 +5,8 @@ ARCHITECTURE = "Qwen3TTSForConditionalGeneration"
 
 
 def register() -> None:
-    """Register the config class and, by name so that nothing heavy is imported early, the model
-    class.
+    """Register the config class, and the model class by its name, so that nothing heavy is
+    imported early.
     """
     from transformers import AutoConfig
     from vllm import ModelRegistry

@@ -33,8 +33,7 @@ class TalkerSampler:
         self.compute_nans = False
         spec = state.spec
         forbidden = torch.zeros(spec.vocab_size, dtype=torch.bool, device=state.device)
-        # The upper 1024 ids are control ids (model spec 3.4, step 3).
-        forbidden[spec.vocab_size - 1024 :] = True
+        forbidden[spec.num_codes :] = True
         forbidden[spec.codec_eos_id] = False
         self.forbidden = forbidden
         self.is_eos = torch.arange(spec.vocab_size, device=state.device) == spec.codec_eos_id
@@ -57,9 +56,11 @@ class TalkerSampler:
         # A row that is still prefilling samples nothing; vLLM reads num_sampled.
         valid = input_batch.seq_lens[:rows] >= self.req_states.prefill_len.gpu[slots]
         if input_batch.req_ids[0] in state.slot_of:
-            assert state.talker.sample_hidden is not None
+            # Left there by `TalkerForVllm.compute_logits`, which the runner calls right before.
+            hidden = state.talker.sample_hidden
+            assert hidden is not None
             state.mark("logits")
-            codes = self.frames(logits, state.talker.sample_hidden, slots, position, valid)
+            codes = self.sample_frames(logits, hidden, slots, position, valid)
             state.mark("frame")
             code_0 = codes[:, 0]
             out = StepFrames(
@@ -93,7 +94,7 @@ class TalkerSampler:
             wanted = wanted[: decoder.max_rows]
             return decoder.launch(targets[wanted].tolist(), codes, wanted) if wanted else None
 
-    def frames(
+    def sample_frames(
         self, logits: Tensor, hidden: Tensor, slots: Tensor, position: Tensor, valid: Tensor
     ) -> Tensor:
         """The frame of every row: int64 [B, Q]; its own tensor, as the next step may not wait for
@@ -101,7 +102,7 @@ class TalkerSampler:
         """
         if self.graphs is not None:
             return self.graphs(logits, hidden, slots, position, valid).clone()
-        return self._frames(
+        return self._sample_frames(
             self.state.runtime.predictor.predict, logits, hidden, slots, position, valid
         )
 
@@ -126,7 +127,7 @@ class TalkerSampler:
                 zeros(rows, of=torch.bool),
             )
 
-        frames = partial(self._frames, predictor.predict_eager)
+        frames = partial(self._sample_frames, predictor.predict_eager)
         sizes = [n for n in predictor.batch_sizes if n < state.max_num_reqs]
         graphs = BatchGraphs(inputs, frames, [*sizes, state.max_num_reqs])
         with torch.cuda.stream(torch.cuda.Stream(state.device)):
@@ -134,7 +135,7 @@ class TalkerSampler:
             torch.cuda.current_stream().synchronize()
         return graphs
 
-    def _frames(
+    def _sample_frames(
         self,
         predict: Callable[[FrameBatch], Tensor],
         logits: Tensor,

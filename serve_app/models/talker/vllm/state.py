@@ -67,10 +67,12 @@ class TalkerState(DefaultModelState):
         self.decoder_slot = np.full(self.max_num_reqs + 1, -1, dtype=np.int64)
         self.embed_rows: Callable[..., None] | None = None
         if device.type == "cuda":
-            from serve_app.models.talker.vllm import embed_kernel as kernels
+            from serve_app.models.talker.vllm import embed_kernel
 
-            kernels.warm_up(self.inputs, self.embedding.weight, self.table.ids, self.max_num_reqs)
-            self.embed_rows = kernels.embed_rows
+            embed_kernel.warm_up(
+                self.inputs, self.embedding.weight, self.table.ids, self.max_num_reqs
+            )
+            self.embed_rows = embed_kernel.embed_rows
         # Set by benchmarks, between any two marks: the places that steps pass, and CUDA events.
         self.marks: list[tuple[StepMark, torch.cuda.Event]] | None = None
 
@@ -89,10 +91,22 @@ class TalkerState(DefaultModelState):
         if work is None:  # vLLM's own warm-up requests
             self.table.ids[req_index] = self.embedding.zero_row
             return
+        # vLLM is in the midst of a step of many: whatever is wrong with this one, it has a slot.
+        self.slot_of[new_req_data.req_id] = req_index
+        try:
+            self._set_up(req_index, new_req_data, work)
+        except Exception as error:
+            self.table.clear(req_index, self.embedding.zero_row)
+            self.runtime.on_refusal(new_req_data.req_id, error)
+
+    def _set_up(self, req_index: int, new_req_data: NewRequestData, work: TalkerPrompt) -> None:
         prompt, done = work.prompt, work.done
         length = len(prompt.rows)
-        self.slot_of[new_req_data.req_id] = req_index
         self.prompt_len[req_index] = length
+        # Rows beyond what is computed so far count as well: a request may be preempted while it
+        # refills.
+        self.end[req_index] = len(new_req_data.prefill_token_ids or ()) - 1
+        self.decoder_slot[req_index] = -1
         self._write(req_index, prompt, done)
         # After a preemption the ids sampled so far count as prefill, too.
         made = len(new_req_data.prefill_token_ids or ()) - new_req_data.prompt_len
@@ -104,11 +118,8 @@ class TalkerState(DefaultModelState):
                 raise RuntimeError(f"codes of preempted request {new_req_data.req_id} are gone")
             self.table.ids[req_index, length : length + frames, 1:] = saved[:frames]
             self.runtime.on_restore()
-        slot = work.decoder_slot
-        self.decoder_slot[req_index] = -1 if slot is None or frames else slot
-        # Rows beyond what is computed so far count as well: a request may be preempted while it
-        # refills.
-        self.end[req_index] = length + frames - 1
+        if work.decoder_slot is not None and not frames:
+            self.decoder_slot[req_index] = work.decoder_slot
         self._write_history(req_index, length, frames)
 
     def _write(self, slot: int, prompt: Prompt, done: np.ndarray) -> None:
@@ -177,7 +188,7 @@ class TalkerState(DefaultModelState):
         **kwargs: Any,
     ) -> dict[str, Any]:
         fits = input_batch.num_tokens_after_padding <= MOST_POSITIONS
-        ours = self.talker.fused is not None and fits
+        ours = self.talker.own_layers is not None and fits
         if ours and cudagraph_mode == CUDAGraphMode.FULL and not for_capture:
             # A graph of our attention reads vLLM's persistent buffers only; what FlashAttention
             # would be told besides costs a part of every step.

@@ -23,7 +23,7 @@ from serve_app.models.layers.few_rows import (
 )
 from serve_app.models.layers.launch import can_overlap
 from serve_app.models.layers.linear_kernels import add_norm, alternate
-from serve_app.models.talker.vllm import attention_kernels as kernels_attention
+from serve_app.models.talker.vllm import attention_kernels
 
 # Steps of more positions are prefills long enough that reading keys once per query would show.
 MOST_POSITIONS: Final = 512
@@ -84,7 +84,7 @@ class _Layer:
         )
 
 
-class FusedTransformer:
+class OwnTransformer:
     """Runs a loaded `vllm...qwen3.Qwen3Model`, whose gate and up rows it interleaves in place.
 
     Args:
@@ -161,7 +161,7 @@ class FusedTransformer:
         name = attention.attn.layer_name
         metadata, slots = context.attn_metadata[name], context.slot_mapping[name]
         keys, values = attention.attn.kv_cache.transpose(1, 2).split(_HEAD_DIM, dim=-1)
-        kernels_attention.store_heads(
+        attention_kernels.store_heads(
             qkv,
             attention.q_norm.weight,
             attention.k_norm.weight,
@@ -173,6 +173,6 @@ class FusedTransformer:
             attention.q_norm.variance_epsilon,
             pdl,
         )
-        return kernels_attention.attend(
+        return attention_kernels.attend(
             qkv, keys, values, metadata.block_table, metadata.query_start_loc, positions, slots, pdl
         )

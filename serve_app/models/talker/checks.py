@@ -1,0 +1,77 @@
+"""What reaches the engine can be computed: checked here, on the event loop that asks for it.
+
+Inside a step of the engine an index out of bounds, or a value that fits no tensor, would cost every
+stream of the step; on a GPU, the process.
+"""
+
+import math
+from typing import Final
+
+import numpy as np
+
+from serve_app.errors import InvalidRequest
+from serve_app.models.checkpoint.spec import ModelSpec
+from serve_app.models.talker.runtime import TalkerPrompt
+from serve_app.types import Sampling
+
+_INT64: Final = range(-(2**63), 2**63)
+
+
+def check_work(work: TalkerPrompt, spec: ModelSpec, max_model_len: int) -> None:
+    """Refuse what the engine of `spec`, with so many positions per request, cannot compute.
+
+    Raises:
+        InvalidRequest: names the field.
+    """
+    prompt, done = work.prompt, work.done
+    texts = range(spec.talker.text_vocab_size)
+    groups = spec.talker.num_code_groups
+    tables = [texts, range(spec.talker.vocab_size)]
+    tables += [range(spec.code_predictor.vocab_size)] * (groups - 1)
+    _check_ids(prompt.rows, tables, "input", least=-1)
+    _check_ids(done, [range(spec.talker.num_codes), *tables[2:]], "done", least=0)
+    _check_ids(prompt.trailing_text[:, None], [texts], "input", least=0)
+    if prompt.pad_text_id not in texts:
+        raise InvalidRequest(f"no text has the id {prompt.pad_text_id}", "input")
+    if not 0 < len(prompt.rows) <= max_model_len - prompt.max_new_tokens:
+        raise InvalidRequest(
+            f"{len(prompt.rows)} prompt rows and {prompt.max_new_tokens} frames are not within"
+            f" {max_model_len} positions",
+            "input",
+            "string_above_max_length",
+        )
+    if not 0 <= prompt.min_new_tokens <= prompt.max_new_tokens:
+        raise InvalidRequest(
+            f"at least {prompt.min_new_tokens} and at most {prompt.max_new_tokens} frames",
+            "min_new_tokens",
+        )
+    if max(len(prompt.trailing_text), len(done)) > prompt.max_new_tokens:
+        raise InvalidRequest(
+            f"{len(prompt.trailing_text)} text ids and {len(done)} done frames for"
+            f" {prompt.max_new_tokens} frames",
+            "max_new_tokens",
+        )
+    if prompt.seed not in _INT64:
+        raise InvalidRequest(f"the seed {prompt.seed} is no 64-bit integer", "seed")
+    _check_sampling(prompt.talker)
+    _check_sampling(prompt.subtalker)
+
+
+def _check_ids(ids: np.ndarray, tables: list[range], param: str, least: int) -> None:
+    """Every column of `ids` ([N, len(tables)]) indexes its table; -1 is none, where allowed."""
+    if ids.ndim != 2 or ids.shape[1] != len(tables) or not np.issubdtype(ids.dtype, np.integer):
+        raise InvalidRequest(
+            f"{param}: integers [T, {len(tables)}] expected, got {ids.dtype} {list(ids.shape)}",
+            param,
+        )
+    most = np.array([table.stop for table in tables])
+    if ((ids < least) | (ids >= most)).any():
+        raise InvalidRequest(f"{param}: an id is outside of its table", param)
+
+
+def _check_sampling(sampling: Sampling) -> None:
+    numbers = (sampling.temperature, sampling.top_p, sampling.repetition_penalty)
+    if not all(map(math.isfinite, numbers)) or sampling.repetition_penalty <= 0:
+        raise InvalidRequest(f"no code can be drawn with {sampling}")
+    if sampling.top_k not in _INT64:
+        raise InvalidRequest(f"top_k {sampling.top_k} is no 64-bit integer", "top_k")

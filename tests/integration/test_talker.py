@@ -1,0 +1,222 @@
+"""A real engine on CPU: what a request, a predictor or the engine itself can do to streams."""
+
+import asyncio
+import dataclasses
+import threading
+import time
+from collections.abc import Callable
+from contextlib import aclosing
+
+import numpy as np
+import pytest
+import torch
+
+from serve_app.chunking import Chunker
+from serve_app.config import CodePredictorConfig
+from serve_app.errors import InvalidRequest, StageFailed, StageUnavailable
+from serve_app.models.checkpoint.files import open_checkpoint
+from serve_app.models.code_predictor.channel.contract import FrameBatch
+from serve_app.models.code_predictor.channel.in_process import InProcessFrames
+from serve_app.models.talker.engine import VllmTalker
+from serve_app.models.talker.outbox import Stream
+from serve_app.models.talker.prompt import build_prompt
+from serve_app.models.talker.runtime import TalkerPrompt
+from serve_app.types import SpeechRequest
+from tests.parity.engines import assert_same_codes, codes_of, collect, request, speak, talker
+
+WAIT_S = 120.0
+TEXT = "A sentence of some length, said by one of the voices."
+LONG = request(TEXT, max_new_tokens=60)
+# One emoji is four ids of the tokenizer, and a slot has 512 positions.
+PARROTS = request("\U0001f99c" * 300, streaming_text=True, max_new_tokens=10)
+
+
+class Predictor(InProcessFrames):
+    """A predictor to which something happens at the calls that `at` names."""
+
+    def __init__(self, *args: object) -> None:
+        super().__init__(*args)  # pyright: ignore[reportArgumentType]
+        self.calls = 0
+        self.at: dict[int, Callable[[torch.Tensor], None]] = {}
+
+    def predict(self, batch: FrameBatch) -> torch.Tensor:
+        self.calls += 1
+        codes = super().predict(batch)
+        happen = self.at.pop(self.calls, None)
+        if happen is not None:
+            happen(codes)
+        return codes
+
+
+@pytest.fixture(scope="module")
+def path(tiny_checkpoint):
+    return tiny_checkpoint("custom_voice", "tiny", eos="unreachable")
+
+
+@pytest.fixture
+def predictor(path) -> Predictor:
+    return Predictor.load(open_checkpoint(path), CodePredictorConfig(), "cpu")  # pyright: ignore[reportReturnType]
+
+
+@pytest.fixture(scope="module")
+def alone(path) -> np.ndarray:
+    """The frames of `LONG`, all alone in an engine."""
+    with talker(path) as engine:
+        return speak(engine, [LONG])[0]
+
+
+async def beside(engine: VllmTalker, disturb: Callable[[], object]) -> np.ndarray:
+    """The frames of `LONG`; what `disturb` returns is awaited once three of them are there."""
+    items = []
+    async with aclosing(engine.frames(LONG)) as stream:
+        async for item in stream:
+            items.append(item)
+            if len(items) == 3:
+                disturbance = asyncio.ensure_future(disturb())  # pyright: ignore[reportArgumentType]
+        await disturbance
+    return codes_of(items)
+
+
+async def all_of(engine: VllmTalker, asked: SpeechRequest, **options: object) -> np.ndarray:
+    return codes_of(await collect(engine.frames(asked, **options)))
+
+
+def test_text_beyond_the_last_frame_harms_nobody(path, alone) -> None:
+    with talker(path) as engine:
+
+        async def parrots() -> None:
+            assert len(await all_of(engine, PARROTS)) == 10
+
+        assert_same_codes(asyncio.run(beside(engine, parrots)), alone)
+        engine.check_health()
+
+
+def test_what_the_engine_cannot_compute_is_refused_before_it_gets_there(path, alone) -> None:
+    with talker(path) as engine:
+        prompt = build_prompt(PARROTS, engine.spec, engine.tokenizer, 512)
+        too_long = dataclasses.replace(prompt, trailing_text=np.zeros(600, np.int32))
+
+        async def refused() -> None:
+            with pytest.raises(InvalidRequest):
+                await anext(engine.generate(too_long))
+            with pytest.raises(InvalidRequest, match="done"):
+                await all_of(engine, LONG, done=np.full((3, 16), 5000))
+
+        assert_same_codes(asyncio.run(beside(engine, refused)), alone)
+
+
+def test_a_request_that_fails_inside_a_step_fails_alone(path, alone) -> None:
+    """No request is known that passes the checks and does; this one is taken past them."""
+    with talker(path) as engine:
+        prompt = build_prompt(PARROTS, engine.spec, engine.tokenizer, 512)
+        too_long = dataclasses.replace(prompt, trailing_text=np.zeros(600, np.int32))
+
+        async def fails() -> None:
+            stream = Stream(asyncio.get_running_loop(), asyncio.Queue(), Chunker((1,)))
+            work = TalkerPrompt(too_long, np.zeros((0, 16), np.int64))
+            engine.inspect.submit("too long", stream, work)
+            item = await asyncio.wait_for(stream.queue.get(), WAIT_S)
+            engine.inspect.withdraw("too long", finished=False)
+            assert isinstance(item, StageFailed)
+            assert "too long" in str(item)
+
+        assert_same_codes(asyncio.run(beside(engine, fails)), alone)
+        assert_same_codes(speak(engine, [LONG])[0], alone, "afterwards")
+
+
+def test_codes_that_a_lost_predictor_never_made_reach_nobody(path, predictor, alone) -> None:
+    predictor.at[8] = lambda codes: codes.fill_(-1)
+
+    async def run(engine: VllmTalker) -> tuple[np.ndarray, np.ndarray]:
+        items = []
+
+        async def listen() -> None:
+            async with aclosing(engine.frames(LONG)) as stream:
+                async for item in stream:
+                    items.append(item)
+
+        with pytest.raises(StageUnavailable, match="predictor was lost"):
+            await listen()
+        made = np.concatenate([item.codes for item in items])
+        return made, await all_of(engine, LONG, done=made)
+
+    with talker(path, predictor=predictor) as engine:
+        made, rest = asyncio.run(run(engine))
+    assert len(made) == 7
+    assert_same_codes(np.concatenate([made, rest]), alone)
+
+
+def test_an_engine_that_fails_says_so_once_and_serves_nobody(path, predictor) -> None:
+    def fail(_: object) -> None:
+        raise RuntimeError("the device is lost")
+
+    predictor.at[5] = fail
+    deaths: list[str] = []
+
+    async def run(engine: VllmTalker) -> None:
+        with pytest.raises(StageFailed, match="the device is lost"):
+            await all_of(engine, LONG)
+        with pytest.raises(StageUnavailable, match="the device is lost"):
+            engine.check_health()
+        with pytest.raises(StageUnavailable, match="the device is lost"):
+            await asyncio.wait_for(all_of(engine, LONG), WAIT_S)
+
+    with talker(path, predictor=predictor, on_death=deaths.append) as engine:
+        asyncio.run(run(engine))
+    assert len(deaths) == 1
+    assert "the device is lost" in deaths[0]
+
+
+def test_a_first_step_that_hangs_is_not_healthy_unless_a_predictor_is_looked_for(
+    path, predictor
+) -> None:
+    looking, hanging = threading.Event(), threading.Event()
+
+    def look_and_hang(_: object) -> None:
+        predictor.reached_s = float("inf")
+        assert looking.wait(WAIT_S)
+        predictor.reached_s = time.monotonic()
+        assert hanging.wait(WAIT_S)
+
+    predictor.at[1] = look_and_hang
+
+    async def run(engine: VllmTalker) -> None:
+        await asyncio.sleep(1.0)  # longer than a step may take: idle is healthy
+        engine.check_health()
+        task = asyncio.ensure_future(all_of(engine, LONG))
+        await until(lambda: predictor.reached_s == float("inf"))
+        await asyncio.sleep(1.0)
+        engine.check_health()
+        looking.set()
+        await until(lambda: not is_healthy(engine))
+        with pytest.raises(StageUnavailable, match="no step"):
+            await all_of(engine, LONG)
+        hanging.set()
+        await task
+        engine.check_health()
+
+    with talker(path, predictor=predictor, stall_s=0.5) as engine:
+        asyncio.run(run(engine))
+
+
+def is_healthy(engine: VllmTalker) -> bool:
+    try:
+        engine.check_health()
+    except StageUnavailable:
+        return False
+    return True
+
+
+async def until(happened: Callable[[], bool]) -> None:
+    async with asyncio.timeout(WAIT_S):
+        while not happened():
+            await asyncio.sleep(0.01)
+
+
+def test_speech_that_is_cut_for_want_of_room_leaves_a_trace(path, caplog) -> None:
+    with talker(path, max_model_len=64) as engine:
+        (asked_for,) = speak(engine, [request("Hello there.", max_new_tokens=5)])
+        assert (len(asked_for), engine.stats()["cut"]) == (5, 0)
+        (cut,) = speak(engine, [request("Hello there.", max_new_tokens=4000)])
+        assert engine.stats()["cut"] == 1
+    assert f"cut after {len(cut)} frames" in caplog.text
