@@ -151,7 +151,7 @@ def ours(checkpoint: Path, chunk: int) -> Iterator[Run]:
             min_new_tokens=frames, max_new_tokens=frames,
         )  # fmt: skip
         start, first, samples = time.perf_counter(), 0.0, 0
-        async for item in speech.pcm(request):
+        async for item in speech.speak(request):
             first = first or time.perf_counter() - start
             samples += len(item.samples)
         _check(samples, frames)

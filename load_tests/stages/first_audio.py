@@ -48,7 +48,7 @@ class Probe:
 
 async def once(speech: FusedSpeech, probe: Probe, seed: int) -> list[float]:
     probe.start()
-    async with aclosing(speech.pcm(request(seed, 4))) as chunks:
+    async with aclosing(speech.speak(request(seed, 4))) as chunks:
         async for _ in chunks:
             probe.note("heard")
     moments = [probe.times[name] for name in ("start", *NAMES)]

@@ -159,7 +159,7 @@ async def with_decoder(stages: Stages, streams: int, frames: int) -> Window:
     begun = talker.stats()["frames"]
 
     def speak(index: int) -> AsyncGenerator[Any, None]:
-        return stages.speech.pcm(request(index, frames))
+        return stages.speech.speak(request(index, frames))
 
     async with running(stages, streams, speak, groups=steady):
         # Until the short first chunks of all streams are through.

@@ -165,7 +165,7 @@ async def closed_loop(stages: Stages, streams: int, frames: int, seconds: float)
 
     async def speak(index: int, length: int) -> None:
         began_s, is_first = time.perf_counter(), True
-        async with aclosing(stages.speech.pcm(request(index, length))) as chunks:
+        async with aclosing(stages.speech.speak(request(index, length))) as chunks:
             async for chunk in chunks:
                 if counting:
                     loop.audio_s += len(chunk.samples) / rate_hz

@@ -27,7 +27,7 @@ class Fused:
         self, request: SpeechRequest, done: np.ndarray | None = None
     ) -> AsyncGenerator[PcmChunk, None]:
         """Yield the audio after `done` (int64 [T, Q]); raises what talker and decoder raise."""
-        async with aclosing(timed("stages", self._speech.pcm(request, done))) as chunks:
+        async with aclosing(timed("stages", self._speech.speak(request, done))) as chunks:
             async for chunk in chunks:
                 yield chunk
 

@@ -42,7 +42,7 @@ def spoken(speech: FusedSpeech, count: int, texts: Sequence[str] = ("Hello there
         text = texts[index % len(texts)]
         asked = request(text, seed=index, max_new_tokens=FRAMES)
         asked = dataclasses.replace(asked, request_id=f"r{index}")
-        async with aclosing(speech.pcm(asked)) as chunks:
+        async with aclosing(speech.speak(asked)) as chunks:
             return [chunk async for chunk in chunks]
 
     async def every() -> list[list]:
@@ -100,7 +100,7 @@ def test_audio_is_that_of_the_decoder_alone(speech, count) -> None:
 def test_a_closed_stream_gives_its_slot_back(speech) -> None:
     async def leave() -> None:
         for index in range(40):
-            stream = speech.pcm(request("Hello there.", seed=index, max_new_tokens=FRAMES))
+            stream = speech.speak(request("Hello there.", seed=index, max_new_tokens=FRAMES))
             if index % 2:
                 await anext(stream)
             else:

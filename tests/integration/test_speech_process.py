@@ -30,7 +30,7 @@ def asked(seed: int, **fields: object) -> SpeechRequest:
 
 
 async def spoken(speech: SpeechProcess, request: SpeechRequest, done=None) -> list:
-    async with aclosing(speech.pcm(request, done)) as chunks:
+    async with aclosing(speech.speak(request, done)) as chunks:
         return [chunk async for chunk in chunks]
 
 
@@ -45,7 +45,8 @@ async def idle(speech: SpeechProcess) -> bool:
 
 async def scenario(folder) -> None:
     """In one go, since a start costs half a minute."""
-    speech = await SpeechProcess.start(folder, CONFIG, "cpu")
+    lost: list[str] = []
+    speech = await SpeechProcess.start(folder, CONFIG, "cpu", on_death=lost.append)
     try:
         await speech.check_health()
         alone = await spoken(speech, asked(1))
@@ -61,7 +62,7 @@ async def scenario(folder) -> None:
 
         with pytest.raises(InvalidRequest, match="nobody"):
             await spoken(speech, asked(4, voice="nobody"))
-        leaving = speech.pcm(asked(5, max_new_tokens=100))
+        leaving = speech.speak(asked(5, max_new_tokens=100))
         await anext(leaving)
         await leaving.aclose()
         for _ in range(100):
@@ -70,9 +71,12 @@ async def scenario(folder) -> None:
             await asyncio.sleep(0.05)
         assert await idle(speech)
 
-        cut = speech.pcm(asked(6, max_new_tokens=100))
+        cut = speech.speak(asked(6, max_new_tokens=100))
         await anext(cut)
-        psutil.Process(speech._process.pid).kill()
+        name = SpeechProcess.__module__
+        (process,) = [p for p in psutil.Process().children() if name in p.cmdline()]
+        assert not lost
+        process.kill()
         with pytest.raises(StageUnavailable):
             async for _ in cut:
                 pass
@@ -80,6 +84,8 @@ async def scenario(folder) -> None:
             await speech.check_health()
         with pytest.raises(StageUnavailable):
             await spoken(speech, asked(7))
+        assert len(lost) == 1
+        assert "process of the stages" in lost[0]
     finally:
         speech.close()
         speech._process.wait(10)

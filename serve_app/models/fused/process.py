@@ -27,6 +27,7 @@ import numpy as np
 
 from serve_app.config import AppConfig
 from serve_app.errors import CheckpointError, SpeechError, StageFailed, StageUnavailable
+from serve_app.models.process_end import OnDeath, end_process
 from serve_app.types import PcmChunk, SpeechRequest
 
 _LENGTH: Final = struct.Struct("<I")
@@ -60,7 +61,9 @@ def _write(writer: asyncio.StreamWriter, message: Any) -> None:
 class SpeechProcess:
     """The calling end; belongs to the event loop that started it.
 
-    Started by `start`; every method fails with StageUnavailable once the process is gone.
+    Started by `start`; every method fails with StageUnavailable once the process is gone. Nobody
+    should be there to see it: `on_death` ends the calling process as well, or it would refuse
+    requests faster than any healthy one answers them.
     """
 
     def __init__(
@@ -74,16 +77,24 @@ class SpeechProcess:
         self._calls: dict[int, asyncio.Queue[tuple[str, Any]]] = {}
         self._number = 0
         self._gone = False
+        self._on_death: OnDeath | None = None
         self._receiving = asyncio.create_task(self._receive(reader))
 
     @classmethod
-    async def start(cls, folder: Path, config: AppConfig, device: str) -> "SpeechProcess":
+    async def start(
+        cls,
+        folder: Path,
+        config: AppConfig,
+        device: str,
+        on_death: OnDeath = end_process,
+    ) -> "SpeechProcess":
         """Start the process and load the stages; returns when they can serve.
 
         Args:
             folder: the checkpoint.
             config: of the application.
             device: auto, cuda or cpu.
+            on_death: called with the reason when the process is lost after this has returned.
 
         Raises:
             CheckpointError, SpeechError: as `FusedSpeech.load`.
@@ -104,13 +115,14 @@ class SpeechProcess:
         except BaseException:
             speech.close()
             raise
+        speech._on_death = on_death
         return speech
 
-    async def pcm(
+    async def speak(
         self, request: SpeechRequest, done: np.ndarray | None = None
     ) -> AsyncGenerator[PcmChunk, None]:
-        """See `FusedSpeech.pcm`; also raises StageUnavailable when the process is lost."""
-        async with aclosing(self._call("pcm", request, done)) as chunks:
+        """See `FusedSpeech.speak`; also raises StageUnavailable when the process is lost."""
+        async with aclosing(self._call("speak", request, done)) as chunks:
             async for chunk in chunks:
                 yield chunk
 
@@ -162,8 +174,8 @@ class SpeechProcess:
                 if answers is not None:  # else its caller has gone
                     answers.put_nowait((kind, value))
         except EOFError:
-            if not self._gone:
-                logger.error("the process of the stages ended with %s", self._process.poll())
+            if not self._gone and self._on_death is not None:
+                self._on_death(f"the process of the stages is lost ({self._process.poll()})")
         finally:
             self._gone = True
             self._writer.close()
@@ -194,8 +206,8 @@ class _Server:
 
     async def _answer(self, number: int, method: str, arguments: tuple[Any, ...]) -> None:
         try:
-            if method == "pcm":
-                async with aclosing(self._speech.pcm(*arguments)) as chunks:
+            if method == "speak":
+                async with aclosing(self._speech.speak(*arguments)) as chunks:
                     async for chunk in chunks:
                         _write(self._writer, (number, _ITEM, chunk))
             elif method == "load":

@@ -49,10 +49,10 @@ class FusedSpeech:
         if runner.steps.is_cuda:
             most = min(config.talker.max_num_seqs, config.speech_decoder.max_streams)
             positions = config.talker.max_num_batched_tokens
-            asyncio.run(rehearse(speech.pcm, checkpoint.spec, most, positions))
+            asyncio.run(rehearse(speech.speak, checkpoint.spec, most, positions))
         return speech
 
-    async def pcm(
+    async def speak(
         self, request: SpeechRequest, done: np.ndarray | None = None
     ) -> AsyncGenerator[PcmChunk, None]:
         """Yield the audio of `request`, without the part that `done` (int64 [T, Q]) stands for.
