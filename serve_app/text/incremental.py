@@ -1,0 +1,112 @@
+"""Text that comes in pieces, an LLM's tokens for instance, into units as soon as they are whole.
+
+A sentence is given out when the next one has begun: whether a full stop ends one is seen from what
+follows it. The first unit may be a clause, since its listener waits for it.
+"""
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Final, Literal
+
+from serve_app.text.languages import code_of_text
+from serve_app.text.splitting import CLAUSE_END, estimated_frames, sentences
+
+Granularity = Literal["none", "sentence", "clause"]
+
+# Marks that belong to what follows, although nothing has closed them yet.
+_OPENED: Final = re.compile(r"\s[\"'“„«‘(\[]+\s*\Z")
+_INITIAL: Final = re.compile(r"\b[^\W\d_]\.\s*\Z")
+# Less is no clause worth a synthesis of its own: some two thirds of a second of speech.
+_MIN_CLAUSE_FRAMES: Final = 8.0
+
+
+@dataclass
+class TextFeed:
+    """Cuts the text of one stream; joined, the units are that text but for white space.
+
+    Attributes:
+        language: a checkpoint's name of it, or "auto".
+        granularity: where to cut; "none" gives everything at the end.
+        max_frames: the most codec frames of a unit, by estimate; a text that has no end by then
+            is cut at the last white space.
+        first_clause: the first unit may be a clause although the others are sentences.
+    """
+
+    language: str
+    granularity: Granularity = "sentence"
+    max_frames: float = 300.0
+    first_clause: bool = True
+    _text: str = ""
+    _units: int = 0
+
+    def feed(self, piece: str) -> list[str]:
+        """Take the next piece of the text; the units that are whole now."""
+        self._text += piece
+        return list(self._whole()) if self.granularity != "none" else []
+
+    def finish(self) -> list[str]:
+        """The end of the text, and the beginning of another with the same settings."""
+        last = self._text.strip()
+        self.clear()
+        return [last] if last else []
+
+    def clear(self) -> None:
+        """Forget what has not been given out."""
+        self._text, self._units = "", 0
+
+    def _whole(self) -> Iterator[str]:
+        while True:
+            end = self._end()
+            if end is None:
+                return
+            unit, self._text = self._text[:end].strip(), self._text[end:]
+            if unit:
+                self._units += 1
+                yield unit
+
+    def _end(self) -> int | None:
+        """Where the first unit of the waiting text ends, or None while that is open."""
+        code = code_of_text(self.language, self._text)
+        line = self._text.lstrip()
+        skipped = len(self._text) - len(line)
+        line, has_break, _ = line.partition("\n")
+        sentence = next(sentences(line, code))
+        rest = line[len(sentence) :]
+        opened = _OPENED.search(sentence)
+        if opened is not None:
+            sentence = sentence[: opened.start()]
+        # Behind an initial ("J. R. R. To...") only a whole word tells a name from a sentence.
+        is_whole = bool(has_break) or bool(rest.strip() and not _INITIAL.search(sentence))
+        is_whole |= " " in rest.lstrip()
+        clauses = self.granularity == "clause" or (self.first_clause and not self._units)
+        if clauses:
+            clause = _clause(sentence, is_whole)
+            if clause is not None:
+                return skipped + clause
+        if is_whole and estimated_frames(sentence) <= self.max_frames:
+            return skipped + len(sentence)
+        return self._forced(sentence, skipped)
+
+    def _forced(self, sentence: str, skipped: int) -> int | None:
+        """The end of a unit of a sentence that is too long, None while it is not."""
+        if estimated_frames(sentence) <= self.max_frames:
+            return None
+        low, high = 1, len(sentence)
+        while low < high:  # the longest beginning that fits
+            middle = (low + high + 1) // 2
+            fits = estimated_frames(sentence[:middle]) <= self.max_frames
+            low, high = (middle, high) if fits else (low, middle - 1)
+        space = max(sentence.rfind(white, 0, low) for white in " \t")
+        return skipped + (space if space > 0 else low)
+
+
+def _clause(sentence: str, is_whole: bool) -> int | None:
+    """The end of the first clause of a sentence that is long enough and not all of it."""
+    for found in CLAUSE_END.finditer(sentence):
+        end = found.end()
+        if estimated_frames(sentence[:end]) < _MIN_CLAUSE_FRAMES:
+            continue
+        # A quotation mark may still close what the clause holds.
+        return end if end < len(sentence) or is_whole else None
+    return None
