@@ -1,26 +1,29 @@
-"""Every metric: name with unit, help, buckets, and the fixed values of its labels.
+"""Every metric: name with unit, help, buckets, labels.
 
-Nothing here knows where metrics go. A deployment gives `MetricsRecorder` the counter and histogram
-classes of `ray.serve.metrics`; everything else records into `NoRecorder`.
+Nothing here knows where metrics go. A deployment, ingress or stage, gives `MetricsRecorder` the
+counter and histogram classes of `ray.serve.metrics`; everything else records into `NoRecorder`.
 """
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
 
 @dataclass(frozen=True, slots=True)
 class Metric:
-    """A counter, or a histogram where it has buckets; `labels` maps a label to all its values."""
+    """A counter, or a histogram where it has buckets.
+
+    Values of `labels` are members of small closed sets (formats, statuses, kinds of error), never
+    what a client sent: each makes a series of its own.
+    """
 
     name: str
     help: str
-    labels: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    labels: tuple[str, ...] = ()
     buckets: tuple[float, ...] = ()
 
 
-_FORMAT: Final = {"format": ("wav", "pcm"), "transport": ("stream", "file")}
-_STATUS: Final = ("200", "400", "404", "413", "429", "499", "500", "503")
+_FORMAT: Final = ("format", "transport")
 
 TIME_TO_FIRST_AUDIO: Final = Metric(
     "tts_time_to_first_audio_seconds",
@@ -44,14 +47,13 @@ AUDIO_DURATION: Final = Metric(
 REQUESTS: Final = Metric(
     "tts_requests_total",
     "Speech requests by HTTP status; 499 = the client left before the first audio.",
-    {"status": _STATUS},
+    ("status",),
 )
 STREAMS_ABORTED: Final = Metric(
     "tts_streams_aborted_total",
     "Audio responses that broke off after their first byte.",
-    {"reason": ("client_gone", "stage_unavailable", "stage_failed", "overloaded", "other")},
+    ("reason",),
 )
-ALL: Final = (TIME_TO_FIRST_AUDIO, REQUEST_DURATION, AUDIO_DURATION, REQUESTS, STREAMS_ABORTED)
 
 
 class Recorder(Protocol):
@@ -71,20 +73,29 @@ class NoRecorder:
 
 
 class MetricsRecorder:
-    """Records through classes that are called like `ray.serve.metrics.Counter` and `Histogram`."""
+    """Records through classes that are called like `ray.serve.metrics.Counter` and `Histogram`.
+
+    A series begins with its first value, so that a process has only those of its own stage.
+    """
 
     def __init__(self, counter: Callable[..., Any], histogram: Callable[..., Any]) -> None:
+        self._counter = counter
+        self._histogram = histogram
         self._series: dict[str, Any] = {}
-        for metric in ALL:
-            options: dict[str, Any] = {"description": metric.help, "tag_keys": tuple(metric.labels)}
-            if metric.buckets:
-                series = histogram(metric.name, boundaries=list(metric.buckets), **options)
-            else:
-                series = counter(metric.name, **options)
-            self._series[metric.name] = series
 
     def count(self, metric: Metric, **labels: str) -> None:
-        self._series[metric.name].inc(tags=labels)
+        self._get(metric).inc(tags=labels)
 
     def observe(self, metric: Metric, value: float, **labels: str) -> None:
-        self._series[metric.name].observe(value, tags=labels)
+        self._get(metric).observe(value, tags=labels)
+
+    def _get(self, metric: Metric) -> Any:
+        series = self._series.get(metric.name)
+        if series is None:
+            options: dict[str, Any] = {"description": metric.help, "tag_keys": metric.labels}
+            if metric.buckets:
+                series = self._histogram(metric.name, boundaries=list(metric.buckets), **options)
+            else:
+                series = self._counter(metric.name, **options)
+            self._series[metric.name] = series
+        return series

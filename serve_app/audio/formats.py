@@ -1,21 +1,30 @@
-"""PCM samples to the bytes of a response: 16-bit little-endian PCM, bare or in a WAV container.
+"""The formats of a response: what each is called on the wire, and who makes its bytes.
 
-An encoder belongs to one stream: `encode` takes the samples of each chunk in order, `finish` gives
-what is left. The header of a container comes with the first samples, so the first bytes of a
-response can be played.
+A new format is a member of `AudioFormat` and an entry of the table below.
 """
 
-import struct
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final, Protocol
 
 import numpy as np
 
-_BYTES_PER_SAMPLE: Final = 2
-# Stands for "unknown length" in a WAV header, as OpenAI sends it: readers take the rest of the
-# stream. A 0 instead is refused or read as silence by the common readers.
-_UNKNOWN_SIZE: Final = 0xFFFFFFFF
-_WAV_HEADER: Final = struct.Struct("<4sI4s4sIHHIIHH4sI")
+from serve_app.audio.wav import PcmEncoder, WavEncoder
+
+
+class Encoder(Protocol):
+    """The bytes of one stream or file. The header of a container comes with the first samples, so
+    that the first bytes of a response can be played.
+    """
+
+    def encode(self, samples: np.ndarray) -> bytes:
+        """Take the next samples, int16 [N]; what comes back may be empty."""
+        ...
+
+    def finish(self) -> bytes:
+        """What is left after the last samples."""
+        ...
 
 
 class AudioFormat(StrEnum):
@@ -25,74 +34,31 @@ class AudioFormat(StrEnum):
     PCM = "pcm"
 
     def content_type(self, sample_rate_hz: int) -> str:
-        if self is AudioFormat.PCM:
-            return f"audio/pcm;rate={sample_rate_hz};channels=1"
-        return "audio/wav"
+        return _FORMATS[self].content_type.format(rate=sample_rate_hz)
+
+    def encoder(self, sample_rate_hz: int, num_samples: int | None = None) -> Encoder:
+        """The encoder of a file of `num_samples`, or of a stream whose length nobody knows yet."""
+        return _FORMATS[self].encoder(sample_rate_hz, num_samples)
 
 
-class Encoder(Protocol):
-    def encode(self, samples: np.ndarray) -> bytes:
-        """Encode int16 [N]; may return nothing yet."""
-        ...
+@dataclass(frozen=True, slots=True)
+class _Format:
+    """
+    content_type: with `{rate}` for the sample rate.
+    encoder: called with the sample rate and, for a file, the number of samples that will come.
+    """
 
-    def finish(self) -> bytes: ...
-
-
-class PcmEncoder:
-    """Bare samples, little-endian on every host."""
-
-    def encode(self, samples: np.ndarray) -> bytes:
-        return samples.astype("<i2", copy=False).tobytes()
-
-    def finish(self) -> bytes:
-        return b""
+    content_type: str
+    encoder: Callable[[int, int | None], Encoder]
 
 
-class WavEncoder:
-    """The samples behind a header, which states `num_samples` or, for None, an unknown length."""
-
-    def __init__(self, sample_rate_hz: int, num_samples: int | None = None) -> None:
-        self._header = wav_header(sample_rate_hz, num_samples)
-        self._pcm = PcmEncoder()
-
-    def encode(self, samples: np.ndarray) -> bytes:
-        return self._take_header() + self._pcm.encode(samples)
-
-    def finish(self) -> bytes:
-        return self._take_header()
-
-    def _take_header(self) -> bytes:
-        header, self._header = self._header, b""
-        return header
-
-
-def stream_encoder(audio_format: AudioFormat, sample_rate_hz: int) -> Encoder:
-    """The encoder of a stream whose length is not known yet."""
-    return PcmEncoder() if audio_format is AudioFormat.PCM else WavEncoder(sample_rate_hz)
+_FORMATS: Final[Mapping[AudioFormat, _Format]] = {
+    AudioFormat.WAV: _Format("audio/wav", WavEncoder),
+    AudioFormat.PCM: _Format("audio/pcm;rate={rate};channels=1", PcmEncoder),
+}
 
 
 def encode_file(samples: np.ndarray, audio_format: AudioFormat, sample_rate_hz: int) -> bytes:
     """A complete file of int16 [N], with exact sizes in its header."""
-    if audio_format is AudioFormat.PCM:
-        return PcmEncoder().encode(samples)
-    return WavEncoder(sample_rate_hz, len(samples)).encode(samples)
-
-
-def wav_header(sample_rate_hz: int, num_samples: int | None = None) -> bytes:
-    """The 44 bytes before the samples of a mono 16-bit WAV file: RIFF, fmt, data, nothing else."""
-    num_bytes = None if num_samples is None else num_samples * _BYTES_PER_SAMPLE
-    return _WAV_HEADER.pack(
-        b"RIFF",
-        _UNKNOWN_SIZE if num_bytes is None else _WAV_HEADER.size - 8 + num_bytes,
-        b"WAVE",
-        b"fmt ",
-        16,  # bytes in this section
-        1,  # PCM
-        1,  # channel
-        sample_rate_hz,
-        sample_rate_hz * _BYTES_PER_SAMPLE,
-        _BYTES_PER_SAMPLE,
-        8 * _BYTES_PER_SAMPLE,
-        b"data",
-        _UNKNOWN_SIZE if num_bytes is None else num_bytes,
-    )
+    encoder = audio_format.encoder(sample_rate_hz, len(samples))
+    return encoder.encode(samples) + encoder.finish()

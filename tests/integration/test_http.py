@@ -16,7 +16,8 @@ import uvicorn
 from ray.exceptions import ActorDiedError
 
 from serve_app import metrics
-from serve_app.audio.formats import AudioFormat, encode_file, wav_header
+from serve_app.audio.formats import AudioFormat, encode_file
+from serve_app.audio.wav import wav_header
 from serve_app.config import IngressConfig
 from serve_app.deployments.calls import through
 from serve_app.errors import Overloaded, StageFailed, StageUnavailable
@@ -57,12 +58,13 @@ class Service:
         return self.status
 
     def count(self, metric, **labels):
+        assert tuple(labels) == metric.labels
         (value,) = labels.values()
-        assert value in next(iter(metric.labels.values()))
         self.counts[metric.name, value] = self.counts.get((metric.name, value), 0) + 1
 
     def observe(self, metric, value, **labels):
-        assert labels.keys() == metric.labels.keys()
+        assert tuple(labels) == metric.labels
+        assert not metric.buckets or list(metric.buckets) == sorted(metric.buckets)
         self.observed.append(metric.name)
         assert value >= 0
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from serve_app import metrics
-from serve_app.audio.formats import AudioFormat, encode_file, stream_encoder
+from serve_app.audio.formats import AudioFormat, encode_file
 from serve_app.errors import Overloaded, StageFailed, StageUnavailable
 from serve_app.pipeline import join
 from serve_app.resumption import Speak
@@ -77,7 +77,7 @@ class AudioWriter:
             SpeechError: before the first piece.
             AudioCut: after it.
         """
-        encoder = stream_encoder(job.format, job.card.sample_rate_hz)
+        encoder = job.format.encoder(job.card.sample_rate_hz)
         num_samples = 0
         reason: FinishReason | None = None
         broke: str | None = "client_gone"  # unless the end or an error is reached

@@ -5,21 +5,22 @@ import numpy as np
 import pytest
 import soundfile
 
-from serve_app.audio.formats import AudioFormat, encode_file, stream_encoder, wav_header
+from serve_app.audio.formats import AudioFormat, encode_file
+from serve_app.audio.wav import wav_header
 
 RATE_HZ = 24000
 SAMPLES = np.array([0, 1, -1, 32767, -32768, 258], dtype=np.int16)
 
 
 def test_pcm_is_little_endian_and_has_no_header():
-    encoder = stream_encoder(AudioFormat.PCM, RATE_HZ)
+    encoder = AudioFormat.PCM.encoder(RATE_HZ)
     assert encoder.encode(SAMPLES[:2]) == b"\x00\x00\x01\x00"
     assert encoder.encode(SAMPLES[2:].astype(">i2")) == SAMPLES[2:].astype("<i2").tobytes()
     assert encoder.finish() == b""
 
 
 def test_a_streamed_wav_has_its_header_in_the_first_piece_only():
-    encoder = stream_encoder(AudioFormat.WAV, RATE_HZ)
+    encoder = AudioFormat.WAV.encoder(RATE_HZ)
     first = encoder.encode(SAMPLES[:2])
     assert first == wav_header(RATE_HZ) + SAMPLES[:2].tobytes()
     assert encoder.encode(SAMPLES[2:]) == SAMPLES[2:].tobytes()
@@ -27,7 +28,7 @@ def test_a_streamed_wav_has_its_header_in_the_first_piece_only():
 
 
 def test_a_streamed_wav_states_an_unknown_length_and_can_be_read():
-    encoder = stream_encoder(AudioFormat.WAV, RATE_HZ)
+    encoder = AudioFormat.WAV.encoder(RATE_HZ)
     data = encoder.encode(SAMPLES) + encoder.finish()
     assert data[4:8] == data[40:44] == b"\xff\xff\xff\xff"
     with wave.open(io.BytesIO(data)) as reader:
@@ -36,7 +37,7 @@ def test_a_streamed_wav_states_an_unknown_length_and_can_be_read():
 
 
 def test_a_stream_without_samples_is_still_a_wav_file():
-    data = stream_encoder(AudioFormat.WAV, RATE_HZ).finish()
+    data = AudioFormat.WAV.encoder(RATE_HZ).finish()
     assert len(data) == 44
 
 
@@ -53,7 +54,7 @@ def test_a_wav_file_states_its_exact_length():
 def test_streamed_and_whole_bodies_differ_in_the_size_fields_only(size):
     samples = np.arange(size, dtype=np.int16)
     for audio_format in AudioFormat:
-        encoder = stream_encoder(audio_format, RATE_HZ)
+        encoder = audio_format.encoder(RATE_HZ)
         halves = (samples[: size // 2], samples[size // 2 :])
         streamed = b"".join(map(encoder.encode, halves)) + encoder.finish()
         whole = encode_file(samples, audio_format, RATE_HZ)
@@ -63,4 +64,5 @@ def test_streamed_and_whole_bodies_differ_in_the_size_fields_only(size):
 
 def test_content_types_name_the_rate_of_the_model():
     assert AudioFormat.WAV.content_type(RATE_HZ) == "audio/wav"
+    assert {kind.content_type(RATE_HZ) for kind in AudioFormat} >= {"audio/wav"}
     assert AudioFormat.PCM.content_type(16000) == "audio/pcm;rate=16000;channels=1"
