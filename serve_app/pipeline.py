@@ -14,14 +14,14 @@ from typing import TypeVar
 import numpy as np
 
 from serve_app.errors import StageFailed, StageUnavailable
-from serve_app.protocols import SpeechDecoder, Talker
+from serve_app.protocols import FrameSource, SpeechDecoder
 from serve_app.types import PcmChunk, SpeechRequest
 
 T = TypeVar("T")
 
 
 async def synthesize(
-    talker: Talker,
+    talker: FrameSource,
     decoder: SpeechDecoder,
     request: SpeechRequest,
     done: np.ndarray | None = None,

@@ -8,8 +8,8 @@ import numpy as np
 from serve_app.types import CodecFrames, PcmChunk, SpeechRequest
 
 
-class Talker(Protocol):
-    """Text to codec frames (all groups: a talker owns its way to a code predictor)."""
+class FrameSource(Protocol):
+    """What makes the codec frames of a request: a talker here, or the way to one elsewhere."""
 
     def frames(
         self, request: SpeechRequest, done: np.ndarray | None = None
@@ -28,6 +28,10 @@ class Talker(Protocol):
             StageUnavailable: the engine has ended or hangs, or has lost its code predictor.
         """
         ...
+
+
+class Talker(FrameSource, Protocol):
+    """Text to codec frames (all groups: a talker owns its way to a code predictor)."""
 
     def stats(self) -> Mapping[str, float]:
         """Load of the engine: running, waiting, kv_cache_usage, preemptions, steps."""

@@ -24,32 +24,29 @@ from ray.serve.handle import DeploymentHandle
 
 from serve_app.errors import Overloaded, SpeechError, StageFailed, StageLost, StageUnavailable
 from serve_app.resumption import Resumable
-from serve_app.types import PcmChunk, SpeechRequest
+from serve_app.types import SpeechRequest
 
 
-def streaming(handle: DeploymentHandle) -> DeploymentHandle:
-    """`handle` for methods that yield, with plain pickle for what they take and yield.
+def through(handle: DeploymentHandle, method: str) -> Resumable[Any]:
+    """Calls of a deployment's `method(request, done)`, which yields; closing one cancels it.
 
-    Serve's default looks at every class and function from Python, which takes as long as the rest
-    of pickling a chunk; what passes between stages is importable on both sides.
+    With plain pickle for what it takes and yields: Serve's default looks at every class and
+    function from Python, which takes as long as the rest of pickling a chunk, and what passes
+    between stages is importable on both sides.
+
+    Raises (the generator): the errors of `from_ray`.
     """
-    return handle.options(
+    stage = handle.options(
         stream=True, request_serialization="pickle", response_serialization="pickle"
     )
+    remote = getattr(stage, method).remote
 
-
-def through(handle: DeploymentHandle) -> Resumable[PcmChunk]:
-    """Calls of the deployment method `speak`, with the errors of `from_ray`; closing cancels."""
-    speech = streaming(handle)
-
-    async def call(
-        request: SpeechRequest, done: np.ndarray | None
-    ) -> AsyncGenerator[PcmChunk, None]:
-        response: Any = speech.speak.remote(request, done)
+    async def call(request: SpeechRequest, done: np.ndarray | None) -> AsyncGenerator[Any, None]:
+        response: Any = remote(request, done)
         ended = False
         try:
-            async for chunk in response:
-                yield chunk
+            async for item in response:
+                yield item
             ended = True
         except asyncio.CancelledError as error:
             # Serve reports a call that was cancelled over there in the same way as our own end.

@@ -49,7 +49,7 @@ class Ingress:
         policy = Policy(
             config.first_audio_timeout_s, config.chunk_timeout_s, config.resume_timeout_s
         )
-        self._speak = resumed(through(speech), policy)
+        self._speak = resumed(through(speech, "speak"), policy)
         self._warm_up = WarmUp(self._speak, cards)
         self._warming: asyncio.Task[None] | None = None
         self._replicas: Mapping[str, Mapping[str, int]] = {}

@@ -3,17 +3,15 @@
 import asyncio
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
-from typing import cast
 
 import numpy as np
 from ray import serve
-from ray.exceptions import RayTaskError
-from ray.serve.handle import DeploymentHandle, DeploymentResponseGenerator
+from ray.serve.handle import DeploymentHandle
 
-from serve_app.config import AppConfig
-from serve_app.deployments.calls import streaming
-from serve_app.errors import SpeechError
-from serve_app.pipeline import timed
+from serve_app.config import AppConfig, IngressConfig
+from serve_app.deployments.calls import through
+from serve_app.pipeline import synthesize, timed
+from serve_app.resumption import Policy, Resumed, resumed
 from serve_app.types import CodecFrames, PcmChunk, SpeechRequest
 
 
@@ -22,27 +20,22 @@ class SpeechDecoder:
     """The stage that the ingress talks to in placement `split`."""
 
     async def __init__(self, config: AppConfig, device: str, talker: DeploymentHandle) -> None:
-        self._talker = streaming(talker)
+        self._talker = RemoteTalker(talker, config.ingress)
         self._talker_stats = talker.stats
         self._decoder = await asyncio.to_thread(_load, config, device)
 
     async def speak(
         self, request: SpeechRequest, done: np.ndarray | None = None
     ) -> AsyncGenerator[PcmChunk, None]:
-        """Yield the audio after `done` (int64 [T, Q]); raises what talker and decoder raise."""
-        upstream = cast(
-            DeploymentResponseGenerator[CodecFrames],
-            self._talker.frames.remote(request, done),
-        )
-        try:
-            async with (
-                aclosing(_frames(upstream)) as frames,
-                aclosing(timed("stages", self._decoder.pcm(frames, done))) as chunks,
-            ):
-                async for chunk in chunks:
-                    yield chunk
-        finally:
-            upstream.cancel()
+        """Yield the audio after `done` (int64 [T, Q]); raises what talker and decoder raise.
+
+        The talker is asked once a stream slot is taken, and again when it is lost: the slot and
+        its state stay.
+        """
+        stream = synthesize(self._talker, self._decoder, request, done)
+        async with aclosing(timed("stages", stream)) as chunks:
+            async for chunk in chunks:
+                yield chunk
 
     async def stats(self) -> dict[str, dict[str, float]]:
         """Load of this replica, and of one replica of each stage behind it."""
@@ -60,18 +53,25 @@ class SpeechDecoder:
             self._decoder.close()
 
 
-async def _frames(
-    upstream: DeploymentResponseGenerator[CodecFrames],
-) -> AsyncGenerator[CodecFrames, None]:
-    """Iterate a remote stream; what was raised there on purpose is raised here as it was."""
-    try:
-        async for frames in upstream:
-            yield frames
-    except RayTaskError as error:
-        # Ray raises a class made on the spot, which another replica may fail to unpickle.
-        if isinstance(error.cause, SpeechError):
-            raise error.cause from None
-        raise
+class RemoteTalker:
+    """The way to the talkers of a deployment: a `FrameSource` that goes on at another one.
+
+    What makes the talker silent for half of what the ingress waits counts as its loss, so that the
+    ingress, which would begin with a new decoder, need not find out.
+    """
+
+    def __init__(self, talker: DeploymentHandle, patience: IngressConfig) -> None:
+        policy = Policy(
+            first_s=patience.first_audio_timeout_s / 2,
+            gap_s=patience.chunk_timeout_s / 2,
+            deadline_s=patience.resume_timeout_s,
+        )
+        self._frames: Resumed[CodecFrames] = resumed(through(talker, "frames"), policy)
+
+    def frames(
+        self, request: SpeechRequest, done: np.ndarray | None = None
+    ) -> AsyncGenerator[CodecFrames, None]:
+        return self._frames(request, done)
 
 
 def _load(config: AppConfig, device: str):

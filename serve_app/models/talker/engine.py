@@ -96,7 +96,7 @@ class VllmTalker:
         done: np.ndarray | None = None,
         decoder_slot: int | None = None,
     ) -> AsyncGenerator[CodecFrames, None]:
-        """See `protocols.Talker.frames`.
+        """See `protocols.FrameSource.frames`.
 
         `decoder_slot` is where `first_audio` decodes the first frame, which then carries its
         samples; it is the stream's until the generator is closed.
