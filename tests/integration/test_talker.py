@@ -2,6 +2,8 @@
 
 import asyncio
 import dataclasses
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -17,6 +19,7 @@ from serve_app.errors import InvalidRequest, StageFailed, StageUnavailable
 from serve_app.models.checkpoint.files import open_checkpoint
 from serve_app.models.code_predictor.channel.contract import FrameBatch
 from serve_app.models.code_predictor.channel.in_process import InProcessFrames
+from serve_app.models.process_end import EXIT_STATUS
 from serve_app.models.talker.engine import VllmTalker
 from serve_app.models.talker.outbox import Stream
 from serve_app.models.talker.prompt import build_prompt
@@ -165,6 +168,36 @@ def test_an_engine_that_fails_says_so_once_and_serves_nobody(path, predictor) ->
         asyncio.run(run(engine))
     assert len(deaths) == 1
     assert "the device is lost" in deaths[0]
+
+
+BROKEN = """
+import asyncio, sys
+from pathlib import Path
+from serve_app.config import CodePredictorConfig, TalkerConfig
+from serve_app.models.checkpoint.files import open_checkpoint
+from serve_app.models.code_predictor.channel.in_process import InProcessFrames
+from serve_app.models.talker.engine import VllmTalker
+from tests.parity.engines import collect, request
+
+class Broken(InProcessFrames):
+    def predict(self, batch):
+        raise RuntimeError("the device is lost")
+
+checkpoint = open_checkpoint(Path(sys.argv[1]))
+predictor = Broken.load(checkpoint, CodePredictorConfig(), "cpu")
+engine = VllmTalker(checkpoint, TalkerConfig(max_model_len=256), "cpu", predictor)
+print("serving", flush=True)
+asyncio.run(collect(engine.frames(request("Hello."))))
+"""
+
+
+def test_an_engine_that_fails_ends_its_process(path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", BROKEN, str(path)], capture_output=True, text=True, timeout=300
+    )
+    assert "serving" in done.stdout
+    assert done.returncode == EXIT_STATUS
+    assert "the talker engine died: RuntimeError('the device is lost')" in done.stderr
 
 
 def test_a_first_step_that_hangs_is_not_healthy_unless_a_predictor_is_looked_for(

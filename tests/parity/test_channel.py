@@ -2,6 +2,8 @@
 it dies.
 """
 
+import math
+import time
 from dataclasses import replace
 
 import pytest
@@ -49,6 +51,21 @@ def test_remote_frames_equal_local_ones_and_survive_the_loss_of_a_predictor(path
         assert torch.equal(remote.predict(batch), local.predict(batch))
         assert remote.transport == "tcp"
         remote.close()
+
+
+def test_a_client_says_that_it_looks_for_a_predictor() -> None:
+    seen: list[float] = []
+
+    def connect():
+        seen.append(client.reached_s)
+        raise ConnectionError("none is alive")
+
+    client = RemoteFrames(connect)
+    began_s = time.monotonic()
+    with pytest.raises(StageFailed):
+        client.predict(random_batch(1, 8, torch.float32, "cpu"))
+    assert set(seen) == {math.inf}
+    assert began_s <= client.reached_s <= time.monotonic()
 
 
 def test_no_predictor_is_a_stage_failure() -> None:

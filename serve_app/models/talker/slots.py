@@ -8,13 +8,12 @@ from serve_app.models.checkpoint.spec import TalkerSpec
 
 
 class SlotTable:
-    """Device-side state of the running requests, one row per slot; the last row takes unwanted
-    writes.
+    """What running requests have on the device, one row per slot and one for unwanted writes.
 
     ids: int32 [slots + 1, positions, 1 + Q], rows of the joined embedding table.
     seen: bool [slots + 1, V], the group-0 codes made so far (repetition penalty).
     floats: float32 [slots + 1, 5]: temperature, top_p, repetition penalty, subtalker temperature,
-    subtalker top_p.
+        subtalker top_p.
     ints: int64 [slots + 1, 5]: seed, prompt length, minimum frames, top_k, subtalker top_k.
     """
 

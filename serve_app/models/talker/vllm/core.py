@@ -51,9 +51,7 @@ class TalkerCore:
 
     @property
     def runner(self) -> Any:
-        """vLLM's model runner: `model`, `sampler` and `model_state` are `TalkerForVllm`,
-        `TalkerSampler` and `TalkerState`.
-        """
+        """vLLM's model runner, whose `model`, `sampler` and `model_state` are ours."""
         return self.engine.model_executor.driver_worker.worker.model_runner
 
     def add(self, request_id: str, work: TalkerPrompt) -> None:

@@ -97,9 +97,7 @@ class TalkerSampler:
     def sample_frames(
         self, logits: Tensor, hidden: Tensor, slots: Tensor, position: Tensor, valid: Tensor
     ) -> Tensor:
-        """The frame of every row: int64 [B, Q]; its own tensor, as the next step may not wait for
-        readers.
-        """
+        """The frame of every row: int64 [B, Q]; its own tensor, since readers may come late."""
         if self.graphs is not None:
             return self.graphs(logits, hidden, slots, position, valid).clone()
         return self._sample_frames(
@@ -107,9 +105,7 @@ class TalkerSampler:
         )
 
     def _capture(self) -> BatchGraphs | None:
-        """One graph per batch size from logits to the stored frame, where the predictor is in this
-        process.
-        """
+        """One graph per batch size, from logits to the stored frame, if the predictor is here."""
         state, predictor = self.state, self.state.runtime.predictor
         if state.device.type != "cuda" or not isinstance(predictor, CapturableFrames):
             return None
@@ -144,8 +140,9 @@ class TalkerSampler:
         position: Tensor,
         valid: Tensor,
     ) -> Tensor:
-        """Sample code 0, fill the frame, store it as the row at `position`; capturable if `predict`
-        is.
+        """Sample code 0, fill the frame and store it as the row at `position`.
+
+        Capturable if `predict` is.
         """
         table = self.state.table
         floats, ints = table.floats[slots], table.ints[slots]
@@ -173,8 +170,9 @@ class TalkerSampler:
     def sample_code_0(
         self, logits: Tensor, slots: Tensor, floats: Tensor, ints: Tensor, frame: Tensor
     ) -> Tensor:
-        """Reference order: repetition penalty, minimum length, suppression, temperature, top-k,
-        top-p.
+        """Draw code 0 [B] in the reference's order.
+
+        That is: repetition penalty, minimum length, suppression, temperature, top-k, top-p.
         """
         scores = apply_repetition_penalty(
             logits.float(), self.state.table.seen[slots], floats[:, 2]

@@ -102,8 +102,9 @@ class OwnTransformer:
 
     @staticmethod
     def suits(model: Any) -> bool:
-        """Whether the kernels were made for such layers: CUDA from Hopper on, bfloat16, released
-        shapes.
+        """Whether the kernels were made for such layers.
+
+        That is: CUDA from Hopper on, bfloat16, the released shapes.
         """
         layer = model.layers[0]
         weight, attention = layer.self_attn.qkv_proj.weight, layer.self_attn
