@@ -86,6 +86,7 @@ class TalkerConfig(Strict):
         description="on a GPU, launch a step only shortly before the one before it ends, so that"
         " a new request waits for less; false = as early as possible",
     )
+    deterministic: bool = Field(default=False, description="as for the whole application")
     block_size: int | None = Field(
         default=None, description="KV block length in positions; default: the engine's"
     )
@@ -103,6 +104,7 @@ class CodePredictorConfig(Strict):
     kernels: Literal["auto", "eager"] = Field(
         default="auto", description="auto = fused kernels on CUDA in bfloat16; eager = PyTorch only"
     )
+    deterministic: bool = Field(default=False, description="as for the whole application")
     channel: Literal["auto", "cuda_ipc", "socket"] = Field(
         default="auto",
         description="how a talker reaches a predictor: tensors over CUDA IPC on one GPU, or"
@@ -182,6 +184,11 @@ class AppConfig(Strict):
     served_model_name: str | None = None
     placement: Literal["split", "fused"] = "split"
     device: Device = "auto"
+    deterministic: bool = Field(
+        default=False,
+        description="the same seeded request gives the same codes alone, among others and resumed,"
+        " on a GPU as well, where it costs speed; on a CPU in float32 that is always so",
+    )
     talker: TalkerConfig = TalkerConfig()
     code_predictor: CodePredictorConfig = CodePredictorConfig()
     speech_decoder: SpeechDecoderConfig = SpeechDecoderConfig()
@@ -193,7 +200,10 @@ class AppConfig(Strict):
         if not isinstance(data, Mapping):
             return data
         # An unknown profile is reported by the validation that follows.
-        overlay = PROFILES.get(data.get("profile", "balanced"), {})
+        overlay = dict(PROFILES.get(data.get("profile", "balanced"), {}))
+        if data.get("deterministic"):
+            for stage in ("talker", "code_predictor"):
+                overlay[stage] = {**overlay.get(stage, {}), "deterministic": True}
         merged = dict(data)
         for stage, settings in overlay.items():
             stated = data.get(stage, {})

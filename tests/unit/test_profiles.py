@@ -28,6 +28,16 @@ def test_a_profile_changes_defaults_only() -> None:
     assert (given.talker.max_model_len, given.talker.max_num_seqs) == (512, 256)
 
 
+def test_deterministic_reaches_the_stages_that_make_codes_with_any_profile() -> None:
+    config = AppConfig.model_validate({"profile": "throughput", "deterministic": True})
+    assert config.talker.deterministic
+    assert config.code_predictor.deterministic
+    assert config.talker.max_num_seqs == 256
+    assert not AppConfig().talker.deterministic
+    stated = {"deterministic": True, "talker": {"deterministic": False}}
+    assert not AppConfig.model_validate(stated).talker.deterministic
+
+
 def test_profiles_have_different_hashes() -> None:
     assert len({AppConfig.model_validate({"profile": name}).digest for name in PROFILES}) == 3
 

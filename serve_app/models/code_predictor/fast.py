@@ -8,6 +8,7 @@ codes as `CodePredictor`; queries, new keys and everything elementwise stay in f
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import Final
 
 import torch
 import torch.nn.functional as F
@@ -17,6 +18,7 @@ from serve_app.models.checkpoint.spec import CodePredictorSpec
 from serve_app.models.code_predictor.attention_kernel import attend
 from serve_app.models.code_predictor.model import CodePredictor
 from serve_app.models.layers.few_rows import (
+    DETERMINISTIC_ROWS,
     Step,
     Tiles,
     library_layers,
@@ -44,6 +46,7 @@ class Plan:
         partial sums of output and down, `stages` says how far they stream ahead.
     attention_warps, sample_warps: per program.
     pdl: overlap the start of each kernel with the end of the one before, where the device can.
+    tile_rows: of the streamed products; see `tiled_linear`.
     """
 
     vector_rows: int = 0
@@ -56,7 +59,11 @@ class Plan:
     attention_warps: int = 1
     sample_warps: int = 8
     pdl: bool = True
+    tile_rows: int | None = None
 
+
+# One way for every batch, in which no row's sums depend on the others.
+DETERMINISTIC: Final = Plan(tiled=_NARROW, splits=(4, 6), pdl=False, tile_rows=DETERMINISTIC_ROWS)
 
 # By the largest batch they are for; what measured best on an H200 (docs/performance.md).
 PLANS: tuple[tuple[int, Plan], ...] = (
@@ -103,7 +110,7 @@ class FastCodePredictor(CodePredictor):
         rows, groups = hidden.shape[0], self.spec.num_code_groups
         cache = self.new_cache(rows)
         codes = torch.empty(rows, groups - 1, dtype=torch.int64, device=self.device)
-        first = self._project(hidden.to(self.dtype))
+        first = self._project_fixed(hidden.to(self.dtype), self.plan_for(rows))
         x = torch.stack((first, self.code_tables[0][code_0]), dim=1)
         following = torch.empty_like(first)
         position, plan = 0, self.plan_for(rows)
@@ -117,6 +124,16 @@ class FastCodePredictor(CodePredictor):
             position += x.shape[1]
             x = following[:, None]
         return codes
+
+    def _project_fixed(self, rows: Tensor, plan: Plan) -> Tensor:
+        """`_project`, by the plan's tiles if it has any."""
+        if self.projection is None or plan.tile_rows is None:
+            return self._project(rows)
+        weight, bias = self.projection
+        out = rows.new_empty(1, len(rows), len(weight), dtype=torch.float32)
+        tiles, fixed = plan.tiled.output, plan.tile_rows
+        product = tiled_linear(rows.contiguous(), weight, out, tiles, tile_rows=fixed)
+        return (product[0] + bias.float()).to(rows.dtype)
 
     def plan_for(self, batch: int) -> Plan:
         """How to run a batch of that many streams."""
@@ -155,11 +172,14 @@ class FastCodePredictor(CodePredictor):
         attend = self._attention(plan, x, cache, start)
         delta = tiled_layers(
             self.layers, x, attend, eps, plan.tiled, plan.splits, plan.stages,
-            qkv_dtype=torch.float32, pdl=plan.pdl,
+            qkv_dtype=torch.float32, pdl=plan.pdl, tile_rows=plan.tile_rows,
         )  # fmt: skip
         last = add_norm(x, delta, self.norm, eps, plan.pdl)[fresh - 1 :: fresh]
         logits = x.new_empty(len(last), len(head), dtype=torch.float32)
-        return tiled_linear(last, head, logits, plan.tiled.head, stages=plan.stages, pdl=plan.pdl)
+        return tiled_linear(
+            last, head, logits, plan.tiled.head,
+            stages=plan.stages, pdl=plan.pdl, tile_rows=plan.tile_rows,
+        )  # fmt: skip
 
     def _library(self, plan: Plan, x: Tensor, cache: Tensor, start: int, head: Tensor) -> Tensor:
         eps, fresh = self.spec.transformer.rms_norm_eps, len(x) // cache.shape[2]

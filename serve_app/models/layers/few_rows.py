@@ -8,7 +8,7 @@ callers' plans say. Attention is the callers' own: `attend(index, qkv)` returns 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Protocol
+from typing import Final, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -35,6 +35,10 @@ class LayerWeights(Protocol):
     def gate_up(self) -> Tensor: ...
     @property
     def down(self) -> Tensor: ...
+
+
+# Rows of a program where a row's result may not depend on the batch; what many rows want.
+DETERMINISTIC_ROWS: Final = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,13 +89,14 @@ def tiled_layers(
     *,
     qkv_dtype: torch.dtype,
     pdl: bool,
+    tile_rows: int | None = None,
 ) -> Tensor:
     """Advance the residual stream x [rows, h] in place; return what the last layer adds to it.
 
     That is float32 [splits[1], rows, h], for `add_norm`; `splits` are the partial sums of output
-    and down.
+    and down; `tile_rows` is that of `tiled_linear`.
     """
-    product = partial(tiled_linear, stages=stages, pdl=pdl)
+    product = partial(tiled_linear, stages=stages, pdl=pdl, tile_rows=tile_rows)
     qkv = x.new_empty(len(x), len(layers[0].qkv), dtype=qkv_dtype)
     inner = x.new_empty(len(x), layers[0].down.shape[1])
     mixed, fed = (x.new_empty(n, *x.shape, dtype=torch.float32) for n in splits)

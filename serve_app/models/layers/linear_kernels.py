@@ -6,8 +6,8 @@ Both the code predictor and the talker are made of them.
 launch (`pdl`) the weights are on their way while the kernel before still runs; `tiled_linear`
 fetches them into the second-level cache then. Activations are read after that kernel has ended,
 past the L1 cache. Rounding to the weights' dtype happens once per product input; everything else is
-float32. The order of a sum depends on shapes, not on the batch. The eager reference is
-`code_predictor`; tests/gpu compares them.
+float32. The order of a sum depends on shapes and tiles, not on the other rows. The eager reference
+is `code_predictor`; tests/gpu compares them.
 """
 
 # Triton's decorator keeps the annotation tl.constexpr, which callers meet with plain integers.
@@ -241,6 +241,7 @@ def tiled_linear(
     stages: int = 4,
     gated: bool = False,
     pdl: bool = False,
+    tile_rows: int | None = None,
 ) -> Tensor:
     """Write `x @ weight.T` to `out` [splits, rows, outputs], as partial sums; for tens of rows.
 
@@ -253,9 +254,12 @@ def tiled_linear(
         stages: tiles in shared memory at once, at most.
         gated: as for `vector_linear`; then no splits.
         pdl: as for `vector_linear`.
+        tile_rows: rows of a program; None: as suits their number. The order in which a matrix unit
+            sums depends on it, so that a row has the same result in any batch only if it is given.
     """
     rows, (outputs, inputs) = len(x), weight.shape
-    tile_rows = min(max(16, triton.next_power_of_2(rows)), _TILED_ROWS)
+    if tile_rows is None:
+        tile_rows = min(max(16, triton.next_power_of_2(rows)), _TILED_ROWS)
     part = inputs // splits
     width = min(part & -part, _TILED_WIDTH)
     grid = (triton.cdiv(rows, tile_rows), outputs // tile_outputs, splits)

@@ -17,6 +17,8 @@ _FEW_ROWS: Final = 8
 
 PROMPT_KEY = "tts_prompt"
 RUNTIME_KEY = "tts_runtime"
+# Whether codes may depend on nothing but their own request.
+DETERMINISTIC_KEY = "tts_deterministic"
 
 
 @dataclass(frozen=True, slots=True)

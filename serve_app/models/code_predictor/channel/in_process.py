@@ -1,12 +1,15 @@
 """The code predictor in the process that calls it."""
 
 import math
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from serve_app.config import CodePredictorConfig
+from serve_app.errors import StageUnavailable
 from serve_app.models.checkpoint.spec import CodePredictorSpec
 from serve_app.models.code_predictor.channel.contract import FrameBatch
 from serve_app.models.code_predictor.model import CodePredictor
@@ -16,17 +19,22 @@ from serve_app.models.device import DeviceSpec, resolve_device
 
 def _predictor_class(
     config: CodePredictorConfig, place: DeviceSpec, spec: CodePredictorSpec
-) -> type[CodePredictor]:
+) -> Callable[..., CodePredictor]:
     """The fused kernels are for CUDA, bfloat16 and widths such as the releases have; else eager."""
     shape = spec.transformer
     widths = (shape.hidden_size, shape.intermediate_size, shape.num_kv_heads * shape.head_dim)
     suitable = all(width % 512 == 0 for width in widths) and shape.head_dim == 128
     on_cuda = place.device.type == "cuda" and place.dtype == torch.bfloat16
     if config.kernels == "eager" or not (suitable and on_cuda):
+        if config.deterministic and place.device.type == "cuda":
+            raise StageUnavailable(
+                "deterministic needs bfloat16, a checkpoint of a released shape, and not"
+                " code_predictor.kernels: eager"
+            )
         return CodePredictor
-    from serve_app.models.code_predictor.fast import FastCodePredictor
+    from serve_app.models.code_predictor.fast import DETERMINISTIC, FastCodePredictor
 
-    return FastCodePredictor
+    return partial(FastCodePredictor, plan=DETERMINISTIC if config.deterministic else None)
 
 
 class InProcessFrames:

@@ -17,6 +17,7 @@ from serve_app.config import TalkerConfig
 from serve_app.models.checkpoint.spec import TalkerSpec, TransformerSpec
 from serve_app.models.device import DeviceSpec
 from serve_app.models.talker.runtime import (
+    DETERMINISTIC_KEY,
     PROMPT_KEY,
     RUNTIME_KEY,
     RUNTIMES,
@@ -212,7 +213,7 @@ def _configuration(
         kv_cache_memory_bytes=kv_bytes,
         enforce_eager=not graphs,
         compilation_config={"mode": 0, "cudagraph_mode": "FULL" if graphs else "NONE"},  # type: ignore[arg-type]
-        additional_config={RUNTIME_KEY: runtime_key},
+        additional_config={RUNTIME_KEY: runtime_key, DETERMINISTIC_KEY: config.deterministic},
         scheduler_cls=FrameScheduler,
         disable_log_stats=True,
         **settings,

@@ -8,7 +8,7 @@ Source: talker of QwenLM/Qwen3-TTS 12Hz; model spec sections 2, 3 and 8.
 """
 
 from collections.abc import Iterable
-from typing import ClassVar
+from typing import Any, ClassVar, cast
 
 import torch
 import torch.nn.functional as F
@@ -20,7 +20,8 @@ from vllm.model_executor.models.qwen3 import Qwen3Model
 from vllm.model_executor.models.utils import AutoWeightsLoader, WeightsMapper, maybe_prefix
 from vllm.sequence import IntermediateTensors
 
-from serve_app.errors import CheckpointError
+from serve_app.errors import CheckpointError, StageUnavailable
+from serve_app.models.talker.runtime import DETERMINISTIC_KEY
 from serve_app.models.talker.vllm.transformer import OwnTransformer
 
 # Rows of text_embedding projected at a time: bounds the float32 scratch memory of a full-size load.
@@ -82,6 +83,8 @@ class TalkerForVllm(nn.Module):
         self.logits_processor = LogitsProcessor(config.vocab_size)
         self.make_empty_intermediate_tensors = self.model.make_empty_intermediate_tensors
         self.frame_embedding: FrameEmbedding | None = None
+        additional: Any = vllm_config.additional_config
+        self.deterministic: bool = additional.get(DETERMINISTIC_KEY, False)
         # What runs the layers in place of `model`, where it can.
         self.own_layers: OwnTransformer | None = None
         # A mailbox: `compute_logits` leaves here what `TalkerSampler`, called next, takes out.
@@ -112,6 +115,8 @@ class TalkerForVllm(nn.Module):
     def compute_logits(self, hidden_states: Tensor) -> Tensor | None:
         # The sampler hands these rows to the code predictor, and the runner does not pass them on.
         self.sample_hidden = hidden_states
+        if self.deterministic and self.own_layers is not None:
+            return self.own_layers.logits(hidden_states, cast(Tensor, self.lm_head.weight))
         return self.logits_processor(self.lm_head, hidden_states)
 
     def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> set[str]:
@@ -134,7 +139,13 @@ class TalkerForVllm(nn.Module):
         loaded = AutoWeightsLoader(self).load_weights(lm_weights(), mapper=self.hf_to_vllm_mapper)
         self.frame_embedding = self._join(kept)
         if OwnTransformer.suits(self.model):
-            self.own_layers = OwnTransformer(self.model)
+            build = OwnTransformer.deterministic if self.deterministic else OwnTransformer
+            self.own_layers = build(self.model)
+        elif self.deterministic and self.lm_head.weight.is_cuda:
+            raise StageUnavailable(
+                "deterministic needs a GPU of compute capability 9.0 or higher, bfloat16 and a"
+                " checkpoint of a released shape"
+            )
         return loaded
 
     def _join(self, kept: dict[str, Tensor]) -> FrameEmbedding:

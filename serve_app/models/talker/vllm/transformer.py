@@ -14,6 +14,7 @@ from torch import Tensor
 from vllm.forward_context import get_forward_context
 
 from serve_app.models.layers.few_rows import (
+    DETERMINISTIC_ROWS,
     Step,
     Tiles,
     library_layers,
@@ -22,7 +23,7 @@ from serve_app.models.layers.few_rows import (
     vector_layers,
 )
 from serve_app.models.layers.launch import can_overlap
-from serve_app.models.layers.linear_kernels import add_norm, alternate
+from serve_app.models.layers.linear_kernels import add_norm, alternate, tiled_linear
 from serve_app.models.talker.vllm import attention_kernels
 
 # Steps of more positions are prefills long enough that reading keys once per query would show.
@@ -42,6 +43,7 @@ class Plan:
     splits: partial sums of output and down, for streamed products.
     stages: tiles that a streamed product has in flight.
     pdl: overlap the start of each kernel with the end of the one before.
+    tile_rows: of streamed products; see `tiled_linear`.
     """
 
     products: Literal["vector", "tiled", "library"]
@@ -49,7 +51,12 @@ class Plan:
     splits: tuple[int, int] = (1, 1)
     stages: int = 4
     pdl: bool = True
+    tile_rows: int | None = None
 
+
+# One way for every step, in which no row's sums depend on the others: not on who else is decoded,
+# and not on whether a position is prefilled or decoded.
+DETERMINISTIC: Final = Plan("tiled", _NARROW, (4, 6), pdl=False, tile_rows=DETERMINISTIC_ROWS)
 
 # By the largest number of rows they are for; what measured best on an H200 (docs/performance.md).
 PLANS: Final[tuple[tuple[int, Plan], ...]] = (
@@ -90,15 +97,27 @@ class OwnTransformer:
     Args:
         model: with its weights; from here on it only runs through this.
         plans: by the largest number of rows they are for.
+        most_positions: of a step whose attention is ours.
     """
 
-    def __init__(self, model: Any, plans: Sequence[tuple[int, Plan]] = PLANS) -> None:
+    def __init__(
+        self,
+        model: Any,
+        plans: Sequence[tuple[int, Plan]] = PLANS,
+        most_positions: int = MOST_POSITIONS,
+    ) -> None:
         self.plans = plans
+        self._most_positions = most_positions
         self.layers = [_Layer.of(layer) for layer in model.layers]
         self._norm: Tensor = model.norm.weight
         self._eps: float = model.norm.variance_epsilon
         for layer in self.layers:
             layer.gate_up.data.copy_(alternate(layer.gate_up.data))
+
+    @classmethod
+    def deterministic(cls, model: Any) -> "OwnTransformer":
+        """Layers in which the result of a position depends on its own stream only."""
+        return cls(model, ((1 << 30, DETERMINISTIC),), most_positions=1 << 30)
 
     @staticmethod
     def suits(model: Any) -> bool:
@@ -123,7 +142,7 @@ class OwnTransformer:
         rows, context = len(positions), get_forward_context()
         plan = next(plan for most, plan in self.plans if rows <= most)
         # Without metadata vLLM measures its memory; there is no cache yet.
-        if not isinstance(context.attn_metadata, dict) or rows > MOST_POSITIONS:
+        if not isinstance(context.attn_metadata, dict) or rows > self._most_positions:
             unpaged = [layer.attention for layer in self.layers]
             return self._library(embeddings, plan, lambda index, x: unpaged[index](positions, x))
         return self.run(plan, positions, embeddings, context)
@@ -146,9 +165,19 @@ class OwnTransformer:
             return add_norm(x, None, self._norm, eps, pdl)
         x = embeddings.clone()
         delta = tiled_layers(
-            layers, x, attend, eps, plan.tiles, plan.splits, plan.stages, qkv_dtype=dtype, pdl=pdl
-        )
+            layers, x, attend, eps, plan.tiles, plan.splits, plan.stages,
+            qkv_dtype=dtype, pdl=pdl, tile_rows=plan.tile_rows,
+        )  # fmt: skip
         return add_norm(x, delta, self._norm, eps, pdl)
+
+    @staticmethod
+    def logits(hidden: Tensor, head: Tensor) -> Tensor:
+        """hidden [N, H] times head [V, H], [N, V] in its dtype, as deterministic as the layers."""
+        out = hidden.new_empty(len(hidden), len(head))
+        plan = DETERMINISTIC
+        return tiled_linear(
+            hidden, head, out, plan.tiles.output, stages=plan.stages, tile_rows=plan.tile_rows
+        )
 
     def _library(self, embeddings: Tensor, plan: Plan, attention: Step) -> Tensor:
         x = embeddings.clone()
