@@ -1,0 +1,107 @@
+"""The HTTP application around fake stages, and clients of it."""
+
+import asyncio
+from contextlib import asynccontextmanager
+
+import httpx2
+import numpy as np
+import openai
+import uvicorn
+
+from serve_app.config import IngressConfig
+from serve_app.fakes import FakeSpeechDecoder, FakeTalker, fake_card, fake_codes
+from serve_app.http.app import build_api
+from serve_app.http.health import Status
+from serve_app.pipeline import synthesize
+
+CARD = fake_card()
+SCHEDULE = (1, 2, 4)
+SEED = 3
+NUM_FRAMES = 10
+
+
+def samples(num_frames=NUM_FRAMES):
+    codes = np.concatenate([fake_codes(SEED, frame) for frame in range(num_frames)])
+    return FakeSpeechDecoder().decode(codes)
+
+
+class Service:
+    """The application around fake stages, and what it did."""
+
+    def __init__(self, cards=(CARD,), status=None, config=None, **talker):
+        self.talker = FakeTalker(**{"num_frames": NUM_FRAMES, "chunk_frames": SCHEDULE, **talker})
+        self.decoder = FakeSpeechDecoder()
+        self.counts = {}
+        self.observed = []
+        self.status = status or Status("healthy", ready=True)
+        self.app = build_api(self.speak, cards, config or IngressConfig(), self.get_status, self)
+
+    def speak(self, request):
+        return synthesize(self.talker, self.decoder, request)
+
+    async def get_status(self):
+        return self.status
+
+    def count(self, metric, **labels):
+        assert tuple(labels) == metric.labels
+        (value,) = labels.values()
+        self.counts[metric.name, value] = self.counts.get((metric.name, value), 0) + 1
+
+    def observe(self, metric, value, **labels):
+        assert tuple(labels) == metric.labels
+        assert not metric.buckets or list(metric.buckets) == sorted(metric.buckets)
+        self.observed.append(metric.name)
+        assert value >= 0
+
+    @property
+    def idle(self):
+        return (self.talker.running, self.decoder.streams) == (0, 0)
+
+    def http(self):
+        transport = httpx2.ASGITransport(app=self.app)
+        return httpx2.AsyncClient(transport=transport, base_url="http://test")
+
+    def client(self, http=None):
+        return openai.AsyncOpenAI(
+            api_key="none",
+            base_url="http://test/v1",
+            http_client=http or self.http(),
+            max_retries=0,
+        )
+
+
+async def create(service, **fields):
+    """One buffered call of the SDK."""
+    defaults = {"model": "tts-1", "voice": "alloy", "input": "Hello."}
+    extra = {"seed": SEED, **fields.pop("extra_body", {})}
+    speech = service.client().audio.speech
+    return await speech.create(**{**defaults, **fields}, extra_body=extra)
+
+
+@asynccontextmanager
+async def served(app):
+    """The application behind a real socket."""
+    server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="critical", lifespan="off"))
+    running = asyncio.create_task(server.serve())
+    while not server.started:
+        await asyncio.sleep(0.01)
+    port = server.servers[0].sockets[0].getsockname()[1]
+    try:
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        server.should_exit = True
+        await running
+
+
+async def until(condition):
+    async with asyncio.timeout(5):
+        while not condition():
+            await asyncio.sleep(0.01)
+
+
+def get(service, path):
+    async def main():
+        async with service.http() as http:
+            return await http.get(path)
+
+    return asyncio.run(main())

@@ -1,0 +1,155 @@
+"""The audio of a response, seen through the real OpenAI client."""
+
+import asyncio
+import io
+import re
+import wave
+
+import httpx2
+import openai
+import pytest
+
+from serve_app import metrics
+from serve_app.audio.formats import AudioFormat, encode_file
+from serve_app.audio.wav import wav_header
+from serve_app.fakes import fake_card
+from tests.integration.http.service import NUM_FRAMES, SEED, Service, create, samples, served
+
+
+def test_streamed_pcm_is_the_samples_of_the_model():
+    service = Service()
+    response = asyncio.run(create(service, response_format="pcm"))
+    assert response.content == samples().tobytes()
+    assert response.response.headers["content-type"] == "audio/pcm;rate=24000;channels=1"
+    assert service.idle
+
+
+def test_wav_is_the_default_and_streams_with_an_open_length():
+    response = asyncio.run(create(Service()))
+    headers = response.response.headers
+    assert response.content == wav_header(24000) + samples().tobytes()
+    assert headers["content-type"] == "audio/wav"
+    assert "content-length" not in headers
+    assert "x-finish-reason" not in headers
+    assert "x-request-id" not in headers
+    assert headers["cache-control"] == "no-store"
+    assert headers["x-accel-buffering"] == "no"
+    assert headers["content-disposition"] == 'inline; filename="speech.wav"'
+    assert headers["x-audio-sample-rate"] == "24000"
+    assert headers["x-audio-channels"] == "1"
+    assert int(headers["openai-processing-ms"]) >= 0
+    assert re.fullmatch(r"ingress;dur=\d+\.\d\d", headers["server-timing"])
+    with wave.open(io.BytesIO(response.content)) as reader:
+        assert reader.readframes(NUM_FRAMES * 1920) == samples().tobytes()
+
+
+@pytest.mark.parametrize("response_format", list(AudioFormat))
+def test_a_whole_file_has_the_same_samples_and_a_length(response_format):
+    service = Service()
+    response = asyncio.run(
+        create(service, response_format=response_format, extra_body={"stream": False})
+    )
+    assert response.content == encode_file(samples(), response_format, 24000)
+    assert int(response.response.headers["content-length"]) == len(response.content)
+    assert response.response.headers["x-finish-reason"] == "stop"
+    assert service.idle
+
+
+def test_a_limit_of_tokens_ends_the_audio_and_says_so():
+    service = Service()
+    response = asyncio.run(create(service, extra_body={"stream": False, "max_tokens": 3}))
+    assert response.content == encode_file(samples(3), AudioFormat.WAV, 24000)
+    assert response.response.headers["x-finish-reason"] == "length"
+
+
+def test_the_streaming_client_gets_the_first_chunk_while_the_rest_is_made():
+    async def main():
+        gate = asyncio.Event()
+        calls = 0
+
+        async def sleep(_):
+            nonlocal calls
+            calls += 1
+            if calls == 3:
+                await gate.wait()
+
+        service = Service(sleep=sleep)
+        async with served(service.app) as url, httpx2.AsyncClient() as http:
+            client = service.client(http).with_options(base_url=f"{url}/v1")
+            async with client.audio.speech.with_streaming_response.create(
+                model="tts-1",
+                voice="nova",
+                input="Hello.",
+                response_format="wav",
+                extra_body={"seed": SEED},
+            ) as response:
+                pieces = response.iter_bytes()
+                data = await anext(pieces)
+                assert data == wav_header(24000) + samples(1).tobytes()
+                gate.set()
+                async for piece in pieces:
+                    data += piece
+        assert data == wav_header(24000) + samples().tobytes()
+        assert service.idle
+
+    asyncio.run(main())
+
+
+def test_the_short_path_works_and_the_metrics_are_recorded():
+    async def main():
+        service = Service()
+        async with service.http() as http:
+            response = await http.post("/audio/speech", json={"input": "Hello.", "seed": SEED})
+        assert response.content == wav_header(24000) + samples().tobytes()
+        assert service.counts == {(metrics.REQUESTS.name, "200"): 1}
+        assert service.observed == [
+            metrics.TIME_TO_FIRST_AUDIO.name,
+            metrics.REQUEST_DURATION.name,
+            metrics.AUDIO_DURATION.name,
+        ]
+
+    asyncio.run(main())
+
+
+def test_instructions_that_the_model_ignores_are_reported_in_a_header():
+    service = Service(cards=(fake_card(supports_instructions=False),))
+    response = asyncio.run(create(service, instructions="Whisper."))
+    assert response.response.headers["x-warning"].startswith("instructions ignored")
+    assert "x-warning" not in asyncio.run(create(service, instructions="None")).response.headers
+
+
+@pytest.mark.parametrize("voice", ["alloy", "nobody", {"id": "voice_1"}])
+def test_a_designed_voice_is_made_whatever_voice_the_client_must_name(voice):
+    service = Service(cards=(fake_card(task="voice_design", voices=()),))
+    asyncio.run(create(service, voice=voice, instructions="Old and warm."))
+    (request,) = service.talker.requests
+    assert request.voice is None
+    assert request.instructions == "Old and warm."
+
+
+def test_the_limit_of_tokens_is_the_one_of_the_card():
+    service = Service(cards=(fake_card(max_new_tokens=12),))
+    asyncio.run(create(service, extra_body={"max_new_tokens": 12}))
+    for field in ("max_new_tokens", "max_tokens", "min_new_tokens"):
+        with pytest.raises(openai.BadRequestError, match="12"):
+            asyncio.run(create(service, extra_body={field: 13}))
+    assert len(service.talker.requests) == 1
+
+
+def test_the_id_of_the_client_is_used_where_it_is_well_formed():
+    async def main():
+        service = Service()
+        async with service.http() as http:
+            for request_id in ("req_1", "req_1", "no spaces, please"):
+                headers = {"x-request-id": request_id}
+                response = await http.post(
+                    "/v1/audio/speech", json={"input": "Hello."}, headers=headers
+                )
+                assert "x-request-id" not in response.headers
+        first, second, third = (request.request_id for request in service.talker.requests)
+        assert first.startswith("req_1-")
+        assert second.startswith("req_1-")
+        assert first != second
+        assert "please" not in third
+
+    asyncio.run(main())

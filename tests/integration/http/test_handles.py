@@ -1,0 +1,114 @@
+"""Streams through deployment handles, and what is made good when a replica is lost."""
+
+import asyncio
+import pickle
+
+import openai
+import pytest
+from ray.exceptions import ActorDiedError
+
+from serve_app.deployments.calls import through
+from serve_app.errors import Overloaded
+from serve_app.fakes import FakeTalker
+from serve_app.pipeline import synthesize
+from serve_app.resumption import Policy, resumed
+from serve_app.types import SpeechRequest
+from tests.integration.http.service import (
+    CARD,
+    NUM_FRAMES,
+    SCHEDULE,
+    SEED,
+    Service,
+    create,
+    samples,
+)
+
+
+class FakeHandle:
+    """A deployment handle whose calls are served by `speak(request, done)`, pickled as by Serve."""
+
+    def __init__(self, speak):
+        self.speak = self
+        self._speak = speak
+        self.cancelled = 0
+
+    def options(self, *, stream, request_serialization, response_serialization):
+        assert stream
+        assert request_serialization == response_serialization == "pickle"
+        return self
+
+    def remote(self, request, done):
+        handle, chunks = self, self._speak(*pickle.loads(pickle.dumps((request, done))))
+
+        class Response:
+            def __aiter__(self):
+                return self
+
+            async def __anext__(self):
+                return pickle.loads(pickle.dumps(await anext(chunks)))
+
+            def cancel(self):
+                handle.cancelled += 1
+
+        return Response()
+
+
+class OverHandle(Service):
+    """A service whose stages are called through a handle, and fail as told, call by call."""
+
+    def __init__(self, *failures):
+        super().__init__()
+        self.failures = list(failures)
+        self.done = []
+        self.handle = FakeHandle(self.remote_speak)
+        self.resumed = resumed(through(self.handle), Policy(5.0, 5.0, 20.0, pause_s=0.0))
+
+    def speak(self, request):
+        return self.resumed(request)
+
+    def remote_speak(self, request, done):
+        self.done.append(0 if done is None else len(done))
+        fail_at, error = self.failures.pop(0)
+        talker = FakeTalker(NUM_FRAMES, chunk_frames=SCHEDULE, fail_at=fail_at, error=error)
+        return synthesize(talker, self.decoder, request, done)
+
+
+@pytest.mark.parametrize(("fail_at", "resumed_at"), [(0, 0), (1, 1), (5, 3), (9, 7)])
+def test_a_lost_replica_is_made_good_by_another_one(fail_at, resumed_at):
+    service = OverHandle((fail_at, ActorDiedError()), (None, None))
+    response = asyncio.run(create(service, response_format="pcm"))
+    assert response.content == samples().tobytes()
+    assert service.done == [0, resumed_at]
+    assert service.handle.cancelled == 0
+
+
+def test_a_request_that_ends_two_replicas_is_an_error():
+    service = OverHandle((0, ActorDiedError()), (0, ActorDiedError()))
+    with pytest.raises(openai.InternalServerError) as caught:
+        asyncio.run(create(service))
+    assert caught.value.status_code == 500
+    assert service.done == [0, 0]
+
+
+def test_only_a_loss_is_tried_again():
+    service = OverHandle((0, Overloaded("full")))
+    with pytest.raises(openai.RateLimitError):
+        asyncio.run(create(service))
+    assert service.done == [0]
+
+
+def test_a_call_cancelled_by_the_other_side_is_a_loss():
+    service = OverHandle((0, asyncio.CancelledError()), (None, None))
+    response = asyncio.run(create(service, response_format="pcm"))
+    assert response.content == samples().tobytes()
+
+
+def test_closing_cancels_the_call():
+    async def main():
+        service = OverHandle((None, None))
+        chunks = service.speak(SpeechRequest("r", CARD.name, "Hello.", "vivian", "auto", SEED))
+        await anext(chunks)
+        await chunks.aclose()
+        assert service.handle.cancelled == 1
+
+    asyncio.run(main())
