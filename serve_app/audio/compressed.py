@@ -26,7 +26,6 @@ class Codec:
     """One of FFmpeg's encoders and the container around it.
 
     Attributes:
-        rates_hz: sample rates it takes, ascending.
         bit_rate_per_hz: bits per second for each Hz of the sample rate, up to `max_bit_rate`.
         stream_options: of the container, for a stream; `file_options` for a file.
         tagged_streams: a stream begins with the container's tags.
@@ -34,7 +33,6 @@ class Codec:
 
     encoder: str
     container: str
-    rates_hz: tuple[int, ...]
     options: Mapping[str, str] = field(default_factory=dict)
     bit_rate_per_hz: int | None = None
     max_bit_rate: int = 96 * _KILO
@@ -42,17 +40,10 @@ class Codec:
     file_options: Mapping[str, str] = field(default_factory=dict)
     tagged_streams: bool = True
 
-    def rate_hz(self, wanted_hz: int) -> int:
-        """The lowest rate of the codec that loses nothing of `wanted_hz`, or its highest."""
-        return next((rate for rate in self.rates_hz if rate >= wanted_hz), self.rates_hz[-1])
-
-
-_MP3_RATES: Final = (8000, 11025, 12000, 16000, 22050, 24000, 32000, 44100, 48000)
 
 MP3: Final = Codec(
     "libmp3lame",
     "mp3",
-    _MP3_RATES,
     # Without the bit reservoir a frame can be played when it is there, without the next ones.
     options={"reservoir": "0", "compression_level": "7"},
     bit_rate_per_hz=4,
@@ -64,7 +55,6 @@ MP3: Final = Codec(
 OPUS: Final = Codec(
     "libopus",
     "ogg",
-    (8000, 12000, 16000, 24000, 48000),
     options={"application": "audio"},
     bit_rate_per_hz=2,
     max_bit_rate=64 * _KILO,
@@ -74,7 +64,6 @@ OPUS: Final = Codec(
 AAC: Final = Codec(
     "aac",
     "adts",
-    _MP3_RATES,
     options={"aac_coder": "fast"},
     bit_rate_per_hz=4,
     tagged_streams=False,
@@ -82,7 +71,6 @@ AAC: Final = Codec(
 FLAC: Final = Codec(
     "flac",
     "flac",
-    _MP3_RATES,
     options={"compression_level": "0"},
     stream_options={"metadata_header_padding": "0"},
     file_options={"metadata_header_padding": "0"},
@@ -90,13 +78,10 @@ FLAC: Final = Codec(
 
 
 class CompressedEncoder:
-    """One stream or file of int16 samples at a rate that `codec` takes.
+    """A stream of int16 samples, or with `num_samples` a file, which `finish` gives as a whole."""
 
-    Args:
-        to_file: keep everything until `finish`, which then gives a file of known length.
-    """
-
-    def __init__(self, codec: Codec, sample_rate_hz: int, *, to_file: bool = False) -> None:
+    def __init__(self, codec: Codec, sample_rate_hz: int, num_samples: int | None = None) -> None:
+        to_file = num_samples is not None
         self._sink = io.BytesIO() if to_file else _Appended()
         options = codec.file_options if to_file else codec.stream_options
         output = av.open(self._sink, "w", format=codec.container, container_options=dict(options))
@@ -114,13 +99,13 @@ class CompressedEncoder:
             bit_rate = codec.bit_rate_per_hz * sample_rate_hz
             self._stream.bit_rate = min(bit_rate, codec.max_bit_rate)
         self._sample_rate_hz = sample_rate_hz
-        self._num_samples = 0
+        self._taken = 0
 
     def encode(self, samples: np.ndarray) -> bytes:
         """Take int16 [N]; the bytes that are ready, none while a file is made."""
         if len(samples):
-            frame = pcm_frame(samples, self._sample_rate_hz, self._num_samples)
-            self._num_samples += len(samples)
+            frame = pcm_frame(samples, self._sample_rate_hz, self._taken)
+            self._taken += len(samples)
             self._container.mux(self._stream.encode(frame))
         return self._take()
 

@@ -6,11 +6,16 @@ A new format is a member of `AudioFormat` and an entry of the table below.
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import partial
 from typing import Final, Protocol
 
 import numpy as np
 
+from serve_app.audio.compressed import AAC, FLAC, MP3, OPUS, CompressedEncoder
 from serve_app.audio.wav import PcmEncoder, WavEncoder
+
+# What a request may ask for; formats have these, or the next higher one.
+SAMPLE_RATES_HZ: Final = (8000, 16000, 22050, 24000, 44100, 48000)
 
 
 class Encoder(Protocol):
@@ -28,10 +33,24 @@ class Encoder(Protocol):
 
 
 class AudioFormat(StrEnum):
-    """The values of `response_format` that are served; OpenAI's other four are not there yet."""
+    """The values of `response_format`, OpenAI's."""
 
+    MP3 = "mp3"
+    OPUS = "opus"
+    AAC = "aac"
+    FLAC = "flac"
     WAV = "wav"
     PCM = "pcm"
+
+    @property
+    def is_costly(self) -> bool:
+        """Whether a second of audio takes milliseconds to encode."""
+        return _FORMATS[self].is_costly
+
+    def rate_hz(self, wanted_hz: int) -> int:
+        """The sample rate to encode at: `wanted_hz`, or the next higher one of the format."""
+        rates = _FORMATS[self].rates_hz
+        return next((rate for rate in rates if rate >= wanted_hz), rates[-1])
 
     def content_type(self, sample_rate_hz: int) -> str:
         return _FORMATS[self].content_type.format(rate=sample_rate_hz)
@@ -46,19 +65,25 @@ class _Format:
     """
     content_type: with `{rate}` for the sample rate.
     encoder: called with the sample rate and, for a file, the number of samples that will come.
+    rates_hz: the sample rates there are, ascending.
     """
 
     content_type: str
     encoder: Callable[[int, int | None], Encoder]
+    rates_hz: tuple[int, ...] = SAMPLE_RATES_HZ
+    is_costly: bool = False
 
 
 _FORMATS: Final[Mapping[AudioFormat, _Format]] = {
+    AudioFormat.MP3: _Format("audio/mpeg", partial(CompressedEncoder, MP3), is_costly=True),
+    AudioFormat.OPUS: _Format(
+        "audio/ogg; codecs=opus",
+        partial(CompressedEncoder, OPUS),
+        rates_hz=(8000, 16000, 24000, 48000),
+        is_costly=True,
+    ),
+    AudioFormat.AAC: _Format("audio/aac", partial(CompressedEncoder, AAC), is_costly=True),
+    AudioFormat.FLAC: _Format("audio/flac", partial(CompressedEncoder, FLAC)),
     AudioFormat.WAV: _Format("audio/wav", WavEncoder),
     AudioFormat.PCM: _Format("audio/pcm;rate={rate};channels=1", PcmEncoder),
 }
-
-
-def encode_file(samples: np.ndarray, audio_format: AudioFormat, sample_rate_hz: int) -> bytes:
-    """A complete file of int16 [N], with exact sizes in its header."""
-    encoder = audio_format.encoder(sample_rate_hz, len(samples))
-    return encoder.encode(samples) + encoder.finish()

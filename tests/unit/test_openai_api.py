@@ -30,7 +30,7 @@ def test_the_smallest_body_gets_every_default():
     assert request.language == "auto"
     assert request.instructions is None
     assert request.streaming_text is False
-    assert body().audio_format == "wav"
+    assert body().audio_format == "mp3"
     assert request.talker.temperature is None
     assert request.subtalker.temperature is None
 

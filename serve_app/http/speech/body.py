@@ -9,10 +9,13 @@ from typing import Annotated, Any, Final
 
 from pydantic import AliasChoices, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
+from serve_app.audio.filters import MAX_SPEED, MIN_SPEED
 from serve_app.audio.formats import AudioFormat
 from serve_app.errors import InvalidRequest
 
 MAX_SEED: Final = (1 << 63) - 1
+# What else clients call formats.
+_FORMAT_ALIASES: Final = {"ogg": "opus", "mpeg": "mp3", "pcm16": "pcm"}
 # Below this a division of the logits leaves float32.
 _MIN_TEMPERATURE: Final = 0.01
 
@@ -26,6 +29,11 @@ def _lower(value: Any) -> Any:
     return value.strip().lower() if isinstance(value, str) else value
 
 
+def _format_name(value: Any) -> Any:
+    name = _lower(value)
+    return _FORMAT_ALIASES.get(name, name) if isinstance(name, str) else name
+
+
 def _temperature(value: Any) -> Any:
     if isinstance(value, int | float) and 0 < value < _MIN_TEMPERATURE:
         raise ValueError(f"must be 0 (greedy) or at least {_MIN_TEMPERATURE}")
@@ -36,15 +44,15 @@ Temperature = Annotated[float, Field(ge=0, le=2), BeforeValidator(_temperature)]
 TopK = Annotated[int, Field(ge=0, le=1 << 30)]
 TopP = Annotated[float, Field(gt=0, le=1)]
 Keyword = Annotated[str, BeforeValidator(_lower)]
+FormatName = Annotated[str, BeforeValidator(_format_name)]
 
 
 class SpeechBody(BaseModel):
     """The JSON body of `POST /v1/audio/speech`; null means absent, unknown fields are ignored.
 
-    `response_format` defaults to wav while OpenAI's default, mp3, is not available. `stream` is
-    true by default: the bytes are sent while they are made; false sends one file of known length.
-    `non_streaming_mode` keeps the name it has in the Qwen3-TTS package and has nothing to do with
-    the response: it chooses whether the model sees the whole text at once.
+    `stream` is true by default: the bytes are sent while they are made; false sends one file of
+    known length. `non_streaming_mode` keeps the name it has in the Qwen3-TTS package and has
+    nothing to do with the response: it chooses whether the model sees the whole text at once.
     """
 
     model_config = ConfigDict(
@@ -63,11 +71,11 @@ class SpeechBody(BaseModel):
         None, validation_alias=AliasChoices("language", "lang_code", "lang", "language_type")
     )
     task_type: str | None = None
-    response_format: Keyword | None = None
+    response_format: FormatName | None = None
     stream_format: Keyword | None = None
     stream: bool | None = None
-    speed: float | None = None
-    sample_rate: int | None = None
+    speed: float | None = Field(None, ge=MIN_SPEED, le=MAX_SPEED)
+    sample_rate: int | None = Field(None, ge=1)
     seed: int | None = Field(None, ge=0, le=MAX_SEED)
     do_sample: bool | None = None
     temperature: Temperature | None = None
@@ -91,7 +99,7 @@ class SpeechBody(BaseModel):
     @property
     def audio_format(self) -> AudioFormat:
         """The format to answer in; `to_domain` has refused the ones that are not served."""
-        return AudioFormat(self.response_format or AudioFormat.WAV)
+        return AudioFormat(self.response_format or AudioFormat.MP3)
 
 
 def parse(raw: bytes) -> SpeechBody:

@@ -3,7 +3,7 @@
 import re
 from typing import Final
 
-from serve_app.audio.formats import AudioFormat
+from serve_app.audio.formats import SAMPLE_RATES_HZ, AudioFormat
 from serve_app.errors import InvalidRequest
 from serve_app.http.speech.body import SpeechBody
 from serve_app.types import ModelCard
@@ -20,7 +20,7 @@ def refuse_unavailable(body: SpeechBody, card: ModelCard) -> None:
     formats = [str(served) for served in AudioFormat]
     if body.response_format and body.response_format not in formats:
         raise InvalidRequest(
-            f"The response_format '{body.response_format}' is not available yet;"
+            f"The response_format '{body.response_format}' does not exist;"
             f" available: {', '.join(formats)}.",
             "response_format",
             "unsupported_format",
@@ -31,11 +31,11 @@ def refuse_unavailable(body: SpeechBody, card: ModelCard) -> None:
             "stream_format",
             "unsupported_format",
         )
-    if body.speed not in (None, 1.0):
-        raise InvalidRequest("A speed other than 1.0 is not available yet.", "speed")
-    if body.sample_rate not in (None, card.sample_rate_hz):
+    if body.sample_rate not in (None, card.sample_rate_hz, *SAMPLE_RATES_HZ):
         raise InvalidRequest(
-            f"A sample_rate other than {card.sample_rate_hz} is not available yet.", "sample_rate"
+            f"The sample_rate {body.sample_rate} is not available;"
+            f" available: {', '.join(map(str, SAMPLE_RATES_HZ))}.",
+            "sample_rate",
         )
     for field in _CLONE_FIELDS:
         if getattr(body, field):

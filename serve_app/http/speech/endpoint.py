@@ -15,6 +15,8 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
 from serve_app import metrics
+from serve_app.audio import provenance
+from serve_app.audio.output import Output
 from serve_app.config import IngressConfig
 from serve_app.errors import SpeechError, StageFailed
 from serve_app.http.errors import error_response
@@ -68,24 +70,25 @@ class SpeechEndpoint:
         if job.transport == "file":
             data, reason = await until_gone(http.receive, self._writer.file(job))
             headers = {**self._headers(job, warning), "X-Finish-Reason": reason}
-            return Response(data, headers=headers, media_type=job.content_type)
+            return Response(data, headers=headers, media_type=job.output.content_type)
         pieces = self._writer.pieces(job)
         try:
             first = await until_gone(http.receive, _next(pieces))
         except BaseException:
             await pieces.aclose()
             raise
-        return AudioResponse(first, pieces, self._headers(job, warning), job.content_type)
+        return AudioResponse(first, pieces, self._headers(job, warning), job.output.content_type)
 
     def _accept(self, raw: bytes, client_id: str | None) -> tuple[Job, str | None]:
         """The job that a body asks for, and a warning about what of it is ignored."""
         start_s = self._clock()
         body = parse(raw)
         request = to_domain(body, self._cards, self._config, engine_request_id(client_id))
+        card = next(card for card in self._cards if card.name == request.model)
         job = Job(
             request,
-            next(card for card in self._cards if card.name == request.model),
-            body.audio_format,
+            card,
+            Output(body.audio_format, card.sample_rate_hz, body.sample_rate, body.speed or 1.0),
             "file" if body.stream is False else "stream",
             start_s,
         )
@@ -96,12 +99,17 @@ class SpeechEndpoint:
 
     def _headers(self, job: Job, warning: str | None) -> dict[str, str]:
         elapsed_s = self._clock() - job.start_s
+        rate_hz = str(job.output.sample_rate_hz)
         headers = {
+            **provenance.HEADERS,
             "Cache-Control": "no-store",
             "X-Accel-Buffering": "no",
-            "Content-Disposition": f'inline; filename="speech.{job.format}"',
-            "X-Audio-Sample-Rate": str(job.card.sample_rate_hz),
+            "Content-Disposition": f'inline; filename="speech.{job.output.format}"',
+            "X-Audio-Sample-Rate": rate_hz,
             "X-Audio-Channels": "1",
+            # The names that sglang-omni's clients read.
+            "X-Sample-Rate": rate_hz,
+            "X-Channels": "1",
             "openai-processing-ms": str(round(elapsed_s * 1000)),
             # Until the first audio, but `ingress` until the response starts: for a file, all of it.
             "Server-Timing": ", ".join(

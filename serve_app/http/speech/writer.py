@@ -1,18 +1,25 @@
 """The audio of one request as the bytes of a response body, measured while it is made."""
 
+import asyncio
 import logging
+import os
 from collections.abc import AsyncGenerator, Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Final, Literal, TypeVar
 
 from serve_app import metrics
-from serve_app.audio.formats import AudioFormat, encode_file
+from serve_app.audio.output import Output
 from serve_app.errors import Overloaded, StageFailed, StageUnavailable
 from serve_app.pipeline import join
 from serve_app.resumption import Speak
 from serve_app.types import FinishReason, ModelCard, SpeechRequest
 
+T = TypeVar("T")
+
+# Encoders let go of Python's lock while they work.
+_THREADS: Final = min(8, os.cpu_count() or 1)
 logger = logging.getLogger(__name__)
 
 
@@ -25,18 +32,14 @@ class Job:
 
     request: SpeechRequest
     card: ModelCard
-    format: AudioFormat
+    output: Output
     transport: Literal["stream", "file"]
     start_s: float
     timings: list[tuple[str, float]] = field(default_factory=list)
 
     @property
     def labels(self) -> dict[str, str]:
-        return {"format": self.format, "transport": self.transport}
-
-    @property
-    def content_type(self) -> str:
-        return self.format.content_type(self.card.sample_rate_hz)
+        return {"format": self.output.format, "transport": self.transport}
 
 
 class AudioCut(Exception):
@@ -58,6 +61,7 @@ class AudioWriter:
         self._speak = speak
         self._recorder = recorder
         self._clock = clock
+        self._pool = ThreadPoolExecutor(_THREADS, thread_name_prefix="encoder")
 
     async def file(self, job: Job) -> tuple[bytes, FinishReason]:
         async with aclosing(self._speak(job.request)) as chunks:
@@ -65,7 +69,7 @@ class AudioWriter:
         if not len(whole.samples) or whole.finish_reason is None:
             raise StageFailed("the model made no audio")
         job.timings.extend(whole.timings)
-        data = encode_file(whole.samples, job.format, job.card.sample_rate_hz)
+        data = await self._run(job, job.output.file, whole.samples)
         self._observe_first(job)
         self._observe_end(job, len(whole.samples), whole.finish_reason, None)
         return data, whole.finish_reason
@@ -77,36 +81,57 @@ class AudioWriter:
             SpeechError: before the first piece.
             AudioCut: after it.
         """
-        encoder = job.format.encoder(job.card.sample_rate_hz)
         num_samples = 0
+        has_begun = False
         reason: FinishReason | None = None
         broke: str | None = "client_gone"  # unless the end or an error is reached
         try:
-            async with aclosing(self._speak(job.request)) as chunks:
-                async for chunk in chunks:
-                    reason = chunk.finish_reason
-                    if not len(chunk.samples):
-                        continue
-                    data = encoder.encode(chunk.samples)
-                    if not num_samples:
-                        job.timings.extend(chunk.timings)
+            async with aclosing(self._encoded(job)) as encoded:
+                async for data, samples, finish_reason in encoded:
+                    num_samples += samples
+                    reason = finish_reason
+                    if data and not has_begun:
                         self._observe_first(job)
-                    num_samples += len(chunk.samples)
-                    yield data
-            if reason is None or not num_samples:
-                raise StageFailed("the audio ended without a finish reason or without samples")
-            tail = encoder.finish()
-            if tail:
-                yield tail
+                        has_begun = True
+                    if data:
+                        yield data
             broke = None
         except Exception as error:
             broke = _abort_reason(error)
-            if not num_samples:
+            if not has_begun:
                 raise
             raise AudioCut(f"{job.request.request_id}: {error}") from error
         finally:
-            if num_samples:
+            if has_begun:
                 self._observe_end(job, num_samples, reason, broke)
+
+    async def _encoded(
+        self, job: Job
+    ) -> AsyncGenerator[tuple[bytes, int, FinishReason | None], None]:
+        """The bytes that are ready after each chunk, its number of samples and its finish reason;
+        an encoder may keep the first samples for a while.
+        """
+        encoder = await self._run(job, job.output.stream)
+        reason: FinishReason | None = None
+        num_samples = 0
+        async with aclosing(self._speak(job.request)) as chunks:
+            async for chunk in chunks:
+                reason = chunk.finish_reason
+                job.timings.extend(chunk.timings)
+                num_samples += len(chunk.samples)
+                if len(chunk.samples):
+                    data = await self._run(job, encoder.encode, chunk.samples)
+                    yield data, len(chunk.samples), reason
+        if reason is None or not num_samples:
+            raise StageFailed("the audio ended without a finish reason or without samples")
+        yield await self._run(job, encoder.finish), 0, reason
+
+    async def _run(self, job: Job, work: Callable[..., T], *arguments: Any) -> T:
+        """Call `work`, on a thread where it would hold up what else this event loop carries."""
+        if not job.output.is_costly:
+            return work(*arguments)
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._pool, work, *arguments)
 
     def _observe_first(self, job: Job) -> None:
         elapsed_s = self._clock() - job.start_s
@@ -116,7 +141,7 @@ class AudioWriter:
         self, job: Job, num_samples: int, reason: FinishReason | None, broke: str | None
     ) -> None:
         elapsed_s = self._clock() - job.start_s
-        audio_s = num_samples / job.card.sample_rate_hz
+        audio_s = job.output.seconds(num_samples)
         self._recorder.observe(metrics.REQUEST_DURATION, elapsed_s, **job.labels)
         if broke is None:
             self._recorder.observe(metrics.AUDIO_DURATION, audio_s, **job.labels)
@@ -126,7 +151,7 @@ class AudioWriter:
             "%s: %.2f s of %s in %.3f s, voice %s, %d characters, %s",
             job.request.request_id,
             audio_s,
-            job.format,
+            job.output.format,
             elapsed_s,
             job.request.voice,
             len(job.request.text),

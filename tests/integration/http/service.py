@@ -71,8 +71,8 @@ class Service:
 
 
 async def create(service, **fields):
-    """One buffered call of the SDK."""
-    defaults = {"model": "tts-1", "voice": "alloy", "input": "Hello."}
+    """One buffered call of the SDK, in a format whose samples can be compared."""
+    defaults = {"model": "tts-1", "voice": "alloy", "input": "Hello.", "response_format": "wav"}
     extra = {"seed": SEED, **fields.pop("extra_body", {})}
     speech = service.client().audio.speech
     return await speech.create(**{**defaults, **fields}, extra_body=extra)

@@ -10,7 +10,8 @@ import openai
 import pytest
 
 from serve_app import metrics
-from serve_app.audio.formats import AudioFormat, encode_file
+from serve_app.audio.formats import AudioFormat
+from serve_app.audio.output import Output
 from serve_app.audio.wav import wav_header
 from serve_app.fakes import fake_card
 from tests.integration.http.service import NUM_FRAMES, SEED, Service, create, samples, served
@@ -24,7 +25,7 @@ def test_streamed_pcm_is_the_samples_of_the_model():
     assert service.idle
 
 
-def test_wav_is_the_default_and_streams_with_an_open_length():
+def test_a_wav_streams_with_an_open_length():
     response = asyncio.run(create(Service()))
     headers = response.response.headers
     assert response.content == wav_header(24000) + samples().tobytes()
@@ -37,6 +38,9 @@ def test_wav_is_the_default_and_streams_with_an_open_length():
     assert headers["content-disposition"] == 'inline; filename="speech.wav"'
     assert headers["x-audio-sample-rate"] == "24000"
     assert headers["x-audio-channels"] == "1"
+    assert headers["x-sample-rate"] == "24000"
+    assert headers["x-channels"] == "1"
+    assert headers["x-ai-generated"] == "true"
     assert int(headers["openai-processing-ms"]) >= 0
     assert re.fullmatch(r"ingress;dur=\d+\.\d\d", headers["server-timing"])
     with wave.open(io.BytesIO(response.content)) as reader:
@@ -49,7 +53,12 @@ def test_a_whole_file_has_the_same_samples_and_a_length(response_format):
     response = asyncio.run(
         create(service, response_format=response_format, extra_body={"stream": False})
     )
-    assert response.content == encode_file(samples(), response_format, 24000)
+    whole = Output(response_format, 24000).file(samples())
+    # Each stream of Ogg has a number of its own.
+    if response_format is AudioFormat.OPUS:
+        assert len(response.content) == len(whole)
+    else:
+        assert response.content == whole
     assert int(response.response.headers["content-length"]) == len(response.content)
     assert response.response.headers["x-finish-reason"] == "stop"
     assert service.idle
@@ -58,7 +67,7 @@ def test_a_whole_file_has_the_same_samples_and_a_length(response_format):
 def test_a_limit_of_tokens_ends_the_audio_and_says_so():
     service = Service()
     response = asyncio.run(create(service, extra_body={"stream": False, "max_tokens": 3}))
-    assert response.content == encode_file(samples(3), AudioFormat.WAV, 24000)
+    assert response.content == Output(AudioFormat.WAV, 24000).file(samples(3))
     assert response.response.headers["x-finish-reason"] == "length"
 
 
@@ -99,7 +108,9 @@ def test_the_short_path_works_and_the_metrics_are_recorded():
     async def main():
         service = Service()
         async with service.http() as http:
-            response = await http.post("/audio/speech", json={"input": "Hello.", "seed": SEED})
+            response = await http.post(
+                "/audio/speech", json={"input": "Hello.", "seed": SEED, "response_format": "wav"}
+            )
         assert response.content == wav_header(24000) + samples().tobytes()
         assert service.counts == {(metrics.REQUESTS.name, "200"): 1}
         assert service.observed == [

@@ -35,7 +35,7 @@ every_codec = pytest.mark.parametrize("name", CODECS)
 
 
 def encoded(name, samples, piece=1920, rate_hz=RATE_HZ, to_file=False):
-    encoder = CompressedEncoder(CODECS[name], rate_hz, to_file=to_file)
+    encoder = CompressedEncoder(CODECS[name], rate_hz, len(samples) if to_file else None)
     pieces = [encoder.encode(samples[i : i + piece]) for i in range(0, len(samples), piece)]
     return b"".join([*pieces, encoder.finish()])
 
@@ -125,19 +125,17 @@ def test_very_short_audio_survives(name, num_samples):
 
 
 @every_codec
-@pytest.mark.parametrize("to_file", [False, True])
-def test_a_stream_without_samples_ends_without_an_error(name, to_file):
-    encoder = CompressedEncoder(CODECS[name], RATE_HZ, to_file=to_file)
+@pytest.mark.parametrize("num_samples", [None, 0])
+def test_a_stream_without_samples_ends_without_an_error(name, num_samples):
+    encoder = CompressedEncoder(CODECS[name], RATE_HZ, num_samples)
     assert encoder.encode(np.zeros(0, np.int16)) == b""
     assert isinstance(encoder.finish(), bytes)
 
 
 @every_codec
-@pytest.mark.parametrize("rate_hz", [8000, 16000, 22050, 24000, 44100, 48000])
-def test_every_codec_takes_its_nearest_rate(name, rate_hz):
-    codec_hz = CODECS[name].rate_hz(rate_hz)
-    assert codec_hz >= rate_hz
-    audio, decoded_hz = decoded(encoded(name, tone(codec_hz, codec_hz), rate_hz=codec_hz))
+@pytest.mark.parametrize("rate_hz", [8000, 16000, 24000, 48000])
+def test_every_codec_takes_other_rates(name, rate_hz):
+    audio, decoded_hz = decoded(encoded(name, tone(rate_hz, rate_hz), rate_hz=rate_hz))
     assert decoded_hz == (48000 if name == "opus" else rate_hz)
     assert pitch(audio, decoded_hz) == pytest.approx(220, rel=0.002)
 
