@@ -78,7 +78,7 @@ RULES = (
     Rule("models.speech_decoder.queue", (*BOTTOM, "models.speech_decoder.jobs")),
     Rule("models.speech_decoder.jobs", (*BOTTOM, "models.event_loops")),
     Rule("models.talker", (*_STAGE, _CONTRACT, _FIRST_AUDIO), OUTER),
-    Rule("models.fused", (*_STAGE, *STAGES), (*OUTER, "vllm")),
+    Rule("models.fused", (*_STAGE, *STAGES, "models.kernel_cache.ahead"), (*OUTER, "vllm")),
     Rule(
         "models.fused.process",
         (

@@ -5,14 +5,17 @@ from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
 
 import numpy as np
+import torch
 
 from serve_app.config import AppConfig
 from serve_app.models.checkpoint.files import Checkpoint
 from serve_app.models.code_predictor.channel.in_process import InProcessFrames
+from serve_app.models.kernel_cache.ahead import fill_ahead
 from serve_app.models.rehearsal import rehearse
 from serve_app.models.speech_decoder.first_audio import FirstAudioDecoder
 from serve_app.models.speech_decoder.stage import StreamingSpeechDecoder
 from serve_app.models.talker.engine import VllmTalker
+from serve_app.models.talker.vllm.core import import_engine
 from serve_app.types import PcmChunk, SpeechRequest
 
 
@@ -38,6 +41,9 @@ class FusedSpeech:
         Raises:
             CheckpointError, StageUnavailable: the checkpoint or the device is unusable.
         """
+        kernels_are_compiled = fill_ahead(device)
+        import_engine(torch.device(device))
+        kernels_are_compiled()
         predictor = InProcessFrames.load(checkpoint, config.code_predictor, device)
         decoder = StreamingSpeechDecoder.load(checkpoint, config.speech_decoder, device)
         runner = decoder.runner

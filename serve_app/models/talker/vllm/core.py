@@ -98,6 +98,16 @@ class TalkerCore:
         RUNTIMES.pop(self._runtime_key, None)
 
 
+def import_engine(device: torch.device) -> None:
+    """Import vLLM, which takes seconds, before the engine is built for `device`."""
+    _prepare_environment(device)
+    with _without_collections():
+        import vllm.v1.engine.core
+
+        if device.type == "cuda":
+            import vllm.v1.worker.gpu_worker  # noqa: F401
+
+
 def build_core(
     checkpoint: Any, config: TalkerConfig, place: DeviceSpec, runtime: TalkerRuntime
 ) -> TalkerCore:
@@ -109,7 +119,7 @@ def build_core(
         place: device and dtype.
         runtime: for state and scheduler, which vLLM builds.
     """
-    _prepare_environment(place)
+    _prepare_environment(place.device)
     runtime_key = secrets.token_hex(8)
     RUNTIMES[runtime_key] = runtime
     try:
@@ -150,7 +160,7 @@ def _build_engine(
             return EngineCore(vllm_config, Executor.get_class(vllm_config), log_stats=False)
 
 
-def _prepare_environment(place: DeviceSpec) -> None:
+def _prepare_environment(device: torch.device) -> None:
     """Set what vLLM reads of the environment, which it does when it is imported and later on.
 
     Nothing may import vLLM before, and nobody else sets these.
@@ -166,7 +176,7 @@ def _prepare_environment(place: DeviceSpec) -> None:
     # Else vLLM ends its capture by giving back to the collector what `_build_engine` has frozen;
     # collections during a capture, which this is about, do not happen there.
     os.environ["VLLM_ENABLE_CUDAGRAPH_GC"] = "1"
-    if place.device.type == "cpu":
+    if device.type == "cpu":
         os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
 
 
