@@ -2,8 +2,9 @@
 
 import asyncio
 import logging
-import os
+import random
 from collections.abc import AsyncGenerator
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, Final
 
 import ray
@@ -14,7 +15,9 @@ from serve_app.config import AppConfig
 if TYPE_CHECKING:
     from serve_app.models.code_predictor.channel.contract import FrameEndpoint
 
-_HEALTH_PERIOD_S: Final = 1.0
+_LOAD_PERIOD_S: Final = 1.0
+# A replica that is to go keeps its talkers for so long, and a new one waits so long for some.
+_SESSION_S: Final = 60.0
 
 logger = logging.getLogger(__name__)
 
@@ -24,14 +27,25 @@ class CodePredictor:
     """Serves frames on threads and sockets of its own; Serve only introduces the talkers to it."""
 
     async def __init__(self, config: AppConfig, device: str) -> None:
-        self._server = await asyncio.to_thread(_load, config, device)
         self._num_sessions = 0
+        self._open = ExitStack()
+        # The address that other nodes reach this one by, for talkers there.
+        host = ray.util.get_node_ip_address()
+        server = await asyncio.to_thread(_load, config, device, host)
+        self._server = self._open.enter_context(server.serve())
 
-    async def session(self, talker_id: str) -> AsyncGenerator["FrameEndpoint", None]:
-        """Yield the address of this replica, then stay open for as long as `talker_id` uses it.
+    async def session(
+        self, talker_id: str, node: str
+    ) -> AsyncGenerator["FrameEndpoint | dict[str, float]", None]:
+        """Yield the address of this replica, then its load, now and every second, for a while.
 
-        The open request is what makes Serve count the talker as load, and wait for it when this
-        replica goes.
+        The open request is what makes Serve count the talker as load. It ends so that the talker
+        asks anew: Serve then sends it to where there is least to do, and never to a replica that is
+        to go.
+
+        Args:
+            talker_id: for the log.
+            node: `node_identity` of the talker.
 
         Raises:
             StageUnavailable, StageFailed: the frame server no longer works; the talker must look
@@ -39,11 +53,14 @@ class CodePredictor:
         """
         self._num_sessions += 1
         logger.info("talker %s opened a session", talker_id)
+        # Not all talkers at once.
+        num_periods = round(_SESSION_S * random.uniform(0.8, 1.2) / _LOAD_PERIOD_S)
         try:
-            yield self._server.endpoint
-            while True:
-                await asyncio.sleep(_HEALTH_PERIOD_S)
+            yield self._server.endpoint(node)
+            for _ in range(num_periods):
                 self._server.check_health()
+                yield await self.stats()
+                await asyncio.sleep(_LOAD_PERIOD_S)
         finally:
             self._num_sessions -= 1
             logger.info("talker %s closed its session", talker_id)
@@ -59,18 +76,14 @@ class CodePredictor:
 
     def __del__(self) -> None:
         # Absent where the constructor failed.
-        if hasattr(self, "_server"):
-            self._server.close()
+        if hasattr(self, "_open"):
+            self._open.close()
 
 
-def _load(config: AppConfig, device: str):
+def _load(config: AppConfig, device: str, host: str):
     from serve_app.models.checkpoint.files import open_checkpoint
     from serve_app.models.checkpoint.locate import checkpoint_folder
     from serve_app.models.code_predictor.channel.server import FrameServer
 
-    # The address that other nodes reach this one by, for talkers there.
-    os.environ.setdefault("RAY_NODE_IP_ADDRESS", ray.util.get_node_ip_address())
     checkpoint = open_checkpoint(checkpoint_folder(config))
-    server = FrameServer.load(checkpoint, config.code_predictor, device)
-    server.start()
-    return server
+    return FrameServer.load(checkpoint, config.code_predictor, device, host)

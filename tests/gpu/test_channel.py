@@ -2,6 +2,9 @@
 process.
 """
 
+import time
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -10,23 +13,70 @@ from serve_app.models.checkpoint.files import open_checkpoint
 from serve_app.models.code_predictor.channel.client import RemoteFrames
 from serve_app.models.code_predictor.channel.in_process import InProcessFrames
 from serve_app.models.random_checkpoint.write import write_checkpoint
-from tests.parity.channel import frame_server, random_batch
+from tests.parity.channel import Listed, frame_server, random_batch
+
+SIZES = (1, 4, 16)
+# Some two seconds; a frame of the tiny checkpoint takes about one millisecond.
+LONG_CYCLES = 3_000_000_000
+PATIENCE_S = 60.0
+
+
+@pytest.fixture(scope="module")
+def path(tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("channel") / "checkpoint"
+    write_checkpoint(path, size="tiny", variant="custom_voice", device="cuda")
+    return path
+
+
+@pytest.fixture(scope="module")
+def local(path) -> InProcessFrames:
+    config = CodePredictorConfig(batch_sizes=SIZES)
+    frames = InProcessFrames.load(open_checkpoint(path), config, "cuda")
+    frames.capture()
+    return frames
+
+
+def batch_for(local: InProcessFrames, rows: int):
+    width = local.predictor.spec.talker_hidden_size
+    return random_batch(rows, width, local.hidden_dtype, "cuda", rows)
+
+
+def wait_for(event: torch.cuda.Event) -> None:
+    until_s = time.monotonic() + PATIENCE_S
+    while not event.query():
+        assert time.monotonic() < until_s, "the stream waits for a predictor that is gone"
+        time.sleep(0.01)
 
 
 @pytest.mark.parametrize("channel", ["auto", "socket"])
-def test_another_process_on_the_same_gpu_gives_the_same_codes(tmp_path, channel) -> None:
-    path = tmp_path / "checkpoint"
-    write_checkpoint(path, size="tiny", variant="custom_voice", device="cuda")
-    local = InProcessFrames.load(
-        open_checkpoint(path), CodePredictorConfig(batch_sizes=(1, 4, 16)), "cuda"
-    )
-    local.capture()
+def test_another_process_on_the_same_gpu_gives_the_same_codes(path, local, channel) -> None:
     with frame_server(path, "cuda") as server:
-        client = RemoteFrames(lambda: server.endpoint, channel=channel)
+        client = RemoteFrames(Listed(server.endpoint), max_rows=16, channel=channel)
         for rows in (1, 3, 4, 16, 1, 9):
-            width = local.predictor.spec.talker_hidden_size
-            batch = random_batch(rows, width, local.hidden_dtype, "cuda", rows)
+            batch = batch_for(local, rows)
             for _ in range(3):
                 assert torch.equal(client.predict(batch), local.predict(batch))
         assert client.transport == ("cuda_ipc" if channel == "auto" else "unix")
+        client.close()
+
+
+def test_a_predictor_killed_before_it_is_done_leaves_no_codes(path, local) -> None:
+    """It answers when a frame is queued; what lies in the buffers then must not pass for codes."""
+    with (
+        frame_server(path, "cuda", sleep_cycles=LONG_CYCLES) as slow,
+        frame_server(path, "cuda") as other,
+    ):
+        client = RemoteFrames(Listed(slow.endpoint, other.endpoint), max_rows=16)
+        batch, done = batch_for(local, 4), torch.cuda.Event()
+        assert torch.equal(client.predict(batch), local.predict(batch))
+        torch.cuda.synchronize()
+        codes = client.predict(batch)
+        done.record()
+        assert not done.query(), "the frame was done before the predictor could be killed"
+        slow.kill()
+        wait_for(done)
+        assert (codes == -1).all()
+        expected = local.predict(batch)
+        assert torch.equal(client.predict(batch), expected)
+        assert client.reconnects == 1
         client.close()

@@ -21,6 +21,7 @@ from serve_app.models.code_predictor.channel.contract import FrameBatch
 from serve_app.models.code_predictor.channel.in_process import InProcessFrames
 from serve_app.models.code_predictor.channel.server import FrameServer
 from serve_app.models.random_checkpoint.write import write_checkpoint
+from tests.parity.channel import Listed
 from tests.parity.engines import assert_same_codes, request, speak, talker
 
 SIZES = tuple(os.environ.get("TTS_GPU_SIZES", "0.6b").split(","))
@@ -89,15 +90,12 @@ def test_remote_frames_equal_in_process_frames(path) -> None:
     """Over a socket; CUDA IPC needs a second process (tests/gpu/test_channel.py)."""
     config = CodePredictorConfig(batch_sizes=BATCHES)
     server = FrameServer.load(open_checkpoint(path), config, "cuda")
-    server.start()
-    client = RemoteFrames(lambda: server.endpoint, channel="socket")
-    try:
-        given = batch(server.frames, 8)
-        assert torch.equal(client.predict(given), server.frames.predict(given))
+    with server.serve():
+        client = RemoteFrames(Listed(server.endpoint()), max_rows=16, channel="socket")
+        given = batch(server.frames.local, 8)
+        assert torch.equal(client.predict(given), server.frames.local.predict(given))
         assert client.transport == "unix"
-    finally:
         client.close()
-        server.close()
 
 
 def teacher_forced(

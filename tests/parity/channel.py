@@ -21,10 +21,34 @@ from serve_app.models.checkpoint.files import open_checkpoint
 from serve_app.models.code_predictor.channel.server import FrameServer
 config = CodePredictorConfig(batch_sizes=(1, 4, 16))
 server = FrameServer.load(open_checkpoint(Path(sys.argv[1])), config, sys.argv[2])
-server.start()
-print("endpoint", base64.b64encode(pickle.dumps(server.endpoint)).decode(), flush=True)
-time.sleep(600)
+if cycles := int(sys.argv[4]):
+    import torch
+    quick = server.frames.local.run
+    def slow(*columns):
+        torch.cuda._sleep(cycles)
+        return quick(*columns)
+    slow.max_batch = quick.max_batch
+    server.frames.local.run = slow
+with server.serve():
+    endpoint = server.endpoint(sys.argv[3] or None)
+    print("endpoint", base64.b64encode(pickle.dumps(endpoint)).decode(), flush=True)
+    time.sleep(600)
 """
+
+
+class Listed:
+    """`FrameSessions` that name the given endpoints, one after the other, the last for ever."""
+
+    is_over = False
+
+    def __init__(self, *endpoints: FrameEndpoint) -> None:
+        self.endpoints = list(endpoints)
+        self.nodes: list[str] = []
+
+    def connect(self, node: str) -> FrameEndpoint:
+        self.nodes.append(node)
+        self.is_over = False
+        return self.endpoints.pop(0) if len(self.endpoints) > 1 else self.endpoints[0]
 
 
 @dataclass
@@ -38,10 +62,17 @@ class ServerProcess:
 
 
 @contextmanager
-def frame_server(path: Path, device: str) -> Iterator[ServerProcess]:
-    """A running frame server on a checkpoint; killed at the end."""
+def frame_server(
+    path: Path, device: str, node: str = "", sleep_cycles: int = 0
+) -> Iterator[ServerProcess]:
+    """A running frame server on a checkpoint, for a talker on `node`; killed at the end.
+
+    `sleep_cycles` are spent on the GPU before each frame.
+    """
     process = subprocess.Popen(
-        [sys.executable, "-c", _SERVER, str(path), device], stdout=subprocess.PIPE, text=True
+        [sys.executable, "-c", _SERVER, str(path), device, node, str(sleep_cycles)],
+        stdout=subprocess.PIPE,
+        text=True,
     )
     try:
         assert process.stdout is not None

@@ -22,6 +22,8 @@ OUTER = ("ray", *WEB)
 BOTTOM = ("types", "errors", "config", "protocols", "chunking", "pipeline", "resumption", "metrics")
 STAGES = ("models.talker", "models.code_predictor", "models.speech_decoder", "models.fused")
 DEPLOYMENTS = ("talker", "code_predictor", "speech_decoder", "fused")
+# Files of `deployments` that a stage's deployment may use.
+SHARED = ("deployments.calls", "deployments.predictor_session")
 FLAT = (
     "models.device",
     "models.cuda_graph",
@@ -89,10 +91,8 @@ RULES = (
             "models.checkpoint.files",
         ),
     ),
-    *(
-        Rule(f"deployments.{stage}", (*BOTTOM, "models", "deployments.calls"), WEB)
-        for stage in DEPLOYMENTS
-    ),
+    *(Rule(f"deployments.{stage}", (*BOTTOM, "models", *SHARED), WEB) for stage in DEPLOYMENTS),
+    Rule("deployments.predictor_session", BOTTOM),
     Rule("deployments", (*BOTTOM, "http", "audio"), HEAVY),
     Rule("app", ("",), ("torch", "vllm", *WEB)),
     Rule("serve_config", (*BOTTOM,), (*HEAVY, *WEB)),

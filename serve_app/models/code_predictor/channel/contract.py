@@ -7,7 +7,7 @@ import contextlib
 import os
 import socket
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
@@ -64,8 +64,9 @@ class FrameClient(Protocol):
     reached_s: float
 
     def predict(self, batch: FrameBatch) -> Tensor:
-        """Codes of groups 1..Q-1, int64 [B, Q - 1], on the batch's device; valid until the next
-        call.
+        """Codes of groups 1..Q-1: int64 [B, Q - 1] on the batch's device, until the next call.
+
+        -1 where the predictor was lost after it had answered and before it was done.
 
         Raises:
             StageFailed: no predictor answered.
@@ -86,22 +87,49 @@ class CapturableFrames(FrameClient, Protocol):
         ...
 
 
+class FrameSessions(Protocol):
+    """Where a client finds predictors."""
+
+    @property
+    def is_over(self) -> bool:
+        """Whether the predictor last named wants to be let go, or a better one may be there."""
+        ...
+
+    def connect(self, node: str) -> "FrameEndpoint":
+        """Name a live predictor for a client on `node` (`node_identity`); may block for long.
+
+        Raises:
+            OSError: none could be reached; worth another attempt.
+        """
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class FrameEndpoint:
-    """Where a frame server listens, and what decides how to reach it."""
+    """Where a frame server listens, and what decides how to reach it.
+
+    host, port: of its TCP listener; port 0 while it has none.
+    token: what a peer has to show; a server's own.
+    """
 
     host: str
     port: int
     unix_path: str
     node: str
     gpu: str | None
+    token: str = field(repr=False)
 
 
 def node_identity() -> str:
-    """A string equal for processes that can share a Unix socket and CUDA IPC handles."""
+    """A string equal for processes that can share a Unix socket and CUDA IPC handles.
+
+    The machine and its temporary folder: two containers of one image show the same inode, on
+    different devices.
+    """
     with contextlib.suppress(OSError):
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-        return f"{boot}:{os.stat(tempfile.gettempdir()).st_ino}"
+        folder = os.stat(tempfile.gettempdir())
+        return f"{boot}:{folder.st_dev}:{folder.st_ino}"
     return socket.gethostname()
 
 

@@ -38,9 +38,9 @@ def _predictor_class(
 
 
 class InProcessFrames:
-    """The code predictor in the talker's own process: eager on CPU, one CUDA graph per batch size
-    on GPU.
-    """
+    """Eager on CPU, one CUDA graph per batch size on GPU."""
+
+    reached_s = -math.inf
 
     reached_s = -math.inf
 
@@ -72,8 +72,9 @@ class InProcessFrames:
 
     @torch.inference_mode()
     def capture(self) -> None:
-        """Capture the graphs of `predict`; not needed by a talker that captures `predict_eager` in
-        its own.
+        """Capture the graphs of `predict`.
+
+        A talker that captures `predict_eager` in its own does not need them.
         """
         device = self.predictor.device
         if device.type == "cuda":

@@ -7,163 +7,176 @@ import secrets
 import socket
 import tempfile
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import torch
 
 from serve_app.config import CodePredictorConfig
-from serve_app.errors import StageUnavailable
+from serve_app.errors import StageFailed, StageUnavailable
 from serve_app.models.code_predictor.channel.contract import (
-    FrameBatch,
     FrameEndpoint,
     gpu_identity,
     node_identity,
 )
 from serve_app.models.code_predictor.channel.in_process import InProcessFrames
-from serve_app.models.code_predictor.channel.shared_memory import SharedBuffers
-from serve_app.models.code_predictor.channel.wire import (
-    ERROR,
-    FRAME,
-    HELLO,
-    read_message,
-    send,
-    split,
-    to_bytes,
-)
+from serve_app.models.code_predictor.channel.talk import Frames, PredictorBroken, converse
+from serve_app.models.process_end import OnDeath, end_process
+
+_HANDSHAKE_S: Final = 10.0
+# Through each of the two ways in; a talker has one.
+_MAX_CONNECTIONS: Final = 256
 
 logger = logging.getLogger(__name__)
 
 
 class FrameServer:
-    """Answers frames for any number of talkers; one thread per connection, one frame on the device
-    at a time.
+    """Answers frames for any number of talkers, one thread per connection.
+
+    Talkers on this machine come through a Unix socket that only this user can open. A TCP port is
+    opened once `endpoint` is asked for by one on another machine.
+
+    Args:
+        frames: the predictor; called from one thread at a time.
+        host: the address that other machines reach this one by.
+        on_death: called when a frame has failed, with the reason. The predictor cannot be trusted
+            after that: a device that failed once fails every frame.
+        handshake_s: time in which a peer has to say who it is.
+        max_connections: through each of the two ways in.
     """
 
-    def __init__(self, frames: InProcessFrames) -> None:
-        self.frames = frames
-        self.lock = threading.Lock()
-        self.closing = False
-        self.calls = 0
-        self.rows = 0
-        self.connections: set[socket.socket] = set()
-        self.threads: list[threading.Thread] = []
-        self.listeners: list[socket.socket] = []
-        self.endpoint = self._listen()
+    def __init__(
+        self,
+        frames: InProcessFrames,
+        host: str = "127.0.0.1",
+        on_death: OnDeath = end_process,
+        *,
+        handshake_s: float = _HANDSHAKE_S,
+        max_connections: int = _MAX_CONNECTIONS,
+    ) -> None:
+        self.frames = Frames(frames)
+        self.threads: set[threading.Thread] = set()
+        self._host = host
+        self._on_death = on_death
+        self._handshake_s = handshake_s
+        self._max_connections = max_connections
+        self._lock = threading.Lock()
+        self._connections: set[socket.socket] = set()
+        self._listeners: list[socket.socket] = []
+        self._port = 0
+        self._is_open = False
+        self._failure: Exception | None = None
+        self._token = secrets.token_hex(16)
+        name = f"tts-frames-{os.getpid()}-{secrets.token_hex(4)}.sock"
+        self._path = Path(tempfile.gettempdir(), name)
 
     @classmethod
-    def load(cls, checkpoint: Any, config: CodePredictorConfig, device: str) -> "FrameServer":
+    def load(
+        cls,
+        checkpoint: Any,
+        config: CodePredictorConfig,
+        device: str,
+        host: str = "127.0.0.1",
+        on_death: OnDeath = end_process,
+    ) -> "FrameServer":
         frames = InProcessFrames.load(checkpoint, config, device)
         frames.capture()
-        return cls(frames)
+        return cls(frames, host, on_death)
 
-    def _listen(self) -> FrameEndpoint:
-        path = os.path.join(
-            tempfile.gettempdir(), f"tts-frames-{os.getpid()}-{secrets.token_hex(4)}.sock"
-        )
+    @contextlib.contextmanager
+    def serve(self) -> Iterator["FrameServer"]:
+        """Listen on this machine, and answer until the context is left."""
         local = socket.socket(socket.AF_UNIX)
-        local.bind(path)
-        os.chmod(path, 0o600)
-        # Nodes reach each other by the address Ray knows them by; the port is the system's choice.
-        remote = socket.socket()
-        remote.bind(("0.0.0.0", 0))
-        self.listeners = [local, remote]
-        host = os.environ.get("RAY_NODE_IP_ADDRESS") or _own_address()
-        gpu = gpu_identity(self.frames.predictor.device)
-        return FrameEndpoint(host, remote.getsockname()[1], path, node_identity(), gpu)
+        local.bind(str(self._path))
+        self._path.chmod(0o600)
+        self._is_open = True
+        try:
+            self._listen(local)
+            yield self
+        finally:
+            self._close()
+            for thread in list(self.threads):
+                thread.join(10)
 
-    def start(self) -> None:
-        for listener in self.listeners:
-            listener.listen()
-            self._spawn(self._accept, listener)
+    def endpoint(self, node: str | None = None) -> FrameEndpoint:
+        """How a talker on `node` (`node_identity`; None: on this one) gets here."""
+        here = node_identity()
+        if node is not None and node != here:
+            with self._lock:
+                if self._is_open and not self._port:
+                    self._port = self._listen(socket.create_server((self._host, 0)))
+        gpu = gpu_identity(self.frames.device)
+        return FrameEndpoint(self._host, self._port, str(self._path), here, gpu, self._token)
+
+    def stats(self) -> Mapping[str, float]:
+        return {
+            "calls": self.frames.calls,
+            "rows": self.frames.rows,
+            "talkers": len(self._connections),
+        }
+
+    def check_health(self) -> None:
+        if self._failure is not None:
+            raise StageFailed(f"the code predictor failed: {self._failure!r}")
+        if not self._is_open:
+            raise StageUnavailable("the frame server is closed")
+
+    def _listen(self, listener: socket.socket) -> int:
+        """Accept talkers; the port, where there is one."""
+        listener.listen()
+        self._listeners.append(listener)
+        self._spawn(self._accept, listener)
+        return listener.getsockname()[1] if listener.family != socket.AF_UNIX else 0
 
     def _spawn(self, target: Callable[..., None], *args: object) -> None:
-        thread = threading.Thread(target=target, args=args, daemon=True, name="frame-server")
+        def run() -> None:
+            try:
+                target(*args)
+            finally:
+                self.threads.discard(thread)
+
+        thread = threading.Thread(target=run, daemon=True, name="frame-server")
+        self.threads.add(thread)
         thread.start()
-        self.threads.append(thread)
 
     def _accept(self, listener: socket.socket) -> None:
-        while not self.closing:
+        while self._is_open:
             try:
                 connection, _ = listener.accept()
             except OSError:
                 return
-            if connection.family == socket.AF_INET:
-                connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            self.connections.add(connection)
+            same = [c for c in list(self._connections) if c.family == listener.family]
+            if len(same) >= self._max_connections:
+                logger.warning("%d connections are open: refused another", len(same))
+                connection.close()
+                continue
+            self._connections.add(connection)
             self._spawn(self._serve, connection)
 
     def _serve(self, connection: socket.socket) -> None:
         try:
             with torch.inference_mode():
-                self._converse(connection)
-        except (ConnectionError, OSError):
-            pass
+                converse(connection, self.frames, self._token, self._handshake_s)
+        except PredictorBroken as broken:
+            self._failure = broken.error
+            logger.error("a frame failed", exc_info=broken.error)
+            self._on_death(f"the code predictor failed: {broken.error!r}")
+            # In a process that goes on, talkers learn it from their sockets.
+            self._close()
+        except OSError as error:
+            logger.info("a talker left: %s", error)
+        except Exception:
+            logger.exception("a talker was refused")
         finally:
-            self.connections.discard(connection)
+            self._connections.discard(connection)
             connection.close()
 
-    def _converse(self, connection: socket.socket) -> None:
-        predictor = self.frames.predictor
-        like = FrameBatch.zeros(
-            1, predictor.spec.talker_hidden_size, predictor.dtype, torch.device("cpu")
-        )
-        shared: SharedBuffers | None = None
-        while True:
-            kind, rows, payload = read_message(connection)
-            try:
-                if kind == HELLO:
-                    # Handles are pickled: taken from the socket that only this user can open.
-                    if payload and connection.family != socket.AF_UNIX:
-                        raise ValueError("CUDA IPC handles are accepted over the Unix socket only")
-                    shared = (
-                        SharedBuffers.open(bytes(payload), predictor.device) if payload else None
-                    )
-                    send(connection, HELLO, 0, str(predictor.dtype).encode())
-                elif shared is not None:
-                    self._answer_shared(shared, rows)
-                    send(connection, FRAME, rows)
-                else:
-                    tensors = [t.to(predictor.device) for t in split(payload, like, rows)]
-                    with self.lock:
-                        codes = self.frames.run(*tensors).to(torch.int16).cpu()
-                    send(connection, FRAME, rows, to_bytes(codes))
-                self.calls += 1
-                self.rows += rows
-            except (ConnectionError, OSError):
-                raise
-            except Exception as error:
-                logger.exception("a frame failed")
-                send(connection, ERROR, rows, repr(error).encode())
-
-    def _answer_shared(self, shared: "SharedBuffers", rows: int) -> None:
-        """Enqueue wait, frame and record; the peer meets us here, not at completion."""
-        with self.lock:
-            stream = torch.cuda.current_stream()
-            stream.wait_event(shared.ready)
-            inputs = [t[:rows] for t in shared.batch.tensors()]
-            shared.codes[:rows].copy_(self.frames.run(*inputs))
-            shared.answered.record(stream)
-
-    def stats(self) -> Mapping[str, float]:
-        return {"calls": self.calls, "rows": self.rows, "talkers": len(self.connections)}
-
-    def check_health(self) -> None:
-        if self.closing:
-            raise StageUnavailable("the frame server is closed")
-
-    def close(self) -> None:
-        self.closing = True
-        for each in [*self.listeners, *self.connections]:
+    def _close(self) -> None:
+        with self._lock:
+            self._is_open = False
+        for each in [*self._listeners, *list(self._connections)]:
             with contextlib.suppress(OSError):
                 each.shutdown(socket.SHUT_RDWR)
             each.close()
-        Path(self.endpoint.unix_path).unlink(missing_ok=True)
-
-
-def _own_address() -> str:
-    try:
-        return socket.gethostbyname(socket.gethostname())
-    except OSError:
-        return "127.0.0.1"
+        self._path.unlink(missing_ok=True)

@@ -1,11 +1,14 @@
 """Frames through memory of one GPU that two processes hold."""
 
 from dataclasses import dataclass
+from typing import Final
 
 import torch
 from torch import Tensor
 
 from serve_app.models.code_predictor.channel.contract import FrameBatch
+
+MAX_EXPORT_BYTES: Final = 1 << 16
 
 
 @dataclass(slots=True)
@@ -26,6 +29,20 @@ class SharedBuffers:
         for event in events:  # an event has a handle once it has been recorded
             event.record()
         return cls(batch, codes, *events)
+
+    def hand_over(self, batch: FrameBatch) -> None:
+        """Copy a batch into the buffers; `ready` says when it is there."""
+        rows = len(batch.code_0)
+        for target, source in zip(self.batch.tensors(), batch.tensors(), strict=True):
+            target[:rows].copy_(source)
+        # What lies here must not pass for an answer if the peer ends before it has written one.
+        self.codes[:rows].fill_(-1)
+        self.ready.record(torch.cuda.current_stream())
+
+    def take_back(self, rows: int) -> Tensor:
+        """The codes, for what follows on the current stream once the peer has queued them."""
+        torch.cuda.current_stream().wait_event(self.answered)
+        return self.codes[:rows]
 
     def export(self) -> bytes:
         """Handles for the peer, through torch's own reductions of CUDA tensors."""

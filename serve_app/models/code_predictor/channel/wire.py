@@ -1,11 +1,13 @@
 """Messages of the frame channel, as they lie on a socket.
 
-A message is a 12-byte header (kind, rows, payload length) and, where the tensors travel by socket,
-the rows' columns one after the other. Answers carry the codes the same way.
+A message is a 12-byte header (kind, rows, payload length) and its payload: in the first one the
+token and what `shared_memory` exports, later the rows' columns one after the other, or nothing
+where they go through shared memory. Answers carry the codes the same way.
 """
 
 import socket
 import struct
+import time
 from typing import Final
 
 import torch
@@ -14,18 +16,11 @@ from torch import Tensor
 from serve_app.models.code_predictor.channel.contract import FrameBatch
 
 HEADER: Final = struct.Struct("<III")
-HELLO, FRAME, ERROR = 1, 2, 3
+HELLO, FRAME = 1, 2
 
 
-def receive(connection: socket.socket, length: int) -> bytearray:
-    data = bytearray(length)
-    view = memoryview(data)
-    while view:
-        count = connection.recv_into(view)
-        if count == 0:
-            raise ConnectionError("the peer closed the frame channel")
-        view = view[count:]
-    return data
+class BadMessage(ConnectionError):
+    """The peer does not speak as agreed; nothing that it sends can be trusted."""
 
 
 def send(connection: socket.socket, kind: int, rows: int, *parts: bytes | memoryview) -> None:
@@ -33,9 +28,38 @@ def send(connection: socket.socket, kind: int, rows: int, *parts: bytes | memory
     connection.sendall(HEADER.pack(kind, rows, len(payload)) + payload)
 
 
-def read_message(connection: socket.socket) -> tuple[int, int, bytearray]:
-    kind, rows, length = HEADER.unpack(receive(connection, HEADER.size))
-    return kind, rows, receive(connection, length)
+def read_message(
+    connection: socket.socket, most_bytes: int, until_s: float | None = None
+) -> tuple[int, int, bytearray]:
+    """The next message: kind, rows, payload.
+
+    Args:
+        connection: where from.
+        most_bytes: of the payload; room is made for no more.
+        until_s: moment of `time.monotonic` by which all of it has to be there.
+
+    Raises:
+        BadMessage: the payload is longer.
+        OSError: the peer has gone, or took too long.
+    """
+    kind, rows, length = HEADER.unpack(_receive(connection, HEADER.size, until_s))
+    if length > most_bytes:
+        raise BadMessage(f"a message of {length} bytes, at most {most_bytes} are expected")
+    return kind, rows, _receive(connection, length, until_s)
+
+
+def _receive(connection: socket.socket, length: int, until_s: float | None) -> bytearray:
+    data = bytearray(length)
+    view = memoryview(data)
+    while view:
+        if until_s is not None:
+            # 0 would mean: do not wait at all.
+            connection.settimeout(max(1e-3, until_s - time.monotonic()))
+        count = connection.recv_into(view)
+        if count == 0:
+            raise ConnectionError("the peer closed the frame channel")
+        view = view[count:]
+    return data
 
 
 def to_bytes(tensor: Tensor) -> bytes:
@@ -46,12 +70,24 @@ def to_bytes(tensor: Tensor) -> bytes:
     return host.numpy().tobytes()
 
 
-def split(payload: bytearray, like: FrameBatch, rows: int) -> list[Tensor]:
-    """Tensors of `rows` rows laid out one after the other, shaped and typed as `like`'s."""
-    parts, offset = [], 0
+def row_bytes(like: FrameBatch) -> int:
+    """Length of one row of all columns."""
+    return sum(tensor[:1].numel() * tensor.element_size() for tensor in like.tensors())
+
+
+def split(payload: bytearray, like: FrameBatch, rows: int) -> FrameBatch:
+    """The columns of `rows` rows, shaped and typed as `like`'s; they share the payload's memory.
+
+    Raises:
+        BadMessage: the payload has another length.
+    """
+    if len(payload) != rows * row_bytes(like):
+        raise BadMessage(f"{len(payload)} bytes for {rows} rows of {row_bytes(like)}")
+    parts: list[Tensor] = []
+    offset = 0
     for tensor in like.tensors():
         count = rows * tensor[:1].numel()
-        parts.append(torch.frombuffer(payload, dtype=tensor.dtype, count=count, offset=offset))
-        parts[-1] = parts[-1].view(rows, *tensor.shape[1:])
+        part = torch.frombuffer(payload, dtype=tensor.dtype, count=count, offset=offset)
+        parts.append(part.view(rows, *tensor.shape[1:]))
         offset += count * tensor.element_size()
-    return parts
+    return FrameBatch(*parts)
