@@ -246,6 +246,28 @@ async def until(happened: Callable[[], bool]) -> None:
             await asyncio.sleep(0.01)
 
 
+def test_others_are_served_while_a_long_text_is_tokenized(path) -> None:
+    ticks: list[float] = []
+
+    async def tick() -> None:
+        while True:
+            ticks.append(time.monotonic())
+            await asyncio.sleep(0.005)
+
+    async def run(engine: VllmTalker) -> None:
+        ticker = asyncio.create_task(tick())
+        began_s = time.monotonic()
+        with pytest.raises(InvalidRequest, match="too long"):
+            await all_of(engine, request("Many words. " * 40_000))
+        ended_s = time.monotonic()
+        ticker.cancel()
+        quarter_s = (ended_s - began_s) / 4
+        assert any(began_s + quarter_s < moment < ended_s - quarter_s for moment in ticks)
+
+    with talker(path) as engine:
+        asyncio.run(run(engine))
+
+
 def test_speech_that_is_cut_for_want_of_room_leaves_a_trace(path, caplog) -> None:
     with talker(path, max_model_len=64) as engine:
         (asked_for,) = speak(engine, [request("Hello there.", max_new_tokens=5)])
