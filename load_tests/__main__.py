@@ -1,4 +1,4 @@
-"""`python -m load_tests --url URL closed|open|sweep`: measure a server that is running."""
+"""`python -m load_tests --url URL closed|open|burst|sweep`: measure a server that is running."""
 
 import argparse
 import sys
@@ -18,7 +18,15 @@ from load_tests.loops.options import (
     ladders_of,
     workload_of,
 )
-from load_tests.loops.runner import ClosedLoop, OpenLoop, run_closed, run_loop, run_open
+from load_tests.loops.runner import (
+    BurstLoop,
+    ClosedLoop,
+    OpenLoop,
+    run_burst,
+    run_closed,
+    run_loop,
+    run_open,
+)
 from load_tests.loops.workload import Workload
 from load_tests.reports import circumstances, files, plots, report
 from load_tests.reports.load_points import load_points
@@ -39,7 +47,12 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     opened.add_argument("--rate", type=float, default=5.0, help="requests/s")
     opened.add_argument("--duration", type=float, default=30.0, help="s")
     opened.add_argument("--warm-up", type=float, default=3.0, help="s")
-    add_ladder_options(loops.add_parser("sweep", help="closed and open ladders"))
+    burst = loops.add_parser("burst", help="many at the same moment")
+    burst.add_argument("--size", type=int, default=16)
+    burst.add_argument("--times", type=int, default=5)
+    burst.add_argument("--pause", type=float, default=3.0, help="s, idle between two bursts")
+    burst.add_argument("--cold", action="store_true", help="it is the server's first load: say so")
+    add_ladder_options(loops.add_parser("sweep", help="burst, closed and open ladders"))
     return parser.parse_args(arguments)
 
 
@@ -84,6 +97,9 @@ async def _levels(
     elif args.loop == "open":
         rates = OpenLoop(args.rate, args.duration, args.warm_up, args.seed)
         yield Level.of(await run_open(client, workload, rates))
+    elif args.loop == "burst":
+        bursts = BurstLoop(args.size, args.times, args.pause, args.cold)
+        yield Level.of(await run_burst(client, workload, bursts))
     else:
         async with aclosing(climb(client, workload, ladders_of(args))) as steps:
             async for step in steps:

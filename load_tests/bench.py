@@ -48,6 +48,9 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     frame.add_argument("--batches", type=int, nargs="+", default=[1, 8, 16, 32, 64, 128, 256])
     http = parser.add_argument_group("parts http, startup and memory")
     http.add_argument("--capacity", type=int, default=256, help="streams per replica; not memory")
+    http.add_argument(
+        "--burst", type=int, nargs="*", default=[16, 64, 128], help="requests at once"
+    )
     http.add_argument("--closed", type=int, nargs="*", default=[1, 16, 64, 256], help="streams")
     http.add_argument(
         "--open", type=float, nargs="*", default=[5, 20, 40, 60, 80, 100], help="requests/s"

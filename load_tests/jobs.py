@@ -128,7 +128,8 @@ def _served(args: argparse.Namespace, part: str, needs_s: float, *options: str) 
 
 
 def _http(args: argparse.Namespace) -> Iterator[Job]:
-    options = ["--capacity", args.capacity, "--closed", *args.closed, "--open", *args.open]
+    options = ["--capacity", args.capacity, "--burst", *args.burst]
+    options += ["--closed", *args.closed, "--open", *args.open]
     options += ["--seeds", *args.seeds, "--seed", args.seeds[0]]
     options += ["--duration", args.duration, "--warm-up", args.warm_up]
     yield from _served(args, "http", 130, *_words(options))
@@ -141,16 +142,17 @@ def _throughput(args: argparse.Namespace) -> Iterator[Job]:
     one = argparse.Namespace(**{**vars(args), "placements": ["fused"]})
     options = ["--profile", "throughput", "--closed"]
     options += [streams for streams in args.closed if streams >= _MANY_STREAMS]
-    yield from _served(one, "throughput", 100.0, *_words(options), "--open")
+    yield from _served(one, "throughput", 100.0, *_words(options), "--open", "--burst")
 
 
 def _startup(args: argparse.Namespace) -> Iterator[Job]:
-    options = ("--capacity", str(args.capacity), "--closed", "--open")
+    options = ("--capacity", str(args.capacity), "--closed", "--open", "--burst")
     yield from _served(args, "startup", 100.0, *options)
 
 
 def _memory(args: argparse.Namespace) -> Iterator[Job]:
-    yield from _served(args, "memory", 110.0, "--closed", str(_MEMORY_STREAMS), "--open")
+    options = ("--closed", str(_MEMORY_STREAMS), "--open", "--burst")
+    yield from _served(args, "memory", 110.0, *options)
 
 
 def _peers(args: argparse.Namespace) -> Iterator[Job]:

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from load_tests.loops.ladder import NoTime, climb
+from load_tests.loops.level import Level
 from load_tests.loops.options import (
     add_ladder_options,
     add_workload_options,
@@ -26,7 +27,7 @@ from load_tests.loops.options import (
     ladders_of,
     workload_of,
 )
-from load_tests.loops.runner import ClosedLoop, run_closed, run_loop
+from load_tests.loops.runner import BurstLoop, ClosedLoop, run_burst, run_closed, run_loop
 from load_tests.reports import circumstances, files, plots, report
 from load_tests.reports.load_points import load_points
 from load_tests.servers.child import say, write_checkpoint
@@ -90,10 +91,25 @@ async def load(
     deadline_s: float,
     save: Callable[[], None],
 ) -> None:
-    """Climb the ladders, keeping each level as soon as it is done."""
+    """Climb the ladders, keeping each level as soon as it is done.
+
+    Before them, before any warm-up, comes the cold row: what the first users after ready get.
+    """
     workload = workload_of(args)
+
+    def add(level: Level) -> None:
+        measured.levels.append(level)
+        say(report.table_line(report.row(level)))
+        for line in report.notes([level]):
+            say(line)
+        save()
+
     async with client_of(args, url) as client:
         measured.health = await client.get_json("/health")
+        say("\n" + "\n".join(report.table_head()))
+        first = BurstLoop(args.cold, times=1, cold=True)
+        if args.cold and first not in measured.done():
+            add(Level.of(await run_burst(client, workload, first)))
         # The first real request of each length pays for what only it finds cold.
         warm_up = await run_closed(client, workload, ClosedLoop(2, 4, warm_up=0))
         broken = [result for result in warm_up.results if not result.ok]
@@ -102,7 +118,6 @@ async def load(
         if len(broken) == len(warm_up.results):
             return
         await asyncio.sleep(args.settle)
-        say("\n" + "\n".join(report.table_head()))
         ladders, skipped = ladders_of(args, deadline_s), False
         try:
             async with (
@@ -114,12 +129,8 @@ async def load(
                         measured.note(step)
                         skipped = skipped or isinstance(step, NoTime)
                         continue
-                    measured.levels.append(step)
                     skipped = skipped or bool(step.summary.stopped)
-                    say(report.table_line(report.row(step)))
-                    for line in report.notes([step]):
-                        say(line)
-                    save()
+                    add(step)
             measured.complete = not skipped
         except TimeoutError:
             measured.note("out of time, the last level is lost")
@@ -162,6 +173,9 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         type=float,
         default=12.0 if circumstances.gpus() else 0.0,
         help="s between ready and the first level, in which the server captures its large graphs",
+    )
+    parser.add_argument(
+        "--cold", type=int, default=16, help="requests at once, the first after ready; 0: none"
     )
     parser.add_argument("--ready-timeout", type=float, default=300.0, help="s")
     parser.add_argument(

@@ -7,7 +7,15 @@ from typing import Final
 
 from load_tests.loops.client import SpeechClient
 from load_tests.loops.level import Level
-from load_tests.loops.runner import ClosedLoop, OpenLoop, run_closed, run_open
+from load_tests.loops.runner import (
+    BurstLoop,
+    ClosedLoop,
+    OpenLoop,
+    Plan,
+    run_burst,
+    run_closed,
+    run_open,
+)
 from load_tests.loops.workload import Workload
 
 # Past this a rate ladder ends: the server is overloaded, and higher rates only take longer to
@@ -15,6 +23,7 @@ from load_tests.loops.workload import Workload
 STOP_AT_P95_S: Final = 1.0
 CLOSED_LADDER: Final = (1, 16, 64, 256)
 OPEN_LADDER: Final = (5.0, 20.0, 40.0, 60.0, 80.0)
+BURST_LADDER: Final = (16, 64)
 MIN_CLOSED_REQUESTS: Final = 20
 # Left for the answers to the last arrivals of an open loop.
 _DRAIN_S: Final = 5.0
@@ -28,12 +37,16 @@ class NoTime(str):
 class Ladders:
     """What a sweep runs through; `deadline_s` is of `time.perf_counter`.
 
-    seeds: an open level is run once with each; closed ones with the workload's own.
+    burst: before the others, on a server that nothing has kept busy yet.
+    seeds: an open level is run once with each; the others with the workload's own.
     """
 
+    burst: tuple[int, ...] = BURST_LADDER
     closed: tuple[int, ...] = CLOSED_LADDER
     open: tuple[float, ...] = OPEN_LADDER
     rounds: int = 4
+    bursts: int = 5
+    pause_s: float = 3.0
     duration_s: float = 15.0
     warm_up_s: float = 3.0
     seeds: tuple[int, ...] = (0,)
@@ -47,7 +60,7 @@ async def climb(
     client: SpeechClient,
     workload: Workload,
     ladders: Ladders,
-    done: Mapping[ClosedLoop | OpenLoop, float] | None = None,
+    done: Mapping[Plan, float] | None = None,
 ) -> AsyncGenerator[Level | str, None]:
     """Yield each level when it is done, and a line of text for each that is left out.
 
@@ -55,6 +68,15 @@ async def climb(
     playable audio in seconds; closed ones without `max_s`.
     """
     done = done or {}
+    for size in ladders.burst:
+        plan = BurstLoop(size, ladders.bursts, ladders.pause_s)
+        if plan in done:
+            continue
+        left_s = ladders.left_s()
+        if left_s is not None and left_s < plan.times * plan.pause_s + _DRAIN_S:
+            yield NoTime(f"burst, {plan.label}: left out, no time")
+            continue
+        yield Level.of(await run_burst(client, workload, plan))
     for streams in ladders.closed:
         requests = max(MIN_CLOSED_REQUESTS, ladders.rounds * streams)
         plan = ClosedLoop(streams, requests)

@@ -1,10 +1,11 @@
 """One run at one load, reduced: what ladders yield and reports show."""
 
+import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from load_tests.loops.metrics import Summary, play, summarize
-from load_tests.loops.runner import ClosedLoop, Run
+from load_tests.loops.metrics import Summary, percentile, play, summarize
+from load_tests.loops.runner import BurstLoop, Run, loop_name
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,21 +20,40 @@ class Level:
         return cls(run, summarize(run))
 
     @property
-    def is_closed(self) -> bool:
-        return isinstance(self.run.plan, ClosedLoop)
+    def loop(self) -> str:
+        return loop_name(self.run.plan)
+
+    @property
+    def bursts_p95_s(self) -> list[float]:
+        """First playable audio of each burst by itself; empty where there was only one, or none.
+
+        One that met a cold server, or compiled something, is lost in the p95 of them all.
+        """
+        plan = self.run.plan
+        if not isinstance(plan, BurstLoop) or plan.times == 1:
+            return []
+        firsts = [
+            result.first_playable_s if result.ok and result.first_playable_s else math.inf
+            for result in self.run.results
+        ]
+        return [
+            percentile(firsts[begin : begin + plan.size], 0.95)
+            for begin in range(0, len(firsts), plan.size)
+        ]
 
     @property
     def load(self) -> str:
         """The loop and how much of it."""
-        return f"{'closed' if self.is_closed else 'open'}, {self.run.plan.label}"
+        return f"{self.loop}, {self.run.plan.label}"
 
     def as_json(self, *, requests: bool) -> dict[str, Any]:
         """`requests` adds one entry per request."""
         data = {
-            "loop": "closed" if self.is_closed else "open",
+            "loop": self.loop,
             "label": self.run.plan.label,
             "plan": asdict(self.run.plan),
             **asdict(self.summary),
+            "bursts_p95_s": self.bursts_p95_s,
         }
         if requests:
             data["results"] = [

@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 
 from load_tests.loops.client import WAV_HEADER_BYTES, AudioShape, SpeechClient
-from load_tests.loops.ladder import CLOSED_LADDER, OPEN_LADDER, Ladders
+from load_tests.loops.ladder import BURST_LADDER, CLOSED_LADDER, OPEN_LADDER, Ladders
 from load_tests.loops.workload import Workload
 
 
@@ -28,6 +28,9 @@ def add_workload_options(parser: argparse.ArgumentParser) -> None:
 
 
 def add_ladder_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--burst", type=int, nargs="*", default=list(BURST_LADDER))
+    parser.add_argument("--bursts", type=int, default=5, help="of each size")
+    parser.add_argument("--pause", type=float, default=3.0, help="s, idle between two bursts")
     parser.add_argument("--closed", type=int, nargs="*", default=list(CLOSED_LADDER))
     parser.add_argument("--open", type=float, nargs="*", default=list(OPEN_LADDER))
     parser.add_argument("--rounds", type=int, default=4, help="measured requests per closed stream")
@@ -65,9 +68,12 @@ def client_of(args: argparse.Namespace, url: str) -> SpeechClient:
 
 def ladders_of(args: argparse.Namespace, deadline_s: float | None = None) -> Ladders:
     return Ladders(
+        burst=tuple(args.burst),
         closed=tuple(args.closed),
         open=tuple(args.open),
         rounds=args.rounds,
+        bursts=args.bursts,
+        pause_s=args.pause,
         duration_s=args.duration,
         warm_up_s=args.warm_up,
         seeds=tuple(args.seeds or (args.seed,)),

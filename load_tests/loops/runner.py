@@ -1,9 +1,11 @@
-"""The two loops that send a workload, and what they observed.
+"""The three loops that send a workload, and what they observed.
 
 closed: `streams` clients, each sends its next request when its last one has ended. Shows how much
     a server makes when it is kept busy; a slow server is asked for less, which flatters its delays.
 open: requests leave at Poisson times, whatever became of the ones before. Shows the delays that
     independent users see at a rate; past what the server can do, they grow without bound.
+burst: requests leave all at the same moment, again and again, with silence in between. Shows what
+    a server that was idle makes of it, which neither of the others does.
 """
 
 import asyncio
@@ -55,6 +57,41 @@ class OpenLoop:
         return f"{self.rate_hz:g} requests/s"
 
 
+@dataclass(frozen=True, slots=True)
+class BurstLoop:
+    """`size` requests at the same moment, `times` times, idle for `pause_s` between two bursts.
+
+    cold: it was the first load that the server got since it was ready.
+    """
+
+    size: int
+    times: int = 5
+    pause_s: float = 3.0
+    cold: bool = False
+
+    @property
+    def label(self) -> str:
+        if self.times == 1:
+            return f"{self.size} at once"
+        return f"{self.size} at once, {self.times} times"
+
+
+Plan = ClosedLoop | OpenLoop | BurstLoop
+
+
+def loop_name(plan: Plan) -> str:
+    """What reports and stored levels call the loop of `plan`."""
+    match plan:
+        case ClosedLoop():
+            return "closed"
+        case OpenLoop():
+            return "open"
+        case BurstLoop(cold=True):
+            return "cold"
+        case BurstLoop():
+            return "burst"
+
+
 @dataclass(slots=True)
 class Run:
     """Everything one loop observed; times are absolute, of the client's clock.
@@ -68,7 +105,7 @@ class Run:
     stopped: why the sample is smaller than planned, "" if it is not.
     """
 
-    plan: ClosedLoop | OpenLoop
+    plan: Plan
     results: list[RequestResult] = field(default_factory=list)
     warm_up: list[RequestResult] = field(default_factory=list)
     window: tuple[float, float] = (0.0, 0.0)
@@ -144,6 +181,23 @@ async def run_open(client: SpeechClient, workload: Workload, plan: OpenLoop) -> 
                     group.create_task(send(number - num_warm, at_s, run.results))
             await asyncio.sleep(start + total_s - time.perf_counter())
     run.window = (measured_from, start + total_s)
+    return run
+
+
+async def run_burst(client: SpeechClient, workload: Workload, plan: BurstLoop) -> Run:
+    """Send each burst when every answer to the one before has ended and the pause is over.
+
+    The results stand in the order of sending: those of burst `n` from `n * plan.size` on.
+    """
+    run = Run(plan, max_in_flight=plan.size)
+    async with _observed(run):
+        for number in range(plan.times):
+            if number:
+                await asyncio.sleep(plan.pause_s)
+            first = number * plan.size
+            at_s = time.perf_counter()
+            calls = [workload.call(index) for index in range(first, first + plan.size)]
+            run.results += await asyncio.gather(*(client.speak(call, at_s) for call in calls))
     return run
 
 

@@ -31,7 +31,16 @@ import yaml
 
 from load_tests.loops.client import AudioShape, SpeechClient
 from load_tests.loops.level import Level
-from load_tests.loops.runner import ClosedLoop, OpenLoop, Run, run_closed, run_loop, run_open
+from load_tests.loops.runner import (
+    BurstLoop,
+    ClosedLoop,
+    OpenLoop,
+    Run,
+    run_burst,
+    run_closed,
+    run_loop,
+    run_open,
+)
 from load_tests.loops.workload import SpeechCall, Workload
 from load_tests.peers.vllm_omni_pack import VERSION, pack
 from load_tests.reports import circumstances, files, report
@@ -223,6 +232,11 @@ async def load(
         return deadline_s - time.perf_counter()
 
     async def plans() -> AsyncGenerator[Run, None]:
+        for size in args.burst:
+            if left_s() < 20:
+                note(f"burst, {size} at once: left out, no time")
+                continue
+            yield await run_burst(client, workload, BurstLoop(size))
         for streams in args.closed:
             if left_s() < 10:
                 note(f"closed, {streams} streams: left out, no time")
@@ -355,6 +369,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     bench.add_argument("--budget-s", type=float, default=560.0, help="for everything")
     bench.add_argument("--frames", type=int, default=55, help="codec frames of each request")
     bench.add_argument("--extra-tokens", type=int, default=1, help="sampled beyond the frames")
+    bench.add_argument("--burst", type=int, nargs="*", default=[16, 64])
     bench.add_argument("--closed", type=int, nargs="*", default=[1, 16, 64])
     bench.add_argument("--open", type=float, nargs="*", default=[5.0, 20.0], help="requests/s")
     bench.add_argument("--rounds", type=int, default=4, help="requests per closed stream")

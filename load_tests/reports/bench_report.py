@@ -6,7 +6,7 @@ from typing import Any, Final
 
 from load_tests.reports import files, plots, report
 from load_tests.reports.frame_table import frame_table
-from load_tests.reports.load_points import LoadPoint
+from load_tests.reports.load_points import LoadPoint, number
 from load_tests.reports.results import Results
 from load_tests.reports.targets import target_table
 
@@ -16,6 +16,7 @@ _LOADS: Final = (
     "failed",
     "first playable p50, ms",
     "p95, ms",
+    "p95 of each burst, ms",
     "audio-s/s",
     "underruns (> 50 ms)",
     "client lag p99, ms",
@@ -186,6 +187,7 @@ def _load_row(point: LoadPoint) -> list[str]:
         str(point.failures),
         point.p50_ms.text(),
         point.p95_ms.text(),
+        ", ".join(number(value, 0) for value in point.bursts_p95_ms) or "-",
         point.audio_s_per_s.text(0),
         f"{point.underruns} ({point.underruns_over_50_ms})",
         point.lag_p99_ms.text(),

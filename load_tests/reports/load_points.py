@@ -27,19 +27,20 @@ class Spread:
     def text(self, digits: int = 1) -> str:
         """`median`, and behind it the range of several runs."""
         if self.low == self.high:
-            return _number(self.median, digits)
-        span = f"{_number(self.low, digits)} to {_number(self.high, digits)}"
-        return f"{_number(self.median, digits)} ({span})"
+            return number(self.median, digits)
+        span = f"{number(self.low, digits)} to {number(self.high, digits)}"
+        return f"{number(self.median, digits)} ({span})"
 
 
 @dataclass(frozen=True, slots=True)
 class LoadPoint:
     """One load, by all its runs; delays in ms.
 
-    load: streams of a closed loop, requests per second of an open one.
+    load: streams of a closed loop, requests per second of an open one, requests at once of a burst.
+    bursts_p95_ms: of each burst by itself, over the runs.
     """
 
-    loop: Literal["closed", "open"]
+    loop: Literal["closed", "open", "burst", "cold"]
     load: float
     label: str
     seeds: tuple[int, ...]
@@ -51,6 +52,7 @@ class LoadPoint:
     p95_ms: Spread
     audio_s_per_s: Spread
     lag_p99_ms: Spread
+    bursts_p95_ms: tuple[float, ...] = ()
 
 
 def load_points(levels: Sequence[Mapping[str, Any]]) -> list[LoadPoint]:
@@ -58,7 +60,8 @@ def load_points(levels: Sequence[Mapping[str, Any]]) -> list[LoadPoint]:
     groups: defaultdict[tuple[str, float], list[Mapping[str, Any]]] = defaultdict(list)
     for level in levels:
         plan = level["plan"]
-        groups[level["loop"], plan.get("streams", plan.get("rate_hz"))].append(level)
+        load = next(plan[name] for name in ("streams", "rate_hz", "size") if name in plan)
+        groups[level["loop"], load].append(level)
     return [_point(loop, load, runs) for (loop, load), runs in groups.items()]
 
 
@@ -83,8 +86,13 @@ def _point(loop: Any, load: float, runs: Sequence[Mapping[str, Any]]) -> LoadPoi
         ),
         # A closed loop is never late for its own sake: its client's clock tells instead.
         lag_p99_ms=delay("clock_error_s" if loop == "closed" else "lag_s", "p99"),
+        bursts_p95_ms=tuple(
+            math.inf if value is None else 1000 * value
+            for run in runs
+            for value in run.get("bursts_p95_s", ())
+        ),
     )
 
 
-def _number(value: float, digits: int) -> str:
+def number(value: float, digits: int) -> str:
     return "failed" if math.isinf(value) else f"{value:,.{digits}f}"

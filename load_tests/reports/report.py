@@ -43,7 +43,7 @@ def row(level: Level) -> list[str]:
     figures = level.summary
     rate = figures.audio_s_per_s_window
     # An open loop is never late for its own sake: its lag is of sending. A closed one has none.
-    lag = figures.clock_error_s if level.is_closed else figures.lag_s
+    lag = figures.clock_error_s if level.loop == "closed" else figures.lag_s
     return [
         level.load + (" (cut short)" if figures.stopped else ""),
         str(figures.requests),
@@ -101,6 +101,9 @@ def notes(levels: Sequence[Level]) -> list[str]:
         if figures.failures:
             kinds = ", ".join(f"{n} {kind}" for kind, n in figures.failures_by_kind.items())
             lines.append(f"- {label}: {kinds}; the first: {figures.first_detail}")
+        if level.bursts_p95_s:
+            each = ", ".join(map(ms, level.bursts_p95_s))
+            lines.append(f"- {label}: first playable p95 of each burst {each} ms")
         if figures.stopped:
             lines.append(f"- {label}: stopped {figures.stopped}")
         if figures.clock_error_s.p95 > 0.005:

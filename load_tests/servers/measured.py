@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Final
 
 from load_tests.loops.level import Level
-from load_tests.loops.runner import ClosedLoop, OpenLoop
+from load_tests.loops.runner import BurstLoop, ClosedLoop, OpenLoop, Plan
 from load_tests.servers.child import say
 
 
@@ -76,7 +76,7 @@ class Measured:
         self.starts = [Start(**start) for start in before["starts"]]
         self.earlier = [level for level in before["levels"] if not level["stopped"]]
 
-    def done(self) -> dict[ClosedLoop | OpenLoop, float]:
+    def done(self) -> dict[Plan, float]:
         """What `climb` need not repeat."""
         return {_plan(level): _p95_s(level) for level in self.earlier}
 
@@ -85,9 +85,11 @@ class Measured:
         say(self.notes[-1])
 
 
-def _plan(level: Mapping[str, Any]) -> ClosedLoop | OpenLoop:
+def _plan(level: Mapping[str, Any]) -> Plan:
     if level["loop"] == "closed":
         return ClosedLoop(**{**level["plan"], "max_s": None})
+    if level["loop"] in ("burst", "cold"):
+        return BurstLoop(**level["plan"])
     return OpenLoop(**level["plan"])
 
 

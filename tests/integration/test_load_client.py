@@ -16,7 +16,7 @@ from fastapi import FastAPI, Response
 from load_tests.__main__ import main
 from load_tests.loops.client import AudioShape, RequestResult, SpeechClient
 from load_tests.loops.metrics import summarize
-from load_tests.loops.runner import ClosedLoop, OpenLoop, run_closed, run_open
+from load_tests.loops.runner import BurstLoop, ClosedLoop, OpenLoop, run_burst, run_closed, run_open
 from load_tests.loops.workload import Workload, poisson_arrivals
 from serve_app.config import IngressConfig
 from serve_app.errors import Overloaded, StageFailed
@@ -136,6 +136,23 @@ def test_an_open_loop_sends_the_schedule_whatever_becomes_of_the_answers() -> No
     assert sorted(gaps) == pytest.approx(expected)
 
 
+def test_a_burst_leaves_at_once_and_the_next_when_all_have_ended() -> None:
+    service = Service(frame_s=0.005)
+
+    async def go(url: str):
+        async with SpeechClient(url, SHAPE) as client:
+            return await run_burst(client, WORKLOAD, BurstLoop(size=6, times=2, pause_s=0.1))
+
+    with served(service.app) as url:
+        run = asyncio.run(go(url))
+    assert [result.index for result in run.results] == list(range(12))
+    assert all(result.ok for result in run.results)
+    first, second = run.results[:6], run.results[6:]
+    assert len({result.scheduled_at_s for result in first}) == 1
+    ended_s = max(result.sent_at_s + result.end_s for result in first)
+    assert second[0].scheduled_at_s >= ended_s + 0.1
+
+
 def test_a_refused_request_is_a_failure_with_the_servers_reason() -> None:
     result = speak_once(Service(fail_at=0, error=Overloaded("full")).app)
     assert (result.error, result.status) == ("status", 429)
@@ -200,14 +217,17 @@ def test_the_command_sweeps_and_writes_its_files(
     with served(Service(frame_s=0.001).app) as url:
         files = ["--url", url, "--out", str(out), "--report", str(text), "--frames", "5:9"]
         ladder = ["--closed", "1", "4", "--open", "20", "--duration", "1", "--warm-up", "0.2"]
+        ladder += ["--burst", "3", "--bursts", "2", "--pause", "0.1"]
         assert main([*files, "sweep", *ladder]) == 0
     content = json.loads(out.read_text())
     assert [level["label"] for level in content["levels"]] == [
+        "3 at once, 2 times",
         "1 stream",
         "4 streams",
         "20 requests/s",
     ]
-    assert [level["failures"] for level in content["levels"]] == [0, 0, 0]
+    assert [level["failures"] for level in content["levels"]] == [0, 0, 0, 0]
+    assert len(content["levels"][0]["bursts_p95_s"]) == 2
     assert content["health"]["config_digest"] == "0123456789ab"
     assert content["versions"]["ray"]
     assert content["workload"]["min_frames"] == 5

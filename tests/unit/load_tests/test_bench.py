@@ -249,7 +249,8 @@ def test_a_report_is_composed_from_what_is_stored(tmp_path: Path) -> None:
         "| configuration hash | decade (frame-1.7b); c0ffee (fused-1.7b); c0ffee (fused-1.7b,"
         " profile throughput) |",
         "| seeds of open loops | 0, 1, 2 |",
-        "| open, 20 | 30 | 0 | 15.5 (15.0 to 17.0) | 27.0 (20.0 to 29.0) | 100 | 0 (0) | 40.0 |",
+        "| open, 20 | 30 | 0 | 15.5 (15.0 to 17.0) | 27.0 (20.0 to 29.0) | - | 100 | 0 (0)"
+        " | 40.0 |",
         "| `fused` | 1.7b | as over HTTP above | empty | 41.5 | 12,345 | 23,456 |",
         "| `fused` | 1.7b | profile `throughput` | empty | 41.5 | 12,345 | 23,456 |",
         "## Over HTTP, `fused`, profile `throughput`, 1.7b",

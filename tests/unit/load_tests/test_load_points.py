@@ -1,5 +1,6 @@
 """Several runs of one load."""
 
+import math
 from typing import Any
 
 from load_tests.reports.load_points import load_points
@@ -35,3 +36,22 @@ def test_the_sustained_rate_ends_at_the_first_load_that_any_seed_fails() -> None
     assert rate(*good, level("open", 20, 2, underruns=1)) == 5
     assert rate(level("open", 5, failures=1)) == 0
     assert rate(level("closed", 1)) is None
+
+
+def test_bursts_are_loads_of_their_own_and_keep_each_burst() -> None:
+    points = load_points(
+        [
+            level("cold", 16, first_playable_s=late(0.2, 0.9)),
+            level("burst", 16, bursts_p95_s=[0.05, None]),
+            level("burst", 64, bursts_p95_s=[0.15]),
+        ]
+    )
+    assert [(point.loop, point.load) for point in points] == [
+        ("cold", 16),
+        ("burst", 16),
+        ("burst", 64),
+    ]
+    assert points[0].bursts_p95_ms == ()
+    # A burst whose p95 is a failed request is the worst of all, and not left out.
+    assert points[1].bursts_p95_ms == (50.0, math.inf)
+    assert sustained_rate(points) is None

@@ -5,8 +5,9 @@ import math
 import pytest
 
 from load_tests.loops.client import AudibleScan
+from load_tests.loops.level import Level
 from load_tests.loops.metrics import percentile, summarize
-from load_tests.loops.runner import ClosedLoop, OpenLoop, Run
+from load_tests.loops.runner import BurstLoop, ClosedLoop, OpenLoop, Run
 from tests.unit.load_tests.values import (
     FRAME_S,
     result,
@@ -50,6 +51,18 @@ def test_the_figures_of_a_run() -> None:
     assert figures.audio_s_per_s_window == pytest.approx(2.0)
     assert figures.longest_gap_s.p99 == pytest.approx(0.4)
     assert (figures.underruns, figures.underruns_over_50_ms) == (2, 2)
+
+
+def test_a_burst_that_was_late_shows_beside_those_that_were_not() -> None:
+    run = Run(BurstLoop(size=2, times=3))
+    late = result(arrivals=((0.9, 3840),))
+    run.results += [result(), result(), late, result(), result(), result(error="status")]
+    level = Level.of(run)
+    assert (level.loop, level.load) == ("burst", "burst, 2 at once, 3 times")
+    assert level.bursts_p95_s == [0.1, 0.9, math.inf]
+    assert level.summary.audio_s_per_s_window is None
+    first = Level.of(Run(BurstLoop(size=2, times=1, cold=True), results=[late, late]))
+    assert (first.load, first.bursts_p95_s) == ("cold, 2 at once", [])
 
 
 def test_only_audio_within_the_window_counts_there() -> None:

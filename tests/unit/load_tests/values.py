@@ -36,6 +36,8 @@ def level(loop: str, load: float, seed: int = 0, **changes: Any) -> dict[str, An
     loop_plan: dict[str, Any] = {"streams": load, "requests": 20, "warm_up": 1, "max_s": 300.0}
     if loop == "open":
         loop_plan = {"rate_hz": load, "duration_s": 5.0, "warm_up_s": 2.0, "seed": seed}
+    elif loop in ("burst", "cold"):
+        loop_plan = {"size": load, "times": 5, "pause_s": 3.0, "cold": loop == "cold"}
     return {
         "loop": loop,
         "label": f"{load:g}",
