@@ -48,13 +48,16 @@ class Server:
         talker, decoder = stats["talker"], stats["speech_decoder"]
         return max(talker["running"], talker["waiting"], talker["streams"], decoder["streams"])
 
-    def replicas(self) -> dict[str, psutil.Process]:
-        """The process of each replica, by the name of its deployment."""
-        found: dict[str, psutil.Process] = {}
+    def replicas(self) -> dict[str, list[psutil.Process]]:
+        """The processes of the replicas, by the names of their deployments."""
+        found: dict[str, list[psutil.Process]] = {}
         for process in self.process.children(recursive=True):
-            title = " ".join(process.cmdline())
+            try:
+                title = " ".join(process.cmdline())
+            except psutil.NoSuchProcess:
+                continue
             if title.startswith("ray::ServeReplica:tts:"):
-                found[title.split(":")[4].split(".")[0]] = process
+                found.setdefault(title.split(":")[4].split(".")[0], []).append(process)
         return found
 
 
@@ -65,7 +68,9 @@ def server(request: pytest.FixtureRequest) -> Iterator[Server]:
         yield from run_server(placement, Path(folder), request.config)
 
 
-def run_server(placement: str, folder: Path, config: pytest.Config) -> Iterator[Server]:
+def run_server(
+    placement: str, folder: Path, config: pytest.Config, serve_config: Path | None = None
+) -> Iterator[Server]:
     port = free_port()
     log = folder / "server.log"
     environment = {
@@ -74,15 +79,20 @@ def run_server(placement: str, folder: Path, config: pytest.Config) -> Iterator[
         "PORT": str(port),
         # Sockets lie below it, and the path of a socket must be short.
         "RAY_TMPDIR": str(folder),
+        # For the observer, as the launcher sets it for itself: Ray is on the loopback interface.
+        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
         "RAY_AUTH_MODE": "disabled",
         "RAY_USAGE_STATS_ENABLED": "0",
     }
     for name in ("TTS_MODEL", "TTS_REVISION", "RAY_ADDRESS"):
         environment.pop(name, None)
+    # What a cluster that died has left: a start must not wait for it.
+    (folder / "ray").mkdir()
+    (folder / "ray" / "ray_current_cluster").write_text(f"127.0.0.1:{free_port()}")
     started = time.monotonic()
     with log.open("wb") as output:
         process = subprocess.Popen(
-            [sys.executable, "-m", "serve_app", CONFIGS[placement]],
+            [sys.executable, "-m", "serve_app", str(serve_config or CONFIGS[placement])],
             cwd=REPOSITORY,
             env=environment,
             stdout=output,

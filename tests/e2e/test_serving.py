@@ -1,6 +1,7 @@
 """What a client sees of a whole server, in both placements."""
 
 import io
+import ipaddress
 import socket
 import time
 import wave
@@ -59,6 +60,18 @@ def test_health_says_what_runs_where(server: Server) -> None:
     assert health["status"] == "healthy"
     assert health["placement"] == server.placement
     assert health["embedded"] is True
+
+
+def test_nothing_listens_beyond_this_machine(server: Server) -> None:
+    open_ports: list[str] = []
+    for process in (server.process, *server.process.children(recursive=True)):
+        sockets = [c for c in process.net_connections("tcp") if c.status == "LISTEN"]
+        beyond = [c.laddr for c in sockets if not ipaddress.ip_address(c.laddr.ip).is_loopback]
+        if process.cmdline()[0].startswith("ray::ServeReplica") and len(beyond) == 1:
+            # Serve's calls between replicas: it has no setting for the address (README, Limits).
+            beyond = [address for address in beyond if address.ip != "::"]
+        open_ports += [f"{address} of {process.cmdline()[:3]}" for address in beyond]
+    assert not open_ports
 
 
 def test_the_openai_client_gets_a_wav_file(client: openai.OpenAI) -> None:
@@ -152,12 +165,12 @@ def test_a_client_that_leaves_frees_the_engine_at_once(server: Server) -> None:
 def test_200_clients_that_come_and_go_leave_nothing_behind(server: Server) -> None:
     speak(server, max_new_tokens=4)
     wait_until_idle(server, 5)
-    before = {name: process.num_fds() for name, process in server.replicas().items()}
+    before = {name: process.num_fds() for name, (process,) in server.replicas().items()}
     for number in range(200):
         hang_up(server, after_audio=number % 4 == 0)
     wait_until_idle(server, 10)
     assert len(speak(server, max_new_tokens=4)) > 0
-    after = {name: process.num_fds() for name, process in server.replicas().items()}
+    after = {name: process.num_fds() for name, (process,) in server.replicas().items()}
     assert after.keys() == before.keys(), "a replica was replaced"
     for name, count in after.items():
         # A few connections between replicas may have been opened for good.

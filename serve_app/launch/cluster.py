@@ -1,0 +1,31 @@
+"""The Ray cluster that the launcher runs the application on: its own, unless told to join one."""
+
+import os
+from typing import Final
+
+_NAMESPACE: Final = "serve"
+# Ray's name for it comes from the systems where this is the default.
+_ON_LOOPBACK: Final = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
+
+
+def prepare_environment() -> None:
+    """Have the Ray that this process is going to import keep to the loopback interface.
+
+    Not where RAY_ADDRESS names a cluster, whose nodes have to reach each other.
+    """
+    if not os.environ.get("RAY_ADDRESS"):
+        os.environ.update(_ON_LOOPBACK)
+
+
+def connect() -> None:
+    """Connect this process to the cluster of RAY_ADDRESS, else to a new one on this machine.
+
+    By itself, Ray would look for clusters that other programs have left word of. One of them may
+    be dead, and is then waited for for minutes; another may be somebody else's.
+
+    Raises:
+        ConnectionError: nothing answers at RAY_ADDRESS.
+    """
+    import ray
+
+    ray.init(address=os.environ.get("RAY_ADDRESS") or "local", namespace=_NAMESPACE)

