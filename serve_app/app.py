@@ -158,11 +158,11 @@ def make_plan(config: AppConfig, cluster: Mapping[str, float]) -> Plan:
 
 
 def describe(config: AppConfig) -> ModelCard:
-    """Read what the HTTP layer may know of the checkpoint, fetching it if this node lacks it."""
-    from serve_app.models.checkpoint.locate import checkpoint_folder
+    """Read what the HTTP layer may know of the checkpoint; fetches no weights."""
+    from serve_app.models.checkpoint.locate import description_folder
     from serve_app.models.checkpoint.reading import read_spec
 
-    folder = checkpoint_folder(config)
+    folder = description_folder(config)
     embedded = config.model is None
     name = config.served_model_name or (
         folder.name if config.model is None else _name(config.model)

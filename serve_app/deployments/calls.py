@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import AsyncGenerator
 from typing import Any
 
+import grpc
 import numpy as np
 from ray.exceptions import (
     ActorDiedError,
@@ -85,6 +86,8 @@ def from_ray(error: BaseException) -> SpeechError:
             | ObjectLostError()
             | ReplicaUnavailableError()
             | DeploymentUnavailableError()
+            # Serve translates UNAVAILABLE alone; a connection that ends has other names as well.
+            | grpc.RpcError()
         ):
             return StageUnavailable("a replica cannot be reached")
         case RequestCancelledError() | TaskCancelledError() | asyncio.CancelledError():

@@ -54,6 +54,7 @@ class Ingress:
         self._warming: asyncio.Task[None] | None = None
         self._replicas: Mapping[str, Mapping[str, int]] = {}
         self._replicas_at_s = float("-inf")
+        self._counting: asyncio.Future[Mapping[str, Mapping[str, int]]] | None = None
 
     async def __serve_build_asgi_app__(self) -> FastAPI:
         """Called by Serve on the event loop that the application runs on."""
@@ -86,10 +87,13 @@ class Ingress:
         now_s = time.monotonic()
         if now_s - self._replicas_at_s > _STATUS_MAX_AGE_S:
             self._replicas_at_s = now_s
-            app_name = serve.get_replica_context().app_name
+            if self._counting is None or self._counting.done():
+                # The call blocks, and this loop carries the audio of other requests. While the
+                # controller is away it does not return: one thread waits for it, not one per try.
+                app_name = serve.get_replica_context().app_name
+                self._counting = asyncio.ensure_future(asyncio.to_thread(_replica_counts, app_name))
             try:
-                # The call blocks, and this loop carries the audio of other requests.
-                counting = asyncio.to_thread(_replica_counts, app_name)
+                counting = asyncio.shield(self._counting)
                 self._replicas = await asyncio.wait_for(counting, _STATUS_MAX_AGE_S)
             except Exception as error:
                 logger.warning("cannot ask Serve for its replicas", exc_info=error)

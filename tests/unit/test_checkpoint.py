@@ -3,18 +3,22 @@
 import json
 import math
 import multiprocessing
+import os
 import pickle
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+import serve_app
 from serve_app.errors import CheckpointError
 from serve_app.models.checkpoint.embedded import embedded_checkpoint
 from serve_app.models.checkpoint.files import MODEL_WEIGHTS, SPEECH_WEIGHTS, open_checkpoint
-from serve_app.models.checkpoint.locate import locate
+from serve_app.models.checkpoint.locate import KNOWN_REVISIONS, locate
 from serve_app.models.checkpoint.reading import read_spec
 from serve_app.models.checkpoint.shapes import code_predictor_shapes, talker_shapes
 from serve_app.models.checkpoint.text_tokenizer import TextTokenizer
@@ -142,6 +146,51 @@ def test_a_local_folder_is_located_without_the_hub(tiny_checkpoint: TinyCheckpoi
 def test_what_cannot_be_pinned_is_refused(model: str) -> None:
     with pytest.raises(CheckpointError, match=r"revision|neither"):
         locate(model, None)
+
+
+def test_a_release_is_described_offline_by_its_configuration_alone(tmp_path: Path) -> None:
+    model, revision = next(iter(KNOWN_REVISIONS.items()))
+    assert len(revision) == 40
+    folder = tmp_path / "hub" / f"models--{model.replace('/', '--')}" / "snapshots" / revision
+    folder.mkdir(parents=True)
+    write_configuration(folder, size="0.6b", variant="custom_voice")
+    source = f"""
+from serve_app.app import describe
+from serve_app.config import AppConfig
+print(describe(AppConfig(model={model!r})).path)
+"""
+    # Read by the hub's library when it is imported.
+    env = {**os.environ, "HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", source], env=env, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == str(folder)
+
+
+@pytest.mark.parametrize("module", ["random_checkpoint/weights.py", "checkpoint/shapes.py"])
+def test_the_embedded_checkpoint_is_written_anew_when_what_decides_it_changes(
+    tmp_path: Path, module: str
+) -> None:
+    shutil.copytree(Path(serve_app.__file__).parent, tmp_path / "serve_app")
+    source = "from serve_app.models.checkpoint.embedded import embedded_checkpoint as e; print(e())"
+
+    def folder() -> str:
+        env = {**os.environ, "PYTHONPATH": str(tmp_path), "XDG_CACHE_HOME": str(tmp_path)}
+        done = subprocess.run(
+            [sys.executable, "-c", source],
+            env=env,
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        return done.stdout
+
+    before = folder()
+    assert folder() == before
+    with (tmp_path / "serve_app" / "models" / module).open("a") as file:
+        file.write("# changed\n")
+    assert folder() != before
 
 
 def test_weights_depend_on_the_seed_alone(tiny_checkpoint: TinyCheckpoint, tmp_path: Path) -> None:

@@ -1,5 +1,7 @@
 import pickle
 
+import grpc
+import grpc.aio
 import pytest
 from ray.exceptions import ActorDiedError, ActorUnavailableError, RayTaskError
 from ray.serve.exceptions import BackPressureError, RequestCancelledError
@@ -67,6 +69,8 @@ def test_backpressure_means_overloaded():
 
 def test_a_replica_that_died_is_told_from_one_that_cannot_be_reached():
     assert isinstance(from_ray(ActorDiedError()), StageLost)
+    cut = grpc.aio.AioRpcError(grpc.StatusCode.INTERNAL, grpc.aio.Metadata(), grpc.aio.Metadata())
+    assert type(from_ray(cut)) is StageUnavailable
     assert not isinstance(from_ray(ActorUnavailableError("gone", b"1" * 16)), StageLost)
 
 

@@ -7,7 +7,13 @@ import hashlib
 import os
 from pathlib import Path
 
-_WRITERS = sorted((Path(__file__).parents[1] / "random_checkpoint").glob("*.py"))
+# All that decides its files: who writes them, and what the writer knows of names, shapes and
+# layout.
+_WRITERS = sorted(
+    file
+    for folder in ("random_checkpoint", "checkpoint")
+    for file in (Path(__file__).parents[1] / folder).glob("*.py")
+)
 
 
 def embedded_checkpoint() -> Path:
