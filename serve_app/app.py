@@ -17,6 +17,7 @@ from ray import serve
 from ray.serve import Application
 
 from serve_app.config import AppConfig
+from serve_app.deployments.limits import deployment_options
 from serve_app.errors import CheckpointError
 from serve_app.types import ModelCard
 
@@ -60,8 +61,11 @@ def build(args: AppConfig) -> Application:
         CheckpointError: the checkpoint cannot be served.
     """
     config = args.resolved()
-    plan = make_plan(config, ray.cluster_resources())
+    cluster = ray.cluster_resources()
+    plan = make_plan(config, cluster)
     card = describe(config)
+    longest_s = card.max_new_tokens / card.frame_rate_hz
+    limits = deployment_options(config, longest_s, cluster.get("CPU", 0.0))
     info = {
         "backend": "vllm",
         "placement": config.placement,
@@ -80,16 +84,21 @@ def build(args: AppConfig) -> Application:
         config.digest,
     )
     logger.info("configuration %s: %s", config.digest, config.model_dump_json())
+    logger.info("limits where the config file states none: %s", limits)
     if card.embedded:
         logger.warning(
             "the embedded checkpoint has random weights: audio of the right format, not words;"
             " set TTS_MODEL to hear speech"
         )
-    return bind(config, plan, (card,), info)
+    return bind(config, plan, limits, (card,), info)
 
 
 def bind(
-    config: AppConfig, plan: Plan, cards: tuple[ModelCard, ...], info: dict[str, Any]
+    config: AppConfig,
+    plan: Plan,
+    limits: Mapping[str, dict[str, Any]],
+    cards: tuple[ModelCard, ...],
+    info: dict[str, Any],
 ) -> Application:
     """Compose the deployments of one placement."""
     from serve_app.deployments.code_predictor import CodePredictor
@@ -100,7 +109,8 @@ def bind(
 
     # Any: the decorator's type says that a class becomes a function.
     def options(deployment: Any) -> serve.Deployment:
-        return deployment.options(ray_actor_options=plan.actor_options[deployment.name])
+        name = deployment.name
+        return deployment.options(ray_actor_options=plan.actor_options[name], **limits[name])
 
     if config.placement == "fused":
         speech = options(Fused).bind(config, plan.device)

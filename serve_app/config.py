@@ -1,8 +1,8 @@
 """Every setting, in one strict frozen tree; the only module that reads the environment.
 
-Resources, device and placement are arguments of the app builder (`args:` in configs/*.yaml); what
-Serve can change in place (replica bounds, queue limits, drain times) stands under `deployments:`
-there and is not repeated here.
+Resources, device and placement are arguments of the app builder (`args:` in configs/*.yaml). What
+Serve is told of each deployment (replica bounds, queue limits, drain times) follows from them in
+deployments/limits.py; a config file may state it otherwise under `deployments:`.
 """
 
 import hashlib

@@ -109,6 +109,12 @@ def _application_problems(application: dict[str, Any], path: str) -> Iterator[st
                 f"{path}deployments.{name}.max_ongoing_requests: {limit} is less than the {streams}"
                 " streams of talker.max_num_seqs, which could never run together"
             )
+        scaling = deployment.get("autoscaling_config")
+        if isinstance(scaling, dict) and "target_ongoing_requests" not in scaling:
+            yield (
+                f"{path}deployments.{name}.autoscaling_config: lacks target_ongoing_requests; Serve"
+                " takes these settings as a whole, and would add replicas from 2 requests each on"
+            )
         for key in _BUILDER_ONLY:
             if key in deployment:
                 yield (

@@ -6,10 +6,9 @@ from typing import Any, Final
 import yaml
 
 from load_tests.servers.child import REPOSITORY
-from serve_app.launch.overrides import ingresses, with_profile
+from serve_app.launch.overrides import with_profile
 
 CONFIGS: Final = {"split": "configs/serve.yaml", "fused": "configs/serve.fused.yaml"}
-STAGES: Final = {"split": ("SpeechDecoder", "Talker"), "fused": ("Fused",)}
 
 
 def configured(
@@ -18,7 +17,7 @@ def configured(
     """The placement's config file with `profile`, `capacity` and then `overrides` applied."""
     config = yaml.safe_load((REPOSITORY / CONFIGS[placement]).read_text(encoding="utf-8"))
     config = with_profile(config, profile)
-    for setting in [*capacity_overrides(placement, capacity), *overrides]:
+    for setting in [*capacity_overrides(capacity), *overrides]:
         where, colon, rest = setting.partition(":")
         if colon and where in CONFIGS:
             if where != placement:
@@ -28,16 +27,11 @@ def configured(
     return config
 
 
-def capacity_overrides(placement: str, capacity: int | None) -> Iterator[str]:
+def capacity_overrides(capacity: int | None) -> Iterator[str]:
     """What has to change together for one replica of each stage to carry `capacity` streams."""
-    if capacity is None:
-        return
-    yield f"talker.max_num_seqs={capacity}"
-    yield f"speech_decoder.max_streams={capacity}"
-    for name in (*STAGES[placement], "Ingress"):
-        yield f"deployments.{name}.max_ongoing_requests={2 * capacity}"
-    replicas = ingresses(capacity)
-    yield f"deployments.Ingress.autoscaling_config.min_replicas={replicas}"
+    if capacity is not None:
+        yield f"talker.max_num_seqs={capacity}"
+        yield f"speech_decoder.max_streams={capacity}"
 
 
 def override(config: dict[str, Any], setting: str) -> None:

@@ -8,6 +8,7 @@ import pytest
 
 from serve_app.app import bind, describe, make_plan
 from serve_app.config import AppConfig, CodePredictorConfig, SpeechDecoderConfig, TalkerConfig
+from serve_app.deployments.limits import deployment_options
 from serve_app.errors import CheckpointError
 from serve_app.fakes import fake_card
 
@@ -107,7 +108,8 @@ def test_the_graph_holds_the_deployments_that_the_plan_names(
     placement: str, names: set[str]
 ) -> None:
     args = config(placement=placement)
-    application = bind(args, make_plan(args, LAPTOP), (fake_card(),), {})
+    limits = deployment_options(args, 300.0, cpus=2)
+    application = bind(args, make_plan(args, LAPTOP), limits, (fake_card(),), {})
     found: dict[str, Any] = {}
     pending = [application]
     while pending:
@@ -118,6 +120,7 @@ def test_the_graph_holds_the_deployments_that_the_plan_names(
     for name, deployment in found.items():
         options = make_plan(args, LAPTOP).actor_options[name]
         assert deployment.ray_actor_options["num_cpus"] == options["num_cpus"]
+        assert deployment.max_ongoing_requests == limits[name]["max_ongoing_requests"]
 
 
 def test_without_configuration_the_embedded_checkpoint_is_served(

@@ -93,6 +93,7 @@ RULES = (
     ),
     *(Rule(f"deployments.{stage}", (*BOTTOM, "models", *SHARED), WEB) for stage in DEPLOYMENTS),
     Rule("deployments.predictor_session", BOTTOM),
+    Rule("deployments.limits", BOTTOM),
     Rule("deployments", (*BOTTOM, "http", "audio"), HEAVY),
     Rule("app", ("",), ("torch", "vllm", *WEB)),
     Rule("serve_config", (*BOTTOM,), (*HEAVY, *WEB)),

@@ -1,0 +1,105 @@
+"""What Serve is told of each deployment: how many requests, how many replicas, how long a drain.
+
+All of it follows from the resolved configuration and the longest speech of the checkpoint. A config
+file may state something else per deployment; Serve takes what stands there, and replaces
+`autoscaling_config` as a whole.
+"""
+
+from typing import Any, Final
+
+from serve_app.config import AppConfig
+
+# A request of 5 s costs an ingress 4 ms of its event loop, and 48 streams of such end up to 120
+# times a second: half of a fast core, most of a slow one.
+STREAMS_PER_INGRESS: Final = 48
+# Requests that an ingress takes and lets wait for it, however few streams a stage has.
+_INGRESS_ONGOING: Final = 400
+_INGRESS_QUEUED: Final = 200
+# Sessions of a code predictor, each a talker's for its whole life.
+_SESSIONS: Final = 64
+_MAX_REPLICAS: Final = 8
+
+# A stream is made at least as fast as it is listened to, or its listener would not stay; this is
+# for its start, and for what the ingress holds ready for a listener who lags behind.
+_DRAIN_SLACK_S: Final = 30.0
+# By how much a stage outlasts the one it serves, so that no stream loses its source first.
+_DRAIN_STEP_S: Final = 5.0
+
+
+def ingresses(streams: int, cpus: float) -> int:
+    """Ingresses that so many streams keep busy, but not too busy.
+
+    No more than half of the cores: on a small machine the others would never find room.
+    """
+    return max(1, min(-(-streams // STREAMS_PER_INGRESS), int(cpus) // 2, _MAX_REPLICAS))
+
+
+def deployment_options(
+    config: AppConfig, longest_s: float, cpus: float
+) -> dict[str, dict[str, Any]]:
+    """Options for `.options()` by the names of the deployments of a placement.
+
+    A stage takes twice as many requests as it has streams, so that the next ones wait beside it,
+    and scales at three quarters of them: a stream counts as a request for its whole life and never
+    moves, so replicas have to come before one is full.
+
+    Args:
+        config: resolved.
+        longest_s: duration of the longest speech that a request may ask for.
+        cpus: cores of the cluster.
+    """
+    streams = config.talker.max_num_seqs
+    stages: list[tuple[str, dict[str, Any]]] = [
+        (
+            "Ingress",
+            {
+                "max_ongoing_requests": max(_INGRESS_ONGOING, 2 * streams),
+                "max_queued_requests": _INGRESS_QUEUED,
+                # Each change of its replicas reloads HAProxy: scaled slowly.
+                "autoscaling_config": {
+                    **_scaling(STREAMS_PER_INGRESS),
+                    "min_replicas": ingresses(streams, cpus),
+                    "look_back_period_s": 20,
+                    "upscale_delay_s": 10,
+                    "downscale_delay_s": 900,
+                },
+            },
+        )
+    ]
+    if config.placement == "fused":
+        stages.append(("Fused", _stage(streams)))
+    else:
+        stages += [
+            ("SpeechDecoder", _stage(config.speech_decoder.max_streams)),
+            ("Talker", _stage(streams)),
+            (
+                "CodePredictor",
+                {"max_ongoing_requests": _SESSIONS, "autoscaling_config": _scaling(1)},
+            ),
+        ]
+    return {
+        name: {
+            **options,
+            "graceful_shutdown_timeout_s": longest_s + _DRAIN_SLACK_S + index * _DRAIN_STEP_S,
+        }
+        for index, (name, options) in enumerate(stages)
+    }
+
+
+def _stage(streams: int) -> dict[str, Any]:
+    return {
+        "max_ongoing_requests": 2 * streams,
+        "autoscaling_config": _scaling(max(1, streams * 3 // 4)),
+    }
+
+
+def _scaling(target: int) -> dict[str, Any]:
+    return {
+        "min_replicas": 1,
+        "max_replicas": _MAX_REPLICAS,
+        "target_ongoing_requests": target,
+        "metrics_interval_s": 2,
+        "look_back_period_s": 10,
+        "upscale_delay_s": 5,
+        "downscale_delay_s": 300,
+    }
