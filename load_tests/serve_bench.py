@@ -42,8 +42,8 @@ from load_tests.servers.server import (
     show,
 )
 from load_tests.servers.settings import CONFIGS, configured
-from serve_app.__main__ import is_free
 from serve_app.config import PROFILES, AppConfig
+from serve_app.launch.haproxy import is_free
 
 
 def measure(

@@ -14,6 +14,7 @@ from typing import Final
 
 import yaml
 
+from serve_app.config import Environment
 from serve_app.launch import cluster, haproxy
 
 DEFAULT_CONFIG: Final = "configs/serve.yaml"
@@ -29,20 +30,18 @@ def main(arguments: list[str]) -> int:
 
     try:
         config = serve_config.load(arguments[0] if arguments else DEFAULT_CONFIG)
-        config = overrides.with_profile(config, os.environ.get("PROFILE"))
-        port = int(os.environ.get("PORT") or 0) or None
+        environment = Environment.read()
+        config = overrides.with_profile(config, environment.profile)
     except ValueError as error:
         print(error, file=sys.stderr)
         return 2
-    config = overrides.with_address(config, os.environ.get("HOST") or None, port)
+    config = overrides.with_address(config, environment.host, environment.port)
     options = config["http_options"]
     host, port = options.get("host", "127.0.0.1"), options.get("port", 8000)
     if not haproxy.is_free(host, port):
         print(f"{host}:{port} is in use; choose another: make serve PORT=...", file=sys.stderr)
         return 2
-    config = overrides.with_model(
-        config, os.environ.get("TTS_MODEL"), os.environ.get("TTS_REVISION")
-    )
+    config = overrides.with_model(config, environment.model, environment.revision)
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     # A shell that starts this in the background has Ctrl-C ignored, and with it the way to stop.
     signal.signal(signal.SIGINT, signal.default_int_handler)

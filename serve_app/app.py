@@ -25,18 +25,10 @@ from serve_app.types import ModelCard
 # for.
 _SMALL_MACHINE_SHARE: Final = 0.9
 
-_VLLM_ENV: Final = {
-    # The engine runs in the replica's own process (docs/decisions/0001-in-process-engine.md).
-    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
-    # Code 0 is sampled by the talker's own state; compiling FlashInfer's kernels would only delay
-    # the start.
-    "VLLM_USE_FLASHINFER_SAMPLER": "0",
-    "VLLM_NO_USAGE_STATS": "1",
-}
+# Before torch is imported; what vLLM reads is set by models/talker/vllm/core.py.
 _CPU_ENV: Final = {
     # More threads than cores that are free make a step many times slower, not faster.
     "OMP_NUM_THREADS": "1",
-    "VLLM_CPU_OMP_THREADS_BIND": "nobind",
 }
 # Ray lets a replica without a GPU share see all GPUs.
 _NO_GPU_ENV: Final = {"CUDA_VISIBLE_DEVICES": ""}
@@ -152,10 +144,8 @@ def make_plan(config: AppConfig, cluster: Mapping[str, float]) -> Plan:
     cpus["Ingress"] = config.ingress.num_cpus
     cpus, scaled = _fit(cpus, cluster.get("CPU", math.inf))
 
-    env = {name: _VLLM_ENV if name in ("Talker", "Fused") else {} for name in gpu_shares}
-    if device == "cpu":
-        env = {name: {**names, **_CPU_ENV, **_NO_GPU_ENV} for name, names in env.items()}
-    env["Ingress"] = _NO_GPU_ENV
+    stage_env = {**_CPU_ENV, **_NO_GPU_ENV} if device == "cpu" else {}
+    env = {**dict.fromkeys(gpu_shares, stage_env), "Ingress": _NO_GPU_ENV}
     options = {
         name: {
             "num_cpus": cpus[name],

@@ -8,6 +8,8 @@ deployments/limits.py; a config file may state it otherwise under `deployments:`
 import hashlib
 import os
 from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -41,6 +43,48 @@ PROFILES: Final[Mapping[Profile, Mapping[str, Mapping[str, Any]]]] = {
         },
     },
 }
+
+
+@dataclass(frozen=True, slots=True)
+class Environment:
+    """The environment variables that a user may set; "" is the same as not set.
+
+    Attributes:
+        model, revision: what is served where the config names none: TTS_MODEL, TTS_REVISION.
+        host, port, profile: HOST, PORT, PROFILE, over the config file's.
+        ray_address: RAY_ADDRESS, the cluster to join.
+        cache: XDG_CACHE_HOME, folder of the embedded checkpoint.
+    """
+
+    model: str | None
+    revision: str | None
+    host: str | None
+    port: int | None
+    profile: str | None
+    ray_address: str | None
+    cache: Path
+
+    @classmethod
+    def read(cls) -> "Environment":
+        """As it is now.
+
+        Raises:
+            ValueError: PORT is no number.
+        """
+
+        def text(name: str) -> str | None:
+            return os.environ.get(name) or None
+
+        port = text("PORT")
+        return cls(
+            model=text("TTS_MODEL"),
+            revision=text("TTS_REVISION"),
+            host=text("HOST"),
+            port=None if port is None else int(port),
+            profile=text("PROFILE"),
+            ray_address=text("RAY_ADDRESS"),
+            cache=Path(text("XDG_CACHE_HOME") or Path.home() / ".cache"),
+        )
 
 
 class Strict(BaseModel):
@@ -215,10 +259,11 @@ class AppConfig(Strict):
 
     def resolved(self) -> "AppConfig":
         """A copy with the environment applied (TTS_MODEL, TTS_REVISION)."""
+        environment = Environment.read()
         return self.model_copy(
             update={
-                "model": self.model or os.environ.get("TTS_MODEL") or None,
-                "revision": self.revision or os.environ.get("TTS_REVISION") or None,
+                "model": self.model or environment.model,
+                "revision": self.revision or environment.revision,
             }
         )
 

@@ -3,6 +3,8 @@
 import os
 from typing import Final
 
+from serve_app.config import Environment
+
 _NAMESPACE: Final = "serve"
 # Ray's name for it comes from the systems where this is the default.
 _ON_LOOPBACK: Final = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
@@ -13,7 +15,7 @@ def prepare_environment() -> None:
 
     Not where RAY_ADDRESS names a cluster, whose nodes have to reach each other.
     """
-    if not os.environ.get("RAY_ADDRESS"):
+    if Environment.read().ray_address is None:
         os.environ.update(_ON_LOOPBACK)
 
 
@@ -28,4 +30,4 @@ def connect() -> None:
     """
     import ray
 
-    ray.init(address=os.environ.get("RAY_ADDRESS") or "local", namespace=_NAMESPACE)
+    ray.init(address=Environment.read().ray_address or "local", namespace=_NAMESPACE)

@@ -8,6 +8,8 @@ import shutil
 import socket
 from pathlib import Path
 
+from serve_app.config import Environment
+
 
 def environment(folder: Path) -> dict[str, str]:
     """What Serve reads: sockets in `folder`, and the usual ports where they are free."""
@@ -34,7 +36,7 @@ def _on_loopback(folder: Path, *ports: int) -> dict[str, str]:
     a program that corrects the file and then becomes HAProxy.
     """
     binary = _binary()
-    if binary is None or os.environ.get("RAY_ADDRESS"):  # other nodes would lack the program
+    if binary is None or Environment.read().ray_address:  # other nodes would lack the program
         return {}
     # The file is in a folder of its node.
     program, files = folder / "haproxy", f"'{folder}'/*/haproxy.cfg"

@@ -92,15 +92,10 @@ def test_on_gpu_only_the_ingress_is_blind() -> None:
     assert blind == {"Ingress"}
 
 
-@pytest.mark.parametrize(("placement", "host"), [("split", "Talker"), ("fused", "Fused")])
-def test_the_process_of_the_engine_gets_its_environment(placement: str, host: str) -> None:
-    options = make_plan(config(placement=placement), LAPTOP).actor_options
-    env = options[host]["runtime_env"]["env_vars"]
-    assert env["VLLM_ENABLE_V1_MULTIPROCESSING"] == "0"
-    assert env["VLLM_CPU_OMP_THREADS_BIND"] == "nobind"
-    assert not any(
-        name.startswith("VLLM") for name in options["Ingress"]["runtime_env"]["env_vars"]
-    )
+def test_on_cpu_each_stage_has_one_thread() -> None:
+    plan = make_plan(config(), LAPTOP)
+    for name in SPLIT - {"Ingress"}:
+        assert plan.actor_options[name]["runtime_env"]["env_vars"]["OMP_NUM_THREADS"] == "1"
 
 
 @pytest.mark.parametrize(("placement", "names"), [("split", SPLIT), ("fused", FUSED)])

@@ -4,8 +4,9 @@ Finding it loads no torch: whoever only reads its configuration starts seconds e
 """
 
 import hashlib
-import os
 from pathlib import Path
+
+from serve_app.config import Environment
 
 # All that decides its files: who writes them, and what the writer knows of names, shapes and
 # layout.
@@ -22,7 +23,7 @@ def embedded_checkpoint() -> Path:
     The path names the version of the modules that write it. Several processes may call this at
     once: each writes its own copy and the first rename wins.
     """
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    cache = Environment.read().cache
     version = hashlib.sha256(b"".join(file.read_bytes() for file in _WRITERS)).hexdigest()[:12]
     path = cache / "qwen3-tts-serve" / version / "tiny-custom-voice"
     if not path.exists():
