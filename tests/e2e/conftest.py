@@ -57,7 +57,7 @@ class Server:
             except psutil.NoSuchProcess:
                 continue
             if title.startswith("ray::ServeReplica:tts:"):
-                found.setdefault(title.split(":")[4].split(".")[0], []).append(process)
+                found.setdefault(title.split(":")[4].split(".")[0].strip(), []).append(process)
         return found
 
 

@@ -1,0 +1,175 @@
+"""What clients see when a process of a stage is killed under load, with two replicas of each."""
+
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import psutil
+import pytest
+import yaml
+
+from serve_app import serve_config
+from tests.e2e.conftest import CONFIGS, Server, run_server
+
+NUM_STREAMS = 3
+NUM_FRAMES = 40
+BODY = {
+    "model": "tts-1",
+    "input": "One, two, three: this is a test.",
+    "voice": "serena",
+    "seed": 7,
+    "response_format": "pcm",
+    "min_new_tokens": NUM_FRAMES,
+    "max_new_tokens": NUM_FRAMES,
+}
+# Whoever waits for a replica that is gone waits for longer than a client does here: nothing can be
+# made good by a deadline, only by the news of a death.
+PATIENCE_S = 300.0
+CLIENT_S = 60.0
+REPLACED_WITHIN_S = 240.0
+# A resumed stream is decoded in other chunks, whose sums are rounded from another order.
+TOLERANCE_LSB = 2
+
+
+@pytest.fixture(scope="module")
+def pair(request: pytest.FixtureRequest) -> Iterator[Server]:
+    """A server with two replicas of each stage."""
+    placement: str = request.param
+    with tempfile.TemporaryDirectory(prefix="tts-e2e-", dir="/tmp") as name:
+        folder = Path(name)
+        path = folder / "serve.yaml"
+        path.write_text(yaml.safe_dump(doubled(serve_config.load(CONFIGS[placement]))))
+        yield from run_server(placement, folder, request.config, path)
+
+
+def doubled(config: dict[str, Any]) -> dict[str, Any]:
+    (application,) = config["applications"]
+    args = application["args"]
+    for stage in ("talker", "code_predictor", "speech_decoder"):
+        args[stage]["num_cpus"] = 0.1
+    args["talker"] |= {"max_num_seqs": 8, "max_model_len": 512}
+    args["ingress"] = {
+        "num_cpus": 0.1,
+        "first_audio_timeout_s": PATIENCE_S,
+        "chunk_timeout_s": PATIENCE_S,
+        "resume_timeout_s": PATIENCE_S,
+    }
+    for deployment in application["deployments"]:
+        replicas = 1 if deployment["name"] == "Ingress" else 2
+        deployment["autoscaling_config"] = {
+            "min_replicas": replicas,
+            "max_replicas": replicas,
+            "target_ongoing_requests": 48,
+        }
+    return config
+
+
+class Load:
+    """Clients that ask again and again; a context, at whose end all have their last answer."""
+
+    def __init__(self, server: Server) -> None:
+        self._url = f"{server.url}/v1/audio/speech"
+        self._stopping = threading.Event()
+        self._threads = [threading.Thread(target=self._ask) for _ in range(NUM_STREAMS)]
+        self.sent = 0
+        self.under_way = 0
+        self.answers: list[bytes] = []
+        self.failures: list[str] = []
+
+    def __enter__(self) -> "Load":
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stopping.set()
+        for thread in self._threads:
+            thread.join()
+
+    def wait_for(self, condition: Callable[[], object], within_s: float = CLIENT_S) -> None:
+        deadline = time.monotonic() + within_s
+        while not condition():
+            assert time.monotonic() < deadline, self.failures
+            time.sleep(0.05)
+
+    def _ask(self) -> None:
+        while not self._stopping.is_set():
+            self.sent += 1
+            number = self.sent
+            try:
+                with httpx.stream("POST", self._url, json=BODY, timeout=CLIENT_S) as answer:
+                    answer.raise_for_status()
+                    data = b""
+                    for piece in answer.iter_raw():
+                        self.under_way = max(self.under_way, number)
+                        data += piece
+                    self.answers.append(data)
+            except httpx.HTTPError as error:
+                self.failures.append(f"request {number}: {error!r}")
+
+
+def ask(server: Server) -> bytes:
+    answer = httpx.post(f"{server.url}/v1/audio/speech", json=BODY, timeout=CLIENT_S)
+    return answer.raise_for_status().content
+
+
+def all_ready(server: Server) -> bool:
+    replicas = httpx.get(f"{server.url}/health", timeout=10).json()["replicas"]
+    return all(count["ready"] == count["total"] for count in replicas.values())
+
+
+def replica_of(name: str) -> Callable[[Server], psutil.Process]:
+    return lambda server: server.replicas()[name][0]
+
+
+def fused_child(server: Server) -> psutil.Process:
+    (child,) = [
+        child
+        for child in server.replicas()["Fused"][0].children()
+        if "serve_app.models.fused.process" in child.cmdline()
+    ]
+    return child
+
+
+@pytest.mark.parametrize(
+    ("pair", "victim"),
+    [
+        pytest.param("split", replica_of("CodePredictor"), id="code predictor"),
+        pytest.param("split", replica_of("Talker"), id="talker"),
+        pytest.param("split", replica_of("SpeechDecoder"), id="speech decoder"),
+        pytest.param("fused", replica_of("Fused"), id="replica of fused"),
+        pytest.param("fused", fused_child, id="stages of fused"),
+    ],
+    indirect=["pair"],
+)
+def test_a_killed_process_costs_no_request(
+    pair: Server, victim: Callable[[Server], psutil.Process]
+) -> None:
+    expected = np.frombuffer(ask(pair), np.int16)
+    stages = {name for name in pair.replicas() if name != "Ingress"}
+    before = {p.pid for name in stages for p in pair.replicas()[name]}
+    with Load(pair) as load:
+        load.wait_for(lambda: len(load.answers) >= NUM_STREAMS)
+        victim(pair).kill()
+        killed_after = load.sent
+        # With one replica left, and while the other one is started again.
+        load.wait_for(lambda: load.under_way > killed_after + NUM_STREAMS)
+
+        def replaced() -> bool:
+            now = {p.pid for name in stages for p in pair.replicas()[name]}
+            return len(now) == len(before) and now != before and all_ready(pair)
+
+        load.wait_for(replaced, REPLACED_WITHIN_S)
+        last = load.sent
+        load.wait_for(lambda: load.under_way > last + NUM_STREAMS)
+    assert not load.failures
+    for answer in load.answers:
+        samples = np.frombuffer(answer, np.int16)
+        assert samples.shape == expected.shape
+        difference = np.abs(samples.astype(np.int32) - expected.astype(np.int32))
+        assert difference.max() <= TOLERANCE_LSB
