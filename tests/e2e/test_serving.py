@@ -62,11 +62,16 @@ def test_health_says_what_runs_where(server: Server) -> None:
     assert health["embedded"] is True
 
 
+def is_loopback(ip: str) -> bool:
+    address = ipaddress.ip_address(ip)
+    return (getattr(address, "ipv4_mapped", None) or address).is_loopback
+
+
 def test_nothing_listens_beyond_this_machine(server: Server) -> None:
     open_ports: list[str] = []
     for process in (server.process, *server.process.children(recursive=True)):
         sockets = [c for c in process.net_connections("tcp") if c.status == "LISTEN"]
-        beyond = [c.laddr for c in sockets if not ipaddress.ip_address(c.laddr.ip).is_loopback]
+        beyond = [c.laddr for c in sockets if not is_loopback(c.laddr.ip)]
         if process.cmdline()[0].startswith("ray::ServeReplica") and len(beyond) == 1:
             # Serve's calls between replicas: it has no setting for the address (README, Limits).
             beyond = [address for address in beyond if address.ip != "::"]
