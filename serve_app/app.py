@@ -161,6 +161,7 @@ def describe(config: AppConfig) -> ModelCard:
     """Read what the HTTP layer may know of the checkpoint; fetches no weights."""
     from serve_app.models.checkpoint.locate import description_folder
     from serve_app.models.checkpoint.reading import read_spec
+    from serve_app.models.checkpoint.text_tokenizer import control_strings
 
     folder = description_folder(config)
     embedded = config.model is None
@@ -168,7 +169,7 @@ def describe(config: AppConfig) -> ModelCard:
         folder.name if config.model is None else _name(config.model)
     )
     card = read_spec(folder).card(name, str(folder), embedded)
-    if card.task == "base":
+    if card.voice_sources == {"sample"}:
         raise CheckpointError(
             str(folder / "config.json"),
             "tts_model_type is 'base', a checkpoint for voice cloning, which is not served yet;"
@@ -176,7 +177,7 @@ def describe(config: AppConfig) -> ModelCard:
         )
     # A client is told at once what the talker's engine could not hold.
     longest = min(card.max_new_tokens, config.talker.max_model_len)
-    return replace(card, max_new_tokens=longest)
+    return replace(card, max_new_tokens=longest, control_strings=control_strings(folder))
 
 
 def _name(model: str) -> str:

@@ -205,6 +205,14 @@ class IngressConfig(Strict):
         gt=0,
         description="longest silence of a stream over all attempts; then it is given up",
     )
+    read_ahead_s: float = Field(
+        default=60.0,
+        gt=0,
+        description="audio that may wait for a slow reader, whose stages are free meanwhile",
+    )
+    reader_timeout_s: float = Field(
+        default=60.0, gt=0, description="how long a client may read nothing; then it is cut off"
+    )
 
 
 class AppConfig(Strict):

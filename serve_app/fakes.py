@@ -13,7 +13,15 @@ import numpy as np
 
 from serve_app.chunking import Chunker
 from serve_app.errors import SpeechError
-from serve_app.types import CodecFrames, FinishReason, ModelCard, PcmChunk, SpeechRequest
+from serve_app.types import (
+    VOICE_SOURCES,
+    CodecFrames,
+    FinishReason,
+    ModelCard,
+    PcmChunk,
+    SpeechRequest,
+    TaskType,
+)
 
 Sleep = Callable[[float], Awaitable[Any]]
 
@@ -23,18 +31,21 @@ _TONE_HZ = 220.0
 
 def fake_card(**changes: Any) -> ModelCard:
     """The card of a small custom-voice model, with `changes` applied."""
+    task: TaskType = changes.get("task", "custom_voice")
     card = ModelCard(
         name="qwen3-tts-fake",
-        task="custom_voice",
+        task=task,
         size="1b7",
         languages=("auto", "chinese", "english", "german", "japanese"),
         voices=("vivian", "serena", "ryan", "aiden", "dylan"),
+        voice_sources=VOICE_SOURCES[task],
         supports_instructions=True,
         sample_rate_hz=24000,
         samples_per_frame=1920,
         max_new_tokens=256,
         path="fakes/qwen3-tts-fake",
         voice_languages={"dylan": "beijing_dialect"},
+        control_strings=("<|im_start|>", "<|im_end|>", "<tts_pad>", "<think>"),
     )
     return replace(card, **changes)
 

@@ -49,6 +49,11 @@ REQUESTS: Final = Metric(
     "Speech requests by HTTP status; 499 = the client left before the first audio.",
     ("status",),
 )
+FINISHED: Final = Metric(
+    "tts_audio_finished_total",
+    "Complete audio responses: stop = the model came to an end, length = a limit cut it short.",
+    ("reason",),
+)
 STREAMS_ABORTED: Final = Metric(
     "tts_streams_aborted_total",
     "Audio responses that broke off after their first byte.",

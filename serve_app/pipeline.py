@@ -9,6 +9,7 @@ import time
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import aclosing
 from dataclasses import replace
+from itertools import pairwise
 from typing import TypeVar
 
 import numpy as np
@@ -72,9 +73,12 @@ async def join(chunks: AsyncIterator[PcmChunk]) -> PcmChunk:
     """The whole stream as one chunk.
 
     Raises:
-        StageFailed: the stream is empty or ended without a finish reason.
+        StageFailed: the stream is empty, has a gap, or ended without a finish reason.
     """
     parts = [chunk async for chunk in chunks]
+    for before, after in pairwise(parts):
+        if after.first_sample != before.first_sample + len(before.samples):
+            raise StageFailed(f"a gap in the audio before sample {after.first_sample}")
     if not parts or parts[-1].finish_reason is None:
         raise StageFailed("the audio ended without a finish reason")
     return PcmChunk(

@@ -8,12 +8,19 @@ A star marks a stream. Shapes use T frames, Q code groups, P prompt positions, N
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Final, Literal
 
 import numpy as np
 
 FinishReason = Literal["stop", "length"]
 TaskType = Literal["custom_voice", "voice_design", "base"]
+# What a voice can be made of: one of the checkpoint's speakers, a description, a recording.
+VoiceSource = Literal["named", "description", "sample"]
+VOICE_SOURCES: Final[Mapping[TaskType, frozenset[VoiceSource]]] = {
+    "custom_voice": frozenset({"named"}),
+    "voice_design": frozenset({"description"}),
+    "base": frozenset({"sample"}),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,13 +133,18 @@ class PcmChunk:
 
 @dataclass(frozen=True, slots=True)
 class ModelCard:
-    """What the HTTP layer may know of a served checkpoint, without torch or the weights."""
+    """What the HTTP layer may know of a served checkpoint, without torch or the weights.
+
+    task: for display and `task_type` only; what can be asked for are the capabilities below.
+    control_strings: what the tokenizer would not read as text.
+    """
 
     name: str
     task: TaskType
     size: str
     languages: tuple[str, ...]
     voices: tuple[str, ...]
+    voice_sources: frozenset[VoiceSource]
     supports_instructions: bool
     sample_rate_hz: int
     samples_per_frame: int
@@ -140,6 +152,7 @@ class ModelCard:
     path: str
     embedded: bool = False
     voice_languages: Mapping[str, str] = field(default_factory=dict)
+    control_strings: tuple[str, ...] = ()
 
     @property
     def frame_rate_hz(self) -> float:

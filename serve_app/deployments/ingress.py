@@ -15,6 +15,7 @@ from serve_app import metrics
 from serve_app.config import IngressConfig
 from serve_app.deployments.calls import through
 from serve_app.http.app import build_api
+from serve_app.http.catalog import Catalog
 from serve_app.http.health import State, Status
 from serve_app.http.warm_up import WarmUp
 from serve_app.resumption import Policy, resumed
@@ -60,7 +61,7 @@ class Ingress:
         """Called by Serve on the event loop that the application runs on."""
         self._warming = asyncio.create_task(self._warm_up.run())
         recorder = metrics.MetricsRecorder(Counter, Histogram)
-        return build_api(self._speak, self._cards, self._config, self.status, recorder)
+        return build_api(self._speak, Catalog(self._cards), self._config, self.status, recorder)
 
     async def status(self) -> Status:
         replicas = await self._count_replicas()

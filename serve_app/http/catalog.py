@@ -1,10 +1,81 @@
-"""The lists of what is served: `GET /v1/models` and `GET /v1/audio/voices` as JSON objects."""
+"""What is served: the catalog that requests are checked against, and its lists for clients."""
 
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from serve_app.http.names import TASK_NAMES, VOICE_ALIASES, alias_target
+from fastapi import FastAPI
+
+from serve_app.errors import StageUnavailable, UnknownModel
+from serve_app.http.names import TASK_NAMES, VOICE_ALIASES, alias_target, find_card
 from serve_app.types import ModelCard
+
+
+class Catalog:
+    """The cards of what is served; it grows as applications come up."""
+
+    def __init__(self, cards: Iterable[ModelCard] = ()) -> None:
+        self._cards = {card.name: card for card in cards}
+
+    def add(self, card: ModelCard) -> None:
+        """Serve a model from now on, or know it better."""
+        self._cards[card.name] = card
+
+    @property
+    def cards(self) -> tuple[ModelCard, ...]:
+        """All of them, the default first."""
+        return tuple(self._cards.values())
+
+    @property
+    def default(self) -> ModelCard:
+        """What answers a request that names no model.
+
+        Raises:
+            StageUnavailable: nothing is served yet.
+        """
+        for card in self._cards.values():
+            return card
+        raise StageUnavailable("no model is served yet")
+
+    def get(self, name: str) -> ModelCard:
+        """The card of any name that a client may have for a model.
+
+        Raises:
+            UnknownModel: none has it.
+            StageUnavailable: nothing is served yet.
+        """
+        default = self.default
+        card = find_card(name, self.cards, default)
+        if card is None:
+            served = ", ".join(self._cards)
+            raise UnknownModel(
+                f"The model '{name}' does not exist. Served here: {served}.",
+                "model",
+                "model_not_found",
+            )
+        return card
+
+
+def add_routes(app: FastAPI, catalog: Catalog) -> None:
+    """The lists of models and voices."""
+    created = int(time.time())
+
+    @app.get("/v1/models")
+    async def list_models() -> dict[str, Any]:
+        models = [model_object(card, created) for card in catalog.cards]
+        return {"object": "list", "data": models}
+
+    @app.get("/v1/models/{model_id:path}")
+    async def retrieve_model(model_id: str) -> dict[str, Any]:
+        return model_object(catalog.get(model_id), created)
+
+    @app.get("/v1/audio/models")
+    async def list_audio_models() -> dict[str, Any]:
+        return {"models": [{"id": card.name, "name": card.name} for card in catalog.cards]}
+
+    @app.get("/v1/audio/voices")
+    async def list_voices(legacy: bool = False) -> Mapping[str, Any]:
+        return voices_body(catalog.cards, created, legacy)
 
 
 def model_object(card: ModelCard, created: int) -> dict[str, Any]:

@@ -1,7 +1,8 @@
 """Every error as OpenAI's error object: one table, used by the routes and by the application."""
 
+import json
 import math
-from typing import Final
+from typing import Any, Final
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
@@ -16,10 +17,18 @@ from serve_app.errors import (
     UnknownModel,
 )
 
+
+class AsciiJSONResponse(JSONResponse):
+    """JSON in ASCII, which is valid whatever it quotes: half a surrogate pair has no UTF-8."""
+
+    def render(self, content: Any) -> bytes:
+        return json.dumps(content, separators=(",", ":")).encode("ascii")
+
+
 _HTTP_CODES: Final = {404: "not_found", 405: "method_not_allowed", 413: "payload_too_large"}
 
 
-def error_response(error: Exception) -> JSONResponse:
+def error_response(error: Exception) -> AsciiJSONResponse:
     """The one table from exception to status and OpenAI's error object.
 
     The message of a failure inside is left out: it may name files, devices or addresses.
@@ -46,7 +55,7 @@ def error_response(error: Exception) -> JSONResponse:
             headers = dict(error.headers or {})
         case _:
             status, kind, code = 500, "server_error", "internal_error"
-    return JSONResponse(
+    return AsciiJSONResponse(
         {
             "error": {
                 "message": _message(error, status),

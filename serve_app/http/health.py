@@ -1,10 +1,14 @@
-"""What a server says about itself: the value, and the body of `GET /health`."""
+"""What a server says about itself: health, readiness, version."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal
 
+from fastapi import FastAPI
+from fastapi.responses import JSONResponse
+
 from serve_app import __version__
+from serve_app.http.catalog import Catalog
 from serve_app.types import ModelCard
 
 State = Literal["healthy", "initializing", "degraded", "unhealthy"]
@@ -34,6 +38,36 @@ class Status:
         return self.state in ("healthy", "degraded")
 
 
+def add_routes(app: FastAPI, catalog: Catalog, status: Callable[[], Awaitable[Status]]) -> None:
+    @app.get("/health")
+    async def health() -> JSONResponse:
+        now = await status()
+        return JSONResponse(health_body(now, catalog.cards), 200 if now.can_serve else 503)
+
+    @app.get("/ready")
+    @app.get("/readyz", include_in_schema=False)
+    async def ready() -> JSONResponse:
+        now = await status()
+        return JSONResponse({"ready": now.ready, "reason": now.reason}, 200 if now.ready else 503)
+
+    @app.get("/livez", include_in_schema=False)
+    async def live() -> dict[str, str]:
+        return {"status": "alive"}
+
+    @app.get("/version")
+    async def version() -> dict[str, str]:
+        return {"version": __version__}
+
+    @app.get("/", include_in_schema=False)
+    async def root() -> dict[str, str]:
+        return {
+            "name": "Qwen3-TTS",
+            "version": __version__,
+            "docs": "/docs",
+            "speech": "/v1/audio/speech",
+        }
+
+
 def health_body(status: Status, cards: Sequence[ModelCard]) -> dict[str, Any]:
     """Status, models, replicas; the fields of `status.info` stand at the top level."""
     embedded = any(card.embedded for card in cards)
@@ -44,7 +78,7 @@ def health_body(status: Status, cards: Sequence[ModelCard]) -> dict[str, Any]:
         **status.info,
         "backend": {
             "name": status.info.get("backend", "vllm"),
-            "model_id": cards[0].name,
+            "model_id": cards[0].name if cards else None,
             "ready": status.ready,
         },
         "replicas": status.replicas,

@@ -1,7 +1,7 @@
 """The names that clients have for models, voices and languages, and what is served under each."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable
 from typing import Final
 
 from serve_app.types import ModelCard
@@ -46,17 +46,17 @@ _LANGUAGE_CODES: Final = {
 TASK_NAMES: Final = {"custom_voice": "CustomVoice", "voice_design": "VoiceDesign", "base": "Base"}
 
 
-def find_card(name: str, cards: Sequence[ModelCard]) -> ModelCard | None:
+def find_card(name: str, cards: Iterable[ModelCard], default: ModelCard) -> ModelCard | None:
     """The card of a model name: the served name, the hub id or folder, or one of OpenAI's names.
 
-    OpenAI's names stand for the first card.
+    OpenAI's names stand for the default.
     """
     wanted = name.strip().casefold()
     for card in cards:
         path = card.path.rstrip("/")
         if wanted in {card.name.casefold(), path.casefold(), path.rsplit("/", 1)[-1].casefold()}:
             return card
-    return cards[0] if wanted in MODEL_ALIASES else None
+    return default if wanted in MODEL_ALIASES else None
 
 
 def find_voice(name: str | None, card: ModelCard) -> str | None:

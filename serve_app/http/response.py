@@ -14,8 +14,15 @@ class ClientGone(Exception):
     """The client closed the connection."""
 
 
+class ReaderStalled(Exception):
+    """The client is there and takes nothing."""
+
+
 class AudioResponse(StreamingResponse):
-    """`first` and the rest of `pieces`; closes `pieces` whatever happens, before it returns."""
+    """`first` and the rest of `pieces`; closes `pieces` whatever happens, before it returns.
+
+    A client that takes nothing for `stall_s` seconds ends it: `pieces` is told by `ReaderStalled`.
+    """
 
     def __init__(
         self,
@@ -23,23 +30,40 @@ class AudioResponse(StreamingResponse):
         pieces: AsyncGenerator[bytes, None],
         headers: Mapping[str, str],
         media_type: str,
+        stall_s: float,
     ) -> None:
-        super().__init__(_prepend(first, pieces), headers=headers, media_type=media_type)
+        super().__init__(pieces, headers=headers, media_type=media_type)
+        self._first = first
         self._pieces = pieces
+        self._stall_s = stall_s
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
             await until_gone(receive, self.stream_response(send))
+        except ReaderStalled as error:
+            await self._pieces.athrow(error)
         except (ClientGone, OSError):  # a server may report the loss on `send` instead
             return
         finally:
             await self._pieces.aclose()
 
+    async def stream_response(self, send: Send) -> None:
+        start = {"status": self.status_code, "headers": self.raw_headers}
+        await send({"type": "http.response.start", **start})
+        await self._send(send, self._first)
+        async for piece in self._pieces:
+            await self._send(send, piece)
+        await self._send(send, b"", more=False)
 
-async def _prepend(first: bytes, rest: AsyncGenerator[bytes, None]) -> AsyncGenerator[bytes, None]:
-    yield first
-    async for piece in rest:
-        yield piece
+    async def _send(self, send: Send, body: bytes, *, more: bool = True) -> None:
+        timer = asyncio.timeout(self._stall_s)
+        try:
+            async with timer:
+                await send({"type": "http.response.body", "body": body, "more_body": more})
+        except TimeoutError as error:
+            if not timer.expired():
+                raise
+            raise ReaderStalled(f"nothing was read for {self._stall_s:g} s") from error
 
 
 async def until_gone(receive: Receive, work: Coroutine[Any, Any, T]) -> T:

@@ -66,6 +66,6 @@ def _request(card: ModelCard) -> SpeechRequest:
         voice=card.voices[0] if card.voices else None,
         language="auto",
         seed=0,
-        instructions="A calm voice." if card.task == "voice_design" else None,
+        instructions="A calm voice." if "description" in card.voice_sources else None,
         max_new_tokens=_FRAMES,
     )

@@ -22,6 +22,7 @@ from serve_app.config import IngressConfig
 from serve_app.errors import Overloaded, StageFailed
 from serve_app.fakes import FakeSpeechDecoder, FakeTalker, fake_card
 from serve_app.http.app import build_api
+from serve_app.http.catalog import Catalog
 from serve_app.http.health import Status
 from serve_app.pipeline import synthesize
 from serve_app.types import SpeechRequest
@@ -36,7 +37,7 @@ class Service:
 
     def __init__(self, **talker: Any) -> None:
         self.talker = FakeTalker(**{"num_frames": 100, "chunk_frames": (1, 2, 4), **talker})
-        self.app = build_api(self.speak, [fake_card()], IngressConfig(), self.status)
+        self.app = build_api(self.speak, Catalog([fake_card()]), IngressConfig(), self.status)
 
     def speak(self, request: SpeechRequest):
         return synthesize(self.talker, FakeSpeechDecoder(), request)

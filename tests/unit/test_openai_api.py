@@ -1,14 +1,16 @@
 import json
+from dataclasses import replace
 
 import pytest
 
 from serve_app.config import IngressConfig
 from serve_app.errors import InvalidRequest, UnknownModel
 from serve_app.fakes import fake_card
-from serve_app.http.catalog import model_object, voices_body
-from serve_app.http.names import VOICE_ALIASES, find_card
+from serve_app.http.catalog import Catalog, model_object, voices_body
+from serve_app.http.names import VOICE_ALIASES
+from serve_app.http.speech.accept import Speech
 from serve_app.http.speech.body import parse
-from serve_app.http.speech.request import engine_request_id, ignored, to_domain
+from serve_app.http.speech.request import engine_request_id, ignored
 
 CARD = fake_card()
 DESIGN = fake_card(name="design", task="voice_design", voices=(), path="/models/design-folder/")
@@ -16,11 +18,16 @@ LIMITS = IngressConfig()
 
 
 def body(**fields):
-    return parse(json.dumps({"input": "Hello.", **fields}).encode())
+    return parse({"input": "Hello.", **fields})
+
+
+def accepted(cards=(CARD,), **fields):
+    return Speech(Catalog(cards), LIMITS).accept({"input": "Hello.", **fields})
 
 
 def domain(cards=(CARD,), **fields):
-    return to_domain(body(**fields), cards, LIMITS, "id")
+    """The request that reaches the stages, without the part that differs each time."""
+    return replace(accepted(cards, **fields).request, request_id="id")
 
 
 def test_the_smallest_body_gets_every_default():
@@ -30,7 +37,7 @@ def test_the_smallest_body_gets_every_default():
     assert request.language == "auto"
     assert request.instructions is None
     assert request.streaming_text is False
-    assert body().audio_format == "mp3"
+    assert accepted().output.format == "mp3"
     assert request.talker.temperature is None
     assert request.subtalker.temperature is None
 
@@ -186,7 +193,7 @@ def test_a_model_has_several_names(name):
 
 
 def test_a_model_is_found_by_its_folder_or_by_its_task():
-    assert find_card("design-folder", (CARD, DESIGN)) is DESIGN
+    assert Catalog((CARD, DESIGN)).get("design-folder") is DESIGN
     request = domain((CARD, DESIGN), task_type="VoiceDesign", instructions="Calm.")
     assert request.model == "design"
     with pytest.raises(UnknownModel, match="Served here: qwen3-tts-fake, design"):

@@ -5,12 +5,12 @@ Qwen3-TTS package agree on. What the served models can do is checked in `speech_
 """
 
 import json
+from collections.abc import Mapping
 from typing import Annotated, Any, Final
 
 from pydantic import AliasChoices, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from serve_app.audio.filters import MAX_SPEED, MIN_SPEED
-from serve_app.audio.formats import AudioFormat
 from serve_app.errors import InvalidRequest
 
 MAX_SEED: Final = (1 << 63) - 1
@@ -96,17 +96,12 @@ class SpeechBody(BaseModel):
     references: Any = None
     speaker_embedding: Any = None
 
-    @property
-    def audio_format(self) -> AudioFormat:
-        """The format to answer in; `to_domain` has refused the ones that are not served."""
-        return AudioFormat(self.response_format or AudioFormat.MP3)
 
-
-def parse(raw: bytes) -> SpeechBody:
-    """Read a request body.
+def read_json(raw: bytes) -> Mapping[str, Any]:
+    """The fields of a request body.
 
     Raises:
-        InvalidRequest: not JSON, or a field of the wrong type or out of range.
+        InvalidRequest: not a JSON object.
     """
     try:
         data = json.loads(raw)
@@ -114,8 +109,17 @@ def parse(raw: bytes) -> SpeechBody:
         raise InvalidRequest("The request body is not valid JSON.") from error
     if not isinstance(data, dict):
         raise InvalidRequest("The request body must be a JSON object.")
+    return data
+
+
+def parse(fields: Mapping[str, Any]) -> SpeechBody:
+    """Check the fields of a request by themselves.
+
+    Raises:
+        InvalidRequest: one is of the wrong type or out of range.
+    """
     try:
-        return SpeechBody.model_validate({k: v for k, v in data.items() if v is not None})
+        return SpeechBody.model_validate({k: v for k, v in fields.items() if v is not None})
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         param = str(first["loc"][0]) if first["loc"] else None

@@ -1,6 +1,5 @@
 """What is refused although the body is well-formed: the server or the model cannot do it."""
 
-import re
 from typing import Final
 
 from serve_app.audio.formats import SAMPLE_RATES_HZ, AudioFormat
@@ -10,21 +9,11 @@ from serve_app.types import ModelCard
 
 # OpenAI's limit on `instructions`.
 _MAX_INSTRUCTION_CHARS: Final = 4096
-# The tokenizer would read these as its control tokens instead of as text.
-_CONTROL_STRING: Final = re.compile(r"<\|[A-Za-z0-9_]+\|>|<tts_[a-z_]+>")
 _CLONE_FIELDS: Final = ("ref_audio", "ref_text", "references", "speaker_embedding")
 
 
 def refuse_unavailable(body: SpeechBody, card: ModelCard) -> None:
     """Refuse what other servers have and this one does not: silence would give the wrong audio."""
-    formats = [str(served) for served in AudioFormat]
-    if body.response_format and body.response_format not in formats:
-        raise InvalidRequest(
-            f"The response_format '{body.response_format}' does not exist;"
-            f" available: {', '.join(formats)}.",
-            "response_format",
-            "unsupported_format",
-        )
     if body.stream_format not in (None, "audio"):
         raise InvalidRequest(
             f"The stream_format '{body.stream_format}' is not available yet; available: audio.",
@@ -40,10 +29,23 @@ def refuse_unavailable(body: SpeechBody, card: ModelCard) -> None:
     for field in _CLONE_FIELDS:
         if getattr(body, field):
             raise InvalidRequest(f"Voice cloning ('{field}') is not available yet.", field)
-    if card.task == "base":
+    if card.voice_sources == {"sample"}:
         raise InvalidRequest(
             f"The model '{card.name}' only clones voices, which is not available yet.", "model"
         )
+
+
+def checked_format(body: SpeechBody) -> AudioFormat:
+    """The format to answer in; OpenAI's default where none is named."""
+    formats = [str(served) for served in AudioFormat]
+    if body.response_format and body.response_format not in formats:
+        raise InvalidRequest(
+            f"The response_format '{body.response_format}' does not exist;"
+            f" available: {', '.join(formats)}.",
+            "response_format",
+            "unsupported_format",
+        )
+    return AudioFormat(body.response_format or AudioFormat.MP3)
 
 
 def check_tokens(body: SpeechBody, card: ModelCard) -> None:
@@ -61,12 +63,12 @@ def check_tokens(body: SpeechBody, card: ModelCard) -> None:
         )
 
 
-def checked_text(value: str, max_chars: int) -> str:
+def checked_text(value: str, card: ModelCard, max_chars: int) -> str:
     """The text to speak, without the white space around it."""
     text = value.strip()
     if not text:
         raise InvalidRequest("'input' must not be empty.", "input", "empty_string")
-    _check_string(text, "input", max_chars)
+    _check_string(text, "input", card, max_chars)
     return text
 
 
@@ -74,8 +76,8 @@ def checked_instructions(body: SpeechBody, card: ModelCard) -> str | None:
     """The instructions that reach the model; None where it follows none."""
     text = stated(body.instructions)
     if text is not None:
-        _check_string(text, "instructions", _MAX_INSTRUCTION_CHARS)
-    elif card.task == "voice_design":
+        _check_string(text, "instructions", card, _MAX_INSTRUCTION_CHARS)
+    elif card.voice_sources == {"description"}:
         raise InvalidRequest(
             f"The model '{card.name}' needs 'instructions' that describe the voice.",
             "instructions",
@@ -89,17 +91,17 @@ def stated(instructions: str | None) -> str | None:
     return None if text in ("", "None") else text
 
 
-def _check_string(text: str, param: str, max_chars: int) -> None:
+def _check_string(text: str, param: str, card: ModelCard, max_chars: int) -> None:
     if len(text) > max_chars:
         raise InvalidRequest(
             f"'{param}' has {len(text)} characters, at most {max_chars} are allowed.",
             param,
             "string_above_max_length",
         )
-    found = _CONTROL_STRING.search(text)
-    if found:
+    found = next((control for control in card.control_strings if control in text), None)
+    if found is not None:
         raise InvalidRequest(
-            f"'{param}' contains the control string '{found.group()}' of the model.", param
+            f"'{param}' contains the control string '{found}' of the model.", param
         )
     if not text.isascii() and any("\ud800" <= char <= "\udfff" for char in text):
         raise InvalidRequest(f"'{param}' is not valid Unicode: half of a surrogate pair.", param)

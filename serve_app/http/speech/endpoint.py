@@ -5,71 +5,92 @@ status, what fails after breaks the connection off, so that no client takes a pa
 """
 
 import logging
-import time
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator
 from typing import Final
 
-from fastapi import Request
+from fastapi import FastAPI, Request
 from fastapi.responses import Response
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
 from serve_app import metrics
 from serve_app.audio import provenance
-from serve_app.audio.output import Output
 from serve_app.config import IngressConfig
 from serve_app.errors import SpeechError, StageFailed
 from serve_app.http.errors import error_response
 from serve_app.http.response import AudioResponse, ClientGone, until_gone
-from serve_app.http.speech.body import parse
-from serve_app.http.speech.request import engine_request_id, ignored, to_domain
-from serve_app.http.speech.writer import AudioWriter, Job
+from serve_app.http.speech.accept import Job, Speech
+from serve_app.http.speech.body import SpeechBody, read_json
+from serve_app.http.speech.writer import AudioWriter
 from serve_app.resumption import Speak
-from serve_app.types import ModelCard
 
 _CLIENT_GONE: Final = 499  # nginx's number for it; nobody receives it, it is for log and metrics
 _MAX_BODY_BYTES: Final = 1 << 20
 logger = logging.getLogger(__name__)
 
 
+def add_routes(
+    app: FastAPI,
+    speech: Speech,
+    speak: Speak,
+    config: IngressConfig,
+    recorder: metrics.Recorder,
+) -> None:
+    respond = SpeechEndpoint(speech, speak, config, recorder).respond
+    schema = SpeechBody.model_json_schema()
+    body = {"content": {"application/json": {"schema": schema}}, "required": True}
+
+    @app.post("/v1/audio/speech", openapi_extra={"requestBody": body})
+    @app.post("/audio/speech", include_in_schema=False)
+    async def create_speech(request: Request) -> Response:
+        return await respond(request)
+
+
 class SpeechEndpoint:
     """Reads, checks and answers speech requests; `respond` is the route."""
 
     def __init__(
-        self,
-        speak: Speak,
-        cards: Sequence[ModelCard],
-        config: IngressConfig,
-        recorder: metrics.Recorder,
-        clock: Callable[[], float] = time.perf_counter,
+        self, speech: Speech, speak: Speak, config: IngressConfig, recorder: metrics.Recorder
     ) -> None:
-        self._cards = cards
-        self._config = config
+        self._speech = speech
+        self._stall_s = config.reader_timeout_s
         self._recorder = recorder
-        self._clock = clock
-        self._writer = AudioWriter(speak, recorder, clock)
+        self._writer = AudioWriter(speak, config.read_ahead_s, recorder, speech.clock)
 
     async def respond(self, http: Request) -> Response:
-        """Answer with audio or with the error that came before it; count the outcome."""
+        """Answer with audio or with the error that came before it; count the outcome, whatever
+        it is.
+        """
+        status = _CLIENT_GONE  # unless there is an answer: a server cancels what nobody waits for
         try:
-            response = await self._respond(http)
+            response = await self._answer(http)
+            status = response.status_code
+            return response
+        except Exception:
+            status = 500
+            raise
+        finally:
+            self._recorder.count(metrics.REQUESTS, status=str(status))
+
+    async def _answer(self, http: Request) -> Response:
+        try:
+            return await self._audio(http)
         except (ClientGone, ClientDisconnect):
-            response = Response(status_code=_CLIENT_GONE)
+            return Response(status_code=_CLIENT_GONE)
         except (SpeechError, HTTPException) as error:
             if isinstance(error, StageFailed):
                 logger.error("speech failed before its first audio", exc_info=error)
-            response = error_response(error)
+            return error_response(error)
         except Exception as error:
             logger.exception("speech failed before its first audio")
-            response = error_response(error)
-        self._recorder.count(metrics.REQUESTS, status=str(response.status_code))
-        return response
+            return error_response(error)
 
-    async def _respond(self, http: Request) -> Response:
-        job, warning = self._accept(await _read_body(http), http.headers.get("x-request-id"))
+    async def _audio(self, http: Request) -> Response:
+        fields = read_json(await _read_body(http))
+        job = self._speech.accept(fields, http.headers.get("x-request-id"))
         if job.transport == "file":
             data, reason = await until_gone(http.receive, self._writer.file(job))
-            headers = {**self._headers(job, warning), "X-Finish-Reason": reason}
+            headers = {**self._headers(job), "X-Finish-Reason": reason}
             return Response(data, headers=headers, media_type=job.output.content_type)
         pieces = self._writer.pieces(job)
         try:
@@ -77,29 +98,13 @@ class SpeechEndpoint:
         except BaseException:
             await pieces.aclose()
             raise
-        return AudioResponse(first, pieces, self._headers(job, warning), job.output.content_type)
-
-    def _accept(self, raw: bytes, client_id: str | None) -> tuple[Job, str | None]:
-        """The job that a body asks for, and a warning about what of it is ignored."""
-        start_s = self._clock()
-        body = parse(raw)
-        request = to_domain(body, self._cards, self._config, engine_request_id(client_id))
-        card = next(card for card in self._cards if card.name == request.model)
-        job = Job(
-            request,
-            card,
-            Output(body.audio_format, card.sample_rate_hz, body.sample_rate, body.speed or 1.0),
-            "file" if body.stream is False else "stream",
-            start_s,
+        return AudioResponse(
+            first, pieces, self._headers(job), job.output.content_type, self._stall_s
         )
-        warning = ignored(body, request)
-        if warning is not None:
-            logger.warning("%s: %s", request.request_id, warning)
-        return job, warning
 
-    def _headers(self, job: Job, warning: str | None) -> dict[str, str]:
-        elapsed_s = self._clock() - job.start_s
+    def _headers(self, job: Job) -> dict[str, str]:
         rate_hz = str(job.output.sample_rate_hz)
+        elapsed_s = self._speech.clock() - job.start_s
         headers = {
             **provenance.HEADERS,
             "Cache-Control": "no-store",
@@ -117,8 +122,8 @@ class SpeechEndpoint:
                 for name, seconds in (*job.timings, ("ingress", elapsed_s))
             ),
         }
-        if warning is not None:
-            headers["X-Warning"] = warning
+        if job.warning is not None:
+            headers["X-Warning"] = job.warning
         return headers
 
 

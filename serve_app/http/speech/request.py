@@ -8,15 +8,14 @@ valid by construction.
 import re
 import secrets
 import uuid
-from collections.abc import Sequence
 from typing import Final
 
 from serve_app.config import IngressConfig
-from serve_app.errors import InvalidRequest, UnknownModel
+from serve_app.errors import InvalidRequest
+from serve_app.http.catalog import Catalog
 from serve_app.http.names import (
     TASK_NAMES,
     VOICE_ALIASES,
-    find_card,
     find_language,
     find_voice,
 )
@@ -34,15 +33,13 @@ _REQUEST_ID: Final = re.compile(r"[A-Za-z0-9_.:-]{1,128}")
 
 
 def to_domain(
-    body: SpeechBody, cards: Sequence[ModelCard], limits: IngressConfig, request_id: str
+    body: SpeechBody, card: ModelCard, limits: IngressConfig, request_id: str
 ) -> SpeechRequest:
     """Turn a body into the request that the stages see.
 
     Raises:
-        UnknownModel: no served model has this name.
         InvalidRequest: the model cannot do what the body asks for.
     """
-    card = _card(body, cards)
     refuse_unavailable(body, card)
     instructions = checked_instructions(body, card)
     talker, subtalker = _sampling(body)
@@ -50,7 +47,7 @@ def to_domain(
     return SpeechRequest(
         request_id=request_id,
         model=card.name,
-        text=checked_text(body.input, limits.max_input_chars),
+        text=checked_text(body.input, card, limits.max_input_chars),
         voice=_voice(body.voice, card),
         language=_language(body.language, card),
         seed=secrets.randbelow(MAX_SEED) if body.seed is None else body.seed,
@@ -79,21 +76,20 @@ def engine_request_id(client_id: str | None) -> str:
     return f"{client_id if valid else uuid.uuid4().hex}-{secrets.token_hex(4)}"
 
 
-def _card(body: SpeechBody, cards: Sequence[ModelCard]) -> ModelCard:
+def find_model(body: SpeechBody, catalog: Catalog) -> ModelCard:
+    """The card of the model that a body asks for, by name or by task.
+
+    Raises:
+        UnknownModel: no served model has this name.
+        InvalidRequest: the model does another task.
+        StageUnavailable: nothing is served yet.
+    """
     task = re.sub(r"[^a-z]", "", body.task_type.lower()) if body.task_type else None
     if not body.model or not body.model.strip():
         # Without a name the task may choose.
-        card = next((c for c in cards if task == _task_key(c)), cards[0])
+        card = next((c for c in catalog.cards if task == _task_key(c)), catalog.default)
     else:
-        found = find_card(body.model, cards)
-        if found is None:
-            served = ", ".join(card.name for card in cards)
-            raise UnknownModel(
-                f"The model '{body.model}' does not exist. Served here: {served}.",
-                "model",
-                "model_not_found",
-            )
-        card = found
+        card = catalog.get(body.model)
     if task is not None and task != _task_key(card):
         raise InvalidRequest(
             f"The model '{card.name}' does {TASK_NAMES[card.task]}, not '{body.task_type}'.",
@@ -107,7 +103,7 @@ def _task_key(card: ModelCard) -> str:
 
 
 def _voice(name: str | None, card: ModelCard) -> str | None:
-    if card.task == "voice_design":
+    if "named" not in card.voice_sources:
         # OpenAI's clients cannot leave the name out; a designed voice has none.
         return None
     voice = find_voice(name, card)

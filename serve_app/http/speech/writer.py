@@ -6,40 +6,22 @@ import os
 from collections.abc import AsyncGenerator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
-from dataclasses import dataclass, field
-from typing import Any, Final, Literal, TypeVar
+from typing import Any, Final, TypeVar
 
 from serve_app import metrics
-from serve_app.audio.output import Output
 from serve_app.errors import Overloaded, StageFailed, StageUnavailable
+from serve_app.http.read_ahead import read_ahead
+from serve_app.http.response import ReaderStalled
+from serve_app.http.speech.accept import Job
 from serve_app.pipeline import join
 from serve_app.resumption import Speak
-from serve_app.types import FinishReason, ModelCard, SpeechRequest
+from serve_app.types import FinishReason, PcmChunk
 
 T = TypeVar("T")
 
 # Encoders let go of Python's lock while they work.
 _THREADS: Final = min(8, os.cpu_count() or 1)
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class Job:
-    """One accepted request and what its response needs to know.
-
-    timings: filled with those of the first audio when it comes.
-    """
-
-    request: SpeechRequest
-    card: ModelCard
-    output: Output
-    transport: Literal["stream", "file"]
-    start_s: float
-    timings: list[tuple[str, float]] = field(default_factory=list)
-
-    @property
-    def labels(self) -> dict[str, str]:
-        return {"format": self.output.format, "transport": self.transport}
 
 
 class AudioCut(Exception):
@@ -55,10 +37,12 @@ class AudioWriter:
     def __init__(
         self,
         speak: Speak,
+        read_ahead_s: float,
         recorder: metrics.Recorder,
         clock: Callable[[], float],
     ) -> None:
         self._speak = speak
+        self._read_ahead_s = read_ahead_s
         self._recorder = recorder
         self._clock = clock
         self._pool = ThreadPoolExecutor(_THREADS, thread_name_prefix="encoder")
@@ -68,6 +52,7 @@ class AudioWriter:
             whole = await join(chunks)
         if not len(whole.samples) or whole.finish_reason is None:
             raise StageFailed("the model made no audio")
+        _check_position(whole, 0)
         job.timings.extend(whole.timings)
         data = await self._run(job, job.output.file, whole.samples)
         self._observe_first(job)
@@ -81,50 +66,45 @@ class AudioWriter:
             SpeechError: before the first piece.
             AudioCut: after it.
         """
-        num_samples = 0
-        has_begun = False
+        rate_hz = job.card.sample_rate_hz
+        num_samples, begun = 0, False
         reason: FinishReason | None = None
         broke: str | None = "client_gone"  # unless the end or an error is reached
+        chunks = read_ahead(self._speak(job.request), round(self._read_ahead_s * rate_hz))
         try:
-            async with aclosing(self._encoded(job)) as encoded:
-                async for data, samples, finish_reason in encoded:
-                    num_samples += samples
-                    reason = finish_reason
-                    if data and not has_begun:
+            encoder = await self._run(job, job.output.stream)
+            async with aclosing(chunks):
+                async for chunk in chunks:
+                    _check_position(chunk, num_samples)
+                    num_samples += len(chunk.samples)
+                    reason = chunk.finish_reason
+                    job.timings.extend(chunk.timings)
+                    if not len(chunk.samples):
+                        continue
+                    # An encoder may keep the first samples for a while.
+                    data = await self._run(job, encoder.encode, chunk.samples)
+                    if data and not begun:
                         self._observe_first(job)
-                        has_begun = True
+                        begun = True
                     if data:
                         yield data
+            if reason is None or not num_samples:
+                raise StageFailed("the audio ended without a finish reason or without samples")
+            tail = await self._run(job, encoder.finish)
+            if tail and not begun:
+                self._observe_first(job)
+                begun = True
+            if tail:
+                yield tail
             broke = None
         except Exception as error:
             broke = _abort_reason(error)
-            if not has_begun:
+            if not begun:
                 raise
             raise AudioCut(f"{job.request.request_id}: {error}") from error
         finally:
-            if has_begun:
+            if begun:
                 self._observe_end(job, num_samples, reason, broke)
-
-    async def _encoded(
-        self, job: Job
-    ) -> AsyncGenerator[tuple[bytes, int, FinishReason | None], None]:
-        """The bytes that are ready after each chunk, its number of samples and its finish reason;
-        an encoder may keep the first samples for a while.
-        """
-        encoder = await self._run(job, job.output.stream)
-        reason: FinishReason | None = None
-        num_samples = 0
-        async with aclosing(self._speak(job.request)) as chunks:
-            async for chunk in chunks:
-                reason = chunk.finish_reason
-                job.timings.extend(chunk.timings)
-                num_samples += len(chunk.samples)
-                if len(chunk.samples):
-                    data = await self._run(job, encoder.encode, chunk.samples)
-                    yield data, len(chunk.samples), reason
-        if reason is None or not num_samples:
-            raise StageFailed("the audio ended without a finish reason or without samples")
-        yield await self._run(job, encoder.finish), 0, reason
 
     async def _run(self, job: Job, work: Callable[..., T], *arguments: Any) -> T:
         """Call `work`, on a thread where it would hold up what else this event loop carries."""
@@ -145,6 +125,7 @@ class AudioWriter:
         self._recorder.observe(metrics.REQUEST_DURATION, elapsed_s, **job.labels)
         if broke is None:
             self._recorder.observe(metrics.AUDIO_DURATION, audio_s, **job.labels)
+            self._recorder.count(metrics.FINISHED, reason=str(reason))
         else:
             self._recorder.count(metrics.STREAMS_ABORTED, reason=broke)
         logger.info(
@@ -157,10 +138,21 @@ class AudioWriter:
             len(job.request.text),
             f"cut: {broke}" if broke else f"finished: {reason}",
         )
+        if broke is None and reason == "length" and job.request.max_new_tokens is None:
+            # Nobody asked for less: a stream has no place left where its client could read this.
+            logger.warning("%s: no room for all of the text", job.request.request_id)
+
+
+def _check_position(chunk: PcmChunk, num_samples: int) -> None:
+    """No sample is missing and none is there twice, whoever made the chunks."""
+    if chunk.first_sample != num_samples:
+        raise StageFailed(f"audio goes on at sample {chunk.first_sample}, not {num_samples}")
 
 
 def _abort_reason(error: Exception) -> str:
     match error:
+        case ReaderStalled():
+            return "client_stalled"
         case StageUnavailable():
             return "stage_unavailable"
         case StageFailed():

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
-from serve_app.types import ModelCard, Sampling, TaskType
+from serve_app.types import VOICE_SOURCES, ModelCard, Sampling, TaskType
 
 _SIZES_WITHOUT_INSTRUCTIONS: Final = ("0b6",)
 # Hard coded in the reference's generate(), which never samples them; no file states it.
@@ -143,6 +143,7 @@ class ModelSpec:
             size=self.size,
             languages=self.languages,
             voices=tuple(self.talker.speaker_ids),
+            voice_sources=VOICE_SOURCES[self.task],
             supports_instructions=self.supports_instructions,
             sample_rate_hz=self.speech_decoder.sample_rate_hz,
             samples_per_frame=self.speech_decoder.samples_per_frame,

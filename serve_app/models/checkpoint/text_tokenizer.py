@@ -79,6 +79,15 @@ class TextTokenizer:
         return self._tokenizer.encode_batch_fast([text], add_special_tokens=False)[0].ids
 
 
+def control_strings(path: Path) -> tuple[str, ...]:
+    """What the tokenizer of a checkpoint folder reads as control ids, without building it.
+
+    Raises:
+        CheckpointError: tokenizer_config.json is missing or damaged.
+    """
+    return tuple(token.content for _, token in _added_tokens(path / "tokenizer_config.json"))
+
+
 def _added_tokens(file: Path) -> list[tuple[int, AddedToken]]:
     try:
         declared: dict[str, dict[str, Any]] = json.loads(file.read_text(encoding="utf-8"))[

@@ -11,6 +11,7 @@ import uvicorn
 from serve_app.config import IngressConfig
 from serve_app.fakes import FakeSpeechDecoder, FakeTalker, fake_card, fake_codes
 from serve_app.http.app import build_api
+from serve_app.http.catalog import Catalog
 from serve_app.http.health import Status
 from serve_app.pipeline import synthesize
 
@@ -34,7 +35,9 @@ class Service:
         self.counts = {}
         self.observed = []
         self.status = status or Status("healthy", ready=True)
-        self.app = build_api(self.speak, cards, config or IngressConfig(), self.get_status, self)
+        self.catalog = Catalog(cards)
+        limits = config or IngressConfig()
+        self.app = build_api(self.speak, self.catalog, limits, self.get_status, self)
 
     def speak(self, request):
         return synthesize(self.talker, self.decoder, request)

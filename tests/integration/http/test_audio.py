@@ -6,6 +6,7 @@ import re
 import wave
 
 import httpx2
+import numpy as np
 import openai
 import pytest
 
@@ -14,7 +15,16 @@ from serve_app.audio.formats import AudioFormat
 from serve_app.audio.output import Output
 from serve_app.audio.wav import wav_header
 from serve_app.fakes import fake_card
-from tests.integration.http.service import NUM_FRAMES, SEED, Service, create, samples, served
+from serve_app.types import PcmChunk
+from tests.integration.http.service import (
+    CARD,
+    NUM_FRAMES,
+    SEED,
+    Service,
+    create,
+    samples,
+    served,
+)
 
 
 def test_streamed_pcm_is_the_samples_of_the_model():
@@ -112,7 +122,10 @@ def test_the_short_path_works_and_the_metrics_are_recorded():
                 "/audio/speech", json={"input": "Hello.", "seed": SEED, "response_format": "wav"}
             )
         assert response.content == wav_header(24000) + samples().tobytes()
-        assert service.counts == {(metrics.REQUESTS.name, "200"): 1}
+        assert service.counts == {
+            (metrics.REQUESTS.name, "200"): 1,
+            (metrics.FINISHED.name, "stop"): 1,
+        }
         assert service.observed == [
             metrics.TIME_TO_FIRST_AUDIO.name,
             metrics.REQUEST_DURATION.name,
@@ -162,5 +175,61 @@ def test_the_id_of_the_client_is_used_where_it_is_well_formed():
         assert second.startswith("req_1-")
         assert first != second
         assert "please" not in third
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_audio_that_a_limit_cut_short_is_counted(stream, caplog):
+    service = Service(num_frames=100)
+    asyncio.run(create(service, extra_body={"stream": stream, "max_tokens": 3}))
+    assert service.counts[metrics.FINISHED.name, "length"] == 1
+    assert "no room" not in caplog.text
+
+
+def test_audio_that_is_cut_short_although_nobody_asked_for_it_is_in_the_log(caplog):
+    class Full(Service):
+        async def speak(self, request):
+            yield PcmChunk(np.zeros(10, np.int16), 0, np.zeros((1, 4), np.int64), "length")
+
+    asyncio.run(create(Full()))
+    assert "no room for all of the text" in caplog.text
+
+
+@pytest.mark.parametrize("stream", [True, False])
+@pytest.mark.parametrize("second", [5, 15, 20])
+def test_a_missing_or_double_sample_breaks_the_audio_off(stream, second):
+    class Torn(Service):
+        async def speak(self, request):
+            codes = np.zeros((1, 4), np.int64)
+            yield PcmChunk(np.zeros(10, np.int16), 0, codes)
+            yield PcmChunk(np.zeros(10, np.int16), second, codes, "stop")
+
+    async def main():
+        service = Torn()
+        async with served(service.app) as url, httpx2.AsyncClient() as http:
+            body = {"input": "Hello.", "stream": stream, "response_format": "pcm"}
+            call = http.post(f"{url}/v1/audio/speech", json=body)
+            if stream:
+                with pytest.raises(httpx2.RemoteProtocolError):
+                    await call
+            else:
+                assert (await call).status_code == 500
+
+    asyncio.run(main())
+
+
+def test_a_model_is_served_from_the_moment_it_is_in_the_catalog():
+    async def main():
+        service = Service(cards=())
+        async with service.http() as http:
+            response = await http.post("/v1/audio/speech", json={"input": "Hello."})
+            assert response.status_code == 503
+            assert (await http.get("/v1/models")).json()["data"] == []
+            assert (await http.get("/health")).json()["models"] == []
+            service.catalog.add(CARD)
+            response = await http.post("/v1/audio/speech", json={"input": "Hello."})
+            assert response.status_code == 200
+            assert (await http.get("/v1/models/tts-1")).json()["id"] == CARD.name
 
     asyncio.run(main())

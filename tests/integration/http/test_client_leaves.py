@@ -1,12 +1,14 @@
 """What a client that leaves, or a server that cancels, leaves behind."""
 
 import asyncio
+import json
 
 import httpx2
 import pytest
 
 from serve_app import metrics
-from tests.integration.http.service import Service, served, until
+from serve_app.config import IngressConfig
+from tests.integration.http.service import SEED, Service, served, until
 
 
 @pytest.mark.parametrize("stream", [True, False])
@@ -71,5 +73,81 @@ def test_a_server_that_cancels_the_request_frees_every_stage(num_pieces):
         with pytest.raises(asyncio.CancelledError):
             await task
         assert service.idle
+
+    asyncio.run(main())
+
+
+# The client reads slowly
+
+LONG = 4000  # frames, more than the buffers of a socket hold
+
+
+async def _reads_nothing(url, **fields):
+    """The connection of a client that has sent its request."""
+    host, port = url.removeprefix("http://").split(":")
+    # A small window, so that the server notices soon.
+    reader, writer = await asyncio.open_connection(host, int(port), limit=1 << 12)
+    raw = json.dumps({"input": "Hello.", "response_format": "pcm", **fields}).encode()
+    head = f"POST /v1/audio/speech HTTP/1.1\r\nHost: test\r\nContent-Length: {len(raw)}\r\n\r\n"
+    writer.write(head.encode() + raw)
+    await writer.drain()
+    return reader, writer
+
+
+def test_the_stages_are_free_when_the_audio_is_made_though_nobody_reads_it():
+    async def main():
+        config = IngressConfig(read_ahead_s=1000.0)
+        service = Service(num_frames=LONG, chunk_frames=(50,), config=config)
+        async with served(service.app) as url:
+            reader, writer = await _reads_nothing(url, seed=SEED)
+            await until(lambda: service.talker.requests and service.idle)
+            assert service.counts == {(metrics.REQUESTS.name, "200"): 1}
+            body = b""
+            while not body.endswith(b"0\r\n\r\n"):
+                body += await reader.read(1 << 20)
+            assert len(body) > LONG * 3840
+            writer.close()
+            await until(lambda: (metrics.FINISHED.name, "stop") in service.counts)
+
+    asyncio.run(main())
+
+
+def test_no_more_is_made_ahead_than_is_allowed():
+    async def main():
+        made = 0
+
+        class Counting(Service):
+            async def speak(self, request):
+                nonlocal made
+                async for chunk in super().speak(request):
+                    made += len(chunk.samples)
+                    yield chunk
+
+        config = IngressConfig(read_ahead_s=10.0)
+        service = Counting(num_frames=100_000, chunk_frames=(50,), config=config)
+        async with served(service.app) as url:
+            _, writer = await _reads_nothing(url)
+            before = -1
+            while made != before:
+                before = made
+                await asyncio.sleep(0.3)
+            # Ten seconds, and what the sockets hold.
+            assert 10 * 24000 <= made < 400 * 24000
+            assert not service.idle
+            writer.close()
+            await until(lambda: service.idle)
+
+    asyncio.run(main())
+
+
+def test_a_client_that_reads_nothing_for_too_long_is_cut_off():
+    async def main():
+        config = IngressConfig(read_ahead_s=10.0, reader_timeout_s=0.3)
+        service = Service(num_frames=100_000, chunk_frames=(50,), config=config)
+        async with served(service.app) as url:
+            _, writer = await _reads_nothing(url)
+            await until(lambda: (metrics.STREAMS_ABORTED.name, "client_stalled") in service.counts)
+            assert service.idle
+            writer.close()
 
     asyncio.run(main())

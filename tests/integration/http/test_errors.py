@@ -236,3 +236,41 @@ def test_a_failure_after_the_first_audio_cuts_the_body(error):
         assert service.counts[metrics.STREAMS_ABORTED.name, reason] == 2
 
     asyncio.run(main())
+
+
+@pytest.mark.parametrize(
+    "field", ["voice", "model", "language", "response_format", "stream_format", "task_type"]
+)
+def test_half_a_surrogate_pair_is_quoted_in_an_error_like_anything_else(field):
+    async def main():
+        service = Service()
+        raw = b'{"input": "Hello.", "%s": "\\ud800"}' % field.encode()
+        async with service.http() as http:
+            response = await http.post("/v1/audio/speech", content=raw)
+        assert response.status_code == (404 if field == "model" else 400)
+        assert response.content.isascii()
+        assert "\ud800" in response.json()["error"]["message"]
+        assert service.counts == {(metrics.REQUESTS.name, str(response.status_code)): 1}
+
+    asyncio.run(main())
+
+
+def test_a_failure_while_an_error_is_written_is_counted_and_answered():
+    service = Service(fail_at=0, error=Overloaded("full", float("nan")))
+
+    async def main():
+        async with served(service.app) as url, httpx2.AsyncClient() as http:
+            response = await http.post(f"{url}/v1/audio/speech", json={"input": "Hello."})
+        assert response.status_code == 500
+        assert response.json()["error"]["code"] == "internal_error"
+        assert service.counts == {(metrics.REQUESTS.name, "500"): 1}
+
+    asyncio.run(main())
+
+
+def test_the_control_strings_are_the_ones_of_the_tokenizer():
+    service = Service()
+    asyncio.run(create(service, input="Say <|abc|> aloud."))
+    with pytest.raises(openai.BadRequestError, match="<think>"):
+        asyncio.run(create(service, input="Say <think> aloud."))
+    assert len(service.talker.requests) == 1

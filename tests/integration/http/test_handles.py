@@ -61,7 +61,7 @@ class OverHandle(Service):
         self.failures = list(failures)
         self.done = []
         self.handle = FakeHandle(self.remote_speak)
-        self.resumed = resumed(through(self.handle), Policy(5.0, 5.0, 20.0, pause_s=0.0))
+        self.resumed = resumed(through(self.handle, "speak"), Policy(5.0, 5.0, 20.0, pause_s=0.0))
 
     def speak(self, request):
         return self.resumed(request)
