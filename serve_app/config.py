@@ -171,6 +171,12 @@ class SpeechDecoderConfig(Strict):
     batch_sizes: tuple[int, ...] = Field(
         default=(1, 2, 4, 8, 16, 32, 64), description="captured CUDA graphs, streams"
     )
+    first_batch_sizes: tuple[int, ...] = Field(
+        default=(1, 2, 4, 8),
+        min_length=1,
+        description="in `fused` on a GPU, captured CUDA graphs of first frames, streams; more that"
+        " begin in one step take the usual way",
+    )
     patience_s: float = Field(
         default=0.02,
         ge=0,
@@ -181,11 +187,6 @@ class SpeechDecoderConfig(Strict):
         default=False,
         description="let cuDNN try its algorithms at the start: more audio per second, and a start"
         " that takes some 15 s longer",
-    )
-    reference_chunking: bool = Field(
-        default=False,
-        description="reproduce the reference's restart every 300 frames instead of the exact"
-        " streaming decode",
     )
 
 

@@ -17,12 +17,12 @@ class FrameSource(Protocol):
         """Yield the frames of `request` in order, in items of a size that the talker decides.
 
         `done` (int64 [T, Q]) are frames made earlier, here or elsewhere: the stream goes on after
-        them, exactly as
-        if it had never stopped. Closing the generator aborts the request in the engine.
+        them, exactly as if it had never stopped. Closing the generator aborts the request in the
+        engine.
 
         Raises:
             InvalidRequest: the prompt cannot be built (unknown voice, text too long, ...). Before
-            any frame.
+                any frame.
             Overloaded: the queue is full. Before any frame.
             StageFailed: the engine died, or cannot run this request.
             StageUnavailable: the engine has ended or hangs, or has lost its code predictor.
@@ -50,12 +50,10 @@ class SpeechDecoder(Protocol):
     def pcm(
         self, frames: AsyncIterator[CodecFrames], done: np.ndarray | None = None
     ) -> AsyncGenerator[PcmChunk, None]:
-        """Yield one chunk of samples per item of `frames`, in order; any chunking gives the same
-        samples.
+        """Yield one chunk of samples per item of `frames`; any chunking gives the same samples.
 
         `done` (int64 [T, Q]) are frames whose samples the listener already has: they prime the
-        state and are not
-        yielded. Holds one stream slot for the life of the generator.
+        state and are not yielded. Holds one stream slot for the life of the generator.
 
         Raises:
             Overloaded: no stream slot is free. Before any sample.
@@ -70,3 +68,19 @@ class SpeechDecoder(Protocol):
     def check_health(self) -> None: ...
 
     def close(self) -> None: ...
+
+
+class SlottedDecoder(SpeechDecoder, Protocol):
+    """What `fused` uses beyond: the slot is known to the talker, which may decode into it first.
+
+    Its talker takes the slot as a third argument of `frames`; a first item then carries samples.
+    """
+
+    def pcm(
+        self,
+        frames: AsyncIterator[CodecFrames],
+        done: np.ndarray | None = None,
+        slot: int | None = None,
+    ) -> AsyncGenerator[PcmChunk, None]:
+        """As `SpeechDecoder.pcm`, in a slot that the caller holds; None: in one of its own."""
+        ...

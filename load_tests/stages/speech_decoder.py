@@ -10,6 +10,7 @@ chunks back to back.
 """
 
 import argparse
+import asyncio
 import time
 from pathlib import Path
 from typing import Any
@@ -25,9 +26,10 @@ from serve_app.models.checkpoint.shapes import speech_decoder_shapes
 from serve_app.models.checkpoint.spec import SpeechDecoderSpec, TransformerSpec
 from serve_app.models.cuda_graph import BatchGraphs
 from serve_app.models.device import resolve_device
+from serve_app.models.speech_decoder.jobs import Job
 from serve_app.models.speech_decoder.network.model import SpeechDecoderModel
 from serve_app.models.speech_decoder.runner import SpeechDecoderRunner
-from serve_app.models.speech_decoder.steps import DecoderSteps, tf32
+from serve_app.models.speech_decoder.steps import DecoderSteps, allow_tf32
 
 # speech_tokenizer/config.json of the releases.
 RELEASED = SpeechDecoderSpec(
@@ -86,18 +88,18 @@ def random_tensors(spec: SpeechDecoderSpec, device: torch.device) -> dict[str, T
 
 
 def time_steps(
-    model: SpeechDecoderModel, streams: list[int], frames: list[int], allow_tf32: bool, repeats: int
+    model: SpeechDecoderModel, streams: list[int], frames: list[int], with_tf32: bool, repeats: int
 ) -> dict[tuple[int, int], float]:
     """Return seconds per step for each (streams, frames)."""
     device = model.tables.device
     arena = model.new_state(max(streams) + 1)
+    allow_tf32(with_tf32)
 
     def step(slots: Tensor, codes: Tensor) -> Tensor:
-        with tf32(allow_tf32):
-            rows = arena.gather(slots)
-            samples = model.decode(codes, rows)
-            arena.scatter(slots, rows)
-            return samples
+        rows = arena.gather(slots)
+        samples = model.decode(codes, rows)
+        arena.scatter(slots, rows)
+        return samples
 
     seconds = {}
     with torch.cuda.stream(torch.cuda.Stream()):
@@ -125,7 +127,7 @@ def time_steps(
 
 
 def samples(
-    tensors: dict[str, Tensor], dtype: torch.dtype, allow_tf32: bool, device: torch.device
+    tensors: dict[str, Tensor], dtype: torch.dtype, with_tf32: bool, device: torch.device
 ) -> Tensor:
     """Float32 samples of `_ERROR_FRAMES` random frames, decoded in chunks as they are served."""
     model = SpeechDecoderModel(RELEASED).load(tensors, dtype, device)
@@ -133,8 +135,8 @@ def samples(
     shape = (1, RELEASED.num_code_groups, _ERROR_FRAMES)
     codes = torch.randint(RELEASED.codebook_size, shape, generator=generator).to(device)
     state = model.new_state(1)
-    with tf32(allow_tf32):
-        return torch.cat([model.decode(chunk, state) for chunk in codes.split(12, 2)], 1)
+    allow_tf32(with_tf32)
+    return torch.cat([model.decode(chunk, state) for chunk in codes.split(12, 2)], 1)
 
 
 def relative_error(got: Tensor, expected: Tensor) -> float:
@@ -212,17 +214,24 @@ def served(model: SpeechDecoderModel, num_streams: int) -> str:
     slots = [runner.acquire() for _ in range(num_streams)]
     frame = np.zeros((1, RELEASED.num_code_groups), np.int64)
     chunk = frame.repeat(config.chunk_frames[-1], 0)
-    latencies = []
-    for _ in range(50):
-        begin = time.monotonic()
-        runner.submit(slots[0], frame).result()
-        latencies.append(time.monotonic() - begin)
     rounds = 10
-    begin = time.monotonic()
-    futures = [runner.submit(slot, chunk) for _ in range(rounds) for slot in slots]
-    for future in futures:
-        future.result()
-    elapsed = time.monotonic() - begin
+
+    def decoded(slot: int, codes: np.ndarray) -> "asyncio.Future[np.ndarray]":
+        job = Job(codes, asyncio.get_running_loop().create_future())
+        runner.enqueue(slot, job)
+        return job.future
+
+    async def measure() -> tuple[list[float], float]:
+        latencies = []
+        for _ in range(50):
+            begin = time.monotonic()
+            await decoded(slots[0], frame)
+            latencies.append(time.monotonic() - begin)
+        begin = time.monotonic()
+        await asyncio.gather(*(decoded(slot, chunk) for _ in range(rounds) for slot in slots))
+        return latencies, time.monotonic() - begin
+
+    latencies, elapsed = asyncio.run(measure())
     audio = rounds * num_streams * len(chunk) * RELEASED.samples_per_frame / RELEASED.sample_rate_hz
     runner.close()
     return (
@@ -250,7 +259,7 @@ def main() -> None:
     exact = samples(tensors, torch.float32, False, device)
     print(f"GPU {torch.cuda.get_device_name()}, torch {torch.__version__}; ms per step\n")
     for name in args.dtypes:
-        dtype, allow_tf32 = DTYPES[name]
+        dtype, with_tf32 = DTYPES[name]
         model = SpeechDecoderModel(RELEASED).load(tensors, dtype, device)
         if args.profile:
             print(profile(model, *args.profile))
@@ -262,9 +271,9 @@ def main() -> None:
             continue
         torch.cuda.reset_peak_memory_stats()
         begin = time.monotonic()
-        seconds = time_steps(model, args.streams, args.frames, allow_tf32, args.repeats)
+        seconds = time_steps(model, args.streams, args.frames, with_tf32, args.repeats)
         tables[name] = as_json(seconds)
-        error = relative_error(samples(tensors, dtype, allow_tf32, device), exact)
+        error = relative_error(samples(tensors, dtype, with_tf32, device), exact)
         best = max(rows * t * 0.08 / s for (rows, t), s in seconds.items())
         print(f"### {name}\n\n{table(seconds, args.streams, args.frames)}\n")
         peak = torch.cuda.max_memory_reserved() / 2**30

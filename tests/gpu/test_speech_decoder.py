@@ -20,14 +20,19 @@ from serve_app.models.speech_decoder.network.passes import (
     snake_padded,
     waveform,
 )
-from serve_app.models.speech_decoder.runner import SpeechDecoderRunner
 from serve_app.models.speech_decoder.stage import StreamingSpeechDecoder
-from serve_app.models.speech_decoder.steps import DecoderSteps, tf32
+from serve_app.models.speech_decoder.steps import DecoderSteps, allow_tf32
 from serve_app.types import CodecFrames
 from tests.conftest import TinyCheckpoint
+from tests.unit.speech_decoder.waiting import WaitingRunner
 
 SAMPLES_PER_FRAME = 1920
 CHUNKS = (1, 2, 4, 8, 12)
+
+
+@pytest.fixture(autouse=True)
+def exact() -> None:
+    allow_tf32(False)
 
 
 @pytest.fixture(scope="module")
@@ -46,8 +51,7 @@ def random_codes(num_frames: int, seed: int = 0) -> np.ndarray:
 
 def offline(model: SpeechDecoderModel, codes: np.ndarray) -> np.ndarray:
     given = torch.from_numpy(codes.T.copy())[None].to(model.tables.device)
-    with tf32(False):
-        return model.decode(given, model.new_state(1))[0].cpu().numpy()
+    return model.decode(given, model.new_state(1))[0].cpu().numpy()
 
 
 def steps_of(checkpoint: Checkpoint, graphs: bool | None = None) -> DecoderSteps:
@@ -62,13 +66,13 @@ def steps_of(checkpoint: Checkpoint, graphs: bool | None = None) -> DecoderSteps
 
 
 @pytest.fixture(scope="module")
-def runner(checkpoint: Checkpoint) -> Iterator[SpeechDecoderRunner]:
-    runner = SpeechDecoderRunner(steps_of(checkpoint))
+def runner(checkpoint: Checkpoint) -> Iterator[WaitingRunner]:
+    runner = WaitingRunner(steps_of(checkpoint))
     yield runner
     runner.close()
 
 
-def through(runner: SpeechDecoderRunner, codes: np.ndarray, size: int) -> np.ndarray:
+def through(runner: WaitingRunner, codes: np.ndarray, size: int) -> np.ndarray:
     slot = runner.acquire()
     try:
         futures = [runner.submit(slot, codes[i : i + size]) for i in range(0, len(codes), size)]
@@ -126,12 +130,11 @@ def test_a_residual_unit_equals_the_eager_function(
     x = x[:, :length].contiguous()
     x, padded, conv, mix = (tensor.to(dtype) for tensor in (x, padded, conv, mix))
     arguments = (activation, mix, dilation)
-    with tf32(False):
-        expected = add_residual(
-            x.clone().float(), padded.float(), conv_weight(conv.float()), activation,
-            mix.float(), dilation,
-        )  # fmt: skip
-        got = kernels_decoder.add_residual(x.clone(), padded, conv_weight(conv), *arguments)
+    expected = add_residual(
+        x.clone().float(), padded.float(), conv_weight(conv.float()), activation,
+        mix.float(), dilation,
+    )  # fmt: skip
+    got = kernels_decoder.add_residual(x.clone(), padded, conv_weight(conv), *arguments)
     if dtype is torch.float32:
         torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-4)
         return
@@ -161,8 +164,7 @@ def test_the_convolution_kernels_equal_the_eager_functions(
     )
     last = torch.randn(1, channels, 7, generator=generator, device="cuda").mul_(0.03)
     last_bias = torch.tensor([0.1], device="cuda")
-    with tf32(False):
-        expected = waveform(padded, last, last_bias)
+    expected = waveform(padded, last, last_bias)
     torch.testing.assert_close(
         kernels_decoder.waveform(padded, last, last_bias), expected, rtol=1e-5, atol=1e-5
     )
@@ -170,7 +172,7 @@ def test_the_convolution_kernels_equal_the_eager_functions(
 
 @pytest.mark.parametrize("size", [1, 7, 12, 50])
 def test_graphs_in_float32_equal_the_cpu(
-    runner: SpeechDecoderRunner, checkpoint: Checkpoint, size: int
+    runner: WaitingRunner, checkpoint: Checkpoint, size: int
 ) -> None:
     codes = random_codes(60)
     expected = offline(model_of(checkpoint, torch.float32, "cpu"), codes)
@@ -180,7 +182,7 @@ def test_graphs_in_float32_equal_the_cpu(
 
 @pytest.mark.parametrize("length", [3, 9, 11])
 def test_a_final_piece_is_decoded_as_part_of_a_longer_one(
-    runner: SpeechDecoderRunner, checkpoint: Checkpoint, length: int
+    runner: WaitingRunner, checkpoint: Checkpoint, length: int
 ) -> None:
     codes = random_codes(12 + length)
     expected = offline(model_of(checkpoint, torch.float32, "cpu"), codes)
@@ -193,8 +195,8 @@ def test_a_final_piece_is_decoded_as_part_of_a_longer_one(
     assert runner.stats()["steps"] - steps == 2
 
 
-def test_graphs_equal_eager(runner: SpeechDecoderRunner, checkpoint: Checkpoint) -> None:
-    eager = SpeechDecoderRunner(steps_of(checkpoint, graphs=False))
+def test_graphs_equal_eager(runner: WaitingRunner, checkpoint: Checkpoint) -> None:
+    eager = WaitingRunner(steps_of(checkpoint, graphs=False))
     try:
         codes = random_codes(40, seed=3)
         assert np.abs(through(runner, codes, 4).astype(int) - through(eager, codes, 4)).max() <= 1
@@ -202,7 +204,7 @@ def test_graphs_equal_eager(runner: SpeechDecoderRunner, checkpoint: Checkpoint)
         eager.close()
 
 
-def test_a_row_does_not_depend_on_its_batch(runner: SpeechDecoderRunner) -> None:
+def test_a_row_does_not_depend_on_its_batch(runner: WaitingRunner) -> None:
     streams = [random_codes(24, seed) for seed in range(8)]
     alone = [through(runner, codes, 4) for codes in streams]
     slots = [runner.acquire() for _ in streams]
@@ -253,7 +255,7 @@ def test_eight_streams_at_once_yield_their_own_audio(checkpoint: Checkpoint, dty
             assert np.sqrt((error**2).mean()) < 0.05 * np.sqrt((expected**2).mean())
 
 
-def test_memory_is_flat_over_many_streams(runner: SpeechDecoderRunner) -> None:
+def test_memory_is_flat_over_many_streams(runner: WaitingRunner) -> None:
     codes = random_codes(3)
     through(runner, codes, 3)
     before = torch.cuda.memory_allocated()

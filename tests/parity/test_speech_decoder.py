@@ -255,27 +255,17 @@ def long_reference(reference: Reference, long_codes: np.ndarray) -> np.ndarray:
     return as_pcm(reference.decode(long_codes))
 
 
-@pytest.mark.parametrize("splits", [[12], [25, 275, 1, 340]], ids=["growing", "odd"])
-def test_reference_chunking_equals_the_reference_beyond_300_frames(
-    checkpoint: Checkpoint, long_codes: np.ndarray, long_reference: np.ndarray, splits: list[int]
+def test_the_reference_is_our_network_in_chunks_of_300_frames(
+    checkpoint: Checkpoint, long_codes: np.ndarray, long_reference: np.ndarray
 ) -> None:
-    decoder = stage(checkpoint, reference_chunking=True)
-    try:
-        assert_same_pcm(speak(decoder, long_codes, splits), long_reference)
-    finally:
-        decoder.close()
-
-
-@pytest.mark.parametrize("num_done", [290, 300, 310, 600])
-def test_reference_chunking_resumes_like_the_reference(
-    checkpoint: Checkpoint, long_codes: np.ndarray, long_reference: np.ndarray, num_done: int
-) -> None:
-    decoder = stage(checkpoint, reference_chunking=True)
-    try:
-        rest = speak(decoder, long_codes[num_done:], [8], done=long_codes[:num_done])
-    finally:
-        decoder.close()
-    assert_same_pcm(rest, long_reference[num_done * SAMPLES_PER_FRAME :])
+    """It decodes 300 frames at a time from a fresh state, fed with the 25 frames before them."""
+    model = model_of(checkpoint, torch.float32)
+    parts = []
+    for start in range(0, len(long_codes), 300):
+        context = min(start, 25)
+        samples = decode(model, long_codes[start - context : start + 300]).numpy()
+        parts.append(samples[context * SAMPLES_PER_FRAME :])
+    assert_same_pcm(as_pcm(np.concatenate(parts)), long_reference)
 
 
 def test_exact_decoding_differs_from_the_reference_only_beyond_300_frames(

@@ -2,8 +2,8 @@
 
 A frame is Q - 1 dependent passes over at most Q positions, with a key/value cache that starts
 empty; nothing survives a frame, so any replica can serve any call. The whole frame, sampling
-included, is one function of tensors
-without host synchronisation: eager on CPU, one CUDA graph per batch size on GPU.
+included, is one function of tensors without host synchronisation: eager on CPU, one CUDA graph per
+batch size on GPU.
 
 Source: code predictor ("sub-talker") of QwenLM/Qwen3-TTS 12Hz; model spec section 4.
 """
@@ -17,16 +17,8 @@ from torch import Tensor
 
 from serve_app.models.checkpoint.spec import CodePredictorSpec
 from serve_app.models.code_predictor.channel.contract import FrameBatch
+from serve_app.models.layers.reference import rms_norm
 from serve_app.models.sampling import sample, uniform
-
-
-def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    """RMSNorm with the mean square in float32, rounded to x.dtype before the weight, as the
-    reference does.
-    """
-    wide = x.float()
-    normed = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + eps)
-    return normed.to(x.dtype) * weight
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

@@ -47,7 +47,11 @@ class FusedSpeech:
         predictor = InProcessFrames.load(checkpoint, config.code_predictor, device)
         decoder = StreamingSpeechDecoder.load(checkpoint, config.speech_decoder, device)
         runner = decoder.runner
-        first_audio = FirstAudioDecoder(runner.steps) if runner.steps.is_cuda else None
+        first_audio = (
+            FirstAudioDecoder(runner.steps, config.speech_decoder.first_batch_sizes)
+            if runner.steps.is_cuda
+            else None
+        )
         chunk_frames = config.speech_decoder.chunk_frames
         talker = VllmTalker(checkpoint, config.talker, device, predictor, chunk_frames, first_audio)
         runner.capture_rest()
@@ -71,7 +75,7 @@ class FusedSpeech:
         try:
             async with (
                 aclosing(self.talker.frames(request, done, slot)) as frames,
-                aclosing(self.decoder.pcm_in(slot, frames, done)) as chunks,
+                aclosing(self.decoder.pcm(frames, done, slot)) as chunks,
             ):
                 async for chunk in chunks:
                     yield chunk

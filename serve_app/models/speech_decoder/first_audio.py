@@ -18,7 +18,6 @@ from torch import Tensor
 from serve_app.models.cuda_graph import BatchGraphs
 from serve_app.models.speech_decoder.steps import DecoderSteps
 
-_BATCH_SIZES: Final = (1, 2, 4, 8)
 # Launches whose samples have not been fetched; with more of them, first frames take the usual way.
 _NUM_BUFFERS: Final = 4
 
@@ -56,9 +55,10 @@ class FirstAudioDecoder:
 
     Args:
         steps: of the decoder that goes on with these streams.
+        batch_sizes: numbers of streams that a graph is captured for.
     """
 
-    def __init__(self, steps: DecoderSteps) -> None:
+    def __init__(self, steps: DecoderSteps, batch_sizes: Sequence[int]) -> None:
         # Held while a launch finds out who still wants it; a stream that leaves takes it as well.
         self.lock = threading.Lock()
         self._steps = steps
@@ -71,7 +71,7 @@ class FirstAudioDecoder:
                 torch.zeros(rows, spec.num_code_groups, dtype=torch.int64, device=self._device),
             ),
             steps.decode_first,
-            [size for size in _BATCH_SIZES if size <= steps.max_streams],
+            [size for size in batch_sizes if size <= steps.max_streams] or [1],
         )
         self.max_rows = self._graphs.max_batch
         with torch.cuda.stream(self._stream):

@@ -1,8 +1,7 @@
-"""What a stream asks of the speech decoder, and how it gets the answer: on a thread or a loop."""
+"""What a stream asks of the speech decoder, and how its event loop gets the answer."""
 
 import asyncio
 from collections.abc import Sequence
-from concurrent.futures import Future
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -14,27 +13,28 @@ _Settled = tuple["asyncio.Future[np.ndarray]", np.ndarray | Exception]
 
 @dataclass(slots=True, eq=False)
 class Job:
-    """Frames of one stream that wait for the decoder, done in one or more pieces."""
+    """Frames of one stream that wait for the decoder, done in one or more pieces.
+
+    codes: int64 [T, Q], T >= 1.
+    future: gets int16 [T * samples_per_frame]; of the loop that also releases the stream's slot.
+    discard: only advance the state; the result is empty.
+    final: nothing follows, so that the state behind these frames does not matter.
+    reset: put the state at the start of a stream first; the runner's to say.
+    """
 
     codes: np.ndarray
-    reset: bool
-    discard: bool
-    final: bool
-    future: "Future[np.ndarray] | asyncio.Future[np.ndarray]"
+    future: "asyncio.Future[np.ndarray]"
+    discard: bool = False
+    final: bool = False
+    reset: bool = False
     submitted_s: float = 0.0
     next_frame: int = 0
     samples: list[np.ndarray] = field(default_factory=list)
 
 
 def settle(results: Sequence[tuple[Job, np.ndarray | Exception]]) -> None:
-    """Give jobs their results, those of an event loop in one call."""
-    elsewhere: list[tuple[asyncio.AbstractEventLoop, _Settled]] = []
-    for job, result in results:
-        if isinstance(job.future, asyncio.Future):
-            elsewhere.append((job.future.get_loop(), (job.future, result)))
-        elif job.future.set_running_or_notify_cancel():
-            _set(job.future, result)
-    post(elsewhere, _set_all)
+    """Give jobs their results, those of a loop in one call of it."""
+    post([(job.future.get_loop(), (job.future, result)) for job, result in results], _set_all)
 
 
 def joined(pieces: Sequence[np.ndarray]) -> np.ndarray:
@@ -46,14 +46,9 @@ def joined(pieces: Sequence[np.ndarray]) -> np.ndarray:
 
 def _set_all(batch: list[_Settled]) -> None:
     for future, result in batch:
-        if not future.done():  # else its stream has gone
-            _set(future, result)
-
-
-def _set(
-    future: "Future[np.ndarray] | asyncio.Future[np.ndarray]", result: np.ndarray | Exception
-) -> None:
-    if isinstance(result, Exception):
-        future.set_exception(result)
-    else:
-        future.set_result(result)
+        if future.done():  # its stream has gone
+            continue
+        if isinstance(result, Exception):
+            future.set_exception(result)
+        else:
+            future.set_result(result)

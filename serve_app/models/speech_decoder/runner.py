@@ -5,17 +5,21 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future
 from dataclasses import dataclass, field
+from typing import Final
 
 import numpy as np
 
 from serve_app.errors import Overloaded, StageFailed, StageUnavailable
+from serve_app.models.process_end import OnDeath, end_process
 from serve_app.models.speech_decoder.jobs import Job, joined, settle
 from serve_app.models.speech_decoder.queue import DecoderQueue, Stream
 from serve_app.models.speech_decoder.steps import DecoderSteps, Launched, Piece
 
-_LOGGER = logging.getLogger(__name__)
+# A step takes tens of milliseconds, a first one of its shape some seconds.
+_STALL_S: Final = 30.0
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(slots=True, eq=False)
@@ -43,6 +47,8 @@ class SpeechDecoderRunner:
         patience_s: how long a chunk whose listener has enough to play may wait for others to be
             decoded with.
         clock: monotonic seconds.
+        on_death: called on the thread, with the reason, when the device has failed and every
+            stream has been told.
     """
 
     def __init__(
@@ -51,10 +57,14 @@ class SpeechDecoderRunner:
         *,
         patience_s: float = 0.0,
         clock: Callable[[], float] = time.monotonic,
+        on_death: OnDeath = end_process,
     ) -> None:
         self.steps = steps
         self.spec = steps.spec
         self._clock = clock
+        self._on_death = on_death
+        # When the step that is under way was launched.
+        self._launched_s: float | None = None
         self._wake = threading.Condition()
         self._free = deque(range(steps.max_streams))
         self._queue = DecoderQueue(
@@ -99,49 +109,20 @@ class SpeechDecoderRunner:
         for job in jobs:
             job.future.cancel()
 
-    def submit(
-        self,
-        slot: int,
-        codes: np.ndarray,
-        *,
-        reset: bool = False,
-        discard: bool = False,
-        final: bool = False,
-    ) -> "Future[np.ndarray]":
-        """Decode frames of the stream in `slot`, after those submitted before.
+    def enqueue(self, slot: int, job: Job) -> None:
+        """Decode frames of the stream in `slot`, after those enqueued before.
 
-        Args:
-            slot: from `acquire`.
-            codes: int64 [T, Q], T >= 1.
-            reset: put the state at the start of a stream first (always done for a stream's first
-                frames).
-            discard: only advance the state; the result is empty.
-            final: nothing follows, so that the state behind these frames does not matter.
-
-        Returns:
-            A future of int16 [T * samples_per_frame]. It fails with StageFailed when the device
-            does.
+        Its future fails with StageFailed when the device does.
 
         Raises:
             StageFailed: the codes have a wrong shape or are out of range, or the decoder is broken.
             StageUnavailable: the decoder is closed.
         """
-        future: Future[np.ndarray] = Future()
-        self.enqueue(slot, Job(codes, reset, discard, final, future))
-        return future
-
-    def enqueue(self, slot: int, job: Job) -> None:
-        """What `submit` does, for a job with a future of the caller's.
-
-        One of an event loop belongs to the loop that also releases the slot. Cheaper than wrapping
-        what `submit` returns: all streams that a step was for learn of it in one call of their
-        loop.
-        """
         job.codes = self._checked(job.codes)
         with self._wake:
             self._check()
             stream = self._queue.streams[slot]
-            job.reset |= stream.fresh
+            job.reset = stream.fresh
             job.submitted_s = self._clock()
             stream.fresh = False
             if self._queue.add(stream, job):
@@ -187,7 +168,12 @@ class SpeechDecoderRunner:
             }
 
     def check_health(self) -> None:
-        """Raise StageFailed after a failure of the device, StageUnavailable after `close()`."""
+        """Raise unless the decoder works.
+
+        Raises:
+            StageFailed: the device failed, or has not finished a step for half a minute.
+            StageUnavailable: the decoder is closed.
+        """
         with self._wake:
             self._check()
 
@@ -206,8 +192,9 @@ class SpeechDecoderRunner:
             raise StageFailed(f"the speech decoder failed: {self._failure!r}")
         if self._closing:
             raise StageUnavailable("the speech decoder is shutting down")
-        if not self._thread.is_alive():
-            raise StageFailed("the speech decoder's thread is gone")
+        since_s = self._launched_s
+        if since_s is not None and self._clock() - since_s > _STALL_S:
+            raise StageFailed(f"the speech decoder has not finished a step for {_STALL_S:g} s")
 
     def _checked(self, codes: np.ndarray) -> np.ndarray:
         codes = np.ascontiguousarray(codes, dtype=np.int64)
@@ -258,16 +245,18 @@ class SpeechDecoderRunner:
                     self._deliver(running)
                 running = launched
         except Exception as error:
-            _LOGGER.exception("the speech decoder failed")
+            logger.exception("the speech decoder failed")
             with self._wake:
                 self._failure = error
             self._abandon(
                 StageFailed(f"the speech decoder failed: {error!r}"),
                 running.finished if running is not None else [],
             )
+            self._on_death(f"the speech decoder failed: {error!r}")
 
     def _launch(self, group: list[tuple[Stream, Job]], size: int) -> _Step:
         """Start decoding one piece of each job."""
+        self._launched_s = self._clock()
         pieces = [
             Piece(
                 stream.slot,
@@ -282,6 +271,7 @@ class SpeechDecoderRunner:
     def _advance(self, step: _Step) -> None:
         """Note that a step is over; the lock is held."""
         now = self._clock()
+        self._launched_s = None
         self._num_steps += 1
         self._num_frames += sum(step.frames)
         for (stream, job), num_frames in zip(step.group, step.frames, strict=True):

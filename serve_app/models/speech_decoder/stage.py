@@ -1,15 +1,13 @@
 """The speech decoder stage: codec frames in, PCM out, many streams at once.
 
-The network is in `network`, the thread that runs it in `runner`; here
-is the async face that the pipeline sees, and what is fed for a stream that is resumed.
+The network is in `network`, the thread that runs it in `runner`; here is the async face that the
+pipeline sees, and what is fed for a stream that is resumed.
 """
 
 import asyncio
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import aclosing
-from dataclasses import dataclass
-from typing import Final
 
 import numpy as np
 
@@ -17,89 +15,24 @@ from serve_app.config import SpeechDecoderConfig
 from serve_app.errors import StageFailed
 from serve_app.models.checkpoint.files import Checkpoint
 from serve_app.models.device import resolve_device
-from serve_app.models.speech_decoder.jobs import Job, joined
+from serve_app.models.speech_decoder.jobs import Job
 from serve_app.models.speech_decoder.network.model import SpeechDecoderModel, context_frames
 from serve_app.models.speech_decoder.runner import SpeechDecoderRunner
 from serve_app.models.speech_decoder.steps import DecoderSteps
 from serve_app.types import CodecFrames, PcmChunk
 
-# The reference decodes 300 frames at a time from a fresh state, fed with the 25 frames before them.
-_REFERENCE_CHUNK_FRAMES: Final = 300
-_REFERENCE_CONTEXT_FRAMES: Final = 25
-
-
-@dataclass(frozen=True, slots=True)
-class _Piece:
-    """What to submit: codes, whether the state starts over before them, whether audio is wanted."""
-
-    codes: np.ndarray
-    reset: bool = False
-    discard: bool = False
-
-
-class _ExactFeed:
-    """Feed every frame once."""
-
-    def __init__(self, num_context: int) -> None:
-        self._num_context = num_context
-
-    def prime(self, done: np.ndarray) -> list[_Piece]:
-        """Bring the state behind `done`, leaving out frames that no later sample depends on."""
-        return [_Piece(done[-self._num_context :], discard=True)]
-
-    def pieces(self, codes: np.ndarray) -> list[_Piece]:
-        return [_Piece(codes)]
-
-    def skip(self, codes: np.ndarray) -> None:
-        """Count frames that were decoded elsewhere."""
-
-
-class _ReferenceFeed:
-    """Start over every 300 frames from the 25 before, as the reference's offline decode does."""
-
-    def __init__(self) -> None:
-        self._num_fed = 0
-        self._recent: np.ndarray | None = None
-
-    def prime(self, done: np.ndarray) -> list[_Piece]:
-        chunk = (len(done) - 1) // _REFERENCE_CHUNK_FRAMES * _REFERENCE_CHUNK_FRAMES
-        self._advance(done)
-        return [_Piece(done[max(0, chunk - _REFERENCE_CONTEXT_FRAMES) :], discard=True)]
-
-    def pieces(self, codes: np.ndarray) -> list[_Piece]:
-        pieces: list[_Piece] = []
-        while len(codes):
-            inside = self._num_fed % _REFERENCE_CHUNK_FRAMES
-            if self._recent is not None and inside == 0:
-                pieces.append(_Piece(self._recent, reset=True, discard=True))
-            now, codes = np.split(codes, [_REFERENCE_CHUNK_FRAMES - inside])
-            pieces.append(_Piece(now))
-            self._advance(now)
-        return pieces
-
-    def skip(self, codes: np.ndarray) -> None:
-        self._advance(codes)
-
-    def _advance(self, codes: np.ndarray) -> None:
-        self._num_fed += len(codes)
-        before = codes if self._recent is None else np.concatenate((self._recent, codes))
-        self._recent = before[-_REFERENCE_CONTEXT_FRAMES:]
-
 
 class StreamingSpeechDecoder:
-    """What `protocols.SpeechDecoder` asks for, around a runner.
+    """What `protocols.SlottedDecoder` asks for, around a runner.
 
     Args:
         runner: owned from here on; `close()` closes it.
-        reference_chunking: reproduce the reference's restart every 300 frames instead of the exact
-            decode.
     """
 
-    def __init__(self, runner: SpeechDecoderRunner, *, reference_chunking: bool = False) -> None:
+    def __init__(self, runner: SpeechDecoderRunner) -> None:
         self.runner = runner
         self._spec = runner.spec
         self._num_context = context_frames(runner.spec)
-        self._reference_chunking = reference_chunking
 
     @classmethod
     def load(
@@ -131,10 +64,13 @@ class StreamingSpeechDecoder:
             exact=exact,
         )
         runner = SpeechDecoderRunner(steps, patience_s=config.patience_s if steps.is_cuda else 0.0)
-        return cls(runner, reference_chunking=config.reference_chunking)
+        return cls(runner)
 
     async def pcm(
-        self, frames: AsyncIterator[CodecFrames], done: np.ndarray | None = None
+        self,
+        frames: AsyncIterator[CodecFrames],
+        done: np.ndarray | None = None,
+        slot: int | None = None,
     ) -> AsyncGenerator[PcmChunk, None]:
         """Yield a chunk of samples per item of `frames`; any chunking gives the same samples.
 
@@ -142,6 +78,9 @@ class StreamingSpeechDecoder:
             frames: the stream; closed when this generator ends, however it ends.
             done: int64 [T, Q], frames before the first of `frames` whose samples nobody wants. They
                 prime the state.
+            slot: of the runner, which the caller acquired and releases; None: one is acquired and
+                released here. A first item that carries its samples was decoded in this slot by a
+                `FirstAudioDecoder`.
 
         Yields:
             Chunks whose `first_sample` counts from frame 0 of the request, as `first_frame` of the
@@ -152,27 +91,24 @@ class StreamingSpeechDecoder:
             StageFailed: the device failed, or `frames` are not consecutive or not decodable.
         """
         try:
-            slot = self.runner.acquire()
+            mine = self.runner.acquire() if slot is None else slot
             try:
-                async with aclosing(self.pcm_in(slot, frames, done)) as chunks:
+                async with aclosing(self._decoded(mine, frames, done)) as chunks:
                     async for chunk in chunks:
                         yield chunk
             finally:
-                self.runner.release(slot)
+                if slot is None:
+                    self.runner.release(mine)
         finally:
             if isinstance(frames, AsyncGenerator):
                 await frames.aclose()
 
-    async def pcm_in(
-        self, slot: int, frames: AsyncIterator[CodecFrames], done: np.ndarray | None = None
+    async def _decoded(
+        self, slot: int, frames: AsyncIterator[CodecFrames], done: np.ndarray | None
     ) -> AsyncGenerator[PcmChunk, None]:
-        """Like `pcm`, in a slot of the runner that the caller acquired and releases.
-
-        A first item that carries its samples was decoded in this slot by a `FirstAudioDecoder`.
-        """
-        feed = _ReferenceFeed() if self._reference_chunking else _ExactFeed(self._num_context)
         if done is not None and len(done):
-            await self._decode(slot, feed.prime(done))
+            # No later sample depends on what was before these.
+            await self._decode(slot, done[-self._num_context :], discard=True)
         expected: int | None = None
         async for item in frames:
             if expected is not None and item.first_frame != expected:
@@ -181,11 +117,12 @@ class StreamingSpeechDecoder:
             began_s = time.perf_counter()
             if item.samples is not None:
                 self.runner.adopt(slot)
-                feed.skip(item.codes)
                 samples = item.samples
+            elif len(item.codes):
+                final = item.finish_reason is not None
+                samples = await self._decode(slot, item.codes, final=final)
             else:
-                pieces = feed.pieces(item.codes) if len(item.codes) else []
-                samples = await self._decode(slot, pieces, item.finish_reason is not None)
+                samples = np.empty(0, np.int16)
             timings: tuple[tuple[str, float], ...] = ()
             if item.elapsed_s is not None:
                 decode_s = time.perf_counter() - began_s
@@ -210,14 +147,9 @@ class StreamingSpeechDecoder:
         """Stop the thread and free the graphs; idempotent."""
         self.runner.close()
 
-    async def _decode(self, slot: int, pieces: list[_Piece], is_last: bool = False) -> np.ndarray:
-        loop = asyncio.get_running_loop()
-        futures: list[asyncio.Future[np.ndarray]] = []
-        for piece in pieces:
-            futures.append(loop.create_future())
-            final = is_last and piece is pieces[-1]
-            job = Job(piece.codes, piece.reset, piece.discard, final, futures[-1])
-            self.runner.enqueue(slot, job)
-        if len(futures) == 1:
-            return await futures[0]
-        return joined(await asyncio.gather(*futures))
+    async def _decode(
+        self, slot: int, codes: np.ndarray, *, discard: bool = False, final: bool = False
+    ) -> np.ndarray:
+        future: asyncio.Future[np.ndarray] = asyncio.get_running_loop().create_future()
+        self.runner.enqueue(slot, Job(codes, future, discard, final))
+        return await future

@@ -4,7 +4,7 @@ import contextlib
 import logging
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -16,7 +16,7 @@ from serve_app.models.cuda_graph import BatchGraphs
 from serve_app.models.speech_decoder.network.model import SpeechDecoderModel
 from serve_app.models.speech_decoder.network.state import DecoderState
 
-_LOGGER = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 _INT16_SCALE: Final = 32767.0
 # Activations of one step are kept below this; about four tensors of the widest stage live at once.
@@ -29,30 +29,14 @@ _SPIN_FRAMES: Final = 16
 _FIRST_ROWS: Final = 8
 
 
-@contextlib.contextmanager
-def tf32(allowed: bool) -> Iterator[None]:
-    """Let float32 products on CUDA use TensorFloat-32 or not, in the whole process."""
+def allow_tf32(allowed: bool) -> None:
+    """Let float32 products on CUDA use TensorFloat-32 or not, in the whole process, for good.
+
+    Other threads launch at the same time: what one of them restored would be another's change.
+    """
     cudnn: Any = torch.backends.cudnn
-    flags = (torch.backends.cuda.matmul, cudnn.conv)
-    before = [flag.fp32_precision for flag in flags]
-    for flag in flags:
+    for flag in (torch.backends.cuda.matmul, cudnn.conv):
         flag.fp32_precision = "tf32" if allowed else "ieee"
-    try:
-        yield
-    finally:
-        for flag, value in zip(flags, before, strict=True):
-            flag.fp32_precision = value
-
-
-@contextlib.contextmanager
-def _benchmark(wanted: bool) -> Iterator[None]:
-    """Let cuDNN choose convolution algorithms by trying them, in the whole process."""
-    before = torch.backends.cudnn.benchmark
-    torch.backends.cudnn.benchmark = wanted
-    try:
-        yield
-    finally:
-        torch.backends.cudnn.benchmark = before
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +100,9 @@ class DecoderSteps:
         # One row more than slots: what padded rows of a batch, warm-up and capture read and write.
         self.trash_slot = max_streams
         self._benchmark = benchmark
-        self._allow_tf32 = not exact
+        if self.is_cuda:
+            allow_tf32(not exact)
+            torch.backends.cudnn.benchmark = benchmark
         self._arena = model.new_state(max_streams + 1)
         self._before_reset: torch.cuda.Event | None = None
         self.sizes = self._piece_sizes(chunk_frames)
@@ -194,14 +180,14 @@ class DecoderSteps:
                     if is_stopped():
                         return
                     self._graphs[size].capture(rows)
-            _LOGGER.info(
+            logger.info(
                 "speech decoder: %d more graphs after %.1f s",
                 len(self._later),
                 time.monotonic() - start,
             )
         except Exception:
             # What is captured goes on serving, only in smaller batches.
-            _LOGGER.exception("speech decoder: the large graphs cannot be captured")
+            logger.exception("speech decoder: the large graphs cannot be captured")
 
     def close(self) -> None:
         """Free the graphs; idempotent."""
@@ -248,7 +234,7 @@ class DecoderSteps:
             )
             rows = self._graphs[size].max_batch
             self._host[size] = deque(self._host_buffers(rows, size) for _ in range(2))
-        with self._on_stream(), _benchmark(self._benchmark):
+        with self._on_stream():
             if self.has_graphs:
                 shapes = [
                     (rows * size, rows, size) for size in self.sizes for rows in self._batches[size]
@@ -268,7 +254,7 @@ class DecoderSteps:
                 self._stream.synchronize()
                 # What the warm-up calls took lies outside the graphs' pool and is not needed again.
                 torch.cuda.empty_cache()
-        _LOGGER.info(
+        logger.info(
             "speech decoder ready on %s: %d streams, pieces of %s frames, %s, %.1f s",
             self.device,
             self.max_streams,
@@ -302,7 +288,6 @@ class DecoderSteps:
         return self._decode_rows(slots, codes, self._arena.gather(slots))
 
     def _decode_rows(self, slots: Tensor, codes: Tensor, rows: DecoderState) -> Tensor:
-        with tf32(self._allow_tf32) if self.is_cuda else contextlib.nullcontext():
-            samples = self.model.decode(codes, rows)
-            self._arena.scatter(slots, rows)
-            return (samples * _INT16_SCALE).round_().to(torch.int16)
+        samples = self.model.decode(codes, rows)
+        self._arena.scatter(slots, rows)
+        return (samples * _INT16_SCALE).round_().to(torch.int16)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from serve_app.errors import CheckpointError
 from serve_app.models.checkpoint.files import SPEECH_WEIGHTS
 from serve_app.models.checkpoint.spec import SpeechDecoderSpec
+from serve_app.models.layers.reference import rms_norm
 from serve_app.models.speech_decoder.network.causal import (
     conv_weight,
     rotate,
@@ -20,7 +21,7 @@ from serve_app.models.speech_decoder.network.causal import (
     transposed_conv_weight,
     windowed_attention,
 )
-from serve_app.models.speech_decoder.network.passes import Kernels
+from serve_app.models.speech_decoder.network.passes import Passes
 from serve_app.models.speech_decoder.network.state import DecoderState
 
 # Constants of the reference's decoder class; no configuration file carries them.
@@ -146,7 +147,7 @@ class Upsample(Block):
             spec.upsampling_ratios[index],
             f"upsample.{index}",
         )
-        self.kernels = Kernels()
+        self.passes = Passes()
 
     def state_shapes(self) -> dict[str, tuple[int, ...]]:
         return {self._name: (KERNEL - 1, self._width)}
@@ -172,7 +173,7 @@ class Upsample(Block):
         history = state[self._name]
         padded = torch.cat((history, x), 1)
         history.copy_(padded[:, x.shape[1] :])
-        y = self.kernels.depthwise_conv(padded, self.depthwise, self.depthwise_bias)
+        y = self.passes.depthwise_conv(padded, self.depthwise, self.depthwise_bias)
         y = F.layer_norm(y, (self._width,), self.norm, self.norm_bias, _CONVNEXT_EPS)
         y = F.linear(
             F.gelu(F.linear(y, self.expand, self.expand_bias)), self.reduce, self.reduce_bias
@@ -213,7 +214,7 @@ class ResidualUnit(Block):
     def __init__(self, name: str, width: int, dilation: int) -> None:
         super().__init__()
         self._name, self._width, self._dilation = name, width, dilation
-        self.kernels = Kernels()
+        self.passes = Passes()
         self.act1, self.act2 = Snake(), Snake()
 
     def state_shapes(self) -> dict[str, tuple[int, ...]]:
@@ -234,9 +235,9 @@ class ResidualUnit(Block):
         """Add to x [B, L, C] in place and return it."""
         history = state[self._name]
         context, dilation = history.shape[1], self._dilation
-        padded = self.kernels.snake_padded(x, history, *self.act1.arguments, dilation)
+        padded = self.passes.snake_padded(x, history, *self.act1.arguments, dilation)
         history.copy_(padded[:, x.shape[1] : x.shape[1] + context])
-        return self.kernels.add_residual(
+        return self.passes.add_residual(
             x, padded, self.conv, self.act2.arguments, self.mix, dilation
         )
 
@@ -255,7 +256,7 @@ class VocoderBlock(Block):
             ResidualUnit(f"{self._name}.{unit + 2}", widths[index + 1], dilation)
             for unit, dilation in enumerate(DILATIONS)
         )
-        self.kernels = Kernels()
+        self.passes = Passes()
         self.act = Snake()
 
     def state_shapes(self) -> dict[str, tuple[int, ...]]:
@@ -278,15 +279,9 @@ class VocoderBlock(Block):
 
     def forward(self, x: Tensor, state: DecoderState) -> Tensor:
         history = state[self._name]
-        padded = self.kernels.snake_padded(x, history, *self.act.arguments)
+        padded = self.passes.snake_padded(x, history, *self.act.arguments)
         history.copy_(padded[:, -1:])
         x = transposed_conv_of_padded(padded, self.up, None, stride=self._rate).contiguous()
         for unit in self.units:
             x = unit(x, state)
         return x
-
-
-def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    """Scale [..., C] to a root mean square of 1, computed in float32 at least, then by `weight`."""
-    wide = x.to(torch.promote_types(x.dtype, torch.float32))
-    return (wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)).to(x.dtype) * weight

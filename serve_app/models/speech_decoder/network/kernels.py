@@ -13,7 +13,7 @@ import triton.language as tl
 from torch import Tensor
 
 from serve_app.models.speech_decoder.network import passes as decoder_passes
-from serve_app.models.speech_decoder.network.passes import Kernels
+from serve_app.models.speech_decoder.network.passes import Passes
 
 _BLOCK = 1024
 # Widths whose residual units are one kernel: three times a power of two, held as a block of two
@@ -320,4 +320,4 @@ def waveform(padded: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     return out
 
 
-KERNELS = Kernels(snake_padded, add_residual, depthwise_conv, waveform)
+CUDA_PASSES = Passes(snake_padded, add_residual, depthwise_conv, waveform)

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from serve_app.models.checkpoint.spec import SpeechDecoderSpec
+from serve_app.models.layers.reference import rms_norm
 from serve_app.models.speech_decoder.network.blocks import (
     DILATIONS,
     KERNEL,
@@ -25,11 +26,10 @@ from serve_app.models.speech_decoder.network.blocks import (
     Upsample,
     VocoderBlock,
     Weights,
-    rms_norm,
     vocoder_widths,
 )
 from serve_app.models.speech_decoder.network.causal import causal_conv, rotary, window_mask
-from serve_app.models.speech_decoder.network.passes import Kernels
+from serve_app.models.speech_decoder.network.passes import Passes
 from serve_app.models.speech_decoder.network.state import DecoderState, StateLayout
 
 # Constants of the reference's decoder class; no configuration file carries them.
@@ -75,7 +75,7 @@ class SpeechDecoderModel(Block):
         self.spec = spec
         self.dtype = torch.float32
         self._wide = torch.float32
-        self.kernels = Kernels()
+        self.passes = Passes()
         self.layers = nn.ModuleList(
             TransformerLayer(spec, i) for i in range(spec.transformer.num_layers)
         )
@@ -130,9 +130,9 @@ class SpeechDecoderModel(Block):
             pending = block.load(weights, pending)
         self.last_act.load(weights, f"decoder.{last}", pending)
         if tables.is_cuda and dtype in (torch.float32, torch.bfloat16):
-            from serve_app.models.speech_decoder.network.kernels import KERNELS
+            from serve_app.models.speech_decoder.network.kernels import CUDA_PASSES
 
-            self.use_kernels(KERNELS)
+            self.use_passes(CUDA_PASSES)
         return self
 
     def new_state(self, rows: int) -> DecoderState:
@@ -144,11 +144,11 @@ class SpeechDecoderModel(Block):
             torch.zeros(rows, self.state_layout.size, dtype=self.dtype, device=device),
         )
 
-    def use_kernels(self, kernels: Kernels) -> None:
-        """Exchange the passes that `Kernels` names."""
+    def use_passes(self, passes: Passes) -> None:
+        """Exchange the passes that `Passes` names."""
         for module in self.modules():
             if isinstance(module, SpeechDecoderModel | Upsample | VocoderBlock | ResidualUnit):
-                module.kernels = kernels
+                module.passes = passes
 
     @torch.no_grad()
     def decode(self, codes: Tensor, state: DecoderState) -> Tensor:
@@ -186,10 +186,10 @@ class SpeechDecoderModel(Block):
         for block in self.blocks:
             x = block(x, state)
         history = state["last_conv"]
-        padded = self.kernels.snake_padded(x, history, *self.last_act.arguments)
+        padded = self.passes.snake_padded(x, history, *self.last_act.arguments)
         history.copy_(padded[:, x.shape[1] :])
         state.position.add_(num_frames)
-        return self.kernels.waveform(padded, self.last_conv, self.last_conv_bias)
+        return self.passes.waveform(padded, self.last_conv, self.last_conv_bias)
 
     def _projected_codebooks(self, weights: Weights) -> Tensor:
         """Return [Q, codebook_size, codebook_dim]: codebooks divided by usage and projected."""

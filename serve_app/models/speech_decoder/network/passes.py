@@ -1,6 +1,6 @@
 """The passes of the speech decoder that libraries do badly on a GPU, in plain PyTorch.
 
-`kernels` has the same functions for CUDA; `Kernels` is one set or the other.
+`kernels` has the same functions for CUDA; `Passes` is one set or the other.
 Source: speech tokenizer decoder of Qwen3-TTS 12Hz.
 """
 
@@ -82,7 +82,7 @@ def add_residual(
 
 
 @dataclass(frozen=True, slots=True)
-class Kernels:
+class Passes:
     """The passes that libraries do badly on a GPU, as one exchangeable set; by default eager."""
 
     snake_padded: Callable[..., Tensor] = snake_padded
