@@ -1,9 +1,9 @@
 """Causal layers with an explicit state: each is given its history, none remembers a stream.
 
-Offline is one chunk from a zero history, and any split of a
-sequence into chunks computes the same sums, so it gives the same result up to rounding. Activations
-are [B, L, C] (time before channels): a transposed convolution is then a convolution plus a reshape,
-and tensor cores get the channels-last data they want.
+Offline is one chunk from a zero history, and any split of a sequence into chunks computes the same
+sums, so it gives the same result up to rounding. Activations are [B, L, C] (time before channels):
+a transposed convolution is then a convolution plus a reshape, and tensor cores get the
+channels-last data they want.
 Source: speech tokenizer decoder of Qwen3-TTS 12Hz.
 """
 
