@@ -42,8 +42,6 @@ class InProcessFrames:
 
     reached_s = -math.inf
 
-    reached_s = -math.inf
-
     def __init__(
         self, predictor: CodePredictor, hidden_dtype: torch.dtype, batch_sizes: tuple[int, ...]
     ) -> None:
