@@ -192,7 +192,9 @@ class SpeechDecoderConfig(Strict):
 
 class IngressConfig(Strict):
     num_cpus: float = Field(default=0.5, ge=0)
-    max_input_chars: int = Field(default=4096, ge=1)
+    max_input_chars: int = Field(
+        default=32768, ge=1, description="text of a request; long text is spoken in units"
+    )
     first_audio_timeout_s: float = Field(
         default=60.0,
         gt=0,

@@ -7,7 +7,7 @@ from typing import Any
 from fastapi import FastAPI
 
 from serve_app.errors import StageUnavailable, UnknownModel
-from serve_app.http.names import TASK_NAMES, VOICE_ALIASES, alias_target, find_card
+from serve_app.http.names import TASK_NAMES, VOICE_ALIASES, alias_target, find_spoken
 from serve_app.types import ModelCard
 
 
@@ -38,14 +38,18 @@ class Catalog:
         raise StageUnavailable("no model is served yet")
 
     def get(self, name: str) -> ModelCard:
-        """The card of any name that a client may have for a model.
+        """The card of any name that a client may have for a model; raises what `find` raises."""
+        return self.find(name)[0]
+
+    def find(self, name: str) -> tuple[ModelCard, str | None]:
+        """The card of any name that a client may have for a model, and the language in that name.
 
         Raises:
             UnknownModel: none has it.
             StageUnavailable: nothing is served yet.
         """
         default = self.default
-        card = find_card(name, self.cards, default)
+        card, language = find_spoken(name, self.cards, default)
         if card is None:
             served = ", ".join(self._cards)
             raise UnknownModel(
@@ -53,7 +57,7 @@ class Catalog:
                 "model",
                 "model_not_found",
             )
-        return card
+        return card, language
 
 
 def add_routes(app: FastAPI, catalog: Catalog) -> None:

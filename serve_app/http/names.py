@@ -1,9 +1,9 @@
 """The names that clients have for models, voices and languages, and what is served under each."""
 
-import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Final
 
+from serve_app.text.languages import AUTO, language_name, split_model_name
 from serve_app.types import ModelCard
 
 MODEL_ALIASES: Final = (
@@ -30,19 +30,6 @@ VOICE_ALIASES: Final = {
     "verse": "aiden",
 }
 _DEFAULT_VOICE: Final = "alloy"
-# ISO 639-1; a BCP 47 tag is looked up by its first part.
-_LANGUAGE_CODES: Final = {
-    "zh": "chinese",
-    "en": "english",
-    "ja": "japanese",
-    "ko": "korean",
-    "de": "german",
-    "fr": "french",
-    "ru": "russian",
-    "pt": "portuguese",
-    "es": "spanish",
-    "it": "italian",
-}
 TASK_NAMES: Final = {"custom_voice": "CustomVoice", "voice_design": "VoiceDesign", "base": "Base"}
 
 
@@ -57,6 +44,17 @@ def find_card(name: str, cards: Iterable[ModelCard], default: ModelCard) -> Mode
         if wanted in {card.name.casefold(), path.casefold(), path.rsplit("/", 1)[-1].casefold()}:
             return card
     return default if wanted in MODEL_ALIASES else None
+
+
+def find_spoken(
+    name: str, cards: Sequence[ModelCard], default: ModelCard
+) -> tuple[ModelCard | None, str | None]:
+    """The card of a model name that may end in a language (`tts-1-es`), and that language."""
+    card = find_card(name, cards, default)
+    if card is not None:
+        return card, None
+    model, language = split_model_name(name)
+    return find_card(model, cards, default), language
 
 
 def find_voice(name: str | None, card: ModelCard) -> str | None:
@@ -81,12 +79,10 @@ def alias_target(name: str, card: ModelCard) -> str | None:
 
 
 def find_language(name: str | None, card: ModelCard) -> str | None:
-    """The language of `card` that a lower-case name or code stands for, or None; none is "auto"."""
-    if not name or name == "auto":
-        return "auto"
+    """The language of `card` that a lower-case name, code or tag stands for, or None; none is
+    "auto".
+    """
+    if not name or name == AUTO:
+        return AUTO
     served = {language.casefold(): language for language in card.languages}
-    code = re.split(r"[-_]", name)[0]
-    for candidate in (name, _LANGUAGE_CODES.get(code, "")):
-        if candidate in served:
-            return served[candidate]
-    return None
+    return served.get(name) or served.get(language_name(name) or "")

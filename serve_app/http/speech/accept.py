@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -10,11 +10,24 @@ from serve_app.audio.output import Output
 from serve_app.config import IngressConfig
 from serve_app.http.catalog import Catalog
 from serve_app.http.speech.body import parse
-from serve_app.http.speech.checks import checked_format
+from serve_app.http.speech.checks import checked_format, checked_units
+from serve_app.http.speech.joining import speak_units
 from serve_app.http.speech.request import engine_request_id, find_model, ignored, to_domain
-from serve_app.types import ModelCard, SpeechRequest
+from serve_app.resumption import Speak
+from serve_app.text.script import Unit
+from serve_app.types import ModelCard, PcmChunk, SpeechRequest
+
+Transport = Literal["stream", "file", "sse"]
 
 logger = logging.getLogger(__name__)
+
+
+@dataclass(slots=True)
+class Made:
+    """How much audio a job has had so far, in samples and codec frames of the model."""
+
+    num_samples: int = 0
+    num_frames: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,21 +35,29 @@ class Job:
     """One accepted request and what its response needs to know.
 
     Attributes:
+        units: what of the text is spoken, one after the other.
         warning: what of the request is ignored.
         timings: filled with those of the first audio when it comes.
+        made: filled while the audio is made.
     """
 
     request: SpeechRequest
+    units: tuple[Unit, ...]
     card: ModelCard
     output: Output
-    transport: Literal["stream", "file"]
+    transport: Transport
     start_s: float
     warning: str | None = None
     timings: list[tuple[str, float]] = field(default_factory=list)
+    made: Made = field(default_factory=Made)
 
     @property
     def labels(self) -> dict[str, str]:
         return {"format": self.output.format, "transport": self.transport}
+
+    def chunks(self, speak: Speak) -> AsyncGenerator[PcmChunk, None]:
+        """All the audio of the job, at the model's rate."""
+        return speak_units(speak, self.request, self.units, self.card.sample_rate_hz)
 
 
 class Speech:
@@ -62,13 +83,16 @@ class Speech:
         """
         start_s = self.clock()
         body = parse(fields)
-        card = find_model(body, self._catalog)
-        request = to_domain(body, card, self._config, engine_request_id(client_id))
+        card, language = find_model(body, self._catalog)
+        request = to_domain(body, card, self._config, engine_request_id(client_id), language)
+        units = checked_units(request.text, request.language, card, body.normalization_options)
         warning = ignored(body, request)
         if warning is not None:
             logger.warning("%s: %s", request.request_id, warning)
-        transport = "file" if body.stream is False else "stream"
+        transport: Transport = "file" if body.stream is False else "stream"
+        if body.stream_format == "sse":
+            transport = "sse"
         output = Output(
             checked_format(body), card.sample_rate_hz, body.sample_rate, body.speed or 1.0
         )
-        return Job(request, card, output, transport, start_s, warning)
+        return Job(request, units, card, output, transport, start_s, warning)

@@ -91,6 +91,8 @@ class SpeechBody(BaseModel):
     )
     min_new_tokens: int | None = Field(None, ge=0)
     non_streaming_mode: bool | None = None
+    # Kokoro's; of its keys only `normalize` has a meaning here.
+    normalization_options: Any = None
     ref_audio: Any = None
     ref_text: Any = None
     references: Any = None

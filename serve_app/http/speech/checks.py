@@ -1,22 +1,27 @@
 """What is refused although the body is well-formed: the server or the model cannot do it."""
 
-from typing import Final
+from collections.abc import Mapping
+from typing import Any, Final
 
 from serve_app.audio.formats import SAMPLE_RATES_HZ, AudioFormat
 from serve_app.errors import InvalidRequest
 from serve_app.http.speech.body import SpeechBody
+from serve_app.text.normalise import Normalisation
+from serve_app.text.script import Unit, script
 from serve_app.types import ModelCard
 
 # OpenAI's limit on `instructions`.
 _MAX_INSTRUCTION_CHARS: Final = 4096
+# Of the frames that one generation may have, how many a unit is estimated to take at most.
+_UNIT_SHARE: Final = 0.8
 _CLONE_FIELDS: Final = ("ref_audio", "ref_text", "references", "speaker_embedding")
 
 
 def refuse_unavailable(body: SpeechBody, card: ModelCard) -> None:
     """Refuse what other servers have and this one does not: silence would give the wrong audio."""
-    if body.stream_format not in (None, "audio"):
+    if body.stream_format not in (None, "audio", "sse"):
         raise InvalidRequest(
-            f"The stream_format '{body.stream_format}' is not available yet; available: audio.",
+            f"The stream_format '{body.stream_format}' does not exist; available: audio, sse.",
             "stream_format",
             "unsupported_format",
         )
@@ -91,6 +96,39 @@ def stated(instructions: str | None) -> str | None:
     return None if text in ("", "None") else text
 
 
+def checked_units(text: str, language: str, card: ModelCard, options: Any) -> tuple[Unit, ...]:
+    """The units of a text that has passed `checked_text`.
+
+    `options` is the request's `normalization_options`, of which anything unknown is ignored.
+    """
+    wanted = options if isinstance(options, Mapping) else {}
+    found = script(
+        text,
+        language,
+        _UNIT_SHARE * card.max_new_tokens,
+        Normalisation(
+            markdown=wanted.get("strip_markdown") is True,
+            emoji=wanted.get("strip_emoji") is True,
+            words=wanted.get("normalize") is True,
+        ),
+    )
+    if not found:
+        raise InvalidRequest("'input' has nothing that can be spoken.", "input", "empty_string")
+    for unit in found:
+        # Leaving out what is invisible may have put one together.
+        refuse_controls(unit.text, "input", card)
+    return found
+
+
+def refuse_controls(text: str, param: str, card: ModelCard) -> None:
+    """Refuse what the model's tokenizer would read as one of its controls."""
+    found = next((control for control in card.control_strings if control in text), None)
+    if found is not None:
+        raise InvalidRequest(
+            f"'{param}' contains the control string '{found}' of the model.", param
+        )
+
+
 def _check_string(text: str, param: str, card: ModelCard, max_chars: int) -> None:
     if len(text) > max_chars:
         raise InvalidRequest(
@@ -98,10 +136,6 @@ def _check_string(text: str, param: str, card: ModelCard, max_chars: int) -> Non
             param,
             "string_above_max_length",
         )
-    found = next((control for control in card.control_strings if control in text), None)
-    if found is not None:
-        raise InvalidRequest(
-            f"'{param}' contains the control string '{found}' of the model.", param
-        )
+    refuse_controls(text, param, card)
     if not text.isascii() and any("\ud800" <= char <= "\udfff" for char in text):
         raise InvalidRequest(f"'{param}' is not valid Unicode: half of a surrogate pair.", param)

@@ -6,6 +6,7 @@ status, what fails after breaks the connection off, so that no client takes a pa
 
 import logging
 from collections.abc import AsyncGenerator
+from functools import partial
 from typing import Final
 
 from fastapi import FastAPI, Request
@@ -19,8 +20,10 @@ from serve_app.config import IngressConfig
 from serve_app.errors import SpeechError, StageFailed
 from serve_app.http.errors import error_response
 from serve_app.http.response import AudioResponse, ClientGone, until_gone
+from serve_app.http.speech import sse
 from serve_app.http.speech.accept import Job, Speech
 from serve_app.http.speech.body import SpeechBody, read_json
+from serve_app.http.speech.sse import events, usage_of
 from serve_app.http.speech.writer import AudioWriter
 from serve_app.resumption import Speak
 
@@ -87,20 +90,22 @@ class SpeechEndpoint:
 
     async def _audio(self, http: Request) -> Response:
         fields = read_json(await _read_body(http))
+        if "text/event-stream" in http.headers.get("accept", ""):
+            fields = {"stream_format": "sse", **fields}
         job = self._speech.accept(fields, http.headers.get("x-request-id"))
         if job.transport == "file":
             data, reason = await until_gone(http.receive, self._writer.file(job))
             headers = {**self._headers(job), "X-Finish-Reason": reason}
             return Response(data, headers=headers, media_type=job.output.content_type)
-        pieces = self._writer.pieces(job)
+        pieces, content_type = self._writer.pieces(job), job.output.content_type
+        if job.transport == "sse":
+            pieces, content_type = events(pieces, partial(usage_of, job)), sse.CONTENT_TYPE
         try:
             first = await until_gone(http.receive, _next(pieces))
         except BaseException:
             await pieces.aclose()
             raise
-        return AudioResponse(
-            first, pieces, self._headers(job), job.output.content_type, self._stall_s
-        )
+        return AudioResponse(first, pieces, self._headers(job), content_type, self._stall_s)
 
     def _headers(self, job: Job) -> dict[str, str]:
         rate_hz = str(job.output.sample_rate_hz)
@@ -109,7 +114,6 @@ class SpeechEndpoint:
             **provenance.HEADERS,
             "Cache-Control": "no-store",
             "X-Accel-Buffering": "no",
-            "Content-Disposition": f'inline; filename="speech.{job.output.format}"',
             "X-Audio-Sample-Rate": rate_hz,
             "X-Audio-Channels": "1",
             # The names that sglang-omni's clients read.
@@ -122,6 +126,9 @@ class SpeechEndpoint:
                 for name, seconds in (*job.timings, ("ingress", elapsed_s))
             ),
         }
+        if job.transport != "sse":
+            name = f"speech.{job.output.format}"
+            headers["Content-Disposition"] = f'inline; filename="{name}"'
         if job.warning is not None:
             headers["X-Warning"] = job.warning
         return headers

@@ -33,9 +33,13 @@ _REQUEST_ID: Final = re.compile(r"[A-Za-z0-9_.:-]{1,128}")
 
 
 def to_domain(
-    body: SpeechBody, card: ModelCard, limits: IngressConfig, request_id: str
+    body: SpeechBody,
+    card: ModelCard,
+    limits: IngressConfig,
+    request_id: str,
+    language: str | None = None,
 ) -> SpeechRequest:
-    """Turn a body into the request that the stages see.
+    """Turn a body into the request that the stages see; `language` is for one that names none.
 
     Raises:
         InvalidRequest: the model cannot do what the body asks for.
@@ -49,7 +53,7 @@ def to_domain(
         model=card.name,
         text=checked_text(body.input, card, limits.max_input_chars),
         voice=_voice(body.voice, card),
-        language=_language(body.language, card),
+        language=_language(body.language or language, card),
         seed=secrets.randbelow(MAX_SEED) if body.seed is None else body.seed,
         instructions=instructions,
         streaming_text=body.non_streaming_mode is False,
@@ -76,8 +80,8 @@ def engine_request_id(client_id: str | None) -> str:
     return f"{client_id if valid else uuid.uuid4().hex}-{secrets.token_hex(4)}"
 
 
-def find_model(body: SpeechBody, catalog: Catalog) -> ModelCard:
-    """The card of the model that a body asks for, by name or by task.
+def find_model(body: SpeechBody, catalog: Catalog) -> tuple[ModelCard, str | None]:
+    """The card of the model that a body asks for, by name or by task, and the language in the name.
 
     Raises:
         UnknownModel: no served model has this name.
@@ -85,17 +89,18 @@ def find_model(body: SpeechBody, catalog: Catalog) -> ModelCard:
         StageUnavailable: nothing is served yet.
     """
     task = re.sub(r"[^a-z]", "", body.task_type.lower()) if body.task_type else None
+    language: str | None = None
     if not body.model or not body.model.strip():
         # Without a name the task may choose.
         card = next((c for c in catalog.cards if task == _task_key(c)), catalog.default)
     else:
-        card = catalog.get(body.model)
+        card, language = catalog.find(body.model)
     if task is not None and task != _task_key(card):
         raise InvalidRequest(
             f"The model '{card.name}' does {TASK_NAMES[card.task]}, not '{body.task_type}'.",
             "task_type",
         )
-    return card
+    return card, language
 
 
 def _task_key(card: ModelCard) -> str:

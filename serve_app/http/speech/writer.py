@@ -48,7 +48,7 @@ class AudioWriter:
         self._pool = ThreadPoolExecutor(_THREADS, thread_name_prefix="encoder")
 
     async def file(self, job: Job) -> tuple[bytes, FinishReason]:
-        async with aclosing(self._speak(job.request)) as chunks:
+        async with aclosing(job.chunks(self._speak)) as chunks:
             whole = await join(chunks)
         if not len(whole.samples) or whole.finish_reason is None:
             raise StageFailed("the model made no audio")
@@ -70,13 +70,15 @@ class AudioWriter:
         num_samples, begun = 0, False
         reason: FinishReason | None = None
         broke: str | None = "client_gone"  # unless the end or an error is reached
-        chunks = read_ahead(self._speak(job.request), round(self._read_ahead_s * rate_hz))
+        chunks = read_ahead(job.chunks(self._speak), round(self._read_ahead_s * rate_hz))
         try:
             encoder = await self._run(job, job.output.stream)
             async with aclosing(chunks):
                 async for chunk in chunks:
                     _check_position(chunk, num_samples)
                     num_samples += len(chunk.samples)
+                    job.made.num_samples = num_samples
+                    job.made.num_frames += len(chunk.codes)
                     reason = chunk.finish_reason
                     job.timings.extend(chunk.timings)
                     if not len(chunk.samples):

@@ -1,0 +1,62 @@
+"""A body as server-sent events: `stream_format: "sse"`, in OpenAI's shape.
+
+One JSON object for each `data:` line, told apart by its `type`. What breaks off ends with an event
+that says why, and then breaks off: a clean end would be taken for the whole.
+"""
+
+import base64
+import json
+from collections.abc import AsyncGenerator, Callable, Mapping
+from typing import Any, Final
+
+from serve_app.http.errors import error_response
+from serve_app.http.response import ReaderStalled
+from serve_app.http.speech.accept import Job
+from serve_app.http.speech.writer import AudioCut
+
+CONTENT_TYPE: Final = "text/event-stream; charset=utf-8"
+
+
+async def events(
+    pieces: AsyncGenerator[bytes, None], usage: Callable[[], Mapping[str, Any]]
+) -> AsyncGenerator[bytes, None]:
+    """The pieces of an encoded body as `speech.audio.delta`, then `speech.audio.done` with `usage`.
+
+    Raises what `pieces` raises.
+    """
+    try:
+        async for piece in pieces:
+            audio = base64.b64encode(piece).decode("ascii")
+            yield _event({"type": "speech.audio.delta", "audio": audio})
+    except ReaderStalled as error:  # thrown in here, and to be counted in there
+        await pieces.athrow(error)
+    except AudioCut as cut:
+        cause = cut.__cause__
+        answer = error_response(cause if isinstance(cause, Exception) else cut)
+        yield _event({"type": "error", **json.loads(bytes(answer.body))})
+        raise
+    finally:
+        await pieces.aclose()
+    yield _event({"type": "speech.audio.done", "usage": usage()})
+
+
+def usage_of(job: Job) -> dict[str, Any]:
+    """Tokens in OpenAI's sense: of the text by estimate, and the codec frames that were made."""
+    texts = (job.request.text, job.request.instructions or "")
+    tokens = sum(map(_estimated_tokens, texts))
+    return {
+        "input_tokens": tokens,
+        "output_tokens": job.made.num_frames,
+        "total_tokens": tokens + job.made.num_frames,
+        "audio_duration_seconds": round(job.output.seconds(job.made.num_samples), 3),
+    }
+
+
+def _estimated_tokens(text: str) -> int:
+    """Only the talker has a tokenizer: four letters of an alphabet, or one other character."""
+    letters = sum(char < "\u0600" for char in text)
+    return -(-letters // 4) + len(text) - letters
+
+
+def _event(content: Mapping[str, Any]) -> bytes:
+    return b"data: " + json.dumps(content, separators=(",", ":")).encode("ascii") + b"\n\n"
