@@ -55,7 +55,7 @@ class Ingress:
         self._warming: asyncio.Task[None] | None = None
         self._replicas: Mapping[str, Mapping[str, int]] = {}
         self._replicas_at_s = float("-inf")
-        self._counting: asyncio.Future[Mapping[str, Mapping[str, int]]] | None = None
+        self._counting: asyncio.Task[dict[str, dict[str, int]]] | None = None
 
     async def __serve_build_asgi_app__(self) -> FastAPI:
         """Called by Serve on the event loop that the application runs on."""
@@ -92,7 +92,7 @@ class Ingress:
                 # The call blocks, and this loop carries the audio of other requests. While the
                 # controller is away it does not return: one thread waits for it, not one per try.
                 app_name = serve.get_replica_context().app_name
-                self._counting = asyncio.ensure_future(asyncio.to_thread(_replica_counts, app_name))
+                self._counting = asyncio.create_task(asyncio.to_thread(_replica_counts, app_name))
             try:
                 counting = asyncio.shield(self._counting)
                 self._replicas = await asyncio.wait_for(counting, _STATUS_MAX_AGE_S)
