@@ -4,14 +4,16 @@ What happens per received piece is a clock reading and an append: hundreds of st
 event loop with the clock that judges them. All times are of `time.perf_counter`, in seconds.
 """
 
+import asyncio
 import json
+import socket
 import time
 from bisect import bisect_right
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import Final, Literal
+from typing import Any, Final, Literal, Self
 
 import aiohttp
 import numpy as np
@@ -27,7 +29,7 @@ AUDIBLE_LEVEL: Final = 328
 # would now and then meet one that is just being closed.
 _KEEP_ALIVE_S: Final = 4.0
 
-ErrorKind = Literal["", "status", "timeout", "connection", "truncated", "length"]
+ErrorKind = Literal["", "status", "timeout", "connection", "truncated", "length", "left"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +46,28 @@ class AudioShape:
 
 
 @dataclass(frozen=True, slots=True)
+class Manner:
+    """How a client reads an answer; by default all of it, as it comes.
+
+    speed: seconds of audio taken per second, at most: 1 is a player without a buffer.
+    stall_s: nothing is read for so long after the first piece.
+    leave_after_s: it hangs up so long after sending, whatever has come.
+    """
+
+    speed: float | None = None
+    stall_s: float = 0.0
+    leave_after_s: float | None = None
+
+    @property
+    def is_self_paced(self) -> bool:
+        """Whether the times of the pieces are the client's own doing."""
+        return self.speed is not None or self.stall_s > 0
+
+
+EAGER: Final = Manner()
+
+
+@dataclass(frozen=True, slots=True)
 class RequestResult:
     """One request as its client saw it; `*_at_s` are absolute, other times count from `sent_at_s`.
 
@@ -52,6 +76,7 @@ class RequestResult:
         stays in the sample.
     first_audible_sample: position of the first sample above AUDIBLE_LEVEL; None in a silent body.
     server_s: what parts of the way took until the first audio, by the server's own account.
+    retry_after_s: when the server asked to be tried again; None if it did not.
     """
 
     index: int
@@ -66,6 +91,7 @@ class RequestResult:
     error: ErrorKind = ""
     detail: str = ""
     server_s: Mapping[str, float] = field(default_factory=dict)
+    retry_after_s: float | None = None
 
     @property
     def ok(self) -> bool:
@@ -159,6 +185,8 @@ class SpeechClient:
     Args:
         url: the server's root, without `/v1`.
         timeout_s: a request that takes longer in all has failed.
+        buffer_bytes: what a connection may hold for a client that does not read, about; None: as
+            much as libraries and system like, which is minutes of audio.
     """
 
     def __init__(
@@ -168,6 +196,7 @@ class SpeechClient:
         timeout_s: float = 60.0,
         api_key: str | None = None,
         clock: Callable[[], float] = time.perf_counter,
+        buffer_bytes: int | None = None,
     ) -> None:
         self._url = url.rstrip("/") + SPEECH_PATH
         self._shape = shape
@@ -176,22 +205,43 @@ class SpeechClient:
         if api_key:
             self._headers["Authorization"] = f"Bearer {api_key}"
         self._clock = clock
+        self._buffer_bytes = buffer_bytes
 
-    async def __aenter__(self) -> "SpeechClient":
+    async def __aenter__(self) -> Self:
+        connector = aiohttp.TCPConnector(
+            limit=0,
+            keepalive_timeout=_KEEP_ALIVE_S,
+            socket_factory=None if self._buffer_bytes is None else self._small_socket,
+        )
         self._http = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=_KEEP_ALIVE_S),
+            connector=connector,
             timeout=aiohttp.ClientTimeout(total=self._timeout_s),
             headers=self._headers,
             auto_decompress=False,
-            read_bufsize=1 << 20,
+            read_bufsize=self._buffer_bytes or 1 << 20,
         )
         return self
 
     async def __aexit__(self, *error: object) -> None:
         await self._http.close()
 
-    async def speak(self, call: SpeechCall, scheduled_at_s: float | None = None) -> RequestResult:
-        """Send `call` now and read its answer to the end; never raises for what the server does."""
+    def _small_socket(self, address: Any) -> socket.socket:
+        family, kind, protocol, *_ = address
+        made = socket.socket(family, kind, protocol)
+        made.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, self._buffer_bytes or 0)
+        return made
+
+    async def speak(
+        self,
+        call: SpeechCall,
+        scheduled_at_s: float | None = None,
+        manner: Manner = EAGER,
+        sink: bytearray | None = None,
+    ) -> RequestResult:
+        """Send `call` now and read its answer to the end; never raises for what the server does.
+
+        What is received is appended to `sink`.
+        """
         shape = self._shape
         scan = AudibleScan(shape.header_bytes)
         arrivals: list[tuple[float, int]] = []
@@ -199,10 +249,13 @@ class SpeechClient:
         error: ErrorKind = ""
         detail = ""
         server_s: Mapping[str, float] = {}
+        retry_after_s: float | None = None
         sent = self._clock()
+        staying = asyncio.timeout(manner.leave_after_s)
         try:
-            async with self._http.post(self._url, data=call.body) as response:
+            async with staying, self._http.post(self._url, data=call.body) as response:
                 status = response.status
+                retry_after_s = _seconds(response.headers.get("Retry-After"))
                 if status != 200:
                     error, detail = "status", _message(await response.read(), status)
                 else:
@@ -212,8 +265,15 @@ class SpeechClient:
                         total += len(data)
                         arrivals.append((self._clock() - sent, total))
                         scan.feed(data)
+                        if sink is not None:
+                            sink += data
+                        if manner.is_self_paced:
+                            await asyncio.sleep(self._rest_s(manner, sent, arrivals))
         except TimeoutError:
-            error, detail = "timeout", f"not complete after {self._timeout_s:g} s"
+            if staying.expired():
+                error, detail = "left", f"after {manner.leave_after_s:g} s"
+            else:
+                error, detail = "timeout", f"not complete after {self._timeout_s:g} s"
         except (aiohttp.ClientError, OSError) as broken:
             error = "truncated" if status == 200 else "connection"
             detail = f"{type(broken).__name__} after {total} bytes: {broken}"
@@ -234,7 +294,20 @@ class SpeechClient:
             error=error,
             detail=detail,
             server_s=server_s,
+            retry_after_s=retry_after_s,
         )
+
+    def _rest_s(
+        self, manner: Manner, sent_at_s: float, arrivals: Sequence[tuple[float, int]]
+    ) -> float:
+        """How long a client of this manner waits before it reads on."""
+        if len(arrivals) == 1 and manner.stall_s:
+            return manner.stall_s
+        if manner.speed is None:
+            return 0.0
+        (first_at_s, _), (_, total) = arrivals[0], arrivals[-1]
+        audio_s = total / (BYTES_PER_SAMPLE * self._shape.sample_rate_hz)
+        return max(0.0, sent_at_s + first_at_s + audio_s / manner.speed - self._clock())
 
     async def get_json(self, path: str) -> dict[str, object] | None:
         """The answer to a GET of `path`; None where there is none."""
@@ -257,6 +330,13 @@ def server_timings(header: str) -> dict[str, float]:
                 with suppress(ValueError):
                     found[name] = float(value) / 1000
     return found
+
+
+def _seconds(header: str | None) -> float | None:
+    """Of a Retry-After; None where there is none, or a date."""
+    with suppress(TypeError, ValueError):
+        return float(header)  # pyright: ignore[reportArgumentType]
+    return None
 
 
 def _check_length(total: int, shape: AudioShape, expected: int | None) -> tuple[ErrorKind, str]:

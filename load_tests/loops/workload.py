@@ -38,6 +38,7 @@ class Workload:
 
     `min_frames` and `max_frames` are the lengths that requests are forced to, drawn uniformly from
     the range; both None leave the length to the model. `response_format` is "pcm" or "wav".
+    `distinct` is after how many the requests repeat; None: never.
     """
 
     voice: str | None = "ryan"
@@ -48,16 +49,18 @@ class Workload:
     response_format: str = "pcm"
     seed: int = 0
     texts: tuple[str, ...] = TEXTS
+    distinct: int | None = None
 
     def call(self, index: int, share: float = 1.0) -> SpeechCall:
         """Request `index`, cut to `share` of its length, one frame at least."""
-        draw = random.Random(f"{self.seed}/{index}")
+        number = index if self.distinct is None else index % self.distinct
+        draw = random.Random(f"{self.seed}/{number}")
         num_frames = None
         if self.min_frames is not None and self.max_frames is not None:
             num_frames = max(1, round(share * draw.randint(self.min_frames, self.max_frames)))
         fields: dict[str, Any] = {
             "model": self.model,
-            "input": self.texts[index % len(self.texts)],
+            "input": self.texts[number % len(self.texts)],
             "voice": self.voice,
             "language": self.language,
             "response_format": self.response_format,

@@ -73,6 +73,26 @@ def loops(path: Path, series: Mapping[str, Sequence[LoadPoint]]) -> bool:
     return True
 
 
+def usage(path: Path, series: Mapping[str, Mapping[str, Sequence[float]]], title: str) -> bool:
+    """What a process of each kind takes over the minutes of a run, and how many there are."""
+    if not is_available():
+        return False
+    names = {
+        "rss_mib": "resident memory per process, MiB",
+        "descriptors": "open descriptors per process",
+        "threads": "threads per process",
+        "processes": "processes",
+    }
+    with _figure(path, len(names)) as grid:
+        for axes, (name, label) in zip(grid, names.items(), strict=True):
+            for kind, values in series.items():
+                minutes = [at_s / 60 for at_s in values["at_s"]]
+                axes.plot(minutes, values[name], marker=".", label=kind)
+            axes.set(title=title, xlabel="minutes", ylabel=label)
+            axes.set_ylim(bottom=0)
+    return True
+
+
 def frames(path: Path, rows: Sequence[FrameRow], title: str) -> bool:
     """The parts of a step stacked per number of streams, beside what the whole step takes."""
     if not is_available():

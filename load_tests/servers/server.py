@@ -25,6 +25,7 @@ import yaml
 
 from load_tests.reports import circumstances, files
 from load_tests.servers.child import REPOSITORY, say, search_path, start_server, stop_server
+from load_tests.servers.processes import ServerProcess, processes
 
 # In the environment of everything that a server starts: how its processes are found again, when
 # their parents are gone and they call themselves something else.
@@ -43,10 +44,15 @@ class Server:
     url: str
     folder: Path
     started_s: float
+    mark: str
 
     @property
     def log(self) -> Path:
         return self.folder / "server.log"
+
+    def processes(self) -> list[ServerProcess]:
+        """The living ones of it that are of a known kind; Linux only."""
+        return list(processes(marked(self.mark)))
 
     def wait_until_ready(self, timeout_s: float) -> float:
         """Return the seconds from start to ready.
@@ -141,7 +147,7 @@ def serving(
     command = [sys.executable, "-m", "serve_app", str(file)]
     process = start_server(command, folder / "server.log", environment, REPOSITORY)
     try:
-        yield Server(process, f"http://127.0.0.1:{port}", folder, started_s)
+        yield Server(process, f"http://127.0.0.1:{port}", folder, started_s, mark)
     finally:
         # Ray's daemons leave the process group and outlive their parents, and `ray stop` would end
         # clusters of others too.

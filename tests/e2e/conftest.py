@@ -19,6 +19,8 @@ pytest.importorskip("ray")
 
 import psutil
 
+from load_tests.servers.processes import DEPLOYMENTS, processes
+
 REPOSITORY = Path(__file__).parents[2]
 CONFIGS = {"split": "configs/serve.yaml", "fused": "configs/serve.fused.yaml"}
 SPEECH = {"split": "SpeechDecoder", "fused": "Fused"}
@@ -50,14 +52,12 @@ class Server:
 
     def replicas(self) -> dict[str, list[psutil.Process]]:
         """The processes of the replicas, by the names of their deployments."""
+        children = {child.pid: child for child in self.process.children(recursive=True)}
+        names = {kind: name for name, kind in DEPLOYMENTS.items()}
         found: dict[str, list[psutil.Process]] = {}
-        for process in self.process.children(recursive=True):
-            try:
-                title = " ".join(process.cmdline())
-            except psutil.NoSuchProcess:
-                continue
-            if title.startswith("ray::ServeReplica:tts:"):
-                found.setdefault(title.split(":")[4].split(".")[0].strip(), []).append(process)
+        for process in processes(children):
+            if process.kind in names:
+                found.setdefault(names[process.kind], []).append(children[process.pid])
         return found
 
 

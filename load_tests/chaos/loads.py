@@ -1,0 +1,171 @@
+"""The loads that a server is put under, each for a number of seconds."""
+
+import asyncio
+import random
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from load_tests.chaos.compare import References
+from load_tests.chaos.listener import Listener
+from load_tests.chaos.outcomes import Turn
+from load_tests.loops.client import EAGER, AudioShape, Manner
+from load_tests.loops.runner import BurstLoop, ClosedLoop, OpenLoop, run_burst, run_closed, run_open
+from load_tests.loops.workload import Workload
+
+LOADS: Final = ("steady", "burst", "step", "overload", "slow", "vanishing")
+# As many as nobody sends in a phase: it ends by time.
+_ENDLESS: Final = 1_000_000_000
+# A slow reader's own buffers, so that it is the server that has to wait.
+_SMALL_BUFFERS: Final = 4096
+_STALL_S: Final = (0.5, 3.0)
+_LEAVES_S: Final = (0.0, 2.0)
+
+
+@dataclass(slots=True)
+class Driver:
+    """Puts one server under loads, one turn after the other.
+
+    Args:
+        workload: its `distinct` requests are all that is ever asked.
+        streams: in flight at full load.
+        size: of a burst.
+        capacity_hz: complete requests per second at full load, once that was measured.
+    """
+
+    url: str
+    workload: Workload
+    references: References
+    streams: int
+    size: int
+    seed: int = 0
+    timeout_s: float = 120.0
+    pause_s: float = 3.0
+    capacity_hz: float | None = None
+    shape: AudioShape = field(default_factory=AudioShape)
+
+    def listener(self, turn: Turn, **options: Any) -> Listener:
+        distinct = self.workload.distinct
+        assert distinct is not None
+        return Listener(
+            self.url,
+            self.shape,
+            self.timeout_s,
+            turn=turn,
+            references=self.references,
+            distinct=distinct,
+            **options,
+        )
+
+    async def cold(self) -> Turn:
+        """The first load after ready: a burst."""
+        turn = Turn("cold", time.perf_counter())
+        async with self.listener(turn) as client:
+            await run_burst(client, self.workload, BurstLoop(self.size, times=1, cold=True))
+        return _ended(turn)
+
+    async def learn(self) -> Turn:
+        """Each request alone: what every later stream is compared with."""
+        turn = Turn("alone", time.perf_counter())
+        async with self.listener(turn, teach=True) as client:
+            for number in range(self.workload.distinct or 0):
+                await client.speak(self.workload.call(number))
+        return _ended(turn)
+
+    async def run(self, load: str, seconds: float, factor: float = 3.0) -> Turn:
+        """One turn of `load`; `factor` is of the capacity, in an overload and in a soak."""
+        name = f"overload {factor:g}x" if load == "overload" else load
+        if load == "soak":
+            name = f"soak at {100 * factor:.0f} %"
+        turn = Turn(name, time.perf_counter())
+        end_s = turn.begin_s + seconds
+        if load == "overload":
+            await self._overload(turn, seconds, factor)
+        elif load == "soak":
+            await self.steady(turn, end_s, max(1, round(factor * self.streams)))
+        else:
+            await _TURNS[load](self, turn, end_s)
+        return _ended(turn)
+
+    async def steady(self, turn: Turn, end_s: float, streams: int | None = None) -> None:
+        async with self.listener(turn, patient=True) as client:
+            await run_closed(client, self.workload, _until(end_s, streams or self.streams))
+
+    async def _burst(self, turn: Turn, end_s: float) -> None:
+        async with self.listener(turn) as client:
+            while time.perf_counter() < end_s:
+                await run_burst(client, self.workload, BurstLoop(self.size, times=1))
+                await asyncio.sleep(self.pause_s)
+
+    async def _step(self, turn: Turn, end_s: float) -> None:
+        """One stream, then from one moment on all of them."""
+        middle_s = (time.perf_counter() + end_s) / 2
+
+        async def others(client: Listener) -> None:
+            await asyncio.sleep(middle_s - time.perf_counter())
+            await run_closed(client, self.workload, _until(end_s, max(1, self.streams - 1)))
+
+        async with self.listener(turn, patient=True) as client, asyncio.TaskGroup() as group:
+            group.create_task(run_closed(client, self.workload, _until(end_s, 1)))
+            group.create_task(others(client))
+
+    async def _overload(self, turn: Turn, seconds: float, factor: float) -> None:
+        if not self.capacity_hz:
+            raise ValueError("an overload needs the capacity, which full load measures")
+        plan = OpenLoop(factor * self.capacity_hz, seconds, warm_up_s=0.0, seed=self.seed)
+        async with self.listener(turn) as client:
+            await run_open(client, self.workload, plan)
+
+    async def _slow(self, turn: Turn, end_s: float) -> None:
+        """Half of them read at the speed of playback, the others stall after the first piece."""
+        draw = random.Random(f"slow/{self.seed}")
+
+        def manner(index: int) -> Manner:
+            return Manner(speed=1.0) if index % 2 else Manner(stall_s=draw.uniform(*_STALL_S))
+
+        async with self.listener(
+            turn, manner=manner, buffer_bytes=_SMALL_BUFFERS, patient=True
+        ) as client:
+            await run_closed(client, self.workload, _until(end_s, self.streams))
+
+    async def _vanishing(self, turn: Turn, end_s: float) -> None:
+        """Two of three hang up, at any moment from before the first audio on."""
+        draw = random.Random(f"vanishing/{self.seed}")
+
+        def manner(index: int) -> Manner:
+            return Manner(leave_after_s=draw.uniform(*_LEAVES_S)) if index % 3 else EAGER
+
+        async with self.listener(turn, manner=manner, patient=True) as client:
+            await run_closed(client, self.workload, _until(end_s, self.streams))
+
+    async def recovery_s(self, limit_s: float, within_s: float = 60.0) -> float | None:
+        """Seconds until one request's first audio takes no longer than `limit_s` again."""
+        turn = Turn("recovery", time.perf_counter())
+        async with self.listener(turn) as client:
+            while time.perf_counter() - turn.begin_s < within_s:
+                asked_s = time.perf_counter() - turn.begin_s
+                result = await client.speak(self.workload.call(0))
+                if result.ok and (result.first_playable_s or 0.0) <= limit_s:
+                    return asked_s
+        return None
+
+
+_Turn = Callable[[Driver, Turn, float], Awaitable[None]]
+_TURNS: Final[Mapping[str, _Turn]] = {
+    "steady": Driver.steady,
+    "burst": Driver._burst,
+    "step": Driver._step,
+    "slow": Driver._slow,
+    "vanishing": Driver._vanishing,
+}
+
+
+def _until(end_s: float, streams: int) -> ClosedLoop:
+    left_s = max(0.0, end_s - time.perf_counter())
+    return ClosedLoop(streams, _ENDLESS, warm_up=0, max_s=left_s)
+
+
+def _ended(turn: Turn) -> Turn:
+    turn.end_s = time.perf_counter()
+    return turn

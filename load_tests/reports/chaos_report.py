@@ -1,0 +1,235 @@
+"""The report of a chaos run, composed from its stored result alone."""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final, Protocol
+
+from load_tests.reports import files, plots
+from load_tests.reports.report import table_head, table_line
+
+_PHASES: Final = (
+    "load",
+    "requests",
+    "complete",
+    "refused",
+    "left",
+    "lost",
+    "broken",
+    "unequal",
+    "dry",
+    "first audio p50 / p95, ms",
+    "longest gap, s",
+    "complete/s",
+)
+_USAGE: Final = {
+    "processes": "processes",
+    "rss_mib": "MiB each",
+    "descriptors": "descriptors each",
+    "threads": "threads each",
+}
+# What grows by more than this, and by more than noise, is said in bold.
+_GROWTH: Final = 1.15
+
+
+class TurnLike(Protocol):
+    """What a line about a turn is made of."""
+
+    @property
+    def phase(self) -> str: ...
+    @property
+    def span_s(self) -> float: ...
+    @property
+    def outcomes(self) -> Sequence[Any]: ...
+
+
+def turn_line(turn: TurnLike) -> str:
+    """One line on the console when a turn has ended."""
+    fates: dict[str, int] = {}
+    for outcome in turn.outcomes:
+        fates[outcome.fate] = fates.get(outcome.fate, 0) + 1
+    said = ", ".join(f"{count} {fate}" for fate, count in fates.items()) or "no request"
+    return f"{turn.phase}: {said} in {turn.span_s:.1f} s"
+
+
+def compose(folder: Path, result: Mapping[str, Any]) -> str:
+    """Write `folder`/report.md, and the plot of what processes take; return the text."""
+    usage = folder / "usage.png"
+    drawn = plots.usage(usage, result["usage"], "Under load") if result["usage"] else False
+    sections = [
+        "# Chaos\n",
+        _verdict(result),
+        _circumstances(result["facts"]),
+        "## Loads\n\n" + _phases(result),
+        *_refusals(result),
+        *_strikes(result),
+        *_worst(result),
+        *_usage(result, usage.name if drawn else None),
+        f"## Health\n\n{_states(result)}",
+    ]
+    text = "\n\n".join(section.strip("\n") for section in sections) + "\n"
+    files.write_text(folder / "report.md", text)
+    return text
+
+
+def _verdict(result: Mapping[str, Any]) -> str:
+    requests = sum(phase["requests"] for phase in result["phases"])
+    strikes = result["strikes"]
+    healed = [s["healed_s"] for s in strikes if s["healed_s"] is not None]
+    gaps = [phase["longest_gap_s"] or 0.0 for phase in result["phases"]]
+    rounded = sum(phase["rounded"] for phase in result["phases"])
+    lines = [
+        f"**{result['bad']} of {requests} requests lost, broken or unequal.**"
+        f" {result['compared']} streams were compared with the undisturbed one,"
+        f" {rounded} of them differ by rounding alone.",
+        f"{len(strikes)} signals; {len(healed)} times the server was seen whole again, after"
+        f" {_seconds(max(healed, default=None))} at the longest."
+        f" Longest gap within a stream: {_seconds(max(gaps, default=None))}.",
+    ]
+    return "\n\n".join(lines)
+
+
+def _circumstances(facts: Mapping[str, Any]) -> str:
+    machine = ", ".join(gpu["name"] for gpu in facts["gpus"]) or f"{facts['cpus']} CPUs, no GPU"
+    versions = ", ".join(f"{name} {version}" for name, version in facts["versions"].items())
+    return (
+        f"{machine}; load average {facts['load_average']:.1f} at the start; {versions};"
+        f" commit {facts['commit']}; ready after {_seconds(facts.get('ready_s'))}."
+        f"\n\n`{facts['command']}`"
+    )
+
+
+def _phases(result: Mapping[str, Any]) -> str:
+    rows = []
+    for phase in result["phases"]:
+        fates = phase["fates"]
+        rows.append(
+            [
+                phase["phase"],
+                str(phase["requests"]),
+                *(
+                    str(fates[name])
+                    for name in ("complete", "refused", "left", "lost", "broken", "unequal")
+                ),
+                str(phase["dry"]),
+                f"{_ms(phase['first_audio_p50_s'])} / {_ms(phase['first_audio_p95_s'])}",
+                _number(phase["longest_gap_s"], 2),
+                _number(phase["complete_per_s"], 2),
+            ]
+        )
+    return "\n".join([*table_head(_PHASES), *map(table_line, rows)])
+
+
+def _refusals(result: Mapping[str, Any]) -> Iterator[str]:
+    rows = [
+        [
+            phase["phase"],
+            str(phase["refusals"]["count"]),
+            f"{_ms(phase['refusals']['p50_s'])} / {_ms(phase['refusals']['p95_s'])}",
+            ", ".join(f"{value:g}" for value in phase["refusals"]["retry_after_s"]) or "-",
+            str(phase["refusals"]["without_retry_after"]),
+        ]
+        for phase in result["phases"]
+        if phase["refusals"]["count"]
+    ]
+    head = ("load", "refused", "answered p50 / p95, ms", "Retry-After, s", "without it")
+    lines = [*table_head(head), *map(table_line, rows)] if rows else ["Nothing was refused."]
+    recoveries = [
+        f"- after {entry['factor']:g}x: first audio as at full load again"
+        f" {'after ' + _seconds(entry['seconds']) if entry['seconds'] is not None else 'not seen'}"
+        for entry in result["recoveries"]
+    ]
+    if rows or recoveries:
+        yield "\n".join(["## Refused", "", *lines, *([""] if recoveries else []), *recoveries])
+
+
+def _strikes(result: Mapping[str, Any]) -> Iterator[str]:
+    if not result["strikes"]:
+        return
+    rows = [
+        [
+            f"{strike['at_s']:.1f}",
+            strike["kind"],
+            strike["signal"],
+            f"{strike['pid']}, one of {strike['of']}",
+            _number(strike["healed_s"], 1),
+            _number(strike["gone_s"], 1),
+            f"{strike['open']} ({strike['open_bad']})",
+            _number(strike["longest_gap_s"], 2),
+        ]
+        for strike in result["strikes"]
+    ]
+    head = (
+        *("at, s", "process", "signal", "pid", "whole again after, s", "process gone after, s"),
+        *("open requests (of them bad)", "longest wait meanwhile, s"),
+    )
+    yield "\n".join(["## Signals", "", *table_head(head, 4), *map(table_line, rows)])
+
+
+def _worst(result: Mapping[str, Any]) -> Iterator[str]:
+    if not result["worst"]:
+        return
+    lines = ["## Lost, broken or unequal", ""]
+    for entry in result["worst"]:
+        last, comparison = entry["last_strike"], entry["comparison"]
+        since = (
+            f"; {last['signal']} to {last['kind']} {last['before_end_s']:.1f} s before its end"
+            if last
+            else ""
+        )
+        differs = (
+            f"; {comparison['wrong']} samples differ by up to {comparison['largest']},"
+            f" from frame {entry['frame']} on"
+            if comparison and comparison["wrong"]
+            else ""
+        )
+        lines.append(
+            f"- {entry['fate']}: {entry['phase']}, request {entry['request']},"
+            f" {entry['sent_s']:.1f} to {entry['end_s']:.1f} s, status {entry['status']},"
+            f" {entry['samples']} of {entry['expected_samples']} samples:"
+            f" {entry['error'] or 'complete'} {entry['detail']}{differs}{since}"
+        )
+    if result["bad"] > len(result["worst"]):
+        lines.append(f"- and {result['bad'] - len(result['worst'])} more")
+    yield "\n".join(lines)
+
+
+def _usage(result: Mapping[str, Any], plot: str | None) -> Iterator[str]:
+    by_kind: dict[str, dict[str, str]] = {}
+    for entry in result["growth"]:
+        before, after = entry["before"], entry["after"]
+        text = f"{before:,.0f} to {after:,.0f}"
+        grown = after > _GROWTH * before and after - before > 2
+        by_kind.setdefault(entry["kind"], {})[entry["name"]] = f"**{text}**" if grown else text
+    if not by_kind:
+        return
+    rows = [[kind, *(cells[name] for name in _USAGE)] for kind, cells in by_kind.items()]
+    lines = [
+        "## What the processes take",
+        "",
+        "Medians over the first and the last third of the run; bold: grown by more than 15 %.",
+        "",
+        *table_head(("process", *_USAGE.values())),
+        *map(table_line, rows),
+    ]
+    if plot:
+        lines += ["", f"![usage]({plot})"]
+    yield "\n".join(lines)
+
+
+def _states(result: Mapping[str, Any]) -> str:
+    return ", ".join(
+        f"{entry['at_s']:.0f} s {entry['state'] or 'no answer'}" for entry in result["states"]
+    )
+
+
+def _number(value: float | None, digits: int) -> str:
+    return "-" if value is None or math.isnan(value) else f"{value:.{digits}f}"
+
+
+def _ms(seconds: float | None) -> str:
+    return "-" if seconds is None or math.isnan(seconds) else f"{1000 * seconds:,.0f}"
+
+
+def _seconds(value: float | None) -> str:
+    return "-" if value is None or math.isnan(value) else f"{value:.1f} s"

@@ -1,0 +1,132 @@
+"""The processes of a running server by what they hold, from /proc: Linux only.
+
+Ray gives a replica's process the name of its deployment as its title, and the child of `fused` is
+known by its command.
+"""
+
+import os
+import re
+import signal
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+# In the order in which audio passes them; the code predictor beside the talker that it serves.
+STAGES: Final = {
+    "split": ("talker", "code predictor", "speech decoder"),
+    "fused": ("fused", "fused child"),
+}
+DEPLOYMENTS: Final = {
+    "Talker": "talker",
+    "CodePredictor": "code predictor",
+    "SpeechDecoder": "speech decoder",
+    "Fused": "fused",
+    "Ingress": "ingress",
+}
+# What else belongs to a server, by how its command begins or what it names.
+_OTHERS: Final = (
+    (re.compile(r"-m serve_app\.models\.fused\.process "), "fused child"),
+    (re.compile(r"^ray::\w*ServeController"), "controller"),
+    (re.compile(r"^ray::\w*Proxy"), "proxy"),
+    (re.compile(r"^(\S*/)?haproxy "), "haproxy"),
+    (re.compile(r"^(\S*/)?raylet/raylet |/raylet "), "raylet"),
+    (re.compile(r"/gcs_server "), "gcs"),
+    (re.compile(r"-m serve_app(?: |$)"), "launcher"),
+)
+_REPLICA: Final = re.compile(r"^ray::ServeReplica:tts:(\w+)")
+_PAGE_MIB: Final = os.sysconf("SC_PAGE_SIZE") / (1 << 20)
+
+
+@dataclass(frozen=True, slots=True)
+class ServerProcess:
+    """One process; `started` (clock ticks since boot) tells it from a later one of the same id.
+
+    stopped: by SIGSTOP, at the time when it was looked at.
+    """
+
+    pid: int
+    kind: str
+    started: int
+    stopped: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """What one process has taken."""
+
+    rss_mib: float
+    descriptors: int
+    threads: int
+
+
+def kind_of(command: str) -> str | None:
+    """What a process with this command line, or title, is in a server; None if nothing known."""
+    replica = _REPLICA.match(command)
+    if replica:
+        return DEPLOYMENTS.get(replica[1])
+    return next((kind for pattern, kind in _OTHERS if pattern.search(command)), None)
+
+
+def processes(pids: Iterable[int]) -> Iterator[ServerProcess]:
+    """Those of `pids` that live and are of a known kind."""
+    for pid in pids:
+        command = _command(pid)
+        kind = kind_of(command) if command else None
+        fields = _stat(pid) if kind else None
+        if kind and fields and fields[0] != "Z":
+            yield ServerProcess(pid, kind, int(fields[19]), fields[0] == "T")
+
+
+def is_alive(process: ServerProcess) -> bool:
+    """Whether it is still this process, stopped or not, and no zombie."""
+    fields = _stat(process.pid)
+    return fields is not None and fields[0] != "Z" and int(fields[19]) == process.started
+
+
+def signal_to(process: ServerProcess, number: int) -> bool:
+    """Send a signal to this process and no other that got its id; whether it was there."""
+    try:
+        descriptor = os.pidfd_open(process.pid)
+    except OSError:
+        return False
+    try:
+        # The id cannot be given away while the descriptor is open.
+        if not is_alive(process):
+            return False
+        signal.pidfd_send_signal(descriptor, number)
+        return True
+    except OSError:
+        return False
+    finally:
+        os.close(descriptor)
+
+
+def usage(pid: int) -> Usage | None:
+    """None where the process has ended."""
+    folder, fields = Path("/proc") / str(pid), _stat(pid)
+    try:
+        if fields is None:
+            return None
+        rss = int((folder / "statm").read_text().split()[1]) * _PAGE_MIB
+        return Usage(rss, len(os.listdir(folder / "fd")), int(fields[17]))
+    except (OSError, IndexError):
+        return None
+
+
+def _command(pid: int) -> str:
+    try:
+        raw = (Path("/proc") / str(pid) / "cmdline").read_bytes()
+    except OSError:
+        return ""
+    return raw.replace(b"\0", b" ").decode(errors="replace")
+
+
+def _stat(pid: int) -> list[str] | None:
+    """The fields of /proc/PID/stat from the state (the third) on."""
+    try:
+        text = (Path("/proc") / str(pid) / "stat").read_text(errors="replace")
+    except OSError:
+        return None
+    # The name before them may hold spaces and brackets.
+    return text[text.rindex(")") + 2 :].split()
