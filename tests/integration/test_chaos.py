@@ -2,6 +2,7 @@
 
 import json
 import subprocess
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -25,12 +26,15 @@ class Replicas:
 
     children: "list[subprocess.Popen[bytes]]" = field(default_factory=list)
     replaced: int = 0
+    lock: threading.Lock = field(default_factory=threading.Lock)
 
     def find(self) -> Sequence[ServerProcess]:
-        while sum(child.poll() is None for child in self.children) < 2:
-            self.replaced += len(self.children) >= 2
-            title = ["ray::ServeReplica:tts:Talker", "600"]
-            self.children.append(subprocess.Popen(title, executable="/bin/sleep"))
+        """Called by the killer and by the watch, each on a thread."""
+        with self.lock:
+            while sum(child.poll() is None for child in self.children) < 2:
+                self.replaced += len(self.children) >= 2
+                title = ["ray::ServeReplica:tts:Talker", "600"]
+                self.children.append(subprocess.Popen(title, executable="/bin/sleep"))
         return list(processes(child.pid for child in self.children))
 
     @contextmanager

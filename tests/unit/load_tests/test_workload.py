@@ -38,7 +38,7 @@ def test_a_rate_is_positive() -> None:
 
 def test_a_call_is_a_body_that_the_server_reads_as_meant() -> None:
     call = Workload(min_frames=30, max_frames=80, seed=4).call(5)
-    body = parse(call.body)
+    body = parse(json.loads(call.body))
     assert isinstance(body, SpeechBody)
     assert call == Workload(min_frames=30, max_frames=80, seed=4).call(5)
     assert call.body != Workload(min_frames=30, max_frames=80, seed=5).call(5).body
