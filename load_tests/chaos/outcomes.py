@@ -3,7 +3,7 @@
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from itertools import pairwise
+from itertools import zip_longest
 from typing import Final, Literal
 
 from load_tests.chaos.compare import Comparison
@@ -28,7 +28,7 @@ class Outcome:
 
     body: kept until it has been compared.
     comparison: with the undisturbed stream; None where there was nothing to compare.
-    self_paced: the client took the audio when it liked: its gaps are its own.
+    self_paced: the client took the audio when it liked: it fell silent by its own doing.
     """
 
     phase: str
@@ -147,15 +147,19 @@ class Gap:
 
 
 def gaps_of(outcome: Outcome) -> list[Gap]:
-    """The waits within the stream, and the one before its first piece or its end."""
-    if outcome.self_paced:
-        return []
+    """The waits within the stream, and the one before its first piece or its end.
+
+    A client that rests waits from the end of its rest on.
+    """
     result = outcome.result
-    sent = result.sent_at_s
-    times = [sent, *(sent + at_s for at_s, _ in result.arrivals)]
+    ends = [at_s for at_s, _ in result.arrivals]
+    begins = [0.0, *map(sum, zip_longest(ends, result.rests_s, fillvalue=0.0))]
     if not result.ok:
-        times.append(sent + result.end_s)
-    return [Gap(outcome.phase, outcome.number, *pair) for pair in pairwise(times)]
+        ends.append(result.end_s)
+    return [
+        Gap(outcome.phase, outcome.number, result.sent_at_s + begin, result.sent_at_s + end)
+        for begin, end in zip(begins, ends, strict=False)
+    ]
 
 
 def longest_gap(outcomes: Iterable[Outcome], begin_s: float, end_s: float) -> Gap | None:

@@ -122,12 +122,12 @@ def replica_overrides(
 
     What each reserves is cut where all of them would not find room.
     """
+    counts = {**dict.fromkeys(_DEPLOYMENTS[placement], replicas), "Ingress": 1}
     found = [
-        f"deployments.{name}.autoscaling_config.{limit}={replicas}"
-        for name in _DEPLOYMENTS[placement]
-        for limit in ("min_replicas", "max_replicas")
+        f"deployments.{name}.autoscaling_config={{min_replicas: {count}, max_replicas: {count},"
+        " target_ongoing_requests: 48}"
+        for name, count in counts.items()
     ]
-    found.append("deployments.Ingress.autoscaling_config.max_replicas=1")
     share = _CORES * (cores or os.cpu_count() or 1) / (replicas * len(_PARTS))
     if share < 0.5:
         found += [f"{part}.num_cpus={share:.3f}" for part in _PARTS]

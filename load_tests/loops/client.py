@@ -77,6 +77,7 @@ class RequestResult:
     first_audible_sample: position of the first sample above AUDIBLE_LEVEL; None in a silent body.
     server_s: what parts of the way took until the first audio, by the server's own account.
     retry_after_s: when the server asked to be tried again; None if it did not.
+    rests_s: what the client waited of its own will after each piece; empty where it never did.
     """
 
     index: int
@@ -92,6 +93,7 @@ class RequestResult:
     detail: str = ""
     server_s: Mapping[str, float] = field(default_factory=dict)
     retry_after_s: float | None = None
+    rests_s: tuple[float, ...] = ()
 
     @property
     def ok(self) -> bool:
@@ -250,6 +252,7 @@ class SpeechClient:
         detail = ""
         server_s: Mapping[str, float] = {}
         retry_after_s: float | None = None
+        rests_s: list[float] = []
         sent = self._clock()
         staying = asyncio.timeout(manner.leave_after_s)
         try:
@@ -268,7 +271,9 @@ class SpeechClient:
                         if sink is not None:
                             sink += data
                         if manner.is_self_paced:
+                            before_s = self._clock()
                             await asyncio.sleep(self._rest_s(manner, sent, arrivals))
+                            rests_s.append(self._clock() - before_s)
         except TimeoutError:
             if staying.expired():
                 error, detail = "left", f"after {manner.leave_after_s:g} s"
@@ -295,6 +300,7 @@ class SpeechClient:
             detail=detail,
             server_s=server_s,
             retry_after_s=retry_after_s,
+            rests_s=tuple(rests_s),
         )
 
     def _rest_s(
