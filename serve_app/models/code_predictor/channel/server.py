@@ -7,6 +7,7 @@ import secrets
 import socket
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
@@ -25,6 +26,8 @@ from serve_app.models.code_predictor.channel.talk import Frames, PredictorBroken
 from serve_app.models.process_end import OnDeath, end_process
 
 _HANDSHAKE_S: Final = 10.0
+# A frame takes milliseconds, and talkers try another predictor after ten seconds.
+_STALL_S: Final = 10.0
 # Through each of the two ways in; a talker has one.
 _MAX_CONNECTIONS: Final = 256
 
@@ -121,6 +124,10 @@ class FrameServer:
             raise StageFailed(f"the code predictor failed: {self._failure!r}")
         if not self._is_open:
             raise StageUnavailable("the frame server is closed")
+        # A talker that was killed leaves an event behind that the device waits for for ever.
+        lasts_s = time.monotonic() - self.frames.since_s
+        if lasts_s > _STALL_S:
+            raise StageFailed(f"a frame has not ended for {lasts_s:.0f} s")
 
     def _listen(self, listener: socket.socket) -> int:
         """Accept talkers; the port, where there is one."""

@@ -40,7 +40,10 @@ class SharedBuffers:
         self.ready.record(torch.cuda.current_stream())
 
     def take_back(self, rows: int) -> Tensor:
-        """The codes, for what follows on the current stream once the peer has queued them."""
+        """The codes, for what follows on the current stream; the peer has said that they are there.
+
+        Its word came from the host: the event makes them visible to this stream as well.
+        """
         torch.cuda.current_stream().wait_event(self.answered)
         return self.codes[:rows]
 

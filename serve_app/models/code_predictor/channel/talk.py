@@ -1,5 +1,6 @@
 """One talker's connection, from the side of the predictor."""
 
+import math
 import secrets
 import socket
 import threading
@@ -44,6 +45,8 @@ class Frames:
         self.like = FrameBatch.zeros(1, width, self.dtype, torch.device("cpu"))
         self.calls = 0
         self.rows = 0
+        # When the frame was begun that the device works on; infinite: none.
+        self.since_s = math.inf
         self._last_code = len(predictor.code_tables[0]) - 1
         self._lock = threading.Lock()
 
@@ -54,13 +57,20 @@ class Frames:
             return to_bytes(self._run(on_device).to(torch.int16))
 
     def answer_shared(self, shared: SharedBuffers, rows: int) -> None:
-        """Enqueue wait, frame and record; the peer meets us here, not at completion."""
+        """Make the frame; returns when the codes lie in the buffers.
+
+        Not when it is enqueued: a talker's stream would then wait for an event that a predictor
+        which is killed meanwhile never reaches, and nothing can end that wait (decision 0002).
+        """
         with self._lock:
+            self.since_s = time.monotonic()
             stream = torch.cuda.current_stream()
             stream.wait_event(shared.ready)
             batch = FrameBatch(*(t[:rows] for t in shared.batch.tensors()))
             shared.codes[:rows].copy_(self._run(batch))
             shared.answered.record(stream)
+            shared.answered.synchronize()
+            self.since_s = math.inf
 
     def _run(self, batch: FrameBatch) -> torch.Tensor:
         self.calls += 1
