@@ -25,6 +25,9 @@ def environment(folder: Path) -> dict[str, str]:
         "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": str(folder / "server-state"),
         "RAY_SERVE_HAPROXY_METRICS_PORT": str(metrics),
         "RAY_SERVE_HAPROXY_STATS_PORT": str(stats),
+        # Where requests go while no ingress is ready. Serve listens with SO_REUSEPORT: of two
+        # servers on the default port, 8500, each would answer half of the other's requests.
+        "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(_any_port()),
         **_on_loopback(folder, metrics, stats),
     }
 
@@ -75,6 +78,10 @@ def is_free(host: str, port: int) -> bool:
 def _free_port(preferred: int) -> int:
     if is_free("0.0.0.0", preferred):
         return preferred
+    return _any_port()
+
+
+def _any_port() -> int:
     with socket.socket() as probe:
         probe.bind(("0.0.0.0", 0))
         return int(probe.getsockname()[1])
