@@ -17,6 +17,9 @@ from serve_app.models.layers.launch import await_predecessor, launch_options, st
 # Heads made ready by one program, and keys read at a time by one of the attention.
 _HEADS = 8
 _KEYS = 64
+# Requests that a program looks through, at least: with fewer there would be variants that no graph
+# is captured with, and the first prefill of so many requests would wait for a compiler.
+_LEAST_REQUESTS = 64
 # Tensor cores want at least so many rows of queries; those that share keys are fewer.
 _QUERY_ROWS = 16
 _LOG2_E = 1.4426950408889634
@@ -225,7 +228,7 @@ def attend(
         dim**-0.5 * _LOG2_E,
         num_heads=num_heads, num_kv_heads=num_kv_heads, block_size=block_size, dim=dim,
         num_keys=_KEYS, query_rows=_QUERY_ROWS,
-        most_requests=triton.next_power_of_2(num_requests), pdl=pdl,
+        most_requests=max(_LEAST_REQUESTS, triton.next_power_of_2(num_requests)), pdl=pdl,
         **launch_options(4, pdl, stages=3),
     )  # fmt: skip
     return out
