@@ -65,6 +65,8 @@ class FrameServer:
         self._handshake_s = handshake_s
         self._max_connections = max_connections
         self._lock = threading.Lock()
+        # Whoever sees a thread in `threads` sees one that has been started.
+        self._starting = threading.Lock()
         self._connections: set[socket.socket] = set()
         self._listeners: list[socket.socket] = []
         self._port = 0
@@ -99,7 +101,9 @@ class FrameServer:
             yield self
         finally:
             self._close()
-            for thread in list(self.threads):
+            with self._starting:
+                threads = list(self.threads)
+            for thread in threads:
                 thread.join(10)
 
     def endpoint(self, node: str | None = None) -> FrameEndpoint:
@@ -144,8 +148,9 @@ class FrameServer:
                 self.threads.discard(thread)
 
         thread = threading.Thread(target=run, daemon=True, name="frame-server")
-        self.threads.add(thread)
-        thread.start()
+        with self._starting:
+            self.threads.add(thread)
+            thread.start()
 
     def _accept(self, listener: socket.socket) -> None:
         while self._is_open:
