@@ -60,6 +60,7 @@ class FusedSpeech:
             most = min(config.talker.max_num_seqs, config.speech_decoder.max_streams)
             positions = config.talker.max_num_batched_tokens
             asyncio.run(rehearse(speech.speak, checkpoint.spec, most, positions))
+            talker.admission.forget()
         return speech
 
     async def speak(

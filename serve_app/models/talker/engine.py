@@ -18,12 +18,12 @@ import numpy as np
 
 from serve_app.chunking import Chunker
 from serve_app.config import TalkerConfig
-from serve_app.errors import Overloaded
 from serve_app.models.checkpoint.text_tokenizer import TextTokenizer
 from serve_app.models.code_predictor.channel.contract import FrameClient
 from serve_app.models.device import resolve_device
 from serve_app.models.process_end import OnDeath, end_process
 from serve_app.models.speech_decoder.first_audio import FirstAudioDecoder
+from serve_app.models.talker.admission import Admission
 from serve_app.models.talker.checks import check_work
 from serve_app.models.talker.engine_thread import EngineThread
 from serve_app.models.talker.outbox import Stream
@@ -74,6 +74,7 @@ class VllmTalker:
         self.predictor = predictor
         self._chunk_frames = tuple(chunk_frames)
         self._num_cut = 0
+        self.admission = Admission(config.max_num_seqs, config.max_queued, config.max_wait_s)
         place = resolve_device(device, config.dtype)
         self._thread = EngineThread(
             partial(build_core, checkpoint, config, place),
@@ -102,6 +103,8 @@ class VllmTalker:
         samples; it is the stream's until the generator is closed.
         """
         began_s, is_first = time.perf_counter(), True
+        # Before any work; `generate` asks again, since others may have come meanwhile.
+        self.admission.check(self._thread.num_streams, goes_on=done is not None and len(done) > 0)
         prompt = await self._prompt(request)
         async with aclosing(self.generate(prompt, done, decoder_slot)) as stream:
             async for item in stream:
@@ -120,9 +123,7 @@ class VllmTalker:
         done = np.zeros((0, groups), np.int64) if done is None else done
         work = TalkerPrompt(prompt, done, decoder_slot)
         check_work(work, self.spec, self.config.max_model_len)
-        limit, running = self.config.max_num_seqs + self.config.max_queued, self._thread.num_streams
-        if running >= limit:
-            raise Overloaded(f"{running} requests are running or waiting, limit {limit}")
+        self.admission.check(self._thread.num_streams, goes_on=len(done) > 0)
         if len(done) >= prompt.max_new_tokens:
             yield CodecFrames(np.zeros((0, groups), np.int64), len(done), "length")
             return
@@ -130,16 +131,19 @@ class VllmTalker:
         chunker = Chunker(self._chunk_frames, len(done))
         stream = Stream(asyncio.get_running_loop(), asyncio.Queue(), chunker)
         self._thread.submit(request_id, stream, work)
-        finished = False
+        finished, first_s = False, None
         try:
             while not finished:
                 item = await stream.queue.get()
+                first_s = first_s or time.monotonic()
                 if isinstance(item, Exception):
                     raise item
                 finished = item.finish_reason is not None
                 yield item
         finally:
             self._thread.withdraw(request_id, finished=finished)
+            if first_s is not None:
+                self.admission.note(time.monotonic() - first_s)
 
     def stats(self) -> Mapping[str, float]:
         return {**self._thread.stats(), "cut": self._num_cut}

@@ -1,0 +1,63 @@
+"""Who may wait for a place, and who is told to come again."""
+
+import pytest
+
+from serve_app.errors import Overloaded
+from serve_app.models.talker.admission import Admission
+
+CAPACITY = 8
+
+
+def admission(service_s: float | None = None, max_wait_s: float = 0.25) -> Admission:
+    found = Admission(CAPACITY, max_queued=20, max_wait_s=max_wait_s)
+    if service_s is not None:
+        found.note(service_s)
+    return found
+
+
+def admitted(found: Admission, goes_on: bool = False) -> int:
+    """How many come in, one after the other, while nobody leaves."""
+    for inside in range(100):
+        try:
+            found.check(inside, goes_on=goes_on)
+        except Overloaded:
+            return inside
+    raise AssertionError("no bound")
+
+
+def test_whoever_finds_a_place_comes_in_whatever_streams_take() -> None:
+    assert admitted(admission(service_s=1000.0, max_wait_s=0.0)) == CAPACITY
+
+
+@pytest.mark.parametrize(("service_s", "waiting"), [(0.4, 5), (2.0, 1), (4.0, 0)])
+def test_as_many_wait_as_get_a_place_in_time(service_s: float, waiting: int) -> None:
+    """A place is free every service / 8 seconds, and 0.25 s may be waited."""
+    assert admitted(admission(service_s)) == CAPACITY + waiting
+
+
+def test_the_number_of_those_that_wait_is_bounded_where_nothing_is_known() -> None:
+    assert admitted(admission()) == CAPACITY + 20
+    assert admitted(admission(service_s=1e-6)) == CAPACITY + 20
+
+
+def test_a_stream_that_was_heard_already_waits_instead() -> None:
+    assert admitted(admission(service_s=4.0), goes_on=True) == CAPACITY + 20
+
+
+def test_the_mean_follows_what_streams_take_now() -> None:
+    found = admission(service_s=0.4)
+    for _ in range(100):
+        found.note(4.0)
+    assert admitted(found) == CAPACITY
+    found.forget()
+    assert admitted(found) == CAPACITY + 20
+
+
+def test_who_is_refused_hears_when_to_come_again() -> None:
+    found = admission(service_s=80.0)
+    with pytest.raises(Overloaded) as refused:
+        found.check(CAPACITY, goes_on=False)
+    assert refused.value.retry_after_s == pytest.approx(9.75)
+    with pytest.raises(Overloaded) as refused:
+        admission(service_s=4.0).check(CAPACITY, goes_on=False)
+    assert refused.value.retry_after_s == 1.0
