@@ -1,6 +1,7 @@
 """The text tokenizer of a random checkpoint: small, but with every token that a prompt needs."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -41,20 +42,27 @@ _TRAINING_TEXT: Final = (
 )
 
 
-def write_text_tokenizer(folder: Path, *, full: bool) -> dict[str, int]:
+def write_text_tokenizer(
+    folder: Path,
+    *,
+    full: bool,
+    texts: Sequence[str] = _TRAINING_TEXT,
+    num_tokens: int = _TRAINED_TOKENS,
+) -> dict[str, int]:
     """Train and write the text tokenizer; return the ids of "assistant" and of the added tokens.
 
-    A full-size one has the released number of ids and the released ids of everything a prompt's
-    frame is made of: entries that no merge can produce fill the gaps.
+    `texts` is what the `num_tokens` entries (without the added tokens) are learnt from. A full-size
+    one has the released number of ids and the released ids of everything a prompt's frame is made
+    of: entries that no merge can produce fill the gaps.
     """
     tokenizer = qwen2_pipeline(models.BPE())
     trainer = trainers.BpeTrainer(
-        vocab_size=_TRAINED_TOKENS,
+        vocab_size=num_tokens,
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
     # The prompt's slices need "assistant" and "user" to be one token each, hence the repetitions.
-    tokenizer.train_from_iterator([*_TRAINING_TEXT, *["assistant\nuser\n"] * 100], trainer)
+    tokenizer.train_from_iterator([*texts, *["assistant\nuser\n"] * max(100, len(texts))], trainer)
     tokenizer.model.save(str(folder))
     vocab: dict[str, int] = json.loads((folder / "vocab.json").read_text(encoding="utf-8"))
     first_added_id = len(vocab)
@@ -62,7 +70,7 @@ def write_text_tokenizer(folder: Path, *, full: bool) -> dict[str, int]:
         first_added_id = _RELEASED_FIRST_ADDED_ID
         vocab["assistant"], moved = _RELEASED_ASSISTANT_ID, vocab["assistant"]
         taken = set(vocab.values())
-        free = [moved, *range(_TRAINED_TOKENS, first_added_id)]
+        free = [moved, *range(num_tokens, first_added_id)]
         vocab |= {f"<unused {i}>": i for i in free if i not in taken}
         vocab = dict(sorted(vocab.items(), key=lambda item: item[1]))
         write_json(folder / "vocab.json", vocab, indent=None)

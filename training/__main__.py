@@ -1,0 +1,132 @@
+"""`python -m training STEP WORK`: the recipe, in pieces that the clock bounds."""
+
+import argparse
+import json
+import sys
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from training.codes import is_held_out
+from training.corpus import Stream
+from training.pipeline import CHECKPOINT, PLAN, Minutes, Recipe
+from training.plan import TEACHER_VOICES, draw, write
+
+
+def _recipe(args: argparse.Namespace) -> Recipe:
+    given = {field.name: getattr(args, f"{field.name}_minutes") for field in fields(Minutes)}
+    return Recipe(args.work, Minutes(**given), args.device, 60 * args.minutes)
+
+
+def _all(args: argparse.Namespace) -> None:
+    done = _recipe(args).all(args.teacher, args.voices, args.processes)
+    print("done" if done else "there is more to do: run the same command again", flush=True)
+
+
+def _plan(args: argparse.Namespace) -> None:
+    letters: dict[str, int] = json.loads(args.letters.read_text(encoding="utf-8"))
+    kept_out = [line for file in args.kept_out for line in file.read_text("utf-8").splitlines()]
+
+    def tokens(phonemes: str) -> list[int]:
+        return [letters[letter] for letter in phonemes if letter in letters]
+
+    voices = tuple(TEACHER_VOICES)
+    planned = draw(args.sentences, args.count, voices, tokens, kept_out, args.seed)
+    args.work.mkdir(parents=True, exist_ok=True)
+    write(planned, args.work / PLAN)
+    print(f"{len(planned)} sentences in {args.work / PLAN}", flush=True)
+
+
+def _speak(args: argparse.Namespace) -> None:
+    _recipe(args).speak(args.teacher, args.voices, args.processes)
+
+
+def _configure(args: argparse.Namespace) -> None:
+    _recipe(args).configure()
+
+
+def _codec(args: argparse.Namespace) -> None:
+    _recipe(args).codec(args.stage)
+
+
+def _encode(args: argparse.Namespace) -> None:
+    _recipe(args).encode()
+
+
+def _talker(args: argparse.Namespace) -> None:
+    _recipe(args).talker()
+
+
+def _export(args: argparse.Namespace) -> None:
+    _recipe(args).export()
+
+
+def _say(args: argparse.Namespace) -> None:
+    from training.evaluate import Manner, say
+
+    texts = args.sentences.read_text(encoding="utf-8").splitlines()
+    manner = Manner(streaming=args.streaming, greedy=not args.drawn)
+    say(args.work / CHECKPOINT, texts, args.out, manner)
+
+
+def _resynthesise(args: argparse.Namespace) -> None:
+    from training.evaluate import resynthesise
+
+    codec = Recipe(args.work, Minutes(), args.device, 0.0).codec("decoder").codec
+    stream = Stream.load(args.work / "corpus", torch.device(args.device))
+    held_out = [i for i, row in enumerate(stream.rows) if is_held_out(row.id)][: args.count]
+    resynthesise(codec, stream, held_out, args.out)
+
+
+def _add_teacher(step: argparse.ArgumentParser) -> None:
+    step.add_argument("--teacher", type=Path, required=True, help="kokoro-v1.0.int8.onnx")
+    step.add_argument("--voices", type=Path, required=True, help="folder of its *.bin styles")
+    step.add_argument("--processes", type=int, default=14, help="that speak at a time")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m training", description=__doc__)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    steps = parser.add_subparsers(required=True)
+
+    def step(name: str, function: Any, about: str) -> argparse.ArgumentParser:
+        added = steps.add_parser(name, help=about)
+        added.add_argument("work", type=Path)
+        added.add_argument("--minutes", type=float, default=9.0, help="what this call may use")
+        for field in fields(Minutes):
+            flag = f"--{field.name}-minutes"
+            added.add_argument(flag, type=float, default=field.default, help="in all")
+        added.set_defaults(run=function)
+        return added
+
+    _add_teacher(step("all", _all, "everything, in order"))
+    _add_teacher(step("speak", _speak, "speak the plan with the teacher"))
+    planning = step("plan", _plan, "draw what is spoken by whom from a list of sentences")
+    planning.add_argument("sentences", type=Path, help="source, text, spoken, phonemes US and GB")
+    planning.add_argument("--letters", type=Path, required=True, help="the teacher's ids, as JSON")
+    planning.add_argument("--kept-out", type=Path, nargs="*", default=[], help="never drawn")
+    planning.add_argument("--count", type=int, default=30000)
+    planning.add_argument("--seed", type=int, default=1)
+    step("configure", _configure, "train the text tokenizer and write the configuration")
+    codec = step("codec", _codec, "train the speech tokenizer")
+    codec.add_argument("--stage", choices=("all", "decoder"), default="all")
+    step("encode", _encode, "turn the corpus into codes")
+    step("talker", _talker, "train talker and code predictor")
+    step("export", _export, "write the speech tokenizer into the checkpoint")
+    spoken = step("say", _say, "let the checkpoint speak a file of sentences")
+    spoken.add_argument("sentences", type=Path)
+    spoken.add_argument("out", type=Path)
+    spoken.add_argument("--streaming", action="store_true", help="text along with the frames")
+    spoken.add_argument("--drawn", action="store_true", help="sample, not the likeliest code")
+    again = step("resynthesise", _resynthesise, "pass held-out speech through the codec alone")
+    again.add_argument("out", type=Path)
+    again.add_argument("--count", type=int, default=40)
+    args = parser.parse_args()
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
+    args.run(args)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

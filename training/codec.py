@@ -1,0 +1,308 @@
+"""The speech tokenizer: encoder, codebooks and decoder, trained to give the waveform back.
+
+Two stages. In the first everything learns, and the first codebook also learns to tell the phonemes
+of its frame, which makes it a target that a small talker can learn. Then encoder and codebooks stay
+as they are, so that codes no longer change, and the decoder goes on with critics.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from training.corpus import FRAME_SAMPLES, NUM_LABELS, SLOTS, Stream
+from training.critics import Critics
+from training.losses import critic_loss, persuasion, spectral_distance
+from training.progress import Clock, Log
+from training.quantizer import LearnedCodebooks
+from training.reference import load_reference
+from training.replay import Replayed, capturable_adamw, set_rate
+from training.shape import VoiceShape, voice_speech_config
+from training.stacks import decoder_stack, encoder_stack
+
+
+@dataclass(frozen=True)
+class CodecTraining:
+    """How the codec is trained; weights of the losses are relative to one another.
+
+    unquantised_share: of the time, before the codebooks are placed, so that they start on latents
+    that mean something. start_batches: batches whose vectors they are placed by.
+    """
+
+    batch: int = 16
+    crop_frames: int = 14
+    critic_frames: int = 7
+    learning_rate: float = 5e-4
+    critic_rate: float = 2e-4
+    mel_weight: float = 10.0
+    spectrum_weight: float = 1.0
+    commitment_weight: float = 0.25
+    phoneme_weight: float = 3.0
+    adversarial_weight: float = 1.0
+    matching_weight: float = 2.0
+    unquantised_share: float = 0.12
+    start_batches: int = 40
+    critic_width: int = 32
+    seed: int = 1
+
+
+class Codec(nn.Module):
+    """The reference's tokenizer with codebooks that learn.
+
+    The reference's own codebook tensors are filled on export; until then they are unused.
+    """
+
+    def __init__(self, shape: VoiceShape) -> None:
+        super().__init__()
+        speech, _ = load_reference()
+        config = speech.Qwen3TTSTokenizerV2Config(**voice_speech_config(shape))
+        self.speech: Any = speech.Qwen3TTSTokenizerV2Model(config)
+        self.books = LearnedCodebooks(shape.num_groups, shape.num_codes, shape.entry_dim)
+        self.phonemes = nn.Linear(shape.entry_dim, SLOTS * NUM_LABELS)
+        _initialise(self.speech.decoder)
+
+    def prepare(self) -> None:
+        """Keep the encoder's stride tensors on the CPU, where each use costs no synchronisation."""
+        for module in self.speech.encoder.modules():
+            for name in ("stride", "kernel_size", "padding_total"):
+                value = getattr(module, "_buffers", {}).get(name)
+                if value is not None and value.ndim == 0:
+                    module._buffers[name] = value.cpu()
+
+    def latent(self, wave: Tensor) -> Tensor:
+        """What the quantisers read, [B, hidden, T], of samples [B, T * 1920]."""
+        encoder = self.speech.encoder
+        hidden = encoder.encoder(wave[:, None])
+        window = int(encoder.config.sliding_window)
+        hidden = encoder_stack(encoder.encoder_transformer, hidden.transpose(1, 2), window)
+        return encoder.downsample(hidden.transpose(1, 2))
+
+    def projections(self, wave: Tensor) -> tuple[Tensor, Tensor]:
+        """What the first codebook and the others read, [B, dim, T] each."""
+        latent, quantizer = self.latent(wave), self.speech.encoder.quantizer
+        semantic = quantizer.semantic_residual_vector_quantizer.input_proj(latent)
+        return semantic, quantizer.acoustic_residual_vector_quantizer.input_proj(latent)
+
+    def quantise(self, wave: Tensor, learn: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Return what `LearnedCodebooks` does, of samples [B, T * 1920]."""
+        return self.books(*self.projections(wave), learn)
+
+    @torch.no_grad()
+    def place_books(self, waves: Iterable[Tensor]) -> None:
+        """Start the codebooks on the latents of some speech."""
+        found = [self.projections(wave) for wave in waves]
+        flat = [torch.cat([f[i].transpose(1, 2).flatten(0, 1) for f in found]) for i in (0, 1)]
+        self.books.start(*flat)
+
+    def entries_of(self, codes: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the semantic entry and the sum of the acoustic ones, [B, dim, T] each.
+
+        Args:
+            codes: int64 [B, groups, T].
+        """
+        books = self.books.entries
+        chosen = torch.stack([F.embedding(codes[:, g], books[g]) for g in range(codes.shape[1])])
+        return chosen[0].transpose(1, 2), chosen[1:].sum(0).transpose(1, 2)
+
+    def decode(self, semantic: Tensor, acoustic: Tensor) -> Tensor:
+        """Return samples [B, T * 1920] of quantised vectors [B, dim, T]."""
+        decoder = self.speech.decoder
+        hidden = decoder.quantizer.rvq_first.output_proj(semantic)
+        hidden = hidden + decoder.quantizer.rvq_rest.output_proj(acoustic)
+        hidden = decoder.pre_conv(hidden).transpose(1, 2)
+        window = int(decoder.config.sliding_window)
+        hidden = decoder_stack(decoder.pre_transformer, hidden, window).transpose(1, 2)
+        for blocks in decoder.upsample:
+            for block in blocks:
+                hidden = block(hidden)
+        for block in decoder.decoder:
+            hidden = block(hidden)
+        return hidden[:, 0]
+
+    def phoneme_loss(self, semantic: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Cross entropy of the frame's phonemes by the first codebook, and how many are right."""
+        scores = self.phonemes(semantic.transpose(1, 2)).view(*labels.shape, NUM_LABELS)
+        loss = F.cross_entropy(scores.flatten(0, 2), labels.flatten())
+        return loss, (scores.argmax(-1) == labels).float().mean()
+
+    @torch.no_grad()
+    def encode(self, waves: Sequence[Tensor]) -> list[Tensor]:
+        """Codes int64 [groups, T] of each sentence [T * 1920].
+
+        The encoder is causal, so what follows a shorter sentence does not change its codes.
+        """
+        padded = nn.utils.rnn.pad_sequence(list(waves), batch_first=True)
+        codes = self.quantise(padded, learn=False)[2]
+        return [
+            row[:, : len(wave) // FRAME_SAMPLES] for row, wave in zip(codes, waves, strict=True)
+        ]
+
+
+def _initialise(decoder: nn.Module) -> None:
+    """Give the decoder weights to start from; the reference leaves this to whoever loads some."""
+    for module in decoder.modules():
+        if isinstance(module, nn.Conv1d | nn.ConvTranspose1d | nn.Linear):
+            module.reset_parameters()
+    for name, parameter in decoder.named_parameters():
+        if name.endswith("gamma"):
+            nn.init.constant_(parameter, 0.1)
+        if name.endswith("layer_scale.scale"):
+            nn.init.constant_(parameter, 0.1)
+
+
+class CodecTrainer:
+    """One run of training, resumable from `file`.
+
+    Args:
+        stage: "all", or "decoder" with encoder and codebooks as they are.
+    """
+
+    def __init__(
+        self, file: Path, shape: VoiceShape, config: CodecTraining, device: torch.device, stage: str
+    ) -> None:
+        self.file, self.config, self.device, self.stage = file, config, device, stage
+        torch.manual_seed(config.seed)
+        self.codec = Codec(shape).to(device)
+        self.codec.prepare()
+        self.critics = Critics(config.critic_width).to(device)
+        learned: nn.Module = self.codec.speech.decoder if stage == "decoder" else self.codec
+        self.learned = list(learned.parameters())
+        self.optimizer = capturable_adamw(
+            self.learned, device, config.learning_rate, betas=(0.8, 0.99), weight_decay=1e-3
+        )
+        self.critic_optimizer = capturable_adamw(
+            self.critics.parameters(), device, config.critic_rate, betas=(0.8, 0.99)
+        )
+        self.spent = {"all": 0.0, "decoder": 0.0}
+        self.steps = 0
+        if file.exists():
+            self._load()
+        self.has_books = bool(self.codec.books.started)
+
+    def _load(self) -> None:
+        stored = torch.load(self.file, map_location=self.device, weights_only=True)
+        self.codec.load_state_dict(stored["codec"])
+        self.codec.prepare()
+        self.steps, self.spent = stored["steps"], stored["spent"]
+        if "critics" in stored:
+            self.critics.load_state_dict(stored["critics"])
+        # The optimizers start afresh: their moments are right again after some hundred steps.
+
+    def save(self) -> None:
+        """Write what a later call goes on from."""
+        part = self.file.with_suffix(".part")
+        state = {
+            "codec": self.codec.state_dict(),
+            "critics": self.critics.state_dict(),
+            "steps": self.steps,
+            "spent": self.spent,
+        }
+        torch.save(state, part)
+        part.rename(self.file)
+
+    def run(
+        self, stream: Stream, total_s: float, limit_s: float, log: Log, critics_from: float
+    ) -> None:
+        """Train until the clock says stop; critics take part from that share of the time on."""
+        config = self.config
+        clock = Clock(total_s, limit_s, self.spent[self.stage])
+        generator = torch.Generator(self.device).manual_seed(config.seed + self.steps)
+        steps: dict[tuple[bool, bool], Replayed] = {}
+        while not clock.is_over:
+            set_rate(self.optimizer, clock.rate(config.learning_rate, final=0.1))
+            if not self.has_books and clock.progress >= config.unquantised_share:
+                self._place_books(stream, generator)
+                self.has_books = True
+            key = (self.has_books, clock.progress >= critics_from)
+            if key not in steps:
+                steps[key] = Replayed(partial(self._step, *key), self.device)
+            found = steps[key](*stream.crops(config.batch, config.crop_frames, generator))
+            self.steps += 1
+            if log.is_due:
+                log.write(step=self.steps, seconds=clock.used_s, **found)
+        self.spent[self.stage] = clock.used_s
+
+    def _place_books(self, stream: Stream, generator: torch.Generator) -> None:
+        config = self.config
+        self.codec.place_books(
+            stream.crops(config.batch, config.crop_frames, generator)[0]
+            for _ in range(config.start_batches)
+        )
+
+    def _autocast(self) -> torch.autocast:
+        """bfloat16 on a GPU; nothing is cached, as that would be lost between replays."""
+        on_gpu = self.device.type == "cuda"
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=on_gpu, cache_enabled=False)
+
+    def _step(
+        self, quantised: bool, critics: bool, wave: Tensor, labels: Tensor
+    ) -> dict[str, Tensor]:
+        """Learn from one batch of crops; see `Stream.crops`."""
+        config, codec = self.config, self.codec
+        everything = self.stage == "all"
+        self.optimizer.zero_grad(set_to_none=True)
+        self.critic_optimizer.zero_grad(set_to_none=True)
+        with torch.set_grad_enabled(everything):
+            if quantised or not everything:
+                semantic, acoustic, codes, commitment = codec.quantise(wave, learn=everything)
+            else:
+                semantic, acoustic = codec.projections(wave)
+                # A soft bound on the size of the latent, which no codebook bounds yet.
+                commitment = 0.01 * (semantic.square().mean() + acoustic.square().mean())
+                codes = torch.zeros_like(labels.transpose(1, 2))
+            phoneme, right = codec.phoneme_loss(semantic, labels)
+        made = codec.decode(semantic, acoustic).float()
+        mel, spectrum = spectral_distance(made, wave)
+        loss = config.mel_weight * mel + config.spectrum_weight * spectrum
+        if everything:
+            loss = loss + config.commitment_weight * commitment
+            loss = loss + config.phoneme_weight * phoneme
+        found = {
+            "mel": mel,
+            "spectrum": spectrum,
+            "commitment": commitment,
+            "phoneme": phoneme,
+            "phonemes_right": right,
+            "codes_used": _distinct(codes),
+        }
+        if critics:
+            critic, adversarial, matching = self._argue(wave, made)
+            loss = loss + config.adversarial_weight * adversarial
+            loss = loss + config.matching_weight * matching
+            found |= {"critic": critic, "adversarial": adversarial, "matching": matching}
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(self.learned, 10.0)
+        self.optimizer.step()
+        return {name: value.detach() for name, value in found.items()}
+
+    def _argue(self, wave: Tensor, made: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Teach the critics on the end of each crop; return their loss and the decoder's two.
+
+        The end is where the decoder has seen most of what came before, as it has when it speaks.
+        """
+        piece = slice(-self.config.critic_frames * FRAME_SAMPLES, None)
+        real, fake = wave[:, piece], made[:, piece]
+        with self._autocast():
+            critic = critic_loss(self.critics(real), self.critics(fake.detach()))
+        critic.backward()
+        self.critic_optimizer.step()
+        for parameter in self.critics.parameters():
+            parameter.requires_grad_(False)
+        with self._autocast():
+            with torch.no_grad():
+                of_real = self.critics(real)
+            adversarial, matching = persuasion(of_real, self.critics(fake))
+        for parameter in self.critics.parameters():
+            parameter.requires_grad_(True)
+        return critic, adversarial, matching
+
+
+def _distinct(codes: Tensor) -> Tensor:
+    """How many different codes of the first acoustic book are in codes [B, groups, T]."""
+    sorted_codes = codes[:, 1].flatten().sort().values
+    return 1 + (sorted_codes.diff() != 0).sum()

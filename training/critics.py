@@ -1,0 +1,88 @@
+"""The critics of adversarial training; none of them is part of a checkpoint.
+
+Two kinds: some fold the waveform by a period and look at it as an image (pitch, buzz), the others
+look at the complex short-time spectrum (everything else).
+"""
+
+from itertools import pairwise
+from typing import Final
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.utils.parametrizations import weight_norm
+
+_PERIODS: Final = (2, 3, 5, 7, 11)
+_WINDOWS: Final = (2048, 1024, 512)
+_SLOPE: Final = 0.1
+
+
+class PeriodCritic(nn.Module):
+    """Folds [B, N] samples into [B, 1, N / period, period]."""
+
+    def __init__(self, period: int, width: int) -> None:
+        super().__init__()
+        self.period = period
+        channels = (1, width, 2 * width, 4 * width, 8 * width)
+        self.layers = nn.ModuleList(
+            weight_norm(nn.Conv2d(a, b, (5, 1), (3, 1), (2, 0))) for a, b in pairwise(channels)
+        )
+        self.verdict = weight_norm(nn.Conv2d(channels[-1], 1, (3, 1), padding=(1, 0)))
+
+    def forward(self, wave: Tensor) -> list[Tensor]:
+        """Return the features of each layer and, last, the verdict."""
+        x = F.pad(wave, (0, -wave.shape[-1] % self.period))
+        x = x.view(len(x), 1, -1, self.period)
+        features: list[Tensor] = []
+        for layer in self.layers:
+            x = F.leaky_relu(layer(x), _SLOPE)
+            features.append(x)
+        return [*features, self.verdict(x)]
+
+
+class SpectrumCritic(nn.Module):
+    """Looks at real and imaginary part of the short-time spectrum."""
+
+    def __init__(self, window: int, width: int) -> None:
+        super().__init__()
+        self.window = window
+        steps = ((1, 1), (1, 2), (1, 2), (1, 2), (1, 1))
+        channels = (2, width, width, width, width, width)
+        self.layers = nn.ModuleList(
+            weight_norm(
+                nn.Conv2d(
+                    a, b, (3, 9 if step[1] == 2 else 3), step, "same" if step == (1, 1) else (1, 4)
+                )
+            )
+            for a, b, step in zip(channels, channels[1:], steps, strict=False)
+        )
+        self.verdict = weight_norm(nn.Conv2d(width, 1, 3, padding=1))
+
+    def forward(self, wave: Tensor) -> list[Tensor]:
+        """Return the features of each layer and, last, the verdict."""
+        with torch.autocast(wave.device.type, enabled=False):
+            shape = torch.hann_window(self.window, device=wave.device)
+            spectrum = torch.stft(
+                wave.float(), self.window, self.window // 4, window=shape, return_complex=True
+            )
+            x = torch.view_as_real(spectrum).permute(0, 3, 2, 1) / self.window**0.5
+        features: list[Tensor] = []
+        for layer in self.layers:
+            x = F.leaky_relu(layer(x), _SLOPE)
+            features.append(x)
+        return [*features, self.verdict(x)]
+
+
+class Critics(nn.Module):
+    """All critics; `width` channels in the first layer of each."""
+
+    def __init__(self, width: int = 32) -> None:
+        super().__init__()
+        self.members = nn.ModuleList(
+            [PeriodCritic(p, width) for p in _PERIODS]
+            + [SpectrumCritic(w, width) for w in _WINDOWS]
+        )
+
+    def forward(self, wave: Tensor) -> list[list[Tensor]]:
+        """Return what each critic finds in [B, N] samples."""
+        return [critic(wave) for critic in self.members]

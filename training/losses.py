@@ -1,0 +1,77 @@
+"""How far a waveform is from the one wanted: spectra at several resolutions, critics' opinions."""
+
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Final
+
+import torch
+from torch import Tensor
+
+SAMPLE_RATE_HZ: Final = 24_000
+
+# Window lengths in samples, and mel bands for each: short windows place clicks and onsets, long
+# ones separate harmonics.
+_WINDOWS: Final = (64, 128, 256, 512, 1024, 2048)
+_BANDS: Final = (8, 16, 32, 64, 96, 128)
+_FLOOR: Final = 1e-5
+
+
+def _mel_points(bands: int) -> Tensor:
+    top = 2595.0 * torch.log10(torch.tensor(1 + SAMPLE_RATE_HZ / 2 / 700.0))
+    return 700.0 * (10 ** (torch.linspace(0, float(top), bands + 2) / 2595.0) - 1)
+
+
+@lru_cache(maxsize=32)
+def mel_filters(window: int, bands: int, device: torch.device) -> Tensor:
+    """Triangular filters on the mel scale: float32 [window / 2 + 1, bands]."""
+    points = _mel_points(bands)
+    bins = torch.linspace(0, SAMPLE_RATE_HZ / 2, window // 2 + 1)[:, None]
+    rising = (bins - points[:-2]) / (points[1:-1] - points[:-2])
+    falling = (points[2:] - bins) / (points[2:] - points[1:-1])
+    return torch.minimum(rising, falling).clamp(min=0).to(device)
+
+
+def magnitudes(wave: Tensor, window: int) -> Tensor:
+    """Short-time spectrum of [B, N] samples, a quarter of a window apart: [B, frames, bins]."""
+    shape = torch.hann_window(window, device=wave.device)
+    spectrum = torch.stft(wave, window, window // 4, window=shape, return_complex=True)
+    return (spectrum.real.square() + spectrum.imag.square() + 1e-12).sqrt().transpose(1, 2)
+
+
+def spectral_distance(made: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean distance of log mel spectra, and of linear ones, over all resolutions.
+
+    Both waves are float32 [B, N].
+    """
+    mel, linear = made.new_zeros(()), made.new_zeros(())
+    for window, bands in zip(_WINDOWS, _BANDS, strict=True):
+        filters = mel_filters(window, bands, made.device)
+        a, b = magnitudes(made, window), magnitudes(wanted, window)
+        mel = mel + ((a @ filters + _FLOOR).log() - (b @ filters + _FLOOR).log()).abs().mean()
+        if window >= 512:
+            linear = linear + ((a - b).norm() / b.norm().clamp(min=1e-3))
+            linear = linear + 0.2 * ((a + 1e-3).log() - (b + 1e-3).log()).abs().mean()
+    return mel / len(_WINDOWS), linear / 3
+
+
+def critic_loss(of_real: Sequence[Sequence[Tensor]], of_made: Sequence[Sequence[Tensor]]) -> Tensor:
+    """What critics minimise: least squares towards 1 for real and 0 for made speech."""
+    total = of_real[0][-1].new_zeros(())
+    for real, made in zip(of_real, of_made, strict=True):
+        total = total + (1 - real[-1].float()).square().mean() + made[-1].float().square().mean()
+    return total / len(of_real)
+
+
+def persuasion(
+    of_real: Sequence[Sequence[Tensor]], of_made: Sequence[Sequence[Tensor]]
+) -> tuple[Tensor, Tensor]:
+    """What the decoder minimises: critics taken in, and their inner features matched."""
+    zero = of_real[0][-1].new_zeros(())
+    adversarial, matching, count = zero, zero, 0
+    for real, made in zip(of_real, of_made, strict=True):
+        adversarial = adversarial + (1 - made[-1].float()).square().mean()
+        for a, b in zip(real[:-1], made[:-1], strict=True):
+            scale = a.float().abs().mean().clamp(min=1e-3)
+            matching = matching + (a.detach().float() - b.float()).abs().mean() / scale.detach()
+            count += 1
+    return adversarial / len(of_real), matching / count

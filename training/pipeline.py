@@ -1,0 +1,158 @@
+"""The whole recipe in one process: each call does what its minutes allow, the next goes on."""
+
+import json
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+
+from training.codec import CodecTrainer, CodecTraining
+from training.codes import CodeBook, encode
+from training.corpus import Stream
+from training.export import round_to_disk, write_model, write_speech
+from training.imagined import imagine
+from training.plan import read
+from training.progress import Log
+from training.shape import VoiceShape
+from training.synthesis import Synthesis, run
+from training.talker import TalkerTrainer, TalkerTraining
+from training.text import write_configuration
+
+CHECKPOINT: Final = "checkpoint"
+CODES: Final = "codes.npz"
+IMAGINED: Final = "imagined.npz"
+_SPENT: Final = "spent.json"
+PLAN: Final = "plan.tsv"
+_LEAST_S: Final = 5.0
+
+
+@dataclass(frozen=True)
+class Minutes:
+    """What each piece takes in all, over as many calls as it needs."""
+
+    speak: float = 10.0
+    codec: float = 20.0
+    decoder: float = 15.0
+    talker: float = 30.0
+
+
+class Recipe:
+    """A work folder, and what has been done in it.
+
+    Args:
+        work: where everything appears; `plan.tsv` is there already.
+        limit_s: what this call may use.
+    """
+
+    def __init__(self, work: Path, minutes: Minutes, device: str, limit_s: float) -> None:
+        self.work, self.minutes = work, minutes
+        self.device = torch.device(device)
+        self.plan = work / PLAN
+        self._ends = time.monotonic() + limit_s
+        file = work / _SPENT
+        work.mkdir(parents=True, exist_ok=True)
+        self._spent: dict[str, float] = json.loads(file.read_text()) if file.exists() else {}
+
+    def left_s(self, piece: str) -> float:
+        """Seconds that this call can give to a piece."""
+        total = 60 * asdict(self.minutes)[piece]
+        return min(total - self._spent.get(piece, 0.0), self._ends - time.monotonic())
+
+    def is_done(self, piece: str) -> bool:
+        """Whether a piece has had its time, but for what is not worth a start."""
+        total = 60 * asdict(self.minutes)[piece]
+        return total - self._spent.get(piece, 0.0) < _LEAST_S
+
+    def _note(self, piece: str, seconds: float) -> None:
+        self._spent[piece] = self._spent.get(piece, 0.0) + seconds
+        (self.work / _SPENT).write_text(json.dumps(self._spent), encoding="utf-8")
+
+    def speak(self, teacher: Path, voices: Path, processes: int) -> None:
+        """Let the teacher speak the plan."""
+        began, seconds = time.monotonic(), self.left_s("speak")
+        if seconds < _LEAST_S:
+            return
+        corpus = self.work / "corpus"
+        device = self.device.type
+        run(Synthesis(self.plan, corpus, teacher, voices, device, processes, seconds / 60))
+        self._note("speak", time.monotonic() - began)
+
+    def configure(self) -> None:
+        """Write the checkpoint's configuration and text tokenizer, once."""
+        if not (self.work / CHECKPOINT / "config.json").exists():
+            texts = [item.text for item in read(self.plan)]
+            write_configuration(self.work / CHECKPOINT, VoiceShape(), texts)
+
+    def codec(self, stage: str) -> CodecTrainer:
+        """Train the speech tokenizer: stage "all", or "decoder" when the codes stay."""
+        torch.backends.cudnn.benchmark = self.device.type == "cuda"
+        file = self.work / "codec.pt"
+        trainer = CodecTrainer(file, VoiceShape(), CodecTraining(), self.device, stage)
+        piece = "codec" if stage == "all" else "decoder"
+        seconds = self.left_s(piece)
+        if seconds >= _LEAST_S:
+            stream = Stream.load(self.work / "corpus", self.device)
+            total = 60 * asdict(self.minutes)[piece]
+            log = Log(self.work / f"{piece}.jsonl")
+            # Critics argue about detail; before there is speech they only cost time.
+            trainer.run(stream, total, seconds, log, 0.0 if stage == "decoder" else 0.75)
+            trainer.save()
+            self._note(piece, trainer.spent[stage] - self._spent.get(piece, 0.0))
+        return trainer
+
+    def encode(self) -> None:
+        """Turn the corpus into codes, once the codes no longer change."""
+        if (self.work / CODES).exists():
+            return
+        trainer = self.codec("all")
+        torch.backends.cudnn.benchmark = False  # every batch has another length
+        stream = Stream.load(self.work / "corpus", self.device)
+        round_to_disk(trainer.codec)
+        book = encode(trainer.codec, stream)
+        imagine(book, stream.rows, read(self.plan), seed=1).save(self.work / IMAGINED)
+        book.save(self.work / CODES)
+
+    def talker(self) -> None:
+        """Teach talker and code predictor; the checkpoint always holds the latest."""
+        seconds = self.left_s("talker")
+        if seconds < _LEAST_S:
+            return
+        folder = self.work / CHECKPOINT
+        config: dict[str, Any] = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        file = self.work / "talker.pt"
+        trainer = TalkerTrainer(file, folder, config, TalkerTraining(), self.device)
+        book = CodeBook.load(self.work / CODES)
+        if (self.work / IMAGINED).exists():
+            book = book.joined(CodeBook.load(self.work / IMAGINED))
+        log = Log(self.work / "talker.jsonl")
+        trainer.run(book, 60 * self.minutes.talker, seconds, log)
+        trainer.save()
+        write_model(folder, trainer.model)
+        self._note("talker", trainer.spent - self._spent.get("talker", 0.0))
+
+    def export(self) -> None:
+        """Write the speech tokenizer into the checkpoint."""
+        trainer = CodecTrainer(
+            self.work / "codec.pt", VoiceShape(), CodecTraining(), self.device, "decoder"
+        )
+        round_to_disk(trainer.codec)
+        write_speech(self.work / CHECKPOINT, trainer.codec)
+
+    def all(self, teacher: Path, voices: Path, processes: int) -> bool:
+        """Do what is next until the time is over; return whether everything is done."""
+        self.configure()
+        self.speak(teacher, voices, processes)
+        if not self.is_done("speak"):
+            return False
+        self.codec("all")
+        if not self.is_done("codec"):
+            return False
+        self.encode()
+        self.talker()
+        if not self.is_done("talker"):
+            return False
+        self.codec("decoder")
+        self.export()
+        return self.is_done("decoder")
