@@ -48,9 +48,25 @@ class SamplingOverrides:
 
 
 @dataclass(frozen=True, slots=True)
+class NamedVoice:
+    """One of the checkpoint's speakers; upper and lower case are the same to it."""
+
+    name: str
+
+    def __str__(self) -> str:
+        return self.name
+
+
+# How a voice travels: everything that the talker needs of it, so that no stage keeps voices and any
+# replica can go on with a stream. A cloned voice (vector, codes, text) will be a second member.
+Voice = NamedVoice
+
+
+@dataclass(frozen=True, slots=True)
 class SpeechRequest:
     """One synthesis, valid by construction (the HTTP layer has checked it); knows nothing of HTTP.
 
+    `voice` is None where the checkpoint makes one up, from `instructions` or freely.
     `language` is "auto" or a key of the checkpoint's codec_language_id. `streaming_text` chooses
     the prompt layout that feeds one text token per frame instead of the whole text in the prefill.
     `seed` is always set: the ingress draws one where the client gave none, so that any replica can
@@ -60,7 +76,7 @@ class SpeechRequest:
     request_id: str
     model: str
     text: str
-    voice: str | None
+    voice: Voice | None
     language: str
     seed: int
     instructions: str | None = None

@@ -134,7 +134,7 @@ def ours(checkpoint: Path, chunk: int) -> Iterator[Run]:
     from serve_app.config import AppConfig, SpeechDecoderConfig
     from serve_app.models.checkpoint.files import open_checkpoint
     from serve_app.models.fused.speech import FusedSpeech
-    from serve_app.types import SpeechRequest
+    from serve_app.types import NamedVoice, SpeechRequest
 
     schedule = SpeechDecoderConfig().chunk_frames if chunk == 1 else (chunk,)
     config = AppConfig.model_validate(
@@ -147,7 +147,7 @@ def ours(checkpoint: Path, chunk: int) -> Iterator[Run]:
 
     async def speak(frames: int) -> tuple[float, float]:
         request = SpeechRequest(
-            "peer", "peer", TEXT, VOICE, "english", seed=0, streaming_text=True,
+            "peer", "peer", TEXT, NamedVoice(VOICE), "english", seed=0, streaming_text=True,
             min_new_tokens=frames, max_new_tokens=frames,
         )  # fmt: skip
         start, first, samples = time.perf_counter(), 0.0, 0

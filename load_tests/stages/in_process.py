@@ -21,7 +21,7 @@ from serve_app.models.checkpoint.spec import ModelSpec
 from serve_app.models.fused.speech import FusedSpeech
 from serve_app.models.random_checkpoint.write import write_checkpoint
 from serve_app.models.talker.engine import VllmTalker
-from serve_app.types import SpeechRequest
+from serve_app.types import NamedVoice, SpeechRequest
 
 TEXT = "The quick brown fox jumps over the lazy dog, and then it sleeps."
 
@@ -116,8 +116,8 @@ def checkpoint_of(args: argparse.Namespace) -> Checkpoint:
 
 def request(index: int, frames: int) -> SpeechRequest:
     return SpeechRequest(
-        f"bench-{index}", "bench", TEXT, "ryan", "english", seed=index, streaming_text=True,
-        max_new_tokens=frames,
+        f"bench-{index}", "bench", TEXT, NamedVoice("ryan"), "english", seed=index,
+        streaming_text=True, max_new_tokens=frames,
     )  # fmt: skip
 
 

@@ -10,7 +10,7 @@ from serve_app.errors import SpeechError
 from serve_app.http.speech.request import engine_request_id
 from serve_app.pipeline import join
 from serve_app.resumption import Speak
-from serve_app.types import ModelCard, SpeechRequest
+from serve_app.types import ModelCard, NamedVoice, SpeechRequest
 
 _FRAMES: Final = 4
 _PAUSES_S: Final = (0.5, 1.0, 2.0, 5.0)
@@ -63,7 +63,7 @@ def _request(card: ModelCard) -> SpeechRequest:
         request_id=engine_request_id("warm-up"),
         model=card.name,
         text="Hello.",
-        voice=card.voices[0] if card.voices else None,
+        voice=NamedVoice(card.voices[0]) if card.voices else None,
         language="auto",
         seed=0,
         instructions="A calm voice." if "description" in card.voice_sources else None,

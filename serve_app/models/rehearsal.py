@@ -11,7 +11,7 @@ from typing import Any, Final
 
 from serve_app.errors import InvalidRequest
 from serve_app.models.checkpoint.spec import ModelSpec
-from serve_app.types import SpeechRequest
+from serve_app.types import NamedVoice, SpeechRequest
 
 # A whole chunk of each length of the usual ramp (1, 3, 8, 12 frames).
 _LONG_STREAM: Final = 24
@@ -73,7 +73,7 @@ def _request(spec: ModelSpec, text: str, frames: int, seed: int = 0) -> SpeechRe
         request_id=f"rehearsal-{len(text)}-{seed}",
         model="",
         text=text,
-        voice=next(iter(spec.talker.speaker_ids), None),
+        voice=next((NamedVoice(name) for name in spec.talker.speaker_ids), None),
         language="auto",
         seed=seed,
         instructions="A calm voice." if spec.task == "voice_design" else None,

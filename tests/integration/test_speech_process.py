@@ -10,7 +10,7 @@ import pytest
 from serve_app.config import AppConfig
 from serve_app.errors import InvalidRequest, StageUnavailable
 from serve_app.models.fused.process import SpeechProcess
-from serve_app.types import SpeechRequest
+from serve_app.types import NamedVoice, SpeechRequest
 
 pytest.importorskip("vllm")
 
@@ -24,8 +24,8 @@ CONFIG = AppConfig.model_validate(
 )
 
 
-def asked(seed: int, **fields: object) -> SpeechRequest:
-    defaults = {"voice": "ryan", "language": "english", "max_new_tokens": FRAMES}
+def asked(seed: int, voice: str = "ryan", **fields: object) -> SpeechRequest:
+    defaults = {"voice": NamedVoice(voice), "language": "english", "max_new_tokens": FRAMES}
     return SpeechRequest(f"r{seed}", "tiny", "Hello.", seed=seed, **{**defaults, **fields})
 
 

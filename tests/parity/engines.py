@@ -14,7 +14,7 @@ from serve_app.models.code_predictor.channel.contract import FrameClient
 from serve_app.models.code_predictor.channel.in_process import InProcessFrames
 from serve_app.models.process_end import OnDeath
 from serve_app.models.talker.engine import VllmTalker
-from serve_app.types import CodecFrames, SamplingOverrides, SpeechRequest
+from serve_app.types import CodecFrames, NamedVoice, SamplingOverrides, SpeechRequest
 
 GREEDY = SamplingOverrides(temperature=0.0)
 
@@ -51,12 +51,12 @@ def talker(
         engine.close()
 
 
-def request(text: str, **fields: object) -> SpeechRequest:
+def request(text: str, voice: str | None = "ryan", **fields: object) -> SpeechRequest:
     """A greedy request unless told otherwise."""
     defaults = {
         "request_id": "test",
         "model": "tiny",
-        "voice": "ryan",
+        "voice": None if voice is None else NamedVoice(voice),
         "language": "english",
         "seed": 0,
         "talker": GREEDY,

@@ -12,7 +12,7 @@ from torch.nn.functional import linear, silu
 from serve_app.models.checkpoint.files import MODEL_WEIGHTS, SPEECH_WEIGHTS, open_checkpoint
 from serve_app.models.checkpoint.text_tokenizer import TextTokenizer
 from serve_app.models.talker.prompt import build_prompt
-from serve_app.types import Prompt, SpeechRequest
+from serve_app.types import NamedVoice, Prompt, SpeechRequest
 from tests.conftest import TinyCheckpoint
 from tests.parity.reference import Reference, ReferenceRun
 
@@ -56,8 +56,9 @@ def text_table(path: Path) -> torch.Tensor:
     )
 
 
-def our_prompt(path: Path, **fields: object) -> Prompt:
-    request = SpeechRequest(request_id="r", model="tiny", seed=0, **fields)  # pyright: ignore[reportArgumentType]
+def our_prompt(path: Path, voice: str | None, **fields: object) -> Prompt:
+    speaker = None if voice is None else NamedVoice(voice)
+    request = SpeechRequest(request_id="r", model="tiny", voice=speaker, seed=0, **fields)  # pyright: ignore[reportArgumentType]
     return build_prompt(
         request, open_checkpoint(path).spec, TextTokenizer.from_dir(path), max_model_len=4096
     )

@@ -11,6 +11,7 @@ from serve_app.http.names import VOICE_ALIASES
 from serve_app.http.speech.accept import Speech
 from serve_app.http.speech.body import parse
 from serve_app.http.speech.request import engine_request_id, ignored
+from serve_app.types import NamedVoice
 
 CARD = fake_card()
 DESIGN = fake_card(name="design", task="voice_design", voices=(), path="/models/design-folder/")
@@ -33,7 +34,7 @@ def domain(cards=(CARD,), **fields):
 def test_the_smallest_body_gets_every_default():
     request = domain()
     assert request.model == CARD.name
-    assert request.voice == "vivian"
+    assert request.voice == NamedVoice("vivian")
     assert request.language == "auto"
     assert request.instructions is None
     assert request.streaming_text is False
@@ -61,25 +62,26 @@ def test_a_seed_is_drawn_where_none_is_given():
     ],
 )
 def test_a_voice_is_found_by_name_object_or_alias(given, voice):
-    assert domain(voice=given).voice == voice
+    assert domain(voice=given).voice == NamedVoice(voice)
 
 
 @pytest.mark.parametrize("field", ["voice", "speaker", "voice_id"])
 def test_a_voice_may_stand_in_each_of_its_fields(field):
-    assert domain(**{field: "aiden"}).voice == "aiden"
+    assert domain(**{field: "aiden"}).voice == NamedVoice("aiden")
 
 
 @pytest.mark.parametrize("voices", [("one",), ("one", "two"), CARD.voices])
 def test_every_openai_voice_is_some_voice_of_any_checkpoint(voices):
     cards = (fake_card(voices=voices),)
     for name in VOICE_ALIASES:
-        found = {domain(cards, voice=name).voice for _ in range(3)}
+        found = {domain(cards, voice=name).voice.name for _ in range(3)}
         assert len(found) == 1
         assert found <= set(voices)
 
 
 def test_a_speaker_comes_before_an_alias_of_the_same_name():
-    assert domain((fake_card(voices=("vivian", "Alloy")),), voice="alloy").voice == "Alloy"
+    card = fake_card(voices=("vivian", "Alloy"))
+    assert domain((card,), voice="alloy").voice == NamedVoice("Alloy")
 
 
 @pytest.mark.parametrize("voice", ["alloy", "Vivian", "nobody", "", None, {"id": "voice_1"}])

@@ -7,10 +7,10 @@ import pytest
 from serve_app.errors import StageFailed, StageUnavailable
 from serve_app.fakes import FakeSpeechDecoder, FakeTalker, fake_codes
 from serve_app.pipeline import join, next_within, synthesize, timed
-from serve_app.types import PcmChunk, SpeechRequest
+from serve_app.types import NamedVoice, PcmChunk, SpeechRequest
 
 SCHEDULE = (1, 2, 4)
-REQUEST = SpeechRequest("r", "m", "Hello.", "vivian", "auto", seed=7)
+REQUEST = SpeechRequest("r", "m", "Hello.", NamedVoice("vivian"), "auto", seed=7)
 
 
 class Source:

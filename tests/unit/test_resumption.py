@@ -17,9 +17,9 @@ from serve_app.errors import (
 from serve_app.fakes import FakeSpeechDecoder, FakeTalker, fake_codes
 from serve_app.pipeline import synthesize
 from serve_app.resumption import Policy, resumed
-from serve_app.types import SpeechRequest
+from serve_app.types import NamedVoice, SpeechRequest
 
-REQUEST = SpeechRequest("r", "m", "Hello.", "vivian", "auto", seed=7)
+REQUEST = SpeechRequest("r", "m", "Hello.", NamedVoice("vivian"), "auto", seed=7)
 NUM_FRAMES = 200
 HANG = "hang"
 LOST = StageUnavailable("gone")

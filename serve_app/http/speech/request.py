@@ -27,7 +27,7 @@ from serve_app.http.speech.checks import (
     refuse_unavailable,
     stated,
 )
-from serve_app.types import ModelCard, SamplingOverrides, SpeechRequest
+from serve_app.types import ModelCard, NamedVoice, SamplingOverrides, SpeechRequest, Voice
 
 _REQUEST_ID: Final = re.compile(r"[A-Za-z0-9_.:-]{1,128}")
 
@@ -107,7 +107,7 @@ def _task_key(card: ModelCard) -> str:
     return card.task.replace("_", "")
 
 
-def _voice(name: str | None, card: ModelCard) -> str | None:
+def _voice(name: str | None, card: ModelCard) -> Voice | None:
     if "named" not in card.voice_sources:
         # OpenAI's clients cannot leave the name out; a designed voice has none.
         return None
@@ -119,7 +119,7 @@ def _voice(name: str | None, card: ModelCard) -> str | None:
             "voice",
             "voice_not_found",
         )
-    return voice
+    return NamedVoice(voice)
 
 
 def _language(name: str | None, card: ModelCard) -> str:

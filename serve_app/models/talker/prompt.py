@@ -50,7 +50,7 @@ def build_prompt(
             param="model",
         )
     speaker = _speaker(request, spec)
-    language_id = _language_id(request, spec)
+    language_id = _language_id(request, speaker, spec)
     role, text = _target_ids(request.text, spec, tokenizer)
     instructions = _instruction_ids(request.instructions, spec, tokenizer)
     codec = _codec_ids(language_id, speaker, spec)
@@ -85,25 +85,26 @@ def build_prompt(
 def _speaker(request: SpeechRequest, spec: ModelSpec) -> str | None:
     if request.voice is None:
         return None
-    voice = request.voice.lower()
-    if voice in spec.talker.speaker_ids:
-        return voice
+    speaker = request.voice.name.lower()
+    if speaker in spec.talker.speaker_ids:
+        return speaker
     if spec.task == "voice_design":
         message = (
             f"model {request.model!r} has no preset voices: describe the voice in 'instructions'"
         )
     else:
-        message = f"unknown voice {request.voice!r}; valid: {', '.join(spec.talker.speaker_ids)}"
+        valid = ", ".join(spec.talker.speaker_ids)
+        message = f"unknown voice {request.voice.name!r}; valid: {valid}"
     raise InvalidRequest(message, param="voice", code="voice_not_found")
 
 
-def _language_id(request: SpeechRequest, spec: ModelSpec) -> int | None:
+def _language_id(request: SpeechRequest, speaker: str | None, spec: ModelSpec) -> int | None:
     """Return the id of the language row, or None for the form without one."""
     language = request.language.lower()
     if language not in spec.languages:
         message = f"unknown language {request.language!r}; valid: {', '.join(spec.languages)}"
         raise InvalidRequest(message, param="language")
-    dialect = spec.talker.speaker_dialects.get((request.voice or "").lower())
+    dialect = spec.talker.speaker_dialects.get(speaker or "")
     if dialect is not None and language in ("auto", "chinese"):
         return spec.talker.language_ids[dialect]
     return None if language == "auto" else spec.talker.language_ids[language]

@@ -13,11 +13,11 @@ from serve_app.config import AppConfig
 from serve_app.deployments.speech_decoder import SpeechDecoder
 from serve_app.errors import Overloaded, StageLost
 from serve_app.fakes import FakeTalker
-from serve_app.types import PcmChunk, SpeechRequest
+from serve_app.types import NamedVoice, PcmChunk, SpeechRequest
 
 NUM_FRAMES = 12
 SCALES = {"max_streams": 1, "batch_sizes": [1], "chunk_frames": [1, 2]}
-REQUEST = SpeechRequest("r", "m", "Hello.", "vivian", "auto", seed=7)
+REQUEST = SpeechRequest("r", "m", "Hello.", NamedVoice("vivian"), "auto", seed=7)
 
 
 @serve.deployment

@@ -135,6 +135,12 @@ def test_the_short_path_works_and_the_metrics_are_recorded():
     asyncio.run(main())
 
 
+def test_the_log_names_the_voice(caplog):
+    caplog.set_level("INFO", "serve_app")
+    asyncio.run(create(Service(), voice="ryan"))
+    assert "voice ryan, 6 characters, finished: stop" in caplog.text
+
+
 def test_instructions_that_the_model_ignores_are_reported_in_a_header():
     service = Service(cards=(fake_card(supports_instructions=False),))
     response = asyncio.run(create(service, instructions="Whisper."))

@@ -12,7 +12,7 @@ from serve_app.errors import Overloaded
 from serve_app.fakes import FakeTalker
 from serve_app.pipeline import synthesize
 from serve_app.resumption import Policy, resumed
-from serve_app.types import SpeechRequest
+from serve_app.types import NamedVoice, SpeechRequest
 from tests.integration.http.service import (
     CARD,
     NUM_FRAMES,
@@ -106,7 +106,9 @@ def test_a_call_cancelled_by_the_other_side_is_a_loss():
 def test_closing_cancels_the_call():
     async def main():
         service = OverHandle((None, None))
-        chunks = service.speak(SpeechRequest("r", CARD.name, "Hello.", "vivian", "auto", SEED))
+        chunks = service.speak(
+            SpeechRequest("r", CARD.name, "Hello.", NamedVoice("vivian"), "auto", SEED)
+        )
         await anext(chunks)
         await chunks.aclose()
         assert service.handle.cancelled == 1

@@ -9,12 +9,12 @@ from serve_app.fakes import FakeSpeechDecoder, FakeTalker, fake_codes
 from serve_app.http.speech.joining import speak_units
 from serve_app.pipeline import join, synthesize
 from serve_app.text.script import Unit
-from serve_app.types import PcmChunk, SpeechRequest
+from serve_app.types import NamedVoice, PcmChunk, SpeechRequest
 
 RATE_HZ = 24000
 FRAMES = 6
 FADE = 120
-REQUEST = SpeechRequest("id", "m", "all of it", "v", "auto", 5)
+REQUEST = SpeechRequest("id", "m", "all of it", NamedVoice("v"), "auto", 5)
 ONE = FakeSpeechDecoder().decode(np.concatenate([fake_codes(5, frame) for frame in range(FRAMES)]))
 
 
@@ -139,7 +139,7 @@ def test_leaving_anywhere_frees_everything(num_chunks):
     [(100, 12, "stop", 2), (9, 9, "length", 2), (6, 6, "length", 1), (4, 4, "length", 1)],
 )
 def test_a_limit_of_tokens_is_for_all_units_together(limit, frames, reason, requests):
-    request = SpeechRequest("id", "m", "", "v", "auto", 5, max_new_tokens=limit)
+    request = SpeechRequest("id", "m", "", NamedVoice("v"), "auto", 5, max_new_tokens=limit)
     samples, ended, stages = spoken((Unit("One."), Unit("Two.")), request)
     assert len(samples) == frames * 1920
     assert (ended, len(stages.talker.requests)) == (reason, requests)
