@@ -15,7 +15,7 @@ from serve_app.http.speech.joining import speak_units
 from serve_app.http.speech.request import engine_request_id, find_model, ignored, to_domain
 from serve_app.resumption import Speak
 from serve_app.text.script import Unit
-from serve_app.types import ModelCard, PcmChunk, SpeechRequest
+from serve_app.types import FinishReason, ModelCard, PcmChunk, SpeechRequest
 
 Transport = Literal["stream", "file", "sse"]
 
@@ -24,10 +24,13 @@ logger = logging.getLogger(__name__)
 
 @dataclass(slots=True)
 class Made:
-    """How much audio a job has had so far, in samples and codec frames of the model."""
+    """How much audio a job has had so far, in samples and codec frames of the model, and at its end
+    why it ended.
+    """
 
     num_samples: int = 0
     num_frames: int = 0
+    finish_reason: FinishReason | None = None
 
 
 @dataclass(frozen=True, slots=True)

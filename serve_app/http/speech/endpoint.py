@@ -23,7 +23,7 @@ from serve_app.http.response import AudioResponse, ClientGone, until_gone
 from serve_app.http.speech import sse
 from serve_app.http.speech.accept import Job, Speech
 from serve_app.http.speech.body import SpeechBody, read_json
-from serve_app.http.speech.sse import events, usage_of
+from serve_app.http.speech.sse import ending_of, events
 from serve_app.http.speech.writer import AudioWriter
 from serve_app.resumption import Speak
 
@@ -99,7 +99,7 @@ class SpeechEndpoint:
             return Response(data, headers=headers, media_type=job.output.content_type)
         pieces, content_type = self._writer.pieces(job), job.output.content_type
         if job.transport == "sse":
-            pieces, content_type = events(pieces, partial(usage_of, job)), sse.CONTENT_TYPE
+            pieces, content_type = events(pieces, partial(ending_of, job)), sse.CONTENT_TYPE
         try:
             first = await until_gone(http.receive, _next(pieces))
         except BaseException:

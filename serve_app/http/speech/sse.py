@@ -18,9 +18,9 @@ CONTENT_TYPE: Final = "text/event-stream; charset=utf-8"
 
 
 async def events(
-    pieces: AsyncGenerator[bytes, None], usage: Callable[[], Mapping[str, Any]]
+    pieces: AsyncGenerator[bytes, None], ending: Callable[[], Mapping[str, Any]]
 ) -> AsyncGenerator[bytes, None]:
-    """The pieces of an encoded body as `speech.audio.delta`, then `speech.audio.done` with `usage`.
+    """The pieces of an encoded body as `speech.audio.delta`, then `ending` as `speech.audio.done`.
 
     Raises what `pieces` raises.
     """
@@ -37,10 +37,15 @@ async def events(
         raise
     finally:
         await pieces.aclose()
-    yield _event({"type": "speech.audio.done", "usage": usage()})
+    yield _event({"type": "speech.audio.done", **ending()})
 
 
-def usage_of(job: Job) -> dict[str, Any]:
+def ending_of(job: Job) -> dict[str, Any]:
+    """What the last event says: OpenAI's `usage`, and as an addition why the audio ended."""
+    return {"usage": _usage(job), "finish_reason": job.made.finish_reason}
+
+
+def _usage(job: Job) -> dict[str, Any]:
     """Tokens in OpenAI's sense: of the text by estimate, and the codec frames that were made."""
     texts = (job.request.text, job.request.instructions or "")
     tokens = sum(map(_estimated_tokens, texts))

@@ -79,7 +79,7 @@ class AudioWriter:
                     num_samples += len(chunk.samples)
                     job.made.num_samples = num_samples
                     job.made.num_frames += len(chunk.codes)
-                    reason = chunk.finish_reason
+                    job.made.finish_reason = reason = chunk.finish_reason
                     job.timings.extend(chunk.timings)
                     if not len(chunk.samples):
                         continue
@@ -141,7 +141,7 @@ class AudioWriter:
             f"cut: {broke}" if broke else f"finished: {reason}",
         )
         if broke is None and reason == "length" and job.request.max_new_tokens is None:
-            # Nobody asked for less: a stream has no place left where its client could read this.
+            # Nobody asked for less: only events have a place left where a client could read this.
             logger.warning("%s: no room for all of the text", job.request.request_id)
 
 

@@ -51,6 +51,7 @@ def test_every_format_comes_as_events_and_ends_with_its_usage(audio_format):
                 "total_tokens": NUM_FRAMES + 3,
                 "audio_duration_seconds": SECONDS,
             },
+            "finish_reason": "stop",
         }
         assert service.idle
         data = audio_of(events)
@@ -66,6 +67,15 @@ def test_every_format_comes_as_events_and_ends_with_its_usage(audio_format):
 def test_the_events_hold_the_same_samples_as_the_body():
     response = asyncio.run(create(Service(), response_format="pcm", stream_format="sse"))
     assert audio_of(read_events(response.text)) == samples().tobytes()
+
+
+def test_the_last_event_says_that_a_limit_cut_the_audio():
+    response = asyncio.run(
+        create(Service(), stream_format="sse", extra_body={"max_new_tokens": NUM_FRAMES - 1})
+    )
+    last = read_events(response.text)[-1]
+    assert (last["type"], last["finish_reason"]) == ("speech.audio.done", "length")
+    assert last["usage"]["output_tokens"] == NUM_FRAMES - 1
 
 
 def test_a_client_may_ask_by_the_accept_header():
