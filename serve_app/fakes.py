@@ -17,6 +17,7 @@ from serve_app.types import (
     VOICE_SOURCES,
     CodecFrames,
     FinishReason,
+    Health,
     ModelCard,
     PcmChunk,
     SpeechRequest,
@@ -106,8 +107,8 @@ class FakeTalker:
     def stats(self) -> Mapping[str, float]:
         return {"running": self.running, "waiting": 0}
 
-    def check_health(self) -> None:
-        return
+    def health(self) -> Health:
+        return Health()
 
     def close(self) -> None:
         return
@@ -144,8 +145,8 @@ class FakeSpeechDecoder:
     def stats(self) -> Mapping[str, float]:
         return {"streams": self.streams}
 
-    def check_health(self) -> None:
-        return
+    def health(self) -> Health:
+        return Health()
 
     def close(self) -> None:
         return

@@ -5,7 +5,21 @@ from typing import Protocol
 
 import numpy as np
 
-from serve_app.types import CodecFrames, PcmChunk, SpeechRequest
+from serve_app.errors import StageFailed, StageUnavailable
+from serve_app.types import CodecFrames, Health, PcmChunk, SpeechRequest
+
+
+def require(health: Health) -> None:
+    """Return if a stage works: what Serve's `check_health` and callers of a stage ask for.
+
+    Raises:
+        StageUnavailable, StageFailed: it does not, with the reason and the times.
+    """
+    if health.state == "works":
+        return
+    last = "none yet" if health.progress_s is None else f"{health.progress_s:.0f} s ago"
+    message = f"{health.reason} (busy for {health.busy_s:.0f} s, last progress: {last})"
+    raise StageFailed(message) if health.state == "failed" else StageUnavailable(message)
 
 
 class FrameSource(Protocol):
@@ -37,9 +51,7 @@ class Talker(FrameSource, Protocol):
         """Load of the engine: running, waiting, kv_cache_usage, preemptions, steps."""
         ...
 
-    def check_health(self) -> None:
-        """Raise StageUnavailable or StageFailed unless the engine works."""
-        ...
+    def health(self) -> Health: ...
 
     def close(self) -> None: ...
 
@@ -65,7 +77,7 @@ class SpeechDecoder(Protocol):
         """Load: streams, max_streams, and counters of steps and frames."""
         ...
 
-    def check_health(self) -> None: ...
+    def health(self) -> Health: ...
 
     def close(self) -> None: ...
 

@@ -13,6 +13,7 @@ from typing import Final, Literal
 import numpy as np
 
 FinishReason = Literal["stop", "length"]
+HealthState = Literal["works", "unavailable", "failed"]
 TaskType = Literal["custom_voice", "voice_design", "base"]
 # What a voice can be made of: one of the checkpoint's speakers, a description, a recording.
 VoiceSource = Literal["named", "description", "sample"]
@@ -145,6 +146,22 @@ class PcmChunk:
     codes: np.ndarray
     finish_reason: FinishReason | None = None
     timings: tuple[tuple[str, float], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Health:
+    """Whether a stage can work. Durations until now, which mean the same in any process.
+
+    state: what a caller would get: an answer, StageUnavailable, or StageFailed.
+    reason: why it cannot work.
+    busy_s: how long it has had something to do without getting on; 0 where it rests.
+    progress_s: how long ago it last got on; None: not yet.
+    """
+
+    state: HealthState = "works"
+    reason: str = ""
+    busy_s: float = 0.0
+    progress_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,6 +11,7 @@ import ray
 from ray import serve
 
 from serve_app.config import AppConfig
+from serve_app.protocols import require
 
 if TYPE_CHECKING:
     from serve_app.models.code_predictor.channel.contract import FrameEndpoint
@@ -58,7 +59,7 @@ class CodePredictor:
         try:
             yield self._server.endpoint(node)
             for _ in range(num_periods):
-                self._server.check_health()
+                require(self._server.health())
                 yield await self.stats()
                 await asyncio.sleep(_LOAD_PERIOD_S)
         finally:
@@ -72,7 +73,7 @@ class CodePredictor:
         return await self.stats()
 
     async def check_health(self) -> None:
-        self._server.check_health()
+        require(self._server.health())
 
     def __del__(self) -> None:
         # Absent where the constructor failed.

@@ -9,6 +9,7 @@ from ray import serve
 
 from serve_app.config import AppConfig
 from serve_app.pipeline import timed
+from serve_app.protocols import require
 from serve_app.types import PcmChunk, SpeechRequest
 
 
@@ -39,7 +40,7 @@ class Fused:
         return {**stats["speech_decoder"], **stats["talker"]}
 
     async def check_health(self) -> None:
-        await self._speech.check_health()
+        require(await self._speech.health())
 
     def __del__(self) -> None:
         if hasattr(self, "_speech"):

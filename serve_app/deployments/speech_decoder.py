@@ -11,6 +11,7 @@ from ray.serve.handle import DeploymentHandle
 from serve_app.config import AppConfig, IngressConfig
 from serve_app.deployments.calls import through
 from serve_app.pipeline import synthesize, timed
+from serve_app.protocols import require
 from serve_app.resumption import Policy, Resumed, resumed
 from serve_app.types import CodecFrames, PcmChunk, SpeechRequest
 
@@ -46,7 +47,7 @@ class SpeechDecoder:
         return dict(self._decoder.stats())
 
     async def check_health(self) -> None:
-        self._decoder.check_health()
+        require(self._decoder.health())
 
     def __del__(self) -> None:
         if hasattr(self, "_decoder"):

@@ -10,6 +10,7 @@ from ray.serve.handle import DeploymentHandle
 
 from serve_app.config import AppConfig
 from serve_app.deployments.predictor_session import PredictorSession
+from serve_app.protocols import require
 from serve_app.types import CodecFrames, SpeechRequest
 
 
@@ -45,7 +46,7 @@ class Talker:
         return dict(self._talker.stats())
 
     async def check_health(self) -> None:
-        self._talker.check_health()
+        require(self._talker.health())
 
     def __del__(self) -> None:
         # The session first: the engine may be waiting for one on this very loop.

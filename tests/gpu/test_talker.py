@@ -21,6 +21,7 @@ from serve_app.models.code_predictor.channel.contract import FrameBatch
 from serve_app.models.code_predictor.channel.in_process import InProcessFrames
 from serve_app.models.code_predictor.channel.server import FrameServer
 from serve_app.models.random_checkpoint.write import write_checkpoint
+from serve_app.protocols import require
 from tests.parity.channel import Listed
 from tests.parity.engines import assert_same_codes, request, speak, talker
 
@@ -140,4 +141,4 @@ def test_steps_run_under_the_synchronisation_check(path) -> None:
         assert "error" in {
             value for value in vars(gpu_sync_debug).values() if isinstance(value, str)
         }
-        engine.check_health()
+        require(engine.health())

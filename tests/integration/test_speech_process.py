@@ -10,6 +10,7 @@ import pytest
 from serve_app.config import AppConfig
 from serve_app.errors import InvalidRequest, StageUnavailable
 from serve_app.models.fused.process import SpeechProcess
+from serve_app.protocols import require
 from serve_app.types import NamedVoice, SpeechRequest
 
 pytest.importorskip("vllm")
@@ -48,7 +49,7 @@ async def scenario(folder) -> None:
     lost: list[str] = []
     speech = await SpeechProcess.start(folder, CONFIG, "cpu", on_death=lost.append)
     try:
-        await speech.check_health()
+        require(await speech.health())
         alone = await spoken(speech, asked(1))
         assert [len(chunk.codes) for chunk in alone] == [1, 2, 3]
         assert joined(alone, "samples").dtype == np.int16
@@ -81,7 +82,7 @@ async def scenario(folder) -> None:
             async for _ in cut:
                 pass
         with pytest.raises(StageUnavailable):
-            await speech.check_health()
+            require(await speech.health())
         with pytest.raises(StageUnavailable):
             await spoken(speech, asked(7))
         assert len(lost) == 1

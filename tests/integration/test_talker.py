@@ -24,6 +24,7 @@ from serve_app.models.talker.engine import VllmTalker
 from serve_app.models.talker.outbox import Stream
 from serve_app.models.talker.prompt import build_prompt
 from serve_app.models.talker.runtime import TalkerPrompt
+from serve_app.protocols import require
 from serve_app.types import SpeechRequest
 from tests.parity.engines import assert_same_codes, codes_of, collect, request, speak, talker
 
@@ -91,7 +92,7 @@ def test_text_beyond_the_last_frame_harms_nobody(path, alone) -> None:
             assert len(await all_of(engine, PARROTS)) == 10
 
         assert_same_codes(asyncio.run(beside(engine, parrots)), alone)
-        engine.check_health()
+        require(engine.health())
 
 
 def test_what_the_engine_cannot_compute_is_refused_before_it_gets_there(path, alone) -> None:
@@ -160,7 +161,7 @@ def test_an_engine_that_fails_says_so_once_and_serves_nobody(path, predictor) ->
         with pytest.raises(StageFailed, match="the device is lost"):
             await all_of(engine, LONG)
         with pytest.raises(StageUnavailable, match="the device is lost"):
-            engine.check_health()
+            require(engine.health())
         with pytest.raises(StageUnavailable, match="the device is lost"):
             await asyncio.wait_for(all_of(engine, LONG), WAIT_S)
 
@@ -215,18 +216,18 @@ def test_a_first_step_that_hangs_is_not_healthy_unless_a_predictor_is_looked_for
 
     async def run(engine: VllmTalker) -> None:
         await asyncio.sleep(1.0)  # longer than a step may take: idle is healthy
-        engine.check_health()
+        require(engine.health())
         task = asyncio.ensure_future(all_of(engine, LONG))
         await until(lambda: predictor.reached_s == float("inf"))
         await asyncio.sleep(1.0)
-        engine.check_health()
+        require(engine.health())
         looking.set()
         await until(lambda: not is_healthy(engine))
         with pytest.raises(StageUnavailable, match="no step"):
             await all_of(engine, LONG)
         hanging.set()
         await task
-        engine.check_health()
+        require(engine.health())
 
     with talker(path, predictor=predictor, stall_s=0.5) as engine:
         asyncio.run(run(engine))
@@ -234,7 +235,7 @@ def test_a_first_step_that_hangs_is_not_healthy_unless_a_predictor_is_looked_for
 
 def is_healthy(engine: VllmTalker) -> bool:
     try:
-        engine.check_health()
+        require(engine.health())
     except StageUnavailable:
         return False
     return True

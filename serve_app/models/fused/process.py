@@ -28,7 +28,7 @@ import numpy as np
 from serve_app.config import AppConfig
 from serve_app.errors import CheckpointError, SpeechError, StageFailed, StageUnavailable
 from serve_app.models.process_end import OnDeath, end_process
-from serve_app.types import PcmChunk, SpeechRequest
+from serve_app.types import Health, PcmChunk, SpeechRequest
 
 _LENGTH: Final = struct.Struct("<I")
 # Of the buffer that a chunk of a few seconds fits in several times.
@@ -61,9 +61,9 @@ def _write(writer: asyncio.StreamWriter, message: Any) -> None:
 class SpeechProcess:
     """The calling end; belongs to the event loop that started it.
 
-    Started by `start`; every method fails with StageUnavailable once the process is gone. Nobody
-    should be there to see it: `on_death` ends the calling process as well, or it would refuse
-    requests faster than any healthy one answers them.
+    Started by `start`; every method but `health` fails with StageUnavailable once the process is
+    gone. Nobody should be there to see it: `on_death` ends the calling process as well, or it would
+    refuse requests faster than any healthy one answers them.
     """
 
     def __init__(
@@ -129,8 +129,11 @@ class SpeechProcess:
     async def stats(self) -> dict[str, Mapping[str, float]]:
         return await self._ask("stats")
 
-    async def check_health(self) -> None:
-        await self._ask("check_health")
+    async def health(self) -> Health:
+        try:
+            return await self._ask("health")
+        except StageUnavailable as error:
+            return Health("unavailable", str(error))
 
     def close(self) -> None:
         """End the process; what still runs fails with StageUnavailable."""

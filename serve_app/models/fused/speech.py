@@ -16,7 +16,7 @@ from serve_app.models.speech_decoder.first_audio import FirstAudioDecoder
 from serve_app.models.speech_decoder.stage import StreamingSpeechDecoder
 from serve_app.models.talker.engine import VllmTalker
 from serve_app.models.talker.vllm.core import import_engine
-from serve_app.types import PcmChunk, SpeechRequest
+from serve_app.types import Health, PcmChunk, SpeechRequest
 
 
 class FusedSpeech:
@@ -86,9 +86,10 @@ class FusedSpeech:
     def stats(self) -> dict[str, Mapping[str, float]]:
         return {"speech_decoder": self.decoder.stats(), "talker": self.talker.stats()}
 
-    def check_health(self) -> None:
-        self.talker.check_health()
-        self.decoder.check_health()
+    def health(self) -> Health:
+        """Of the stage that is worse off."""
+        stages = self.talker.health(), self.decoder.health()
+        return max(stages, key=lambda health: (health.state != "works", health.busy_s))
 
     def close(self) -> None:
         self.talker.close()

@@ -15,6 +15,8 @@ from serve_app.models.process_end import OnDeath, end_process
 from serve_app.models.speech_decoder.jobs import Job, joined, settle
 from serve_app.models.speech_decoder.queue import DecoderQueue, Stream
 from serve_app.models.speech_decoder.steps import DecoderSteps, Launched, Piece
+from serve_app.protocols import require
+from serve_app.types import Health
 
 # A step takes tens of milliseconds, a first one of its shape some seconds.
 _STALL_S: Final = 30.0
@@ -65,6 +67,7 @@ class SpeechDecoderRunner:
         self._on_death = on_death
         # When the step that is under way was launched.
         self._launched_s: float | None = None
+        self._advanced_s: float | None = None
         self._wake = threading.Condition()
         self._free = deque(range(steps.max_streams))
         self._queue = DecoderQueue(
@@ -87,10 +90,10 @@ class SpeechDecoderRunner:
 
         Raises:
             Overloaded: there is none.
-            StageFailed, StageUnavailable: as `check_health`.
+            StageFailed, StageUnavailable: as `health` says.
         """
         with self._wake:
-            self._check()
+            require(self.health())
             if not self._free:
                 raise Overloaded(
                     f"all {self.steps.max_streams} streams of the speech decoder are in use"
@@ -120,7 +123,7 @@ class SpeechDecoderRunner:
         """
         job.codes = self._checked(job.codes)
         with self._wake:
-            self._check()
+            require(self.health())
             stream = self._queue.streams[slot]
             job.reset = stream.fresh
             job.submitted_s = self._clock()
@@ -167,15 +170,21 @@ class SpeechDecoderRunner:
                 "frames": self._num_frames,
             }
 
-    def check_health(self) -> None:
-        """Raise unless the decoder works.
-
-        Raises:
-            StageFailed: the device failed, or has not finished a step for half a minute.
-            StageUnavailable: the decoder is closed.
-        """
+    def health(self) -> Health:
+        """Failed: the device, or it has not finished a step for half a minute."""
         with self._wake:
-            self._check()
+            now_s, since_s, last_s = self._clock(), self._launched_s, self._advanced_s
+            busy_s = 0.0 if since_s is None else now_s - since_s
+            progress_s = None if last_s is None else now_s - last_s
+            state, reason = "works", ""
+            if self._failure is not None:
+                state, reason = "failed", f"the speech decoder failed: {self._failure!r}"
+            elif self._closing:
+                state, reason = "unavailable", "the speech decoder is shutting down"
+            elif busy_s > _STALL_S:
+                state = "failed"
+                reason = f"the speech decoder has not finished a step for {_STALL_S:g} s"
+            return Health(state, reason, busy_s, progress_s)
 
     def close(self) -> None:
         """Stop after the step in progress, join the thread and free the graphs; idempotent."""
@@ -186,15 +195,6 @@ class SpeechDecoderRunner:
         self.wait_until_captured()
         self._abandon(StageUnavailable("the speech decoder is shutting down"))
         self.steps.close()
-
-    def _check(self) -> None:
-        if self._failure is not None:
-            raise StageFailed(f"the speech decoder failed: {self._failure!r}")
-        if self._closing:
-            raise StageUnavailable("the speech decoder is shutting down")
-        since_s = self._launched_s
-        if since_s is not None and self._clock() - since_s > _STALL_S:
-            raise StageFailed(f"the speech decoder has not finished a step for {_STALL_S:g} s")
 
     def _checked(self, codes: np.ndarray) -> np.ndarray:
         codes = np.ascontiguousarray(codes, dtype=np.int64)
@@ -271,7 +271,7 @@ class SpeechDecoderRunner:
     def _advance(self, step: _Step) -> None:
         """Note that a step is over; the lock is held."""
         now = self._clock()
-        self._launched_s = None
+        self._launched_s, self._advanced_s = None, now
         self._num_steps += 1
         self._num_frames += sum(step.frames)
         for (stream, job), num_frames in zip(step.group, step.frames, strict=True):

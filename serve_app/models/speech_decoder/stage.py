@@ -19,7 +19,7 @@ from serve_app.models.speech_decoder.jobs import Job
 from serve_app.models.speech_decoder.network.model import SpeechDecoderModel, context_frames
 from serve_app.models.speech_decoder.runner import SpeechDecoderRunner
 from serve_app.models.speech_decoder.steps import DecoderSteps
-from serve_app.types import CodecFrames, PcmChunk
+from serve_app.types import CodecFrames, Health, PcmChunk
 
 
 class StreamingSpeechDecoder:
@@ -139,9 +139,8 @@ class StreamingSpeechDecoder:
         """Load: streams, max_streams, waiting jobs, and counters of steps and frames."""
         return self.runner.stats()
 
-    def check_health(self) -> None:
-        """Raise StageFailed after a failure of the device, StageUnavailable after `close()`."""
-        self.runner.check_health()
+    def health(self) -> Health:
+        return self.runner.health()
 
     def close(self) -> None:
         """Stop the thread and free the graphs; idempotent."""

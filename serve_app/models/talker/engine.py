@@ -30,7 +30,8 @@ from serve_app.models.talker.outbox import Stream
 from serve_app.models.talker.prompt import build_prompt
 from serve_app.models.talker.runtime import TalkerPrompt
 from serve_app.models.talker.vllm.core import build_core
-from serve_app.types import CodecFrames, Prompt, SpeechRequest
+from serve_app.protocols import require
+from serve_app.types import CodecFrames, Health, Prompt, SpeechRequest
 
 # Tokenizing takes 3 to 7 us a character, and everybody's chunks pass the loop meanwhile; a thread
 # takes 0.1 ms to be asked.
@@ -118,7 +119,7 @@ class VllmTalker:
         self, prompt: Prompt, done: np.ndarray | None = None, decoder_slot: int | None = None
     ) -> AsyncGenerator[CodecFrames, None]:
         """Like `frames`, from a prompt that is built already."""
-        self.check_health()
+        require(self.health())
         groups = self.spec.talker.num_code_groups
         done = np.zeros((0, groups), np.int64) if done is None else done
         work = TalkerPrompt(prompt, done, decoder_slot)
@@ -148,9 +149,8 @@ class VllmTalker:
     def stats(self) -> Mapping[str, float]:
         return {**self._thread.stats(), "cut": self._num_cut}
 
-    def check_health(self) -> None:
-        """Raise StageUnavailable unless the engine works."""
-        self._thread.check_health()
+    def health(self) -> Health:
+        return self._thread.health()
 
     def close(self) -> None:
         """Stop the engine; streams that still run fail with StageUnavailable."""

@@ -25,7 +25,7 @@ from serve_app.models.speech_decoder.first_audio import FirstAudioDecoder
 from serve_app.models.talker.outbox import Item, Outbox, Stream
 from serve_app.models.talker.progress import Progress
 from serve_app.models.talker.runtime import StepFrames, TalkerPrompt, TalkerRuntime
-from serve_app.types import CodecFrames, FinishReason
+from serve_app.types import CodecFrames, FinishReason, Health
 
 if TYPE_CHECKING:  # vLLM is imported on the thread, once its environment is set
     from serve_app.models.talker.vllm.core import TalkerCore
@@ -51,7 +51,7 @@ class _Load:
 class EngineThread:
     """Starts the engine; returns when it can serve.
 
-    `submit`, `withdraw`, `stats` and `check_health` are for any thread, `close` for the owner's.
+    `submit`, `withdraw`, `stats` and `health` are for any thread, `close` for the owner's.
 
     Args:
         build: makes the core; called on the thread, as vLLM and CUDA keep per-thread state.
@@ -89,7 +89,8 @@ class EngineThread:
         self._closing = False
         self._ended = False
         self._failure: BaseException | None = None
-        self._progress = Progress(stall_s)
+        self._stall_s = stall_s
+        self._progress = Progress()
         self._outbox = Outbox()
         self._load = _Load()
         runtime = TalkerRuntime(
@@ -127,7 +128,9 @@ class EngineThread:
         """
         with self._wake:
             # Under the lock: once the thread has told its streams that it ends, none may follow.
-            self._check_ended()
+            reason = self._end()
+            if reason is not None:
+                raise StageUnavailable(reason)
             self._streams[request_id] = stream
             self._post(request_id, work)
 
@@ -154,12 +157,14 @@ class EngineThread:
             "streams": len(self._streams),
         }
 
-    def check_health(self) -> None:
-        """Raise StageUnavailable unless the engine gets on or looks for a code predictor."""
-        self._check_ended()
-        progress = self._progress
-        if progress.is_stalled(time.monotonic(), self._predictor.reached_s):
-            raise StageUnavailable(f"the talker engine made no step for {progress.limit_s:.0f} s")
+    def health(self) -> Health:
+        """Works while the engine gets on or looks for a code predictor."""
+        now_s, reason = time.monotonic(), self._end()
+        busy_s = self._progress.busy_s(now_s, self._predictor.reached_s)
+        if reason is None and busy_s > self._stall_s:
+            reason = f"the talker engine made no step for {self._stall_s:.0f} s"
+        state = "works" if reason is None else "unavailable"
+        return Health(state, reason or "", busy_s, self._progress.ago_s(now_s))
 
     def close(self) -> None:
         """Stop the thread; streams that still run fail with StageUnavailable."""
@@ -169,11 +174,11 @@ class EngineThread:
         self._thread.join(timeout=_JOIN_TIMEOUT_S)
         self._outbox.close()
 
-    def _check_ended(self) -> None:
+    def _end(self) -> str | None:
+        """Why the engine has ended; None: it has not."""
         if self._failure is not None:
-            raise StageUnavailable(f"the talker engine died: {self._failure!r}")
-        if self._closing or self._ended:
-            raise StageUnavailable("the talker is closed")
+            return f"the talker engine died: {self._failure!r}"
+        return "the talker is closed" if self._closing or self._ended else None
 
     def _post(self, request_id: str, work: TalkerPrompt | None) -> None:
         """With the lock held."""

@@ -10,13 +10,13 @@ class Progress:
     former by the thread, the latter by who gives it something to do.
     """
 
-    def __init__(self, limit_s: float) -> None:
-        self.limit_s = limit_s
+    def __init__(self) -> None:
         self._since_s: float | None = None
+        self._last_s: float | None = None
 
     def step(self, now_s: float) -> None:
         """The thread has got on."""
-        self._since_s = now_s
+        self._since_s = self._last_s = now_s
 
     def rest(self) -> None:
         """The thread waits for something to do."""
@@ -27,7 +27,11 @@ class Progress:
         if self._since_s is None:
             self._since_s = now_s
 
-    def is_stalled(self, now_s: float, excused_s: float = -math.inf) -> bool:
-        """Whether it should have got on by now; what passed before `excused_s` does not count."""
+    def busy_s(self, now_s: float, excused_s: float = -math.inf) -> float:
+        """How long it has not got on; what passed before `excused_s` does not count."""
         since_s = self._since_s
-        return since_s is not None and now_s - max(since_s, excused_s) > self.limit_s
+        return 0.0 if since_s is None else max(0.0, now_s - max(since_s, excused_s))
+
+    def ago_s(self, now_s: float) -> float | None:
+        """How long ago it last got on; None: not yet."""
+        return None if self._last_s is None else now_s - self._last_s

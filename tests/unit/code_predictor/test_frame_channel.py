@@ -26,6 +26,7 @@ from serve_app.models.code_predictor.channel.contract import (
 from serve_app.models.code_predictor.channel.in_process import InProcessFrames
 from serve_app.models.code_predictor.channel.server import FrameServer
 from serve_app.models.code_predictor.channel.wire import FRAME, HEADER, HELLO, row_bytes, send
+from serve_app.protocols import require
 from tests.conftest import TinyCheckpoint
 from tests.parity.channel import Listed, random_batch
 
@@ -194,7 +195,7 @@ def test_a_message_of_another_length_ends_its_connection_only(
     peer = admitted(server.endpoint())
     peer.sendall(HEADER.pack(FRAME, rows, length) + bytes(min(length, 1 << 10)))
     assert is_shut_out(peer)
-    server.check_health()
+    require(server.health())
     client = remote(server.endpoint())
     assert torch.equal(client.predict(batch_of(local)), local.predict(batch_of(local)))
     client.close()
@@ -226,9 +227,21 @@ def test_a_predictor_that_fails_ends_and_its_talker_goes_elsewhere(
     assert len(reasons) == 1
     assert "device-side assert" in reasons[0]
     with pytest.raises(StageFailed, match="device-side assert"):
-        broken.check_health()
-    healthy.check_health()
+        require(broken.health())
+    require(healthy.health())
     client.close()
+
+
+def test_a_frame_that_never_ends_is_a_failure(serve: Serve, local: InProcessFrames) -> None:
+    server = serve()
+    assert server.health().progress_s is None
+    client = remote(server.endpoint())
+    client.predict(batch_of(local))
+    client.close()
+    assert server.health().progress_s is not None
+    server.frames.since_s = time.monotonic() - 3600
+    with pytest.raises(StageFailed, match=r"has not ended.*busy for 36\d\d s"):
+        require(server.health())
 
 
 def test_a_peer_that_answers_something_else_counts_as_lost(

@@ -9,6 +9,8 @@ import pytest
 
 from serve_app.errors import StageFailed, StageUnavailable
 from serve_app.models.speech_decoder.jobs import Job
+from serve_app.protocols import require
+from serve_app.types import Health
 from tests.unit.speech_decoder.conftest import MakeRunner
 from tests.unit.speech_decoder.counting import (
     SAMPLES_PER_FRAME,
@@ -158,7 +160,7 @@ def test_codes_that_cannot_be_decoded_are_refused(
     slot = runner.acquire()
     with pytest.raises(StageFailed, match="codes"):
         runner.submit(slot, codes)
-    runner.check_health()
+    require(runner.health())
 
 
 def test_a_failing_device_fails_every_stream_and_ends_the_process(
@@ -173,7 +175,7 @@ def test_a_failing_device_fails_every_stream_and_ends_the_process(
         with pytest.raises(StageFailed, match="device lost"):
             future.result(10)
     with pytest.raises(StageFailed, match="device lost"):
-        runner.check_health()
+        require(runner.health())
     with pytest.raises(StageFailed):
         runner.acquire()
     runner.close()
@@ -189,16 +191,18 @@ def test_a_step_that_never_ends_is_unhealthy(
     slot = runner.acquire()
     # Nothing to do is no hang.
     clock.now += 3600
-    runner.check_health()
+    require(runner.health())
     held = counting.hold(runner, slot, codes_of(1))
     clock.now += 29
-    runner.check_health()
+    require(runner.health())
     clock.now += 2
+    assert (runner.health().busy_s, runner.health().progress_s) == (31, None)
     with pytest.raises(StageFailed, match="has not finished a step"):
-        runner.check_health()
+        require(runner.health())
     counting.gate.set()
     held.result(10)
-    runner.check_health()
+    clock.now += 5
+    assert runner.health() == Health(busy_s=0, progress_s=5)
 
 
 def test_a_closed_decoder_is_unavailable(make_runner: MakeRunner, counting: CountingModel) -> None:
@@ -215,7 +219,7 @@ def test_a_closed_decoder_is_unavailable(make_runner: MakeRunner, counting: Coun
     with pytest.raises(StageUnavailable):
         second.result(10)
     with pytest.raises(StageUnavailable):
-        runner.check_health()
+        require(runner.health())
     runner.close()
 
 
@@ -243,7 +247,7 @@ def test_results_reach_an_event_loop_and_its_cancelled_streams_get_none(
         return [int((await future)[0]) for future in (first, last)]
 
     assert asyncio.run(run()) == [1000, 3000]
-    runner.check_health()
+    require(runner.health())
 
 
 def test_a_failing_device_fails_the_streams_of_an_event_loop(

@@ -11,6 +11,7 @@ from serve_app.config import SpeechDecoderConfig
 from serve_app.errors import Overloaded, StageFailed
 from serve_app.models.checkpoint.files import Checkpoint
 from serve_app.models.speech_decoder.stage import StreamingSpeechDecoder
+from serve_app.protocols import require
 from serve_app.types import CodecFrames, PcmChunk
 from tests.unit.speech_decoder.conftest import MakeRunner
 from tests.unit.speech_decoder.counting import (
@@ -137,7 +138,7 @@ def test_it_loads_from_a_checkpoint(checkpoint: Checkpoint) -> None:
         assert decoder.stats() | {"waiting": 0} == {
             "streams": 0, "max_streams": 1, "waiting": 0, "steps": 1, "frames": 3,
         }  # fmt: skip
-        decoder.check_health()
+        require(decoder.health())
     finally:
         decoder.close()
 

@@ -15,7 +15,6 @@ from typing import Any, Final
 import torch
 
 from serve_app.config import CodePredictorConfig
-from serve_app.errors import StageFailed, StageUnavailable
 from serve_app.models.code_predictor.channel.contract import (
     FrameEndpoint,
     gpu_identity,
@@ -24,6 +23,7 @@ from serve_app.models.code_predictor.channel.contract import (
 from serve_app.models.code_predictor.channel.in_process import InProcessFrames
 from serve_app.models.code_predictor.channel.talk import Frames, PredictorBroken, converse
 from serve_app.models.process_end import OnDeath, end_process
+from serve_app.types import Health
 
 _HANDSHAKE_S: Final = 10.0
 # A frame takes milliseconds, and talkers try another predictor after ten seconds.
@@ -123,15 +123,18 @@ class FrameServer:
             "talkers": len(self._connections),
         }
 
-    def check_health(self) -> None:
+    def health(self) -> Health:
+        now_s, last_s = time.monotonic(), self.frames.answered_s
+        busy_s = max(0.0, now_s - self.frames.since_s)
+        state, reason = "works", ""
         if self._failure is not None:
-            raise StageFailed(f"the code predictor failed: {self._failure!r}")
-        if not self._is_open:
-            raise StageUnavailable("the frame server is closed")
+            state, reason = "failed", f"the code predictor failed: {self._failure!r}"
+        elif not self._is_open:
+            state, reason = "unavailable", "the frame server is closed"
         # A talker that was killed leaves an event behind that the device waits for for ever.
-        lasts_s = time.monotonic() - self.frames.since_s
-        if lasts_s > _STALL_S:
-            raise StageFailed(f"a frame has not ended for {lasts_s:.0f} s")
+        elif busy_s > _STALL_S:
+            state, reason = "failed", f"a frame has not ended for {_STALL_S:g} s"
+        return Health(state, reason, busy_s, None if last_s is None else now_s - last_s)
 
     def _listen(self, listener: socket.socket) -> int:
         """Accept talkers; the port, where there is one."""

@@ -47,6 +47,8 @@ class Frames:
         self.rows = 0
         # When the frame was begun that the device works on; infinite: none.
         self.since_s = math.inf
+        # When one was last answered; None: none yet.
+        self.answered_s: float | None = None
         self._last_code = len(predictor.code_tables[0]) - 1
         self._lock = threading.Lock()
 
@@ -54,7 +56,9 @@ class Frames:
         """The codes of a batch that came over the socket, int16."""
         with self._lock:
             on_device = FrameBatch(*(t.to(self.device) for t in batch.tensors()))
-            return to_bytes(self._run(on_device).to(torch.int16))
+            codes = to_bytes(self._run(on_device).to(torch.int16))
+            self.answered_s = time.monotonic()
+            return codes
 
     def answer_shared(self, shared: SharedBuffers, rows: int) -> None:
         """Make the frame; returns when the codes lie in the buffers.
@@ -70,7 +74,7 @@ class Frames:
             shared.codes[:rows].copy_(self._run(batch))
             shared.answered.record(stream)
             shared.answered.synchronize()
-            self.since_s = math.inf
+            self.since_s, self.answered_s = math.inf, time.monotonic()
 
     def _run(self, batch: FrameBatch) -> torch.Tensor:
         self.calls += 1
