@@ -38,12 +38,16 @@ class UnknownModel(InvalidRequest):
 
 
 class Overloaded(SpeechError):
-    """No capacity now; the same request may pass after `retry_after_s` seconds."""
+    """No capacity now; the same request may pass after `retry_after_s` seconds.
 
-    def __init__(self, message: str, retry_after_s: float = 1.0) -> None:
-        super().__init__(message, retry_after_s)
+    `stage` is the `types.Stage` that has none; None: it is not one of the stages.
+    """
+
+    def __init__(self, message: str, retry_after_s: float = 1.0, stage: str | None = None) -> None:
+        super().__init__(message, retry_after_s, stage)
         self.message = message
         self.retry_after_s = retry_after_s
+        self.stage = stage
 
     def __str__(self) -> str:
         return self.message

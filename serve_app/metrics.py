@@ -59,6 +59,40 @@ STREAMS_ABORTED: Final = Metric(
     "Audio responses that broke off after their first byte.",
     ("reason",),
 )
+_HOP: Final = ("hop",)
+
+STREAMS_RESUMED: Final = Metric(
+    "tts_streams_resumed_total",
+    "Losses after which a stream went on, by the deployment that asked again: ingress for all"
+    " stages, speech_decoder for the talker.",
+    _HOP,
+)
+STREAMS_LOST: Final = Metric(
+    "tts_streams_lost_total",
+    "Losses after which a stream was given up, by the deployment that did.",
+    _HOP,
+)
+STREAM_SILENCE: Final = Metric(
+    "tts_stream_silence_seconds",
+    "From the last audio or frames before a loss, or the call, to the first after it.",
+    _HOP,
+    (0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 60.0),
+)
+STAGE_REFUSED: Final = Metric(
+    "tts_stage_refused_total",
+    "Calls that a stage had no room for, also those that are made again.",
+    ("stage",),
+)
+SPEECH_CUT: Final = Metric(
+    "tts_speech_cut_total",
+    "Speech that ended at a limit of the server's, not of its client's.",
+)
+PREDICTOR_SESSIONS: Final = Metric(
+    "tts_predictor_sessions_total",
+    "Sessions of talkers at code predictors, by end: over = its time, left = by the talker, failed"
+    " = the predictor cannot work.",
+    ("end",),
+)
 
 
 class Recorder(Protocol):

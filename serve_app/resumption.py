@@ -10,7 +10,7 @@ import time
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeVar
+from typing import Any, Literal, Protocol, TypeVar
 
 import numpy as np
 
@@ -43,6 +43,10 @@ T_co = TypeVar("T_co", bound=Item, covariant=True)
 Speak = Callable[[SpeechRequest], AsyncGenerator[PcmChunk, None]]
 # The second argument, int64 [T, Q] or None, are the codes of what the listener has.
 Resumable = Callable[[SpeechRequest, np.ndarray | None], AsyncGenerator[T, None]]
+# Told once of each loss, when the stream goes on or is given up, and how long it was silent: the
+# seconds since its last item, or since the call.
+Outcome = Literal["resumed", "lost"]
+Observe = Callable[[Outcome, float], None]
 
 
 class Resumed(Protocol[T_co]):
@@ -80,9 +84,15 @@ class Policy:
     max_pause_s: float = 3.0
 
 
+def _ignore(outcome: Outcome, silent_s: float) -> None:
+    del outcome, silent_s
+
+
 def resumed(
     call: Resumable[T],
     policy: Policy,
+    observe: Observe = _ignore,
+    *,
     sleep: Callable[[float], Awaitable[Any]] = asyncio.sleep,
     clock: Callable[[], float] = time.monotonic,
 ) -> Resumed[T]:
@@ -100,7 +110,7 @@ def resumed(
     async def stream(
         request: SpeechRequest, done: np.ndarray | None = None
     ) -> AsyncGenerator[T, None]:
-        losses, since_s = _Losses(policy), clock()
+        losses, since_s, is_silent = _Losses(policy), clock(), False
         parts = [] if done is None or not len(done) else [done]
         while True:
             ended, limit_s = False, policy.first_s
@@ -113,6 +123,9 @@ def resumed(
                         ended, limit_s = item.finish_reason is not None, policy.gap_s
                         if len(item.codes):
                             parts.append(item.codes)
+                        if is_silent:
+                            observe("resumed", clock() - since_s)
+                            is_silent = False
                         yield item
                         losses.forget(len(item.codes))
                         since_s = clock()
@@ -121,11 +134,16 @@ def resumed(
             except (StageUnavailable, StageFailed, Overloaded) as error:
                 if ended:
                     return
-                if isinstance(error, Overloaded) and not parts:
+                is_refused = isinstance(error, Overloaded) and not parts
+                try:
+                    if is_refused:
+                        raise
+                    pause_s = losses.pause(error, clock() - since_s)
+                except SpeechError:
+                    if is_silent or not is_refused:
+                        observe("lost", clock() - since_s)
                     raise
-                pause_s = losses.pause(error)
-                if clock() - since_s + pause_s > policy.deadline_s:
-                    raise
+                is_silent = True
                 logger.warning(
                     "%s: lost after %d frames, going on in %.1f s: %s",
                     request.request_id,
@@ -155,8 +173,8 @@ class _Losses:
         if self._frames >= self._policy.settled_frames:
             self._broken = 0
 
-    def pause(self, error: SpeechError) -> float:
-        """Seconds until the next attempt.
+    def pause(self, error: SpeechError, silent_s: float) -> float:
+        """Seconds until the next attempt, of a stream without an item for `silent_s` seconds.
 
         Raises:
             SpeechError: there is none.
@@ -175,4 +193,6 @@ class _Losses:
                 raise error
         pause_s = min(policy.max_pause_s, policy.pause_s * 2**self._pauses)
         self._pauses += 1
+        if silent_s + pause_s > policy.deadline_s:
+            raise error
         return pause_s

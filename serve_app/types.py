@@ -13,6 +13,8 @@ from typing import Final, Literal
 import numpy as np
 
 FinishReason = Literal["stop", "length"]
+# What can refuse or cut a stream.
+Stage = Literal["talker", "speech_decoder"]
 HealthState = Literal["works", "unavailable", "failed"]
 TaskType = Literal["custom_voice", "voice_design", "base"]
 # What a voice can be made of: one of the checkpoint's speakers, a description, a recording.
@@ -86,6 +88,10 @@ class SpeechRequest:
     subtalker: SamplingOverrides = field(default_factory=SamplingOverrides)
     min_new_tokens: int | None = None
     max_new_tokens: int | None = None
+
+    def ends_at(self, num_frames: int) -> bool:
+        """Whether speech of so many frames is as long as the client let it be."""
+        return self.max_new_tokens is not None and num_frames >= self.max_new_tokens
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,6 +11,7 @@ import ray
 from ray import serve
 
 from serve_app.config import AppConfig
+from serve_app.deployments.recorded import ray_recorder, recorded_session
 from serve_app.protocols import require
 
 if TYPE_CHECKING:
@@ -28,6 +29,7 @@ class CodePredictor:
     """Serves frames on threads and sockets of its own; Serve only introduces the talkers to it."""
 
     async def __init__(self, config: AppConfig, device: str) -> None:
+        self._recorder = ray_recorder()
         self._num_sessions = 0
         self._open = ExitStack()
         # The address that other nodes reach this one by, for talkers there.
@@ -57,11 +59,12 @@ class CodePredictor:
         # Not all talkers at once.
         num_periods = round(_SESSION_S * random.uniform(0.8, 1.2) / _LOAD_PERIOD_S)
         try:
-            yield self._server.endpoint(node)
-            for _ in range(num_periods):
-                require(self._server.health())
-                yield await self.stats()
-                await asyncio.sleep(_LOAD_PERIOD_S)
+            with recorded_session(self._recorder):
+                yield self._server.endpoint(node)
+                for _ in range(num_periods):
+                    require(self._server.health())
+                    yield await self.stats()
+                    await asyncio.sleep(_LOAD_PERIOD_S)
         finally:
             self._num_sessions -= 1
             logger.info("talker %s closed its session", talker_id)

@@ -8,6 +8,7 @@ import numpy as np
 from ray import serve
 
 from serve_app.config import AppConfig
+from serve_app.deployments.recorded import ray_recorder, recorded
 from serve_app.pipeline import timed
 from serve_app.protocols import require
 from serve_app.types import PcmChunk, SpeechRequest
@@ -21,6 +22,7 @@ class Fused:
         from serve_app.models.checkpoint.locate import checkpoint_folder
         from serve_app.models.fused.process import SpeechProcess
 
+        self._recorder = ray_recorder()
         folder = await asyncio.to_thread(checkpoint_folder, config)
         self._speech = await SpeechProcess.start(folder, config, device)
 
@@ -28,7 +30,9 @@ class Fused:
         self, request: SpeechRequest, done: np.ndarray | None = None
     ) -> AsyncGenerator[PcmChunk, None]:
         """Yield the audio after `done` (int64 [T, Q]); raises what talker and decoder raise."""
-        async with aclosing(timed("stages", self._speech.speak(request, done))) as chunks:
+        stream = self._speech.speak(request, done)
+        stream = recorded(stream, request, done, self._recorder, "talker", "speech_decoder")
+        async with aclosing(timed("stages", stream)) as chunks:
             async for chunk in chunks:
                 yield chunk
 

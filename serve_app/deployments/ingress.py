@@ -9,11 +9,10 @@ from typing import Any, Final
 from fastapi import FastAPI
 from ray import serve
 from ray.serve.handle import DeploymentHandle
-from ray.serve.metrics import Counter, Histogram
 
-from serve_app import metrics
 from serve_app.config import IngressConfig
 from serve_app.deployments.calls import through
+from serve_app.deployments.recorded import of_hop, ray_recorder
 from serve_app.http.app import build_api
 from serve_app.http.catalog import Catalog
 from serve_app.http.health import State, Status
@@ -50,8 +49,11 @@ class Ingress:
         policy = Policy(
             config.first_audio_timeout_s, config.chunk_timeout_s, config.resume_timeout_s
         )
-        self._speak = resumed(through(speech, "speak"), policy)
-        self._warm_up = WarmUp(self._speak, cards)
+        call = through(speech, "speak")
+        self._recorder = ray_recorder()
+        self._speak = resumed(call, policy, of_hop(self._recorder, "ingress"))
+        # Not observed: it asks before there is a stage to lose.
+        self._warm_up = WarmUp(resumed(call, policy), cards)
         self._warming: asyncio.Task[None] | None = None
         self._replicas: Mapping[str, Mapping[str, int]] = {}
         self._replicas_at_s = float("-inf")
@@ -60,8 +62,8 @@ class Ingress:
     async def __serve_build_asgi_app__(self) -> FastAPI:
         """Called by Serve on the event loop that the application runs on."""
         self._warming = asyncio.create_task(self._warm_up.run())
-        recorder = metrics.MetricsRecorder(Counter, Histogram)
-        return build_api(self._speak, Catalog(self._cards), self._config, self.status, recorder)
+        catalog = Catalog(self._cards)
+        return build_api(self._speak, catalog, self._config, self.status, self._recorder)
 
     async def status(self) -> Status:
         replicas = await self._count_replicas()

@@ -10,9 +10,10 @@ from ray.serve.handle import DeploymentHandle
 
 from serve_app.config import AppConfig, IngressConfig
 from serve_app.deployments.calls import through
+from serve_app.deployments.recorded import of_hop, ray_recorder, recorded
 from serve_app.pipeline import synthesize, timed
 from serve_app.protocols import require
-from serve_app.resumption import Policy, Resumed, resumed
+from serve_app.resumption import Observe, Policy, Resumed, resumed
 from serve_app.types import CodecFrames, PcmChunk, SpeechRequest
 
 
@@ -21,7 +22,9 @@ class SpeechDecoder:
     """The stage that the ingress talks to in placement `split`."""
 
     async def __init__(self, config: AppConfig, device: str, talker: DeploymentHandle) -> None:
-        self._talker = RemoteTalker(talker, config.ingress)
+        self._recorder = ray_recorder()
+        observe = of_hop(self._recorder, "speech_decoder")
+        self._talker = RemoteTalker(talker, config.ingress, observe)
         self._talker_stats = talker.stats
         self._decoder = await asyncio.to_thread(_load, config, device)
 
@@ -34,6 +37,7 @@ class SpeechDecoder:
         its state stay.
         """
         stream = synthesize(self._talker, self._decoder, request, done)
+        stream = recorded(stream, request, done, self._recorder, "speech_decoder")
         async with aclosing(timed("stages", stream)) as chunks:
             async for chunk in chunks:
                 yield chunk
@@ -61,13 +65,13 @@ class RemoteTalker:
     ingress, which would begin with a new decoder, need not find out.
     """
 
-    def __init__(self, talker: DeploymentHandle, patience: IngressConfig) -> None:
+    def __init__(self, talker: DeploymentHandle, patience: IngressConfig, observe: Observe) -> None:
         policy = Policy(
             first_s=patience.first_audio_timeout_s / 2,
             gap_s=patience.chunk_timeout_s / 2,
             deadline_s=patience.resume_timeout_s,
         )
-        self._frames: Resumed[CodecFrames] = resumed(through(talker, "frames"), policy)
+        self._frames: Resumed[CodecFrames] = resumed(through(talker, "frames"), policy, observe)
 
     def frames(
         self, request: SpeechRequest, done: np.ndarray | None = None

@@ -10,6 +10,7 @@ from ray.serve.handle import DeploymentHandle
 
 from serve_app.config import AppConfig
 from serve_app.deployments.predictor_session import PredictorSession
+from serve_app.deployments.recorded import ray_recorder, recorded
 from serve_app.protocols import require
 from serve_app.types import CodecFrames, SpeechRequest
 
@@ -19,6 +20,7 @@ class Talker:
     """Turns requests into codec frames; completes each with the code predictor of its session."""
 
     async def __init__(self, config: AppConfig, device: str, predictor: DeploymentHandle) -> None:
+        self._recorder = ray_recorder()
         # A predictor on the same node may share the GPU, and with it the memory that holds the
         # hidden states.
         with suppress(RuntimeError):  # already in use elsewhere, with the options it then has
@@ -31,7 +33,8 @@ class Talker:
         self, request: SpeechRequest, done: np.ndarray | None = None
     ) -> AsyncGenerator[CodecFrames, None]:
         """Yield the frames after `done` in items of growing size; raises as `protocols.Talker`."""
-        async with aclosing(self._talker.frames(request, done)) as frames:
+        stream = self._talker.frames(request, done)
+        async with aclosing(recorded(stream, request, done, self._recorder, "talker")) as frames:
             async for item in frames:
                 yield item
 

@@ -26,7 +26,7 @@ ERRORS = [
     InvalidRequest("a", "voice", "voice_not_found"),
     UnknownModel("a", "model", "model_not_found"),
     Overloaded("a"),
-    Overloaded("a", 2.5),
+    Overloaded("a", 2.5, "talker"),
     StageUnavailable("a"),
     StageLost("a"),
     StageFailed("a"),

@@ -37,7 +37,7 @@ class Replicas:
         self.num_frames = num_frames
         self.chunk_frames = chunk_frames
         self.done, self.pauses, self.now_s = [], [], 0.0
-        self.talkers = []
+        self.talkers, self.observed = [], []
         self.decoder = FakeSpeechDecoder()
         limits = {"first_s": 5.0, "gap_s": 5.0, "deadline_s": 60.0, **policy}
         self.policy = Policy(**limits)
@@ -76,9 +76,18 @@ class Replicas:
         self.pauses.append(seconds)
         self.now_s += seconds
 
+    def observe(self, outcome, silent_s):
+        self.observed.append((outcome, silent_s))
+
     def run(self, call=None, done=None):
         """The items of one stream, and what ended it."""
-        stream = resumed(call or self.chunks, self.policy, self.pause, lambda: self.now_s)
+        stream = resumed(
+            call or self.chunks,
+            self.policy,
+            self.observe,
+            sleep=self.pause,
+            clock=lambda: self.now_s,
+        )
         items = []
 
         async def main():
@@ -214,6 +223,34 @@ def test_replicas_that_break_far_apart_are_no_reason_to_give_up():
     items, error = replicas.run()
     assert error is None
     assert_whole(items)
+
+
+def test_each_loss_is_told_once_with_the_time_it_left_without_audio():
+    full = Overloaded("full")
+    replicas = Replicas((7, LOST), (7, full), (7, LOST), (90, LOST), pause_s=1.0, max_pause_s=9.0)
+    _, error = replicas.run()
+    assert error is None
+    # The first one took three attempts.
+    assert replicas.observed == [("resumed", 1.0 + 2.0 + 4.0), ("resumed", 1.0)]
+
+
+@pytest.mark.parametrize("lasts_s", [2.0, 60.0])
+def test_a_stream_that_is_given_up_is_told_as_lost(lasts_s):
+    losses = [(7, LOST)] * 9
+    replicas = Replicas(*losses, max_attempts=4, pause_s=1.0, max_pause_s=1.0, deadline_s=lasts_s)
+    _, error = replicas.run()
+    assert error is LOST
+    assert replicas.observed == [("lost", min(lasts_s, 3.0))]
+
+
+@pytest.mark.parametrize("error", [Overloaded("full"), InvalidRequest("too long")])
+def test_what_is_refused_at_once_was_not_lost(error):
+    replicas = Replicas((0, error))
+    assert replicas.run() == ([], error)
+    assert replicas.observed == []
+    replicas = Replicas((0, LOST), (0, Overloaded("full")), pause_s=1.0)
+    assert replicas.run()[0] == []
+    assert replicas.observed == [("lost", 1.0)]
 
 
 def test_a_bad_request_is_not_tried_again():

@@ -96,7 +96,8 @@ class SpeechDecoderRunner:
             require(self.health())
             if not self._free:
                 raise Overloaded(
-                    f"all {self.steps.max_streams} streams of the speech decoder are in use"
+                    f"all {self.steps.max_streams} streams of the speech decoder are in use",
+                    stage="speech_decoder",
                 )
             # First in, first out: a slot just released may still have a piece of its old stream on
             # the device.

@@ -47,6 +47,7 @@ class Admission:
                 f"{inside} requests are running or waiting, and {self._capacity} run together;"
                 f" the next one would wait for {wait_s:.1f} s",
                 max(_LEAST_RETRY_S, wait_s - self._max_wait_s),
+                stage="talker",
             )
 
     def note(self, service_s: float) -> None:

@@ -165,7 +165,7 @@ class VllmTalker:
 
     def _note_cut(self, request: SpeechRequest, frames: int) -> None:
         """Leave a trace of speech that ended at a limit which its client did not set."""
-        if request.max_new_tokens is not None and frames >= request.max_new_tokens:
+        if request.ends_at(frames):
             return
         self._num_cut += 1
         logger.warning(

@@ -1,0 +1,72 @@
+"""What the deployments record of streams: what they lost, what was refused, what was cut; and
+of sessions, how they ended."""
+
+from collections.abc import AsyncGenerator, Iterator
+from contextlib import aclosing, contextmanager
+from typing import Final
+
+import numpy as np
+from ray.serve.metrics import Counter, Histogram
+
+from serve_app import metrics
+from serve_app.errors import Overloaded
+from serve_app.resumption import Observe, Outcome, T
+from serve_app.types import SpeechRequest, Stage
+
+_OUTCOMES: Final = {"resumed": metrics.STREAMS_RESUMED, "lost": metrics.STREAMS_LOST}
+
+
+def ray_recorder() -> metrics.Recorder:
+    """For a replica, which Ray names in every series."""
+    return metrics.MetricsRecorder(Counter, Histogram)
+
+
+def of_hop(recorder: metrics.Recorder, hop: str) -> Observe:
+    """Counts the losses at the hop that leaves the deployment `hop`."""
+
+    def observe(outcome: Outcome, silent_s: float) -> None:
+        recorder.count(_OUTCOMES[outcome], hop=hop)
+        if outcome == "resumed":
+            recorder.observe(metrics.STREAM_SILENCE, silent_s, hop=hop)
+
+    return observe
+
+
+async def recorded(
+    items: AsyncGenerator[T, None],
+    request: SpeechRequest,
+    done: np.ndarray | None,
+    recorder: metrics.Recorder,
+    *stages: Stage,
+) -> AsyncGenerator[T, None]:
+    """Pass on the stream of a request after `done` (int64 [T, Q]), and count how it ends.
+
+    `stages` are the ones of this replica: what another one refuses or cuts is counted over there.
+    """
+    num_frames = 0 if done is None else len(done)
+    try:
+        async with aclosing(items):
+            async for item in items:
+                num_frames += len(item.codes)
+                is_at_limit = item.finish_reason == "length"
+                if is_at_limit and "talker" in stages and not request.ends_at(num_frames):
+                    recorder.count(metrics.SPEECH_CUT)
+                yield item
+    except Overloaded as error:
+        if error.stage in stages:
+            recorder.count(metrics.STAGE_REFUSED, stage=error.stage)
+        raise
+
+
+@contextmanager
+def recorded_session(recorder: metrics.Recorder) -> Iterator[None]:
+    """Count how the session inside ends; a talker that leaves closes or cancels it."""
+    end = "left"
+    try:
+        yield
+        end = "over"
+    except Exception:
+        end = "failed"
+        raise
+    finally:
+        recorder.count(metrics.PREDICTOR_SESSIONS, end=end)

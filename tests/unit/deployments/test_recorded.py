@@ -1,0 +1,120 @@
+"""What deployments record of streams, with a recorder that remembers."""
+
+import asyncio
+import pickle
+from collections import Counter
+from contextlib import suppress
+
+import numpy as np
+import pytest
+
+from serve_app import metrics
+from serve_app.deployments.recorded import of_hop, recorded, recorded_session
+from serve_app.errors import Overloaded, StageFailed
+from serve_app.fakes import FakeSpeechDecoder, FakeTalker, fake_codes
+from serve_app.pipeline import synthesize
+from serve_app.types import SpeechRequest, Stage
+
+FULL = "all seats are taken"
+
+
+class Remembers:
+    def __init__(self) -> None:
+        self.counts: Counter[str] = Counter()
+        self.observed: list[tuple[str, float, str]] = []
+
+    def count(self, metric: metrics.Metric, **labels: str) -> None:
+        assert tuple(labels) == metric.labels
+        self.counts[":".join((metric.name, *labels.values()))] += 1
+
+    def observe(self, metric: metrics.Metric, value: float, **labels: str) -> None:
+        assert tuple(labels) == metric.labels
+        self.observed.append((metric.name, value, *labels.values()))
+
+
+def counted(
+    talker: FakeTalker,
+    *stages: Stage,
+    max_new_tokens: int | None = None,
+    done: np.ndarray | None = None,
+) -> tuple[Counter[str], int]:
+    """What is counted of one stream, and how many frames came through."""
+    request = SpeechRequest("r", "m", "Hello.", "vivian", "auto", 7, max_new_tokens=max_new_tokens)
+    recorder = Remembers()
+
+    async def run() -> int:
+        chunks = synthesize(talker, FakeSpeechDecoder(), request, done)
+        chunks = recorded(chunks, request, done, recorder, *stages)
+        return sum([len(chunk.codes) async for chunk in chunks])
+
+    try:
+        return recorder.counts, asyncio.run(run())
+    except Overloaded:
+        return recorder.counts, 0
+    finally:
+        assert talker.running == 0
+
+
+class CutTalker(FakeTalker):
+    """One that has no room for more than three frames."""
+
+    async def frames(self, request, done=None):
+        async for item in super().frames(request, done):
+            is_last = item.first_frame == 2
+            yield type(item)(item.codes, item.first_frame, "length" if is_last else None)
+            if is_last:
+                return
+
+
+def test_speech_that_the_server_cuts_is_counted_where_it_is_made() -> None:
+    assert counted(CutTalker(), "talker") == ({"tts_speech_cut_total": 1}, 3)
+    assert counted(CutTalker(), "speech_decoder") == ({}, 3)
+    done = np.concatenate([fake_codes(7, frame) for frame in range(2)])
+    assert counted(CutTalker(), "talker", max_new_tokens=4, done=done)[0].total() == 1
+
+
+def test_speech_that_ends_where_its_client_said_or_by_itself_is_not_cut() -> None:
+    assert counted(FakeTalker(), "talker", max_new_tokens=5) == ({}, 5)
+    done = np.concatenate([fake_codes(7, frame) for frame in range(2)])
+    assert counted(FakeTalker(), "talker", max_new_tokens=5, done=done) == ({}, 3)
+    assert counted(FakeTalker(), "talker") == ({}, 10)
+
+
+@pytest.mark.parametrize(
+    ("refused_by", "expected"),
+    [("talker", 0), ("speech_decoder", 1), (None, 0)],
+)
+def test_a_refusal_is_counted_by_the_stage_that_had_no_room(
+    refused_by: Stage | None, expected: int
+) -> None:
+    error = pickle.loads(pickle.dumps(Overloaded(FULL, stage=refused_by)))
+    counts, _ = counted(FakeTalker(fail_at=0, error=error), "speech_decoder")
+    assert counts["tts_stage_refused_total:speech_decoder"] == counts.total() == expected
+    # In one process, whichever it is.
+    counts, _ = counted(FakeTalker(fail_at=0, error=error), "talker", "speech_decoder")
+    assert counts[f"tts_stage_refused_total:{refused_by}"] == (refused_by is not None)
+
+
+def test_a_hop_counts_its_losses_and_measures_the_silence_of_those_made_good() -> None:
+    recorder = Remembers()
+    observe = of_hop(recorder, "ingress")
+    observe("resumed", 1.5)
+    observe("lost", 20.0)
+    assert recorder.counts == {
+        "tts_streams_resumed_total:ingress": 1,
+        "tts_streams_lost_total:ingress": 1,
+    }
+    assert recorder.observed == [("tts_stream_silence_seconds", 1.5, "ingress")]
+
+
+@pytest.mark.parametrize(
+    ("error", "end"),
+    [(None, "over"), (StageFailed("broken"), "failed"), (asyncio.CancelledError(), "left")],
+    ids=["over", "failed", "left"],
+)
+def test_a_session_is_counted_by_how_it_ends(error: BaseException | None, end: str) -> None:
+    recorder = Remembers()
+    with suppress(StageFailed, asyncio.CancelledError), recorded_session(recorder):
+        if error is not None:
+            raise error
+    assert recorder.counts == {f"tts_predictor_sessions_total:{end}": 1}
