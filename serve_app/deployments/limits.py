@@ -15,7 +15,7 @@ STREAMS_PER_INGRESS: Final = 48
 # Requests that an ingress takes and lets wait for it, however few streams a stage has.
 _INGRESS_ONGOING: Final = 400
 _INGRESS_QUEUED: Final = 200
-# Sessions of a code predictor, each a talker's for its whole life.
+# Sessions of a code predictor: one per talker, which opens another when it is over.
 _SESSIONS: Final = 64
 _MAX_REPLICAS: Final = 8
 
@@ -39,9 +39,10 @@ def deployment_options(
 ) -> dict[str, dict[str, Any]]:
     """Options for `.options()` by the names of the deployments of a placement.
 
-    A stage takes twice as many requests as it has streams, so that the next ones wait beside it,
-    and scales at three quarters of them: a stream counts as a request for its whole life and never
-    moves, so replicas have to come before one is full.
+    A stage takes twice as many requests as it has streams, so that it is the talker's admission
+    that lets the next ones wait or refuses them, and not a queue of Serve's that they wait in. It
+    scales at three quarters of its streams: a stream counts as a request for its whole life and
+    never moves, so replicas have to come before one is full.
 
     Args:
         config: resolved.

@@ -8,7 +8,7 @@ import torch
 
 from serve_app.errors import StageUnavailable
 
-_LOGGER = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -57,5 +57,5 @@ def resolve_device(
         chosen_dtype = _DTYPES[dtype]
         why_dtype = f"dtype {dtype!r} configured"
     resolved = DeviceSpec(chosen, chosen_dtype, f"{why_device}; {why_dtype}")
-    _LOGGER.info("using %s with %s (%s)", resolved.device, resolved.dtype, resolved.reason)
+    logger.info("using %s with %s (%s)", resolved.device, resolved.dtype, resolved.reason)
     return resolved

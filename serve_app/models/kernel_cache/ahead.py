@@ -17,7 +17,7 @@ from typing import Final
 
 from serve_app.models.kernel_cache.variants import LISTS
 
-_LOGGER = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 _MODELS: Final = Path(__file__).parents[1]
 
 
@@ -38,7 +38,7 @@ def fill_ahead(device: str) -> Callable[[], None]:
     def wait() -> None:
         said, _ = process.communicate()
         for line in said.splitlines():
-            _LOGGER.info("kernel cache: %s", line)
+            logger.info("kernel cache: %s", line)
 
     return wait
 

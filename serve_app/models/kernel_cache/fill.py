@@ -16,7 +16,7 @@ from typing import Any
 
 from serve_app.models.kernel_cache.variants import Frozen, Variant
 
-_LOGGER = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +71,7 @@ def compile_variant(variant: Variant, capability: int) -> bool | None:
         source = ASTSource(kernel, dict(variant.signature), constants, attributes)
         compile(source, target=target, options=options.__dict__)
     except Exception:
-        _LOGGER.warning("kernel %s.%s: not compiled", variant.module, variant.name, exc_info=True)
+        logger.warning("kernel %s.%s: not compiled", variant.module, variant.name, exc_info=True)
         return None
     finally:
         knobs.compilation.listener = None
