@@ -17,6 +17,7 @@ from serve_app.http.errors import add_error_handlers
 from serve_app.http.health import Status
 from serve_app.http.speech import endpoint
 from serve_app.http.speech.accept import Speech
+from serve_app.http.web import routes as web
 from serve_app.resumption import Speak
 
 
@@ -33,5 +34,6 @@ def build_api(
     endpoint.add_routes(app, speech, speak, config, recorder or metrics.NoRecorder())
     lists.add_routes(app, catalog)
     health.add_routes(app, catalog, status)
+    web.add_routes(app)
     add_error_handlers(app)
     return app

@@ -92,6 +92,7 @@ def model_object(card: ModelCard, created: int) -> dict[str, Any]:
         "task": "text-to-speech",
         "task_type": TASK_NAMES[card.task],
         "sample_rate": card.sample_rate_hz,
+        "supports_instructions": card.supports_instructions,
         "languages": list(card.languages),
         "voices": [voice_object(name, card, created) for name in card.voices],
     }

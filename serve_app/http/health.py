@@ -4,8 +4,8 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal
 
-from fastapi import FastAPI
-from fastapi.responses import JSONResponse
+from fastapi import FastAPI, Request
+from fastapi.responses import JSONResponse, RedirectResponse, Response
 
 from serve_app import __version__
 from serve_app.http.catalog import Catalog
@@ -59,13 +59,21 @@ def add_routes(app: FastAPI, catalog: Catalog, status: Callable[[], Awaitable[St
         return {"version": __version__}
 
     @app.get("/", include_in_schema=False)
-    async def root() -> dict[str, str]:
-        return {
-            "name": "Qwen3-TTS",
-            "version": __version__,
-            "docs": "/docs",
-            "speech": "/v1/audio/speech",
-        }
+    async def root(request: Request) -> Response:
+        """The playground for a browser; a few words for programs, which look here for a sign of
+        life.
+        """
+        if "text/html" in request.headers.get("accept", ""):
+            return RedirectResponse("web/")
+        return JSONResponse(
+            {
+                "name": "Qwen3-TTS",
+                "version": __version__,
+                "docs": "/docs",
+                "playground": "/web/",
+                "speech": "/v1/audio/speech",
+            }
+        )
 
 
 def health_body(status: Status, cards: Sequence[ModelCard]) -> dict[str, Any]:
