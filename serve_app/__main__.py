@@ -26,7 +26,7 @@ def main(arguments: list[str]) -> int:
         return 2
     # These import Ray, which reads its environment then.
     from serve_app import serve_config
-    from serve_app.launch import overrides
+    from serve_app.launch import ahead, overrides
 
     try:
         config = serve_config.load(arguments[0] if arguments else DEFAULT_CONFIG)
@@ -47,6 +47,7 @@ def main(arguments: list[str]) -> int:
     signal.signal(signal.SIGINT, signal.default_int_handler)
     with tempfile.TemporaryDirectory(prefix="tts-serve-") as folder:
         config = overrides.with_env(config, haproxy.environment(Path(folder)))
+        config = ahead.with_standbys(config, Path(folder) / "standby")
         path = Path(folder) / "serve.yaml"
         path.write_text(yaml.safe_dump(config, sort_keys=False), encoding="utf-8")
         print(f"starting on http://{host}:{port}; ready when GET /ready answers 200", flush=True)

@@ -54,6 +54,8 @@ class Environment:
         host, port, profile: HOST, PORT, PROFILE, over the config file's.
         ray_address: RAY_ADDRESS, the cluster to join.
         cache: XDG_CACHE_HOME, folder of the embedded checkpoint.
+        standbys: TTS_STANDBYS, folder of the machine in which standby processes of `fused` wait;
+            the launcher sets it.
     """
 
     model: str | None
@@ -63,6 +65,7 @@ class Environment:
     profile: str | None
     ray_address: str | None
     cache: Path
+    standbys: Path | None
 
     @classmethod
     def read(cls) -> "Environment":
@@ -75,7 +78,7 @@ class Environment:
         def text(name: str) -> str | None:
             return os.environ.get(name) or None
 
-        port = text("PORT")
+        port, standbys = text("PORT"), text("TTS_STANDBYS")
         return cls(
             model=text("TTS_MODEL"),
             revision=text("TTS_REVISION"),
@@ -84,6 +87,7 @@ class Environment:
             profile=text("PROFILE"),
             ray_address=text("RAY_ADDRESS"),
             cache=Path(text("XDG_CACHE_HOME") or Path.home() / ".cache"),
+            standbys=Path(standbys) if standbys else None,
         )
 
 

@@ -27,6 +27,7 @@ DEPLOYMENTS: Final = {
 # What else belongs to a server, by how its command begins or what it names.
 _OTHERS: Final = (
     (re.compile(r"-m serve_app\.models\.fused\.process "), "fused child"),
+    (re.compile(r"-m serve_app\.models\.fused\.standby "), "standby"),
     (re.compile(r"^ray::\w*ServeController"), "controller"),
     (re.compile(r"^ray::\w*Proxy"), "proxy"),
     (re.compile(r"^(\S*/)?haproxy "), "haproxy"),
@@ -34,6 +35,8 @@ _OTHERS: Final = (
     (re.compile(r"/gcs_server "), "gcs"),
     (re.compile(r"-m serve_app(?: |$)"), "launcher"),
 )
+# What a standby calls itself once it holds the stages of a replica.
+_TAKEN: Final = "tts-stages"
 _REPLICA: Final = re.compile(r"^ray::ServeReplica:tts:(\w+)")
 _PAGE_MIB: Final = os.sysconf("SC_PAGE_SIZE") / (1 << 20)
 
@@ -75,6 +78,8 @@ def processes(pids: Iterable[int]) -> Iterator[ServerProcess]:
         kind = kind_of(command) if command else None
         fields = _stat(pid) if kind else None
         if kind and fields and fields[0] != "Z":
+            if kind == "standby" and _name(pid) == _TAKEN:
+                kind = "fused child"
             yield ServerProcess(pid, kind, int(fields[19]), fields[0] == "T")
 
 
@@ -120,6 +125,13 @@ def _command(pid: int) -> str:
     except OSError:
         return ""
     return raw.replace(b"\0", b" ").decode(errors="replace")
+
+
+def _name(pid: int) -> str:
+    try:
+        return (Path("/proc") / str(pid) / "comm").read_text().strip()
+    except OSError:
+        return ""
 
 
 def _stat(pid: int) -> list[str] | None:

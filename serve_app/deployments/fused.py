@@ -1,13 +1,14 @@
 """Talker, code predictor and speech decoder beside each other in one process: placement `fused`."""
 
 import asyncio
+import os
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 
 import numpy as np
 from ray import serve
 
-from serve_app.config import AppConfig
+from serve_app.config import AppConfig, Environment
 from serve_app.deployments.recorded import ray_recorder, recorded
 from serve_app.pipeline import timed
 from serve_app.protocols import require
@@ -20,11 +21,16 @@ class Fused:
 
     async def __init__(self, config: AppConfig, device: str) -> None:
         from serve_app.models.checkpoint.locate import checkpoint_folder
+        from serve_app.models.fused import standby
         from serve_app.models.fused.process import SpeechProcess
 
         self._recorder = ray_recorder()
         folder = await asyncio.to_thread(checkpoint_folder, config)
-        self._speech = await SpeechProcess.start(folder, config, device)
+        standbys = Environment.read().standbys
+        self._speech = await SpeechProcess.start(folder, config, device, standbys=standbys)
+        if standbys is not None:
+            # For the replica that replaces this one, or comes beside it; the raylet stays.
+            standby.start_next(standbys, anchor=os.getppid())
 
     async def speak(
         self, request: SpeechRequest, done: np.ndarray | None = None

@@ -91,13 +91,14 @@ RULES = (
             "models.checkpoint.files",
         ),
     ),
+    Rule("models.fused.standby", (*BOTTOM, "models.fused"), (*OUTER, "vllm")),
     *(Rule(f"deployments.{stage}", (*BOTTOM, "models", *SHARED), WEB) for stage in DEPLOYMENTS),
     Rule("deployments.predictor_session", BOTTOM),
     Rule("deployments.limits", BOTTOM),
     Rule("deployments", (*BOTTOM, "http", "audio"), HEAVY),
     Rule("app", ("",), ("torch", "vllm", *WEB)),
     Rule("serve_config", (*BOTTOM,), (*HEAVY, *WEB)),
-    Rule("launch", (*BOTTOM, "serve_config"), (*HEAVY, *WEB)),
+    Rule("launch", (*BOTTOM, "serve_config", "models.fused.standby"), (*HEAVY, *WEB)),
     Rule("__main__", ("",), (*HEAVY, *WEB)),
 )
 

@@ -27,6 +27,7 @@ import numpy as np
 
 from serve_app.config import AppConfig
 from serve_app.errors import CheckpointError, SpeechError, StageFailed, StageUnavailable
+from serve_app.models.fused.standby import Taken, take
 from serve_app.models.process_end import OnDeath, end_process
 from serve_app.types import Health, PcmChunk, SpeechRequest
 
@@ -68,7 +69,7 @@ class SpeechProcess:
 
     def __init__(
         self,
-        process: "subprocess.Popen[bytes]",
+        process: "subprocess.Popen[bytes] | Taken",
         reader: asyncio.StreamReader,
         writer: asyncio.StreamWriter,
     ) -> None:
@@ -87,6 +88,7 @@ class SpeechProcess:
         config: AppConfig,
         device: str,
         on_death: OnDeath = end_process,
+        standbys: Path | None = None,
     ) -> "SpeechProcess":
         """Start the process and load the stages; returns when they can serve.
 
@@ -95,19 +97,13 @@ class SpeechProcess:
             config: of the application.
             device: auto, cuda or cpu.
             on_death: called with the reason when the process is lost after this has returned.
+            standbys: folder in which a process may wait that has done its imports.
 
         Raises:
             CheckpointError, SpeechError: as `FusedSpeech.load`.
         """
-        ours, theirs = socket.socketpair()
-        # A Ray worker extends its path after it has started; the child must find the same modules.
-        path = os.pathsep.join(entry for entry in sys.path if entry)
-        with theirs:
-            process = subprocess.Popen(
-                [sys.executable, "-m", __name__, str(theirs.fileno())],
-                pass_fds=[theirs.fileno()],
-                env={**os.environ, "PYTHONPATH": path},
-            )
+        taken = standbys and await asyncio.to_thread(take, standbys)
+        ours, process = taken or _child()
         reader, writer = await asyncio.open_connection(sock=ours, limit=_BUFFER_BYTES)
         speech = cls(process, reader, writer)
         try:
@@ -186,6 +182,20 @@ class SpeechProcess:
                 answers.put_nowait((_ERROR, StageUnavailable("the process of the stages is gone")))
 
 
+def _child() -> "tuple[socket.socket, subprocess.Popen[bytes]]":
+    """Start the process anew."""
+    ours, theirs = socket.socketpair()
+    # A Ray worker extends its path after it has started; the child must find the same modules.
+    path = os.pathsep.join(entry for entry in sys.path if entry)
+    with theirs:
+        process = subprocess.Popen(
+            [sys.executable, "-m", __name__, str(theirs.fileno())],
+            pass_fds=[theirs.fileno()],
+            env={**os.environ, "PYTHONPATH": path},
+        )
+    return ours, process
+
+
 class _Server:
     """The called end."""
 
@@ -242,10 +252,14 @@ def _end_with_parent() -> None:
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
-async def _main(descriptor: int) -> None:
-    reader, writer = await asyncio.open_connection(
-        sock=socket.socket(fileno=descriptor), limit=_BUFFER_BYTES
-    )
+def serve(connection: socket.socket) -> None:
+    """Answer the calls that come over `connection`; ends this process when the caller is gone."""
+    with asyncio.Runner(loop_factory=_new_event_loop) as runner:
+        runner.run(_main(connection))
+
+
+async def _main(connection: socket.socket) -> None:
+    reader, writer = await asyncio.open_connection(sock=connection, limit=_BUFFER_BYTES)
     try:
         await _Server(writer).serve(reader)
     except EOFError:
@@ -265,5 +279,4 @@ def _new_event_loop() -> asyncio.AbstractEventLoop:
 if __name__ == "__main__":
     _end_with_parent()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s -- %(message)s")
-    with asyncio.Runner(loop_factory=_new_event_loop) as runner:
-        runner.run(_main(int(sys.argv[1])))
+    serve(socket.socket(fileno=int(sys.argv[1])))
