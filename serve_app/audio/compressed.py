@@ -98,6 +98,8 @@ class CompressedEncoder:
         if codec.bit_rate_per_hz is not None:
             bit_rate = codec.bit_rate_per_hz * sample_rate_hz
             self._stream.bit_rate = min(bit_rate, codec.max_bit_rate)
+        # Now, while the first samples are still being made, and not when they wait for it.
+        self._stream.codec_context.open()
         self._sample_rate_hz = sample_rate_hz
         self._taken = 0
 

@@ -71,8 +71,9 @@ class AudioWriter:
         reason: FinishReason | None = None
         broke: str | None = "client_gone"  # unless the end or an error is reached
         chunks = read_ahead(job.chunks(self._speak), round(self._read_ahead_s * rate_hz))
+        # Beside the first audio: opening an encoder takes milliseconds.
+        opening = asyncio.create_task(self._run(job, job.output.stream))
         try:
-            encoder = await self._run(job, job.output.stream)
             async with aclosing(chunks):
                 async for chunk in chunks:
                     _check_position(chunk, num_samples)
@@ -83,6 +84,7 @@ class AudioWriter:
                     job.timings.extend(chunk.timings)
                     if not len(chunk.samples):
                         continue
+                    encoder = await opening
                     # An encoder may keep the first samples for a while.
                     data = await self._run(job, encoder.encode, chunk.samples)
                     if data and not begun:
@@ -92,7 +94,7 @@ class AudioWriter:
                         yield data
             if reason is None or not num_samples:
                 raise StageFailed("the audio ended without a finish reason or without samples")
-            tail = await self._run(job, encoder.finish)
+            tail = await self._run(job, (await opening).finish)
             if tail and not begun:
                 self._observe_first(job)
                 begun = True
@@ -105,6 +107,7 @@ class AudioWriter:
                 raise
             raise AudioCut(f"{job.request.request_id}: {error}") from error
         finally:
+            opening.cancel()
             if begun:
                 self._observe_end(job, num_samples, reason, broke)
 
