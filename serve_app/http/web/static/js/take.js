@@ -11,6 +11,7 @@ export class Take {
   #pieces = [];
   #startedMs = 0;
   #lastByteMs = 0;
+  #answered = false;
 
   request;
   sampleRate;
@@ -39,6 +40,7 @@ export class Take {
     this.#startedMs = performance.now();
     try {
       const response = await api.speech(this.request, key, signal);
+      this.#answered = true;
       await this.#read(response.body.getReader(), decoder, onProgress);
       await decoder.end();
       this.state = "complete";
@@ -62,7 +64,7 @@ export class Take {
 
   #explained(error) {
     if (!(error instanceof TypeError)) return error;
-    const why = this.bytes
+    const why = this.#answered
       ? `The answer broke off after ${this.seconds.toFixed(1)} s of audio; what came is kept.`
       : "The server cannot be reached.";
     return new Error(why, { cause: error });

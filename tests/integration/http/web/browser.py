@@ -1,0 +1,111 @@
+"""A real browser on the playground, whose server has fake stages."""
+
+import asyncio
+import os
+import shutil
+import threading
+from contextlib import contextmanager
+
+import uvicorn
+
+from serve_app.fakes import fake_card
+from tests.integration.http.service import Service
+
+CARDS = (
+    fake_card(),
+    fake_card(name="qwen3-tts-plain", path="fakes/qwen3-tts-plain", supports_instructions=False),
+    fake_card(
+        name="qwen3-tts-design",
+        path="fakes/qwen3-tts-design",
+        task="voice_design",
+        voices=(),
+        voice_sources=frozenset({"description"}),
+    ),
+)
+# Notes what is given to the loudspeakers, and when.
+LISTEN = """
+window.heard = [];
+const start = AudioBufferSourceNode.prototype.start;
+AudioBufferSourceNode.prototype.start = function (at) {
+  heard.push({ at, seconds: this.buffer.duration, samples: [...this.buffer.getChannelData(0)] });
+  return start.apply(this, arguments);
+};
+"""
+
+
+def chromium():
+    """Path of a Chromium on this machine, or None; CHROMIUM names another."""
+    names = ("chromium", "chromium-browser", "google-chrome", "chrome")
+    return os.environ.get("CHROMIUM") or next(filter(None, map(shutil.which, names)), None)
+
+
+class Gate:
+    """Lets a talker make `frames` frames, and the rest when it is opened; from any thread."""
+
+    def __init__(self, frames):
+        self._left = frames
+        self._opened = threading.Event()
+
+    async def __call__(self, seconds):
+        self._left -= 1
+        while self._left < 0 and not self._opened.is_set():
+            await asyncio.sleep(0.01)
+
+    def open(self):
+        self._opened.set()
+
+
+@contextmanager
+def running(**talker):
+    """A server in a thread of its own: its address, and the service behind it."""
+    service = Service(cards=CARDS, **talker)
+    config = uvicorn.Config(service.app, port=0, log_level="critical", lifespan="off")
+    server = uvicorn.Server(config)
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    try:
+        while not server.started:
+            threading.Event().wait(0.01)
+        yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}", service
+    finally:
+        server.should_exit = True
+        thread.join(timeout=20)
+
+
+class Visit:
+    """A page that is open, and everything that went wrong in it."""
+
+    def __init__(self, browser, url, **options):
+        self.url = url
+        self.complaints = []
+        self.elsewhere = []
+        self.context = browser.new_context(accept_downloads=True, **options)
+        self.page = self.context.new_page()
+        self.page.set_default_timeout(20_000)
+        self.page.add_init_script(LISTEN)
+        self.page.on("console", self._on_console)
+        self.page.on("pageerror", lambda error: self.complaints.append(str(error)))
+        self.page.on("request", self._on_request)
+        self.page.goto(f"{url}/web/")
+        self.page.locator("#voice option").first.wait_for(state="attached")
+
+    def _on_console(self, message):
+        if message.type in ("error", "warning"):
+            self.complaints.append(message.text)
+
+    def _on_request(self, request):
+        if not request.url.startswith((self.url, "blob:", "data:")):
+            self.elsewhere.append(request.url)
+
+    def heard(self):
+        """What was given to the loudspeakers: {at, seconds, samples}."""
+        return self.page.evaluate("heard")
+
+    def forget(self):
+        self.page.evaluate("heard.length = 0")
+
+    def speak(self):
+        """Click, and return the body of the request that this sends."""
+        with self.page.expect_request("**/v1/audio/speech") as sent:
+            self.page.click("#speak")
+        return sent.value.post_data_json
