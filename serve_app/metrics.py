@@ -87,6 +87,12 @@ SPEECH_CUT: Final = Metric(
     "tts_speech_cut_total",
     "Speech that ended at a limit of the server's, not of its client's.",
 )
+LATE_KERNELS: Final = Metric(
+    "tts_kernels_compiled_late_total",
+    "Kernels that were compiled, or fetched from the cache, after their stage was ready: each has"
+    " made requests wait. To stay 0.",
+    ("stage",),
+)
 PREDICTOR_SESSIONS: Final = Metric(
     "tts_predictor_sessions_total",
     "Sessions of talkers at code predictors, by end: over = its time, left = by the talker, failed"

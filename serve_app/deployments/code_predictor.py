@@ -11,7 +11,7 @@ import ray
 from ray import serve
 
 from serve_app.config import AppConfig
-from serve_app.deployments.recorded import ray_recorder, recorded_session
+from serve_app.deployments.recorded import LateKernels, ray_recorder, recorded_session
 from serve_app.protocols import require
 
 if TYPE_CHECKING:
@@ -30,6 +30,7 @@ class CodePredictor:
 
     async def __init__(self, config: AppConfig, device: str) -> None:
         self._recorder = ray_recorder()
+        self._late_kernels = LateKernels(self._recorder, "code_predictor")
         self._num_sessions = 0
         self._open = ExitStack()
         # The address that other nodes reach this one by, for talkers there.
@@ -76,6 +77,7 @@ class CodePredictor:
         return await self.stats()
 
     async def check_health(self) -> None:
+        self._late_kernels.note(self._server.stats())
         require(self._server.health())
 
     def __del__(self) -> None:
@@ -87,7 +89,6 @@ class CodePredictor:
 def _load(config: AppConfig, device: str, host: str):
     from serve_app.models.checkpoint.files import open_checkpoint
     from serve_app.models.checkpoint.locate import checkpoint_folder
-    from serve_app.models.code_predictor.channel.server import FrameServer
+    from serve_app.models.split import ready_predictor
 
-    checkpoint = open_checkpoint(checkpoint_folder(config))
-    return FrameServer.load(checkpoint, config.code_predictor, device, host)
+    return ready_predictor(open_checkpoint(checkpoint_folder(config)), config, device, host)

@@ -9,7 +9,7 @@ import numpy as np
 from ray import serve
 
 from serve_app.config import AppConfig, Environment
-from serve_app.deployments.recorded import ray_recorder, recorded
+from serve_app.deployments.recorded import LateKernels, ray_recorder, recorded
 from serve_app.pipeline import timed
 from serve_app.protocols import require
 from serve_app.types import PcmChunk, SpeechRequest
@@ -25,6 +25,7 @@ class Fused:
         from serve_app.models.fused.process import SpeechProcess
 
         self._recorder = ray_recorder()
+        self._late_kernels = LateKernels(self._recorder, "fused")
         folder = await asyncio.to_thread(checkpoint_folder, config)
         standbys = Environment.read().standbys
         self._speech = await SpeechProcess.start(folder, config, device, standbys=standbys)
@@ -51,6 +52,7 @@ class Fused:
 
     async def check_health(self) -> None:
         require(await self._speech.health())
+        self._late_kernels.note((await self._speech.stats())["talker"])
 
     def __del__(self) -> None:
         if hasattr(self, "_speech"):

@@ -1,7 +1,7 @@
 """What the deployments record of streams: what they lost, what was refused, what was cut; and
 of sessions, how they ended."""
 
-from collections.abc import AsyncGenerator, Iterator
+from collections.abc import AsyncGenerator, Iterator, Mapping
 from contextlib import aclosing, contextmanager
 from typing import Final
 
@@ -56,6 +56,26 @@ async def recorded(
         if error.stage in stages:
             recorder.count(metrics.STAGE_REFUSED, stage=error.stage)
         raise
+
+
+class LateKernels:
+    """Counts the kernels that the process of a stage has met too late.
+
+    Args:
+        stage: the label; in `fused`, where one process has them all, that one's.
+    """
+
+    def __init__(self, recorder: metrics.Recorder, stage: str) -> None:
+        self._recorder = recorder
+        self._stage = stage
+        self._counted = 0
+
+    def note(self, stats: Mapping[str, float]) -> None:
+        """Count what came since the last call; `stats` are the stage's."""
+        count = int(stats["late_kernels"])
+        for _ in range(count - self._counted):
+            self._recorder.count(metrics.LATE_KERNELS, stage=self._stage)
+        self._counted = count
 
 
 @contextmanager

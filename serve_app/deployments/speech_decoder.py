@@ -10,7 +10,7 @@ from ray.serve.handle import DeploymentHandle
 
 from serve_app.config import AppConfig, IngressConfig
 from serve_app.deployments.calls import through
-from serve_app.deployments.recorded import of_hop, ray_recorder, recorded
+from serve_app.deployments.recorded import LateKernels, of_hop, ray_recorder, recorded
 from serve_app.pipeline import synthesize, timed
 from serve_app.protocols import require
 from serve_app.resumption import Observe, Policy, Resumed, resumed
@@ -23,6 +23,7 @@ class SpeechDecoder:
 
     async def __init__(self, config: AppConfig, device: str, talker: DeploymentHandle) -> None:
         self._recorder = ray_recorder()
+        self._late_kernels = LateKernels(self._recorder, "speech_decoder")
         observe = of_hop(self._recorder, "speech_decoder")
         self._talker = RemoteTalker(talker, config.ingress, observe)
         self._talker_stats = talker.stats
@@ -51,6 +52,7 @@ class SpeechDecoder:
         return dict(self._decoder.stats())
 
     async def check_health(self) -> None:
+        self._late_kernels.note(self._decoder.stats())
         require(self._decoder.health())
 
     def __del__(self) -> None:
@@ -82,9 +84,6 @@ class RemoteTalker:
 def _load(config: AppConfig, device: str):
     from serve_app.models.checkpoint.files import open_checkpoint
     from serve_app.models.checkpoint.locate import checkpoint_folder
-    from serve_app.models.speech_decoder.stage import StreamingSpeechDecoder
+    from serve_app.models.split import ready_decoder
 
-    checkpoint = open_checkpoint(checkpoint_folder(config))
-    decoder = StreamingSpeechDecoder.load(checkpoint, config.speech_decoder, device)
-    decoder.runner.capture_rest()
-    return decoder
+    return ready_decoder(open_checkpoint(checkpoint_folder(config)), config, device)

@@ -10,7 +10,7 @@ from ray.serve.handle import DeploymentHandle
 
 from serve_app.config import AppConfig
 from serve_app.deployments.predictor_session import PredictorSession
-from serve_app.deployments.recorded import ray_recorder, recorded
+from serve_app.deployments.recorded import LateKernels, ray_recorder, recorded
 from serve_app.protocols import require
 from serve_app.types import CodecFrames, SpeechRequest
 
@@ -21,12 +21,13 @@ class Talker:
 
     async def __init__(self, config: AppConfig, device: str, predictor: DeploymentHandle) -> None:
         self._recorder = ray_recorder()
+        self._late_kernels = LateKernels(self._recorder, "talker")
         # A predictor on the same node may share the GPU, and with it the memory that holds the
         # hidden states.
         with suppress(RuntimeError):  # already in use elsewhere, with the options it then has
             predictor._init(_prefer_local_routing=True)
         self._predictor = PredictorSession(predictor.options(stream=True).session.remote)
-        # On a thread: while it loads, the engine may ask for a predictor, which this loop finds.
+        # On a thread: while it loads, the engine asks for a predictor, which this loop finds.
         self._talker = await asyncio.to_thread(_load, config, device, self._predictor)
 
     async def frames(
@@ -49,6 +50,7 @@ class Talker:
         return dict(self._talker.stats())
 
     async def check_health(self) -> None:
+        self._late_kernels.note(self._talker.stats())
         require(self._talker.health())
 
     def __del__(self) -> None:
@@ -62,15 +64,6 @@ class Talker:
 def _load(config: AppConfig, device: str, predictor: PredictorSession):
     from serve_app.models.checkpoint.files import open_checkpoint
     from serve_app.models.checkpoint.locate import checkpoint_folder
-    from serve_app.models.code_predictor.channel.client import RemoteFrames
-    from serve_app.models.talker.engine import VllmTalker
+    from serve_app.models.split import ready_talker
 
-    checkpoint = open_checkpoint(checkpoint_folder(config))
-    frames = RemoteFrames(
-        predictor,
-        num_code_groups=checkpoint.spec.talker.num_code_groups,
-        max_rows=config.talker.max_num_seqs,
-        channel=config.code_predictor.channel,
-    )
-    chunk_frames = config.speech_decoder.chunk_frames
-    return VllmTalker(checkpoint, config.talker, device, frames, chunk_frames)
+    return ready_talker(open_checkpoint(checkpoint_folder(config)), config, device, predictor)

@@ -5,19 +5,23 @@ their prompts are and on how far a stream has come: each is met here in every si
 """
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable, Iterator
+from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from contextlib import aclosing
+from functools import partial
 from typing import Any, Final
+
+import numpy as np
 
 from serve_app.errors import InvalidRequest
 from serve_app.models.checkpoint.spec import ModelSpec
-from serve_app.types import NamedVoice, SpeechRequest
+from serve_app.types import CodecFrames, NamedVoice, SpeechRequest
 
 # A whole chunk of each length of the usual ramp (1, 3, 8, 12 frames).
 _LONG_STREAM: Final = 24
 _SHORT_STREAM: Final = 2
 
 Speak = Callable[[SpeechRequest], AsyncGenerator[Any, None]]
+Decode = Callable[..., AsyncGenerator[Any, None]]
 
 
 async def rehearse(speak: Speak, spec: ModelSpec, most: int, positions: int) -> None:
@@ -45,6 +49,38 @@ async def rehearse(speak: Speak, spec: ModelSpec, most: int, positions: int) -> 
         await asyncio.gather(*(_finish(speak, request) for request in requests))
 
 
+async def rehearse_decoder(
+    pcm: Decode, num_code_groups: int, chunk_frames: Sequence[int], most: int
+) -> None:
+    """Decode streams alone and together, from their beginning and resumed.
+
+    Args:
+        pcm: as `protocols.SpeechDecoder.pcm`.
+        num_code_groups: Q.
+        chunk_frames: of a stream's items.
+        most: streams at once.
+
+    Raises:
+        SpeechError: as `pcm`.
+    """
+    done = np.zeros((sum(chunk_frames), num_code_groups), np.int64)
+    await _finish(partial(pcm, done=done), _items(num_code_groups, chunk_frames))
+    for size in (1, *_sizes(most)):
+        streams = [_items(num_code_groups, chunk_frames) for _ in range(size)]
+        await asyncio.gather(*(_finish(pcm, stream) for stream in streams))
+
+
+async def _items(
+    num_code_groups: int, chunk_frames: Sequence[int]
+) -> AsyncGenerator[CodecFrames, None]:
+    """One item of each length; the last one tells the end apart, as a talker does."""
+    position = 0
+    for length in chunk_frames:
+        yield CodecFrames(np.zeros((length, num_code_groups), np.int64), position)
+        position += length
+    yield CodecFrames(np.zeros((1, num_code_groups), np.int64), position, "stop")
+
+
 def _sizes(most: int) -> Iterator[int]:
     size = 2
     while size < most:
@@ -62,7 +98,7 @@ def _lengths(positions: int) -> Iterator[int]:
     yield positions + positions // 2  # computed in two steps
 
 
-async def _finish(speak: Speak, request: SpeechRequest) -> None:
+async def _finish(speak: Callable[[Any], AsyncGenerator[Any, None]], request: Any) -> None:
     async with aclosing(speak(request)) as items:
         async for _ in items:
             pass

@@ -1,16 +1,17 @@
 """What a stage goes through before it is ready."""
 
 import asyncio
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, AsyncIterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from serve_app.errors import InvalidRequest
 from serve_app.models.checkpoint.reading import read_spec
 from serve_app.models.random_checkpoint.write import write_configuration
-from serve_app.models.rehearsal import rehearse
-from serve_app.types import SpeechRequest, TaskType
+from serve_app.models.rehearsal import rehearse, rehearse_decoder
+from serve_app.types import CodecFrames, SpeechRequest, TaskType
 
 
 class Stage:
@@ -62,3 +63,24 @@ def test_prompts_end_where_a_request_does(tmp_path: Path) -> None:
     stage = rehearsed(tmp_path, "custom_voice", 2, Stage(longest=200))
     assert max(stage.lengths) <= 200
     assert max(stage.together) == 2
+
+
+def test_a_decoder_meets_every_chunk_length_in_every_number_of_streams() -> None:
+    now: set[int] = set()
+    met: set[tuple[int, int]] = set()
+    primed: list[int] = []
+
+    async def pcm(
+        frames: AsyncIterator[CodecFrames], done: np.ndarray | None = None
+    ) -> AsyncGenerator[None, None]:
+        primed.append(0 if done is None else len(done))
+        now.add(id(frames))
+        async for item in frames:
+            await asyncio.sleep(0)
+            met.add((len(now), len(item.codes)))
+            yield None
+        now.discard(id(frames))
+
+    asyncio.run(rehearse_decoder(pcm, 16, (1, 3, 8), 5))
+    assert {(streams, frames) for streams in (1, 2, 4, 5) for frames in (1, 3, 8)} <= met
+    assert max(primed) == 12

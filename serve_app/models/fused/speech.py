@@ -11,6 +11,7 @@ from serve_app.config import AppConfig
 from serve_app.models.checkpoint.files import Checkpoint
 from serve_app.models.code_predictor.channel.in_process import InProcessFrames
 from serve_app.models.kernel_cache.ahead import fill_ahead
+from serve_app.models.late_kernels import late_kernels
 from serve_app.models.rehearsal import rehearse
 from serve_app.models.speech_decoder.first_audio import FirstAudioDecoder
 from serve_app.models.speech_decoder.stage import StreamingSpeechDecoder
@@ -61,6 +62,7 @@ class FusedSpeech:
             positions = config.talker.max_num_batched_tokens
             asyncio.run(rehearse(speech.speak, checkpoint.spec, most, positions))
             talker.admission.forget()
+            late_kernels.watch()
         return speech
 
     async def speak(

@@ -6,6 +6,7 @@ from, on a GPU, after kernels or their launches have changed.
 
 import argparse
 import logging
+import os
 import sys
 import time
 from collections.abc import Sequence
@@ -13,7 +14,15 @@ from pathlib import Path
 
 from serve_app.models.kernel_cache.ahead import marking, present
 from serve_app.models.kernel_cache.fill import fill
-from serve_app.models.kernel_cache.variants import known, read, write
+from serve_app.models.kernel_cache.variants import (
+    LISTS,
+    Variant,
+    known,
+    read,
+    recorded_with,
+    versions,
+    write,
+)
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
@@ -31,8 +40,10 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     filling.add_argument("--processes", type=int, help="default: one per CPU")
     filling.add_argument("--list", type=Path, nargs="*", help="default: those of the package")
     noting = commands.add_parser("record", help="list the kernels of one checkpoint, on a GPU")
-    noting.add_argument("--checkpoint", required=True)
+    noting.add_argument("--checkpoint", required=True, type=Path, help="folder")
+    noting.add_argument("--placement", choices=("fused", "split"), default="fused")
     noting.add_argument("--profile", choices=("latency", "balanced", "throughput"))
+    noting.add_argument("--deterministic", action="store_true")
     noting.add_argument("--out", type=Path, required=True)
     return parser.parse_args(arguments)
 
@@ -42,34 +53,55 @@ def run_fill(args: argparse.Namespace) -> int:
     if not capabilities:
         print("no GPU here: say which with --capability, such as 9.0", file=sys.stderr)
         return 2
+    _tell_other_versions(args.list or sorted(LISTS.glob("*.jsonl")))
     for capability in capabilities:
-        began_s = time.monotonic()
         if args.list is not None:
             listed = [variant for file in args.list for variant in read(file)]
-            done = fill(listed, capability, args.processes)
-        else:
-            with marking(capability):
-                done = fill(known(), capability, args.processes)
-        print(
-            f"compute capability {capability / 10:g}: {done.compiled} compiled, {done.found} there"
-            f" before, {done.failed} not possible, {time.monotonic() - began_s:.0f} s"
-        )
+            _fill(listed, capability, args.processes)
+            continue
+        with marking(capability) as wanted:
+            if wanted:
+                _fill(known(), capability, args.processes)
+            else:
+                print(f"compute capability {capability / 10:g}: filled before")
     return 0
+
+
+def _fill(variants: Sequence[Variant], capability: int, processes: int | None) -> None:
+    began_s = time.monotonic()
+    done = fill(variants, capability, processes)
+    print(
+        f"compute capability {capability / 10:g}: {done.compiled} compiled, {done.found} there"
+        f" before, {done.failed} not possible, {time.monotonic() - began_s:.0f} s"
+    )
+
+
+def _tell_other_versions(lists: Sequence[Path]) -> None:
+    """What does not fit any more fails below, one by one; this is why."""
+    here = versions()
+    for file in lists:
+        there = recorded_with(file)
+        other = [f"{name} {v} (here: {here[name]})" for name, v in there.items() if v != here[name]]
+        if other:
+            print(f"{file.name} was recorded with {', '.join(other)}: it may not be complete")
 
 
 def run_record(args: argparse.Namespace) -> int:
     from serve_app.config import AppConfig
     from serve_app.models.checkpoint.files import open_checkpoint
-    from serve_app.models.fused.speech import FusedSpeech
     from serve_app.models.kernel_cache.record import recording
+    from serve_app.models.kernel_cache.stages import started
 
-    config = AppConfig(profile=args.profile) if args.profile else AppConfig()
-    with recording() as found:
-        speech = FusedSpeech.load(open_checkpoint(Path(args.checkpoint)), config, "cuda")
-        speech.close()
-    write(args.out, found)
-    print(f"{len(found)} variants in {args.out}")
-    return 0
+    config = AppConfig(
+        placement=args.placement,
+        profile=args.profile or AppConfig().profile,
+        deterministic=args.deterministic,
+    ).resolved()
+    with recording() as found, started(open_checkpoint(args.checkpoint), config, "cuda"):
+        write(args.out, found)
+        print(f"{len(found)} variants in {args.out}", flush=True)
+        # At once: the list is there, and vLLM's own end may hang.
+        os._exit(0)
 
 
 def main(arguments: Sequence[str]) -> int:

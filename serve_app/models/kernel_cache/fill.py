@@ -70,8 +70,8 @@ def compile_variant(variant: Variant, capability: int) -> bool | None:
         attributes = {place: _lists(value) for place, value in variant.attributes}
         source = ASTSource(kernel, dict(variant.signature), constants, attributes)
         compile(source, target=target, options=options.__dict__)
-    except Exception:
-        logger.warning("kernel %s.%s: not compiled", variant.module, variant.name, exc_info=True)
+    except Exception as error:
+        logger.warning("kernel %s.%s: not compiled (%r)", variant.module, variant.name, error)
         return None
     finally:
         knobs.compilation.listener = None
@@ -79,7 +79,11 @@ def compile_variant(variant: Variant, capability: int) -> bool | None:
 
 
 def kernel_of(variant: Variant) -> Any:
-    """The function that Triton compiles, below its autotuner or heuristics."""
+    """The function that Triton compiles, below its autotuner or heuristics.
+
+    Raises:
+        LookupError, AttributeError, ImportError: there is none to which the variant fits.
+    """
     from triton.runtime import JITFunction
 
     found: Any = importlib.import_module(variant.module)
@@ -87,8 +91,11 @@ def kernel_of(variant: Variant) -> Any:
         found = getattr(found, part)
     while not isinstance(found, JITFunction):
         found = found.fn
-    if set(found.arg_names) != {name for name, _ in variant.signature}:
+    if found.arg_names != [name for name, _ in variant.signature]:
         raise LookupError(f"{variant.name} has other arguments now")
+    constant = {parameter.name for parameter in found.params if parameter.is_constexpr}
+    if not constant <= {name for name, kind in variant.signature if kind == "constexpr"}:
+        raise LookupError(f"{variant.name} has other compile-time arguments now")
     return found
 
 

@@ -1,18 +1,22 @@
 """Variants of Triton kernels: what tells one compilation of a kernel from the next, on disk.
 
 A list of them is made on a GPU by running the stages (`record`) and compiled anywhere (`fill`).
-It names kernels, types and launch options, and no version: what is compiled is the kernel as it
-is installed.
+It names kernels, types and launch options: what is compiled is the kernel as it is installed. Its
+first line says what it was recorded with, since another compiler may want other variants.
 """
 
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
 from typing import Any, Final, TypeAlias
 
 # Beside this file, package data.
 LISTS: Final = Path(__file__).parent / "lists"
+# Whose kernels are in the lists, and what compiles them.
+_PACKAGES: Final = ("triton", "vllm")
+_RECORDED_WITH: Final = "recorded_with"
 
 Frozen: TypeAlias = tuple[tuple[Any, Any], ...]
 
@@ -68,13 +72,33 @@ def frozen_items(items: Iterable[Any]) -> Frozen:
     return tuple((frozen(key), frozen(value)) for key, value in items)
 
 
+def versions() -> dict[str, str]:
+    """Of the packages that variants depend on, as installed here."""
+    found = {}
+    for package in _PACKAGES:
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:  # importable all the same, from a PYTHONPATH
+            found[package] = ""
+    return found
+
+
 def read(file: Path) -> list[Variant]:
-    return [Variant.of_json(json.loads(line)) for line in file.read_text("utf-8").splitlines()]
+    lines = map(json.loads, file.read_text("utf-8").splitlines())
+    return [Variant.of_json(line) for line in lines if _RECORDED_WITH not in line]
+
+
+def recorded_with(file: Path) -> dict[str, str]:
+    """The versions that a list was recorded with; empty where it does not say."""
+    with file.open(encoding="utf-8") as lines:
+        first = json.loads(next(lines, "{}"))
+    return first.get(_RECORDED_WITH, {})
 
 
 def write(file: Path, variants: Iterable[Variant]) -> None:
     """Write one line per variant, each once, in an order that keeps differences small."""
     lines = sorted({json.dumps(variant.as_json()) for variant in variants})
+    lines.insert(0, json.dumps({_RECORDED_WITH: versions()}))
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text("".join(f"{line}\n" for line in lines), "utf-8")
 

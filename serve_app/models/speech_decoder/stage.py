@@ -6,7 +6,7 @@ pipeline sees, and what is fed for a stream that is resumed.
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from contextlib import aclosing
 
 import numpy as np
@@ -15,6 +15,8 @@ from serve_app.config import SpeechDecoderConfig
 from serve_app.errors import StageFailed
 from serve_app.models.checkpoint.files import Checkpoint
 from serve_app.models.device import resolve_device
+from serve_app.models.late_kernels import late_kernels
+from serve_app.models.rehearsal import rehearse_decoder
 from serve_app.models.speech_decoder.jobs import Job
 from serve_app.models.speech_decoder.network.model import SpeechDecoderModel, context_frames
 from serve_app.models.speech_decoder.runner import SpeechDecoderRunner
@@ -135,9 +137,22 @@ class StreamingSpeechDecoder:
                 timings=timings,
             )
 
+    def rehearse(self, chunk_frames: Sequence[int]) -> None:
+        """Go through every size of load once; blocks, and not where an event loop runs.
+
+        Args:
+            chunk_frames: as configured.
+
+        Raises:
+            StageFailed: the device failed.
+        """
+        groups = self._spec.num_code_groups
+        most = self.runner.steps.max_streams
+        asyncio.run(rehearse_decoder(self.pcm, groups, chunk_frames, most))
+
     def stats(self) -> Mapping[str, float]:
-        """Load: streams, max_streams, waiting jobs, and counters of steps and frames."""
-        return self.runner.stats()
+        """Load: streams, max_streams, waiting jobs; counters of steps, frames, late kernels."""
+        return {**self.runner.stats(), "late_kernels": late_kernels.count}
 
     def health(self) -> Health:
         return self.runner.health()

@@ -244,6 +244,7 @@ class DecoderSteps:
                         self._graphs[size].capture(rows)
                     else:
                         self._later.append((rows, size))
+                self._meet_large_steps()
             else:
                 slots = torch.tensor([self.trash_slot], device=self.device)
                 frame = torch.zeros(
@@ -262,6 +263,19 @@ class DecoderSteps:
             "CUDA graphs" if self.has_graphs else "eager",
             time.monotonic() - start,
         )
+
+    def _meet_large_steps(self) -> None:
+        """Run the largest step of each size whose graph comes later.
+
+        Large steps have kernels of their own, which whoever captures them should find compiled.
+        """
+        for size in {size for _, size in self._later}:
+            rows = max(rows for rows, of in self._later if of == size)
+            slots = torch.full((rows,), self.trash_slot, dtype=torch.int64, device=self.device)
+            codes = torch.zeros(
+                rows, self.spec.num_code_groups, size, dtype=torch.int64, device=self.device
+            )
+            self._decode_slots(slots, codes)
 
     def _host_buffers(self, rows: int, num_frames: int) -> tuple[Tensor, Tensor, Tensor]:
         """Allocate what a step reads and writes on the host: slots, codes and samples."""

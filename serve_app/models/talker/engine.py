@@ -21,7 +21,9 @@ from serve_app.config import TalkerConfig
 from serve_app.models.checkpoint.text_tokenizer import TextTokenizer
 from serve_app.models.code_predictor.channel.contract import FrameClient
 from serve_app.models.device import resolve_device
+from serve_app.models.late_kernels import late_kernels
 from serve_app.models.process_end import OnDeath, end_process
+from serve_app.models.rehearsal import rehearse
 from serve_app.models.speech_decoder.first_audio import FirstAudioDecoder
 from serve_app.models.talker.admission import Admission
 from serve_app.models.talker.checks import check_work
@@ -75,6 +77,7 @@ class VllmTalker:
         self.predictor = predictor
         self._chunk_frames = tuple(chunk_frames)
         self._num_cut = 0
+        self._num_arriving = 0
         self.admission = Admission(config.max_num_seqs, config.max_queued, config.max_wait_s)
         place = resolve_device(device, config.dtype)
         self._thread = EngineThread(
@@ -104,9 +107,14 @@ class VllmTalker:
         samples; it is the stream's until the generator is closed.
         """
         began_s, is_first = time.perf_counter(), True
-        # Before any work; `generate` asks again, since others may have come meanwhile.
-        self.admission.check(self._thread.num_streams, goes_on=done is not None and len(done) > 0)
-        prompt = await self._prompt(request)
+        # Before any work. Who is let in counts from here on, also while a thread reads its text.
+        num_streams = self._thread.num_streams + self._num_arriving
+        self.admission.check(num_streams, goes_on=done is not None and len(done) > 0)
+        self._num_arriving += 1
+        try:
+            prompt = await self._prompt(request)
+        finally:
+            self._num_arriving -= 1
         async with aclosing(self.generate(prompt, done, decoder_slot)) as stream:
             async for item in stream:
                 if item.finish_reason == "length":
@@ -118,13 +126,12 @@ class VllmTalker:
     async def generate(
         self, prompt: Prompt, done: np.ndarray | None = None, decoder_slot: int | None = None
     ) -> AsyncGenerator[CodecFrames, None]:
-        """Like `frames`, from a prompt that is built already."""
+        """Like `frames`, from a prompt that is built already, and past the admission."""
         require(self.health())
         groups = self.spec.talker.num_code_groups
         done = np.zeros((0, groups), np.int64) if done is None else done
         work = TalkerPrompt(prompt, done, decoder_slot)
         check_work(work, self.spec, self.config.max_model_len)
-        self.admission.check(self._thread.num_streams, goes_on=len(done) > 0)
         if len(done) >= prompt.max_new_tokens:
             yield CodecFrames(np.zeros((0, groups), np.int64), len(done), "length")
             return
@@ -146,8 +153,19 @@ class VllmTalker:
             if first_s is not None:
                 self.admission.note(time.monotonic() - first_s)
 
+    def rehearse(self) -> None:
+        """Go through every size of load once; blocks, and not where an event loop runs.
+
+        Raises:
+            SpeechError: as `frames`.
+        """
+        most, positions = self.config.max_num_seqs, self.config.max_num_batched_tokens
+        asyncio.run(rehearse(self.frames, self.spec, most, positions))
+        self.admission.forget()
+
     def stats(self) -> Mapping[str, float]:
-        return {**self._thread.stats(), "cut": self._num_cut}
+        late = late_kernels.count
+        return {**self._thread.stats(), "cut": self._num_cut, "late_kernels": late}
 
     def health(self) -> Health:
         return self._thread.health()

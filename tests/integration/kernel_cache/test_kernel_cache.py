@@ -4,11 +4,20 @@ import json
 import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
 
-from serve_app.models.kernel_cache.variants import Variant, known, read, write
+from serve_app.models.kernel_cache.ahead import fill_ahead, is_marked, marking, start_command
+from serve_app.models.kernel_cache.variants import (
+    Variant,
+    known,
+    read,
+    recorded_with,
+    versions,
+    write,
+)
 
 ROOT = Path(__file__).parents[3]
 
@@ -90,14 +99,109 @@ def test_a_variant_that_its_kernel_has_outgrown_is_left_out(tmp_path: Path) -> N
     assert "1 not" in in_a_process(tmp_path, *command, str(tmp_path / "old.jsonl"))
 
 
-@pytest.mark.parametrize("variant", known(), ids=lambda v: v.name)
-def test_the_lists_name_kernels_as_they_are(variant: Variant) -> None:
-    if not variant.module.startswith("serve_app."):
-        pytest.skip("a kernel of vLLM, which may be another release here")
+def test_the_lists_name_kernels_as_they_are() -> None:
+    """Kernels of ours: those of vLLM may be of another release here."""
     from serve_app.models.kernel_cache.fill import kernel_of
 
-    assert kernel_of(variant).arg_names == [name for name, _ in variant.signature]
+    stale = []
+    for variant in known():
+        if variant.module.startswith("serve_app."):
+            try:
+                kernel_of(variant)
+            except (LookupError, AttributeError, ImportError) as error:
+                stale.append(f"{variant.module}.{variant.name}: {error!r}")
+    assert not stale, "record the lists again (docs/start.md)"
+
+
+def test_a_list_says_what_it_was_recorded_with(tmp_path: Path) -> None:
+    listed = tmp_path / "listed.jsonl"
+    write(listed, [])
+    assert recorded_with(listed) == versions()
+    assert read(listed) == []
+    other = {**versions(), "triton": "1.0"}
+    listed.write_text(json.dumps({"recorded_with": other}) + "\n")
+    command = ("-m", "serve_app.models.kernel_cache", "fill", "--capability", "9.0", "--list")
+    assert "recorded with triton 1.0" in in_a_process(tmp_path, *command, str(listed))
+
+
+def test_who_waited_for_another_process_to_fill_the_cache_finds_nothing_to_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    order: list[tuple[str, bool]] = []
+    inside = threading.Event()
+
+    def fill(name: str) -> None:
+        with marking(90) as wanted:
+            order.append((name, wanted))
+            inside.set()
+
+    with marking(90) as wanted:
+        assert wanted
+        second = threading.Thread(target=fill, args=["second"])
+        second.start()
+        assert not inside.wait(0.2)
+    second.join(60)
+    assert order == [("second", False)]
+    assert is_marked(90)
+
+
+def test_a_cache_that_could_not_be_filled_is_not_marked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    with pytest.raises(OSError, match="disk"), marking(90):
+        raise OSError("no space on disk")
+    assert not is_marked(90)
+
+
+@pytest.mark.parametrize(
+    ("code", "said"),
+    [
+        ("import time; time.sleep(600)", "not filled within 0 s"),
+        ("raise SystemExit(3)", "ended with 3"),
+    ],
+)
+def test_a_start_goes_on_without_a_filled_cache(
+    caplog: pytest.LogCaptureFixture, code: str, said: str
+) -> None:
+    deadline_s = 0.0 if "sleep" in code else 60.0
+    start_command((sys.executable, "-c", code), deadline_s)()
+    assert said in caplog.text
+
+
+def test_nothing_is_filled_on_a_machine_without_a_gpu() -> None:
+    fill_ahead("cpu")()
+
+
+def test_a_kernel_that_is_met_after_ready_is_counted(tmp_path: Path) -> None:
+    late = in_a_process(tmp_path, __file__, "late")
+    assert json.loads(late) == {"before": 0, "after": 2}
+
+
+def launch_late() -> None:
+    """Meet a variant before `watch`, then the same and two others."""
+    import torch
+    from triton.runtime import driver
+
+    from serve_app.models.late_kernels import late_kernels
+    from serve_app.models.layers.linear_kernels import _add_norm_kernel
+
+    driver.set_active(NoGpu(90))  # type: ignore[arg-type]
+
+    def meet(width: int) -> None:
+        x = torch.zeros(3, width, dtype=torch.bfloat16)
+        _add_norm_kernel.warmup(x, x, x[0], x, 3, 1e-6, width, 1, False, grid=(3,), num_warps=4)
+
+    meet(64)
+    late_kernels.watch()
+    late_kernels.watch()
+    meet(64)
+    before = late_kernels.count
+    meet(128)
+    meet(256)
+    print(json.dumps({"before": before, "after": late_kernels.count}))
 
 
 if __name__ == "__main__":
-    launch(int(sys.argv[1]), sys.argv[2])
+    launch_late() if sys.argv[1] == "late" else launch(int(sys.argv[1]), sys.argv[2])

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from serve_app import metrics
-from serve_app.deployments.recorded import of_hop, recorded, recorded_session
+from serve_app.deployments.recorded import LateKernels, of_hop, recorded, recorded_session
 from serve_app.errors import Overloaded, StageFailed
 from serve_app.fakes import FakeSpeechDecoder, FakeTalker, fake_codes
 from serve_app.pipeline import synthesize
@@ -118,3 +118,11 @@ def test_a_session_is_counted_by_how_it_ends(error: BaseException | None, end: s
         if error is not None:
             raise error
     assert recorder.counts == {f"tts_predictor_sessions_total:{end}": 1}
+
+
+def test_each_kernel_that_is_met_late_is_counted_once() -> None:
+    recorder = Remembers()
+    late = LateKernels(recorder, "talker")
+    for count in (0, 2, 2, 3):
+        late.note({"late_kernels": count})
+    assert recorder.counts == {"tts_kernels_compiled_late_total:talker": 3}

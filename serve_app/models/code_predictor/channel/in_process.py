@@ -81,6 +81,17 @@ class InProcessFrames:
                 torch.cuda.current_stream().synchronize()
 
     @torch.inference_mode()
+    def rehearse(self) -> None:
+        """Make frames of every size, whole and not; nothing on a CPU, where no frame is a first."""
+        device, width = self.predictor.device, self.predictor.spec.talker_hidden_size
+        if device.type != "cuda":
+            return
+        for most in self.run.batch_sizes:
+            for rows in {most, max(1, most - 1)}:
+                self.predict(FrameBatch.zeros(rows, width, self.hidden_dtype, device))
+        torch.cuda.synchronize(device)
+
+    @torch.inference_mode()
     def predict(self, batch: FrameBatch) -> Tensor:
         hidden, *rest = batch.tensors()
         return self.run(hidden.to(self.hidden_dtype), *rest)

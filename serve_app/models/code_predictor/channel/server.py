@@ -22,6 +22,7 @@ from serve_app.models.code_predictor.channel.contract import (
 )
 from serve_app.models.code_predictor.channel.in_process import InProcessFrames
 from serve_app.models.code_predictor.channel.talk import Frames, PredictorBroken, converse
+from serve_app.models.late_kernels import late_kernels
 from serve_app.models.process_end import OnDeath, end_process
 from serve_app.types import Health
 
@@ -87,6 +88,7 @@ class FrameServer:
     ) -> "FrameServer":
         frames = InProcessFrames.load(checkpoint, config, device)
         frames.capture()
+        frames.rehearse()
         return cls(frames, host, on_death)
 
     @contextlib.contextmanager
@@ -121,6 +123,7 @@ class FrameServer:
             "calls": self.frames.calls,
             "rows": self.frames.rows,
             "talkers": len(self._connections),
+            "late_kernels": late_kernels.count,
         }
 
     def health(self) -> Health:
