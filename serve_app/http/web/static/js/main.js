@@ -55,6 +55,7 @@ function complain(error) {
     $("more").open = true;
     $("key").focus();
   }
+  if (error) $("error").scrollIntoView({ block: "nearest" });
 }
 
 /** The player at a sample rate, made after a click, as browsers want. */
@@ -109,10 +110,12 @@ async function speak() {
   const take = new Take(form.request(), output.sampleRate);
   present(take);
   ready(take);
-  if (narrow.matches) $("listen").scrollIntoView({ behavior: calm.matches ? "auto" : "smooth" });
   announce("Waiting for the first audio");
   const onSamples = (samples) => {
-    if (take.samples === samples.length) announce(`Speaking, first audio after ${Math.round(take.firstAudioMs)} milliseconds`);
+    if (take.samples === samples.length) {
+      announce(`Speaking, first audio after ${Math.round(take.firstAudioMs)} milliseconds`);
+      if (narrow.matches) $("listen").scrollIntoView({ behavior: calm.matches ? "auto" : "smooth" });
+    }
     output.push(samples);
     pictures.push(samples);
     tick();
