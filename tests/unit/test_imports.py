@@ -67,6 +67,7 @@ RULES = (
     Rule("fakes", BOTTOM),
     Rule("audio", BOTTOM),
     Rule("text", BOTTOM),
+    Rule("cli", never=(*HEAVY, *OUTER, "numpy", "pydantic")),
     Rule("http", (*BOTTOM, "audio", "text"), (*HEAVY, "ray")),
     Rule("models", (*BOTTOM, *FLAT), OUTER),
     Rule("models.process_end"),
@@ -177,6 +178,7 @@ def test_every_module_is_under_a_rule() -> None:
     [
         ("types", "from serve_app.config import AppConfig"),
         ("pipeline", "import torch"),
+        ("cli.new", "from serve_app.config import AppConfig"),
         ("http.speech.new", "from serve_app.models.device import Placement"),
         ("http.new", "def f():\n    import ray"),
         ("audio.mp3", "from serve_app.http.app import build_api"),
@@ -256,6 +258,11 @@ def test_a_talker_needs_no_predictor() -> None:
 
 def test_the_http_server_works_without_ray() -> None:
     assert _loaded("import serve_app.http.app", "ray", "torch") == ""
+
+
+def test_a_command_starts_without_any_library() -> None:
+    names = ("numpy", "pydantic", "av", "shtab", "asyncio", "ray", "torch")
+    assert _loaded("import serve_app.cli.tts_stream", *names) == ""
 
 
 def test_versions_are_stated_once() -> None:

@@ -1,7 +1,9 @@
 """The HTTP application around fake stages, and clients of it."""
 
 import asyncio
-from contextlib import asynccontextmanager
+import threading
+import time
+from contextlib import asynccontextmanager, contextmanager
 
 import httpx2
 import numpy as np
@@ -94,6 +96,23 @@ async def served(app):
     finally:
         server.should_exit = True
         await running
+
+
+@contextmanager
+def running(cards=(CARD,), **talker):
+    """A server in a thread of its own: its address, and the service behind it."""
+    service = Service(cards, **talker)
+    config = uvicorn.Config(service.app, port=0, log_level="critical", lifespan="off")
+    server = uvicorn.Server(config)
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    try:
+        while not server.started:
+            time.sleep(0.01)
+        yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}", service
+    finally:
+        server.should_exit = True
+        thread.join(timeout=20)
 
 
 async def until(condition):

@@ -4,12 +4,8 @@ import asyncio
 import os
 import shutil
 import threading
-from contextlib import contextmanager
-
-import uvicorn
 
 from serve_app.fakes import fake_card
-from tests.integration.http.service import Service
 
 CARDS = (
     fake_card(),
@@ -53,23 +49,6 @@ class Gate:
 
     def open(self):
         self._opened.set()
-
-
-@contextmanager
-def running(**talker):
-    """A server in a thread of its own: its address, and the service behind it."""
-    service = Service(cards=CARDS, **talker)
-    config = uvicorn.Config(service.app, port=0, log_level="critical", lifespan="off")
-    server = uvicorn.Server(config)
-    thread = threading.Thread(target=server.run)
-    thread.start()
-    try:
-        while not server.started:
-            threading.Event().wait(0.01)
-        yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}", service
-    finally:
-        server.should_exit = True
-        thread.join(timeout=20)
 
 
 class Visit:

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from serve_app.errors import StageFailed
-from tests.integration.http.service import SEED, samples
-from tests.integration.http.web.browser import Gate, Visit, chromium, running
+from tests.integration.http.service import SEED, running, samples
+from tests.integration.http.web.browser import CARDS, Gate, Visit, chromium
 
 playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright (extra `dev`)")
 expect = playwright.expect
@@ -36,7 +36,7 @@ def browser():
 
 @pytest.fixture(scope="module")
 def server():
-    with running() as (url, service):
+    with running(CARDS) as (url, service):
         yield url, service
 
 
@@ -95,7 +95,7 @@ def test_a_click_makes_sound_arrive(visit, format):
 @pytest.mark.parametrize("format", ["wav", "mp3"])
 def test_it_is_heard_while_it_is_made_and_stops_when_told(browser, format):
     gate = Gate(frames=4)
-    with running(num_frames=50, chunk_frames=(1,), sleep=gate) as (url, service):
+    with running(CARDS, num_frames=50, chunk_frames=(1,), sleep=gate) as (url, service):
         visit = Visit(browser, url)
         visit.page.fill("#input", "Hello.")
         visit.page.select_option("#format", format)
@@ -206,7 +206,7 @@ def test_an_error_is_shown_in_the_servers_words_and_at_its_field(visit):
 
 def test_an_answer_that_breaks_off_says_so_and_keeps_what_came(browser):
     failure = {"fail_at": 5, "error": StageFailed("talker", "broken")}
-    with running(num_frames=50, frame_s=0.05, **failure) as (url, _):
+    with running(CARDS, num_frames=50, frame_s=0.05, **failure) as (url, _):
         visit = Visit(browser, url)
         visit.page.fill("#input", "Hello.")
         visit.page.click("#speak")
