@@ -14,22 +14,36 @@ from typing import Final
 
 import yaml
 
+from serve_app import __version__
 from serve_app.config import Environment
-from serve_app.launch import cluster, haproxy
+from serve_app.launch import cluster, configs, haproxy
 
 DEFAULT_CONFIG: Final = "configs/serve.yaml"
+_USAGE: Final = """\
+usage: qwen3-tts-serve [config.yaml]
+
+Serve on this machine until Ctrl-C. The default is configs/serve.yaml; where there is no checkout,
+the package's own. configs/serve.fused.yaml is the other one. TTS_MODEL, TTS_REVISION, HOST, PORT,
+PROFILE and RAY_ADDRESS are read from the environment.
+"""
 
 
 def main(arguments: list[str]) -> int:
-    if len(arguments) > 1:
-        print("usage: python -m serve_app [config.yaml]", file=sys.stderr)
+    if arguments in (["-h"], ["--help"]):
+        print(_USAGE, end="")
+        return 0
+    if arguments == ["--version"]:
+        print(f"qwen3-tts-serve {__version__}")
+        return 0
+    if len(arguments) > 1 or any(argument.startswith("-") for argument in arguments):
+        print(_USAGE, end="", file=sys.stderr)
         return 2
     # These import Ray, which reads its environment then.
     from serve_app import serve_config
     from serve_app.launch import ahead, overrides
 
     try:
-        config = serve_config.load(arguments[0] if arguments else DEFAULT_CONFIG)
+        config = serve_config.load(configs.located(arguments[0] if arguments else DEFAULT_CONFIG))
         environment = Environment.read()
         config = overrides.with_profile(config, environment.profile)
     except ValueError as error:
@@ -66,6 +80,11 @@ def run(config: Path) -> int:
     return 0
 
 
-if __name__ == "__main__":
+def console() -> int:
+    """The command of an installed package."""
     cluster.prepare_environment()
-    sys.exit(main(sys.argv[1:]))
+    return main(sys.argv[1:])
+
+
+if __name__ == "__main__":
+    sys.exit(console())
