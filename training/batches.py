@@ -64,8 +64,8 @@ class BatchOptions:
     are shares of the sentences.
     """
 
-    positions: int = 12_288
-    predictor_rows: int = 3072
+    positions: int = 6144
+    predictor_rows: int = 2048
     streaming: float = 0.45
     language: float = 0.8
     varied_split: float = 0.5

@@ -5,11 +5,12 @@ of its frame, which makes it a target that a small talker can learn. Then encode
 as they are, so that codes no longer change, and the decoder goes on with critics.
 """
 
+import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import torch
 import torch.nn.functional as F
@@ -21,9 +22,12 @@ from training.losses import critic_loss, persuasion, spectral_distance
 from training.progress import Clock, Log
 from training.quantizer import LearnedCodebooks
 from training.reference import load_reference
-from training.replay import Replayed, capturable_adamw, set_rate
+from training.replay import Replayed, capturable_adamw, moments, set_moments, set_rate
 from training.shape import VoiceShape, voice_speech_config
+from training.snake import hasten
 from training.stacks import decoder_stack, encoder_stack
+
+_SAVE_EVERY_S: Final = 60.0
 
 
 @dataclass(frozen=True)
@@ -34,7 +38,7 @@ class CodecTraining:
     that mean something. start_batches: batches whose vectors they are placed by.
     """
 
-    batch: int = 16
+    batch: int = 24
     crop_frames: int = 14
     critic_frames: int = 7
     learning_rate: float = 5e-4
@@ -169,6 +173,7 @@ class CodecTrainer:
         torch.manual_seed(config.seed)
         self.codec = Codec(shape).to(device)
         self.codec.prepare()
+        hasten(self.codec.speech.decoder, device)
         self.critics = Critics(config.critic_width).to(device)
         learned: nn.Module = self.codec.speech.decoder if stage == "decoder" else self.codec
         self.learned = list(learned.parameters())
@@ -191,7 +196,9 @@ class CodecTrainer:
         self.steps, self.spent = stored["steps"], stored["spent"]
         if "critics" in stored:
             self.critics.load_state_dict(stored["critics"])
-        # The optimizers start afresh: their moments are right again after some hundred steps.
+        if stored.get("stage") == self.stage:
+            set_moments(self.optimizer, stored["moments"], self.device)
+            set_moments(self.critic_optimizer, stored["critic_moments"], self.device)
 
     def save(self) -> None:
         """Write what a later call goes on from."""
@@ -201,6 +208,9 @@ class CodecTrainer:
             "critics": self.critics.state_dict(),
             "steps": self.steps,
             "spent": self.spent,
+            "stage": self.stage,
+            "moments": moments(self.optimizer),
+            "critic_moments": moments(self.critic_optimizer),
         }
         torch.save(state, part)
         part.rename(self.file)
@@ -213,6 +223,7 @@ class CodecTrainer:
         clock = Clock(total_s, limit_s, self.spent[self.stage])
         generator = torch.Generator(self.device).manual_seed(config.seed + self.steps)
         steps: dict[tuple[bool, bool], Replayed] = {}
+        saved = time.monotonic()
         while not clock.is_over:
             set_rate(self.optimizer, clock.rate(config.learning_rate, final=0.1))
             if not self.has_books and clock.progress >= config.unquantised_share:
@@ -225,6 +236,9 @@ class CodecTrainer:
             self.steps += 1
             if log.is_due:
                 log.write(step=self.steps, seconds=clock.used_s, **found)
+            if time.monotonic() - saved > _SAVE_EVERY_S:
+                self.spent[self.stage], saved = clock.used_s, time.monotonic()
+                self.save()
         self.spent[self.stage] = clock.used_s
 
     def _place_books(self, stream: Stream, generator: torch.Generator) -> None:

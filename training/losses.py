@@ -13,7 +13,9 @@ SAMPLE_RATE_HZ: Final = 24_000
 # ones separate harmonics.
 _WINDOWS: Final = (64, 128, 256, 512, 1024, 2048)
 _BANDS: Final = (8, 16, 32, 64, 96, 128)
-_FLOOR: Final = 1e-5
+# Of amplitudes relative to full scale: what is 70 dB below it or less cannot be heard in speech, and
+# the logarithm would otherwise make silence the hardest part.
+_FLOOR: Final = 3e-4
 
 
 def _mel_points(bands: int) -> Tensor:
@@ -32,10 +34,14 @@ def mel_filters(window: int, bands: int, device: torch.device) -> Tensor:
 
 
 def magnitudes(wave: Tensor, window: int) -> Tensor:
-    """Short-time spectrum of [B, N] samples, a quarter of a window apart: [B, frames, bins]."""
+    """Short-time spectrum of [B, N] samples, a quarter of a window apart: [B, frames, bins].
+
+    White noise has its own root mean square in each bin, whatever the window.
+    """
     shape = torch.hann_window(window, device=wave.device)
     spectrum = torch.stft(wave, window, window // 4, window=shape, return_complex=True)
-    return (spectrum.real.square() + spectrum.imag.square() + 1e-12).sqrt().transpose(1, 2)
+    power = (spectrum.real.square() + spectrum.imag.square()) / shape.square().sum()
+    return (power + 1e-10).sqrt().transpose(1, 2)
 
 
 def spectral_distance(made: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor]:
@@ -49,8 +55,8 @@ def spectral_distance(made: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor]:
         a, b = magnitudes(made, window), magnitudes(wanted, window)
         mel = mel + ((a @ filters + _FLOOR).log() - (b @ filters + _FLOOR).log()).abs().mean()
         if window >= 512:
-            linear = linear + ((a - b).norm() / b.norm().clamp(min=1e-3))
-            linear = linear + 0.2 * ((a + 1e-3).log() - (b + 1e-3).log()).abs().mean()
+            linear = linear + ((a - b).norm() / b.norm().clamp(min=1e-2))
+            linear = linear + 0.2 * ((a + _FLOOR).log() - (b + _FLOOR).log()).abs().mean()
     return mel / len(_WINDOWS), linear / 3
 
 

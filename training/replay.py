@@ -1,6 +1,7 @@
 """A training step as one CUDA graph: small models spend their time on launches otherwise."""
 
 import logging
+import os
 from collections.abc import Callable
 from typing import Any, Final
 
@@ -16,6 +17,7 @@ class Replayed:
 
     The step must not look at values on the host. Its random numbers come from the default
     generator, its optimizers are capturable. What it returns is overwritten by the next call.
+    VOICE_WITHOUT_GRAPHS in the environment keeps to plain calls, should a capture break something.
     """
 
     def __init__(self, step: Callable[..., dict[str, Tensor]], device: torch.device) -> None:
@@ -24,7 +26,7 @@ class Replayed:
         self._calls = 0
         self._inputs: list[Tensor] = []
         self._graph: Any = None
-        self._is_recordable = True
+        self._is_recordable = "VOICE_WITHOUT_GRAPHS" not in os.environ
         self._result: dict[str, Tensor] = {}
 
     def __call__(self, *inputs: Tensor) -> dict[str, Tensor]:
@@ -76,6 +78,26 @@ def capturable_adamw(
         return torch.optim.AdamW(parameters, lr=rate, **options)
     rate_tensor = torch.tensor(rate, device=device)
     return torch.optim.AdamW(parameters, lr=rate_tensor, capturable=True, fused=True, **options)
+
+
+def moments(optimizer: torch.optim.Optimizer) -> dict[int, dict[str, Tensor]]:
+    """Return an optimizer's state, small enough to be kept: the running means as bfloat16."""
+    return {
+        number: {
+            name: value.to(torch.bfloat16) if value.ndim else value.clone()
+            for name, value in state.items()
+        }
+        for number, state in optimizer.state_dict()["state"].items()
+    }
+
+
+def set_moments(
+    optimizer: torch.optim.Optimizer, kept: dict[int, dict[str, Tensor]], device: torch.device
+) -> None:
+    """Go on from what `moments` returned, on a GPU; elsewhere nobody trains for long."""
+    if device.type == "cuda" and kept:
+        groups = optimizer.state_dict()["param_groups"]
+        optimizer.load_state_dict({"state": kept, "param_groups": groups})
 
 
 def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:

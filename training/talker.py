@@ -16,7 +16,7 @@ from training.corpus import NUM_LABELS, SLOTS
 from training.layout import ABSENT, PromptIds
 from training.progress import Clock, Log
 from training.reference import load_reference
-from training.replay import Replayed, capturable_adamw, set_rate
+from training.replay import Replayed, capturable_adamw, moments, set_moments, set_rate
 from training.stacks import predictor_stack, talker_stack
 from training.text import Splitter
 
@@ -134,11 +134,17 @@ class TalkerTrainer:
             stored = torch.load(file, map_location=device, weights_only=True)
             self.model.load_state_dict(stored["model"])
             self.steps, self.spent = stored["steps"], stored["spent"]
+            set_moments(self.optimizer, stored["moments"], device)
 
     def save(self) -> None:
         """Write everything that a later call goes on from."""
         part = self.file.with_suffix(".part")
-        state = {"model": self.model.state_dict(), "steps": self.steps, "spent": self.spent}
+        state = {
+            "model": self.model.state_dict(),
+            "steps": self.steps,
+            "spent": self.spent,
+            "moments": moments(self.optimizer),
+        }
         torch.save(state, part)
         part.rename(self.file)
 
