@@ -36,11 +36,13 @@ class CodecTraining:
 
     unquantised_share: of the time, before the codebooks are placed, so that they start on latents
     that mean something. start_batches: batches whose vectors they are placed by.
+    critic_frames, critic_crops: what the critics see of a batch; they cost ten times the codec.
     """
 
     batch: int = 24
     crop_frames: int = 14
-    critic_frames: int = 7
+    critic_frames: int = 4
+    critic_crops: int = 12
     learning_rate: float = 5e-4
     critic_rate: float = 2e-4
     mel_weight: float = 10.0
@@ -299,8 +301,9 @@ class CodecTrainer:
 
         The end is where the decoder has seen most of what came before, as it has when it speaks.
         """
+        crops = slice(self.config.critic_crops)
         piece = slice(-self.config.critic_frames * FRAME_SAMPLES, None)
-        real, fake = wave[:, piece], made[:, piece]
+        real, fake = wave[crops, piece], made[crops, piece]
         with self._autocast():
             critic = critic_loss(self.critics(real), self.critics(fake.detach()))
         critic.backward()

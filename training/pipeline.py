@@ -97,7 +97,7 @@ class Recipe:
             total = 60 * asdict(self.minutes)[piece]
             log = Log(self.work / f"{piece}.jsonl")
             # Critics argue about detail; before there is speech they only cost time.
-            trainer.run(stream, total, seconds, log, 0.0 if stage == "decoder" else 0.75)
+            trainer.run(stream, total, seconds, log, 0.0 if stage == "decoder" else 0.85)
             trainer.save()
             self._note(piece, trainer.spent[stage] - self._spent.get(piece, 0.0))
         return trainer
