@@ -119,9 +119,7 @@ def _compare(module: Any, device: torch.device) -> None:
     for function in (type(module).forward, _forward):
         given = x.clone().requires_grad_()
         made = function(module, given)
-        gradients = torch.autograd.grad(
-            made.square().mean(), (given, module.alpha, module.beta)
-        )
+        gradients = torch.autograd.grad(made.square().mean(), (given, module.alpha, module.beta))
         results.append((made, *gradients))
     for expected, value in zip(*results, strict=True):
         torch.testing.assert_close(value, expected, rtol=1e-3, atol=1e-5)

@@ -1,9 +1,10 @@
 """Talker and code predictor, taught on the corpus's codes with the right history given."""
 
+import time
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import torch
@@ -19,6 +20,8 @@ from training.reference import load_reference
 from training.replay import Replayed, capturable_adamw, moments, set_moments, set_rate
 from training.stacks import predictor_stack, talker_stack
 from training.text import Splitter
+
+_SAVE_EVERY_S: Final = 60.0
 
 
 @dataclass(frozen=True)
@@ -227,6 +230,7 @@ class TalkerTrainer:
         fixed = [b.to(device) for b in islice(unseen.draw(), 4)] if held_out.any() else []
         steps = {length: Replayed(self._step, device) for length in LENGTHS}
         self.model.train()
+        saved = time.monotonic()
         for batch in drawn:
             if clock.is_over:
                 break
@@ -241,6 +245,9 @@ class TalkerTrainer:
                     positions=batch.text.shape[1],
                     **numbers,
                 )
+            if time.monotonic() - saved > _SAVE_EVERY_S:
+                self.spent, saved = clock.used_s, time.monotonic()
+                self.save()
         self.spent = clock.used_s
 
     @torch.no_grad()
