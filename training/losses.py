@@ -13,7 +13,7 @@ SAMPLE_RATE_HZ: Final = 24_000
 # ones separate harmonics.
 _WINDOWS: Final = (64, 128, 256, 512, 1024, 2048)
 _BANDS: Final = (8, 16, 32, 64, 96, 128)
-# Of amplitudes relative to full scale: what is 70 dB below it or less cannot be heard in speech, and
+# Of amplitudes relative to full scale: what is 70 dB below it cannot be heard in speech, and
 # the logarithm would otherwise make silence the hardest part.
 _FLOOR: Final = 3e-4
 
