@@ -103,7 +103,7 @@ def hasten(decoder: nn.Module, device: torch.device) -> bool:
     if device.type != "cuda" or not found:
         return False
     try:
-        _compare(found[0], device)
+        compare(found[0], device)
     except Exception:
         # Slower, but lent GPU time must not end here.
         _LOG.exception("the activation's kernel does not work; PyTorch's operations take its place")
@@ -113,7 +113,8 @@ def hasten(decoder: nn.Module, device: torch.device) -> bool:
     return True
 
 
-def _compare(module: Any, device: torch.device) -> None:
+def compare(module: Any, device: torch.device) -> None:
+    """Raise AssertionError where the kernel and the reference's `module` differ."""
     x = torch.randn(3, len(module.alpha), 1500, device=device)
     results = []
     for function in (type(module).forward, _forward):

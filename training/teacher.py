@@ -329,7 +329,7 @@ class Teacher:
     def _results(self, node: _Node, values: dict[str, Any]) -> dict[str, Any]:
         arguments = [values[name] for name in node.inputs]
         tensors = [a for a in arguments if a is not None]
-        if len({a.device for a in tensors if a.ndim}) > 1 and not _is_indexing(node.run):
+        if len({a.device for a in tensors}) > 1 and not _is_indexing(node.run):
             arguments = [a if a is None else a.to(self._device) for a in arguments]
         found = node.run(*arguments, **node.attributes)
         if isinstance(found, Tensor):
