@@ -200,6 +200,20 @@ class SpeechDecoderConfig(Strict):
     )
 
 
+class BatchConfig(Strict):
+    """`POST /v1/audio/speech/batch`."""
+
+    max_items: int = Field(default=64, ge=1, description="texts of one request")
+    max_input_chars: int = Field(
+        default=131072, ge=1, description="of all its texts; each has the limit of a request, too"
+    )
+    timeout_s: float = Field(
+        default=600.0,
+        gt=0,
+        description="longest time of an item, most of it spent waiting for room; then it fails",
+    )
+
+
 class IngressConfig(Strict):
     num_cpus: float = Field(default=0.5, ge=0)
     max_input_chars: int = Field(
@@ -226,6 +240,13 @@ class IngressConfig(Strict):
     reader_timeout_s: float = Field(
         default=60.0, gt=0, description="how long a client may read nothing; then it is cut off"
     )
+    background_streams: int = Field(
+        default=4,
+        ge=1,
+        description="streams of batches and long texts that one ingress has at a time; they wait"
+        " for free places and give way to listeners",
+    )
+    batch: BatchConfig = BatchConfig()
 
 
 class AppConfig(Strict):

@@ -73,7 +73,8 @@ class SpeechRequest:
     `language` is "auto" or a key of the checkpoint's codec_language_id. `streaming_text` chooses
     the prompt layout that feeds one text token per frame instead of the whole text in the prefill.
     `seed` is always set: the ingress draws one where the client gave none, so that any replica can
-    repeat the request exactly.
+    repeat the request exactly. `background`: nobody listens while it is made, so that it takes only
+    places that listeners will not miss.
     """
 
     request_id: str
@@ -88,6 +89,7 @@ class SpeechRequest:
     subtalker: SamplingOverrides = field(default_factory=SamplingOverrides)
     min_new_tokens: int | None = None
     max_new_tokens: int | None = None
+    background: bool = False
 
     def ends_at(self, num_frames: int) -> bool:
         """Whether speech of so many frames is as long as the client let it be."""

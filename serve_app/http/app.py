@@ -12,6 +12,8 @@ from serve_app import __version__, metrics
 from serve_app.config import IngressConfig
 from serve_app.http import catalog as lists
 from serve_app.http import health
+from serve_app.http.background import Background
+from serve_app.http.batch import endpoint as batch
 from serve_app.http.catalog import Catalog
 from serve_app.http.errors import add_error_handlers
 from serve_app.http.health import Status
@@ -30,8 +32,11 @@ def build_api(
 ) -> FastAPI:
     """The application: `speak` makes the audio, `catalog` says what is served."""
     app = FastAPI(title="Qwen3-TTS", version=__version__)
+    recorder = recorder or metrics.NoRecorder()
     speech = Speech(catalog, config)
-    endpoint.add_routes(app, speech, speak, config, recorder or metrics.NoRecorder())
+    background = Background(speak, config.background_streams)
+    endpoint.add_routes(app, speech, background.live, config, recorder)
+    batch.add_routes(app, speech, background, config, recorder)
     lists.add_routes(app, catalog)
     health.add_routes(app, catalog, status)
     web.add_routes(app)

@@ -61,3 +61,19 @@ def test_who_is_refused_hears_when_to_come_again() -> None:
     with pytest.raises(Overloaded) as refused:
         admission(service_s=4.0).check(CAPACITY, goes_on=False)
     assert refused.value.retry_after_s == 1.0
+
+
+def test_work_in_the_background_leaves_a_quarter_of_the_places_to_listeners() -> None:
+    found = admission(service_s=1.0)
+    for inside in range(CAPACITY * 3 // 4):
+        found.check(inside, goes_on=False, background=True)
+    with pytest.raises(Overloaded):
+        found.check(CAPACITY * 3 // 4, goes_on=False, background=True)
+    found.check(CAPACITY - 1, goes_on=False)
+
+
+def test_work_in_the_background_finds_a_place_where_there_is_only_one() -> None:
+    found = Admission(1, max_queued=0, max_wait_s=0.0)
+    found.check(0, goes_on=False, background=True)
+    with pytest.raises(Overloaded):
+        found.check(1, goes_on=True, background=True)

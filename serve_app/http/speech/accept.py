@@ -1,15 +1,16 @@
 """What every way in shares: from the fields of a request to a job, whatever carried them."""
 
+import asyncio
 import logging
 import time
 from collections.abc import AsyncGenerator, Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 from serve_app.audio.output import Output
 from serve_app.config import IngressConfig
 from serve_app.http.catalog import Catalog
-from serve_app.http.speech.body import parse
+from serve_app.http.speech.body import parse, read_json
 from serve_app.http.speech.checks import checked_format, checked_units
 from serve_app.http.speech.joining import speak_units
 from serve_app.http.speech.request import engine_request_id, find_model, ignored, to_domain
@@ -17,7 +18,9 @@ from serve_app.resumption import Speak
 from serve_app.text.script import Unit
 from serve_app.types import FinishReason, ModelCard, PcmChunk, SpeechRequest
 
-Transport = Literal["stream", "file", "sse"]
+Transport = Literal["stream", "file", "sse", "batch", "job"]
+# A body up to here is read in less than 5 ms on a slow core.
+_QUICK_BYTES: Final = 2048
 
 logger = logging.getLogger(__name__)
 
@@ -63,6 +66,18 @@ class Job:
         return speak_units(speak, self.request, self.units, self.card.sample_rate_hz)
 
 
+@dataclass(frozen=True, slots=True)
+class TextSize:
+    """How long a text may be, and its units.
+
+    Attributes:
+        max_unit_frames: codec frames of a unit, by estimate; None: what one generation can hold.
+    """
+
+    max_chars: int
+    max_unit_frames: float | None = None
+
+
 class Speech:
     """Checks what is asked for against what is served."""
 
@@ -76,8 +91,29 @@ class Speech:
         self._config = config
         self.clock = clock
 
-    def accept(self, fields: Mapping[str, Any], client_id: str | None = None) -> Job:
-        """The job that `fields` (those of `SpeechBody`) ask for.
+    async def read(self, raw: bytes, defaults: Mapping[str, Any], client_id: str | None) -> Job:
+        """The job of a request's JSON body, whose fields come before `defaults`.
+
+        What takes long is read on a thread, so that the audio of others goes on.
+
+        Raises what `accept` raises, and InvalidRequest for what is no JSON object.
+        """
+
+        def read_whole() -> Job:
+            return self.accept({**defaults, **read_json(raw)}, client_id)
+
+        is_quick = len(raw) <= _QUICK_BYTES and b"normalization_options" not in raw
+        return read_whole() if is_quick else await asyncio.to_thread(read_whole)
+
+    def accept(
+        self,
+        fields: Mapping[str, Any],
+        client_id: str | None = None,
+        size: TextSize | None = None,
+    ) -> Job:
+        """The job that `fields` (those of `SpeechBody`) ask for; a long text takes milliseconds.
+
+        `size` is for texts of another length than a request's.
 
         Raises:
             InvalidRequest: a field is wrong, or the model cannot do what it says.
@@ -85,10 +121,17 @@ class Speech:
             StageUnavailable: nothing is served yet.
         """
         start_s = self.clock()
+        size = size or TextSize(self._config.max_input_chars)
         body = parse(fields)
         card, language = find_model(body, self._catalog)
-        request = to_domain(body, card, self._config, engine_request_id(client_id), language)
-        units = checked_units(request.text, request.language, card, body.normalization_options)
+        request = to_domain(body, card, size.max_chars, engine_request_id(client_id), language)
+        units = checked_units(
+            request.text,
+            request.language,
+            card,
+            body.normalization_options,
+            size.max_unit_frames,
+        )
         warning = ignored(body, request)
         if warning is not None:
             logger.warning("%s: %s", request.request_id, warning)

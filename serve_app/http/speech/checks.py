@@ -96,16 +96,23 @@ def stated(instructions: str | None) -> str | None:
     return None if text in ("", "None") else text
 
 
-def checked_units(text: str, language: str, card: ModelCard, options: Any) -> tuple[Unit, ...]:
-    """The units of a text that has passed `checked_text`.
+def checked_units(
+    text: str,
+    language: str,
+    card: ModelCard,
+    options: Any,
+    max_unit_frames: float | None = None,
+) -> tuple[Unit, ...]:
+    """The units of a text that has passed `checked_text`, of at most `max_unit_frames` each.
 
     `options` is the request's `normalization_options`, of which anything unknown is ignored.
     """
     wanted = options if isinstance(options, Mapping) else {}
+    room = _UNIT_SHARE * card.max_new_tokens
     found = script(
         text,
         language,
-        _UNIT_SHARE * card.max_new_tokens,
+        room if max_unit_frames is None else min(room, max_unit_frames),
         Normalisation(
             markdown=wanted.get("strip_markdown") is True,
             emoji=wanted.get("strip_emoji") is True,

@@ -19,16 +19,17 @@ from serve_app.audio import provenance
 from serve_app.config import IngressConfig
 from serve_app.errors import SpeechError, StageFailed
 from serve_app.http.errors import error_response
+from serve_app.http.reading import read_body
 from serve_app.http.response import AudioResponse, ClientGone, until_gone
 from serve_app.http.speech import sse
 from serve_app.http.speech.accept import Job, Speech
-from serve_app.http.speech.body import SpeechBody, read_json
+from serve_app.http.speech.body import SpeechBody
 from serve_app.http.speech.sse import ending_of, events
 from serve_app.http.speech.writer import AudioWriter
 from serve_app.resumption import Speak
 
 _CLIENT_GONE: Final = 499  # nginx's number for it; nobody receives it, it is for log and metrics
-_MAX_BODY_BYTES: Final = 1 << 20
+MAX_BODY_BYTES: Final = 1 << 20
 logger = logging.getLogger(__name__)
 
 
@@ -89,10 +90,12 @@ class SpeechEndpoint:
             return error_response(error)
 
     async def _audio(self, http: Request) -> Response:
-        fields = read_json(await _read_body(http))
-        if "text/event-stream" in http.headers.get("accept", ""):
-            fields = {"stream_format": "sse", **fields}
-        job = self._speech.accept(fields, http.headers.get("x-request-id"))
+        wants_events = "text/event-stream" in http.headers.get("accept", "")
+        job = await self._speech.read(
+            await read_body(http, MAX_BODY_BYTES),
+            {"stream_format": "sse"} if wants_events else {},
+            http.headers.get("x-request-id"),
+        )
         if job.transport == "file":
             data, reason = await until_gone(http.receive, self._writer.file(job))
             headers = {**self._headers(job), "X-Finish-Reason": reason}
@@ -136,15 +139,3 @@ class SpeechEndpoint:
 
 async def _next(pieces: AsyncGenerator[bytes, None]) -> bytes:
     return await anext(pieces)
-
-
-async def _read_body(http: Request) -> bytes:
-    """The body, counted while it comes in: a length that a client states proves nothing."""
-    parts: list[bytes] = []
-    size = 0
-    async for part in http.stream():
-        size += len(part)
-        if size > _MAX_BODY_BYTES:
-            raise HTTPException(413, f"The request body is larger than {_MAX_BODY_BYTES} bytes.")
-        parts.append(part)
-    return b"".join(parts)

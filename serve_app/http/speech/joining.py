@@ -14,6 +14,8 @@ from typing import Final
 import numpy as np
 
 from serve_app.audio.filters import PcmFilter
+from serve_app.errors import StageFailed
+from serve_app.pipeline import join
 from serve_app.resumption import Speak
 from serve_app.text.script import Unit
 from serve_app.types import FinishReason, PcmChunk, SpeechRequest
@@ -28,7 +30,8 @@ def speak_units(
 ) -> AsyncGenerator[PcmChunk, None]:
     """The audio of `units`, with the voice and the settings of `request`, whose text is not used.
 
-    A stated `max_new_tokens` limits all units together, `min_new_tokens` is for a single one.
+    A stated `max_new_tokens` limits all units together; of `min_new_tokens` the last one makes up
+    what those before it lack.
     A pause before the first unit is sent when there is audio to follow it.
     """
     if len(units) == 1 and units[0] == Unit(units[0].text):
@@ -40,8 +43,8 @@ async def _joined(
     speak: Speak, request: SpeechRequest, units: Sequence[Unit], sample_rate_hz: int
 ) -> AsyncGenerator[PcmChunk, None]:
     out = _Joined(sample_rate_hz)
-    frames_left = request.max_new_tokens
-    current = _Started(speak(_request(request, units, 0, frames_left)))
+    num_frames = 0
+    current = _Started(speak(_request(request, units, 0, num_frames)))
     upcoming: _Started | None = None
     try:
         for number, unit in enumerate(units):
@@ -51,15 +54,14 @@ async def _joined(
             has_ended = False
             async with aclosing(current.chunks()) as chunks:
                 async for chunk in chunks:
-                    if frames_left is not None:
-                        frames_left -= len(chunk.codes)
+                    num_frames += len(chunk.codes)
                     if chunk.finish_reason is not None:
                         has_ended = True
                         out.reason = "length" if out.reason == "length" else chunk.finish_reason
-                        if frames_left == 0 and not is_last:
+                        if request.ends_at(num_frames) and not is_last:
                             out.reason = "length"  # the other units are not spoken
                         elif not is_last:
-                            following = _request(request, units, number + 1, frames_left)
+                            following = _request(request, units, number + 1, num_frames)
                             upcoming = _Started(speak(following))
                     for silence in out.silence(silent_s, chunk):
                         yield silence
@@ -81,14 +83,43 @@ async def _joined(
 
 
 def _request(
-    request: SpeechRequest, units: Sequence[Unit], number: int, frames_left: int | None
+    request: SpeechRequest, units: Sequence[Unit], number: int, num_frames: int
 ) -> SpeechRequest:
+    """What is asked for unit `number`, once those before it have had `num_frames` frames."""
+    most, least = request.max_new_tokens, request.min_new_tokens
+    is_last = number == len(units) - 1
     return replace(
         request,
         request_id=f"{request.request_id}.{number}" if number else request.request_id,
         text=units[number].text,
-        max_new_tokens=frames_left,
-        min_new_tokens=request.min_new_tokens if len(units) == 1 else None,
+        max_new_tokens=None if most is None else most - num_frames,
+        min_new_tokens=max(0, least - num_frames) if is_last and least is not None else None,
+    )
+
+
+async def speak_unit(
+    speak: Speak, request: SpeechRequest, units: Sequence[Unit], number: int, sample_rate_hz: int
+) -> tuple[np.ndarray, FinishReason]:
+    """One of `units` by itself: its part of `speak_units`, sample by sample, and why it ended.
+
+    For requests without limits of tokens, which all units would have to share.
+
+    Raises:
+        StageFailed: it has no samples, a gap, or no end.
+    """
+    unit, is_last = units[number], number == len(units) - 1
+    async with aclosing(speak(_request(request, units, number, 0))) as chunks:
+        whole = await join(chunks)
+    if whole.finish_reason is None or not len(whole.samples) or whole.first_sample:
+        raise StageFailed(f"{request.request_id}: unit {number} has no audio")
+    shape = _Shape(unit, sample_rate_hz, number > 0, not is_last)
+    before, after = (
+        np.zeros(round(seconds * sample_rate_hz), np.int16)
+        for seconds in (unit.pause_before_s, unit.pause_after_s)
+    )
+    return (
+        np.concatenate([before, shape.shaped(whole.samples), shape.finish(), after]),
+        whole.finish_reason,
     )
 
 

@@ -10,7 +10,6 @@ import secrets
 import uuid
 from typing import Final
 
-from serve_app.config import IngressConfig
 from serve_app.errors import InvalidRequest
 from serve_app.http.catalog import Catalog
 from serve_app.http.names import (
@@ -35,11 +34,13 @@ _REQUEST_ID: Final = re.compile(r"[A-Za-z0-9_.:-]{1,128}")
 def to_domain(
     body: SpeechBody,
     card: ModelCard,
-    limits: IngressConfig,
+    max_chars: int,
     request_id: str,
     language: str | None = None,
 ) -> SpeechRequest:
     """Turn a body into the request that the stages see; `language` is for one that names none.
+
+    `max_chars` limits its text.
 
     Raises:
         InvalidRequest: the model cannot do what the body asks for.
@@ -51,7 +52,7 @@ def to_domain(
     return SpeechRequest(
         request_id=request_id,
         model=card.name,
-        text=checked_text(body.input, card, limits.max_input_chars),
+        text=checked_text(body.input, card, max_chars),
         voice=_voice(body.voice, card),
         language=_language(body.language or language, card),
         seed=secrets.randbelow(MAX_SEED) if body.seed is None else body.seed,

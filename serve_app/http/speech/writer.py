@@ -54,6 +54,8 @@ class AudioWriter:
             raise StageFailed("the model made no audio")
         _check_position(whole, 0)
         job.timings.extend(whole.timings)
+        job.made.num_samples, job.made.num_frames = len(whole.samples), len(whole.codes)
+        job.made.finish_reason = whole.finish_reason
         data = await self._run(job, job.output.file, whole.samples)
         self._observe_first(job)
         self._observe_end(job, len(whole.samples), whole.finish_reason, None)

@@ -7,6 +7,8 @@ from serve_app.errors import Overloaded
 # How much the last stream counts in the mean.
 _WEIGHT: Final = 1 / 16
 _LEAST_RETRY_S: Final = 1.0
+# Of the places, how many stay free of work in the background, for listeners that come.
+_KEPT_FREE: Final = 1 / 4
 
 
 class Admission:
@@ -28,16 +30,23 @@ class Admission:
         self._max_wait_s = max_wait_s
         self._service_s: float | None = None
 
-    def check(self, inside: int, *, goes_on: bool) -> None:
+    def check(self, inside: int, *, goes_on: bool, background: bool = False) -> None:
         """Let a request in beside `inside` others, or not.
 
         Args:
             inside: requests that run or wait.
             goes_on: it has been heard already, and is not sent away for a wait.
+            background: nobody listens; it comes in only where enough places stay free.
 
         Raises:
             Overloaded: it would wait too long, or too many wait; says when to come again.
         """
+        if background and inside >= self._capacity - int(self._capacity * _KEPT_FREE):
+            raise Overloaded(
+                f"{inside} requests are running or waiting; the places left are for listeners",
+                _LEAST_RETRY_S,
+                stage="talker",
+            )
         waiting = inside - self._capacity
         if waiting < 0:
             return

@@ -109,7 +109,11 @@ class VllmTalker:
         began_s, is_first = time.perf_counter(), True
         # Before any work. Who is let in counts from here on, also while a thread reads its text.
         num_streams = self._thread.num_streams + self._num_arriving
-        self.admission.check(num_streams, goes_on=done is not None and len(done) > 0)
+        self.admission.check(
+            num_streams,
+            goes_on=done is not None and len(done) > 0,
+            background=request.background,
+        )
         self._num_arriving += 1
         try:
             prompt = await self._prompt(request)

@@ -1,12 +1,13 @@
 import asyncio
 from contextlib import aclosing
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from serve_app.errors import StageFailed
 from serve_app.fakes import FakeSpeechDecoder, FakeTalker, fake_codes
-from serve_app.http.speech.joining import speak_units
+from serve_app.http.speech.joining import speak_unit, speak_units
 from serve_app.pipeline import join, synthesize
 from serve_app.text.script import Unit
 from serve_app.types import NamedVoice, PcmChunk, SpeechRequest
@@ -170,3 +171,30 @@ def test_a_unit_without_an_end_leaves_the_stream_without_one():
 
     with pytest.raises(StageFailed, match="finish reason"):
         asyncio.run(join(speak_units(speak, REQUEST, (Unit("One."), Unit("Two.")), RATE_HZ)))
+
+
+UNITS = (
+    Unit("One.", 1.0, 0.2, 0.15),
+    Unit("Two.", 1.3, 0.0, 0.05),
+    Unit("Three.", 0.8, 0.1),
+    Unit("Four.", pause_after_s=0.3),
+)
+
+
+def test_units_made_one_by_one_are_the_stream_sample_by_sample():
+    async def parts():
+        stages = Stages()
+        calls = [speak_unit(stages.speak, REQUEST, UNITS, n, RATE_HZ) for n in range(len(UNITS))]
+        return [await call for call in calls]
+
+    made = asyncio.run(parts())
+    samples, _, _ = spoken(UNITS)
+    np.testing.assert_array_equal(np.concatenate([part for part, _ in made]), samples)
+    assert [reason for _, reason in made] == ["stop"] * 4
+
+
+@pytest.mark.parametrize(("least", "of_last"), [(None, None), (4, 0), (21, 3), (50, 32)])
+def test_the_last_unit_makes_up_what_is_lacking_of_the_least_number_of_tokens(least, of_last):
+    _, _, stages = spoken(UNITS, replace(REQUEST, min_new_tokens=least))
+    asked = [request.min_new_tokens for request in stages.talker.requests]
+    assert asked == [None, None, None, of_last]

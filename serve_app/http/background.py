@@ -1,0 +1,110 @@
+"""Speech that nobody listens to while it is made: it waits for room and gives way to listeners.
+
+Batches and long texts share a few streams per ingress. The talker keeps a part of its places free
+of them (`models/talker/admission.py`); where a listener is refused nevertheless, this ingress stops
+what it has in the background and asks again for the listener.
+"""
+
+import asyncio
+import logging
+import random
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import aclosing
+from dataclasses import replace
+from typing import Any, Final
+
+from serve_app.errors import Overloaded, StageUnavailable
+from serve_app.resumption import Speak
+from serve_app.types import PcmChunk, SpeechRequest
+
+_FIRST_PAUSE_S: Final = 0.5
+_MAX_PAUSE_S: Final = 15.0
+# How often a listener asks again once the background has made room, and how long a place takes to
+# be free on the way through the stages.
+_LIVE_ATTEMPTS: Final = 4
+_ROOM_S: Final = 0.05
+
+logger = logging.getLogger(__name__)
+
+
+class Background:
+    """The streams of one ingress, divided into those of listeners and those in the background.
+
+    Args:
+        streams: how many are made in the background at a time.
+    """
+
+    def __init__(
+        self,
+        speak: Speak,
+        streams: int,
+        sleep: Callable[[float], Awaitable[Any]] = asyncio.sleep,
+    ) -> None:
+        self._speak = speak
+        self._places = asyncio.Semaphore(streams)
+        self._sleep = sleep
+        self._running: set[asyncio.Task[list[PcmChunk]]] = set()
+
+    async def live(self, request: SpeechRequest) -> AsyncGenerator[PcmChunk, None]:
+        """A `Speak` for listeners, which is refused only where no background work is in its way."""
+        attempt = 0
+        while True:
+            begun = False
+            try:
+                async with aclosing(self._speak(request)) as chunks:
+                    async for chunk in chunks:
+                        begun = True
+                        yield chunk
+                return
+            except Overloaded:
+                # Asked again after a first one made room: the next one may need more.
+                attempt += 1
+                if begun or attempt >= _LIVE_ATTEMPTS or not await self._give_way(attempt):
+                    raise
+            await self._sleep(_ROOM_S)
+
+    async def speak(self, request: SpeechRequest) -> AsyncGenerator[PcmChunk, None]:
+        """A `Speak` whose audio comes when all of it is made; an interrupted one is made again.
+
+        A full or absent stage is waited for, without an end: who cannot wait for ever cancels.
+        """
+        for chunk in await self._whole(replace(request, background=True)):
+            yield chunk
+
+    async def _whole(self, request: SpeechRequest) -> list[PcmChunk]:
+        pause_s = _FIRST_PAUSE_S
+        async with self._places:
+            while True:
+                making = asyncio.create_task(self._attempt(request))
+                self._running.add(making)
+                try:
+                    await asyncio.wait({making})
+                finally:
+                    self._running.discard(making)
+                    making.cancel()
+                    await asyncio.gather(making, return_exceptions=True)
+                if making.cancelled():
+                    reason, wait_s = "it gave way to a listener", pause_s
+                else:
+                    try:
+                        return making.result()
+                    except Overloaded as error:
+                        reason, wait_s = str(error), max(pause_s, error.retry_after_s)
+                    except StageUnavailable as error:
+                        reason, wait_s = str(error), pause_s
+                pause_s = min(2 * pause_s, _MAX_PAUSE_S)
+                logger.info("%s: in the background, waiting: %s", request.request_id, reason)
+                # Not all at once, where several wait for the same.
+                await self._sleep(min(wait_s, _MAX_PAUSE_S) * random.uniform(0.75, 1.25))
+
+    async def _attempt(self, request: SpeechRequest) -> list[PcmChunk]:
+        async with aclosing(self._speak(request)) as chunks:
+            return [chunk async for chunk in chunks]
+
+    async def _give_way(self, attempt: int) -> bool:
+        """Stop what runs in the background; whether that may have made room."""
+        stopped = list(self._running)
+        for making in stopped:
+            making.cancel()
+        await asyncio.gather(*stopped, return_exceptions=True)
+        return bool(stopped) or attempt > 1

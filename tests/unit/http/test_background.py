@@ -1,0 +1,125 @@
+"""Who waits for whom: listeners never for work in the background, that for everyone."""
+
+import asyncio
+from contextlib import aclosing
+
+import pytest
+
+from serve_app.errors import Overloaded, StageFailed, StageUnavailable
+from serve_app.fakes import FakeSpeechDecoder, FakeTalker
+from serve_app.http.background import Background
+from serve_app.pipeline import join, synthesize
+from serve_app.types import NamedVoice, SpeechRequest
+
+REQUEST = SpeechRequest("id", "m", "Hello.", NamedVoice("v"), "auto", 5)
+
+
+class Room:
+    """Stages with `places`; `errors` are raised first, one by one."""
+
+    def __init__(self, places=1, errors=(), **talker):
+        self.talker = FakeTalker(num_frames=4, **talker)
+        self.places = places
+        self.errors = list(errors)
+        self.flags = []
+
+    async def speak(self, request):
+        self.flags.append(request.background)
+        if self.errors:
+            raise self.errors.pop(0)
+        if self.talker.running >= self.places:
+            raise Overloaded("full", 0.0)
+        async with aclosing(synthesize(self.talker, FakeSpeechDecoder(), request)) as chunks:
+            async for chunk in chunks:
+                yield chunk
+
+
+async def whole(chunks):
+    async with aclosing(chunks):
+        return await join(chunks)
+
+
+async def soon(_):
+    await asyncio.sleep(0.001)
+
+
+def test_a_listener_takes_the_place_of_the_background_which_begins_again():
+    async def main():
+        room = Room(frame_s=0.01)
+        background = Background(room.speak, 4, soon)
+        later = asyncio.create_task(whole(background.speak(REQUEST)))
+        while not room.talker.running:
+            await asyncio.sleep(0)
+        heard = await whole(background.live(REQUEST))
+        again = await later
+        assert heard.samples.tobytes() == again.samples.tobytes()
+        assert room.flags[:3] == [True, False, False]
+        assert room.talker.running == 0
+
+    asyncio.run(main())
+
+
+def test_a_listener_is_refused_where_only_listeners_are_in_the_way():
+    async def main():
+        room = Room(frame_s=0.01)
+        background = Background(room.speak, 4, soon)
+        first = asyncio.create_task(whole(background.live(REQUEST)))
+        while not room.talker.running:
+            await asyncio.sleep(0)
+        with pytest.raises(Overloaded):
+            await whole(background.live(REQUEST))
+        assert len(room.flags) == 2
+        await first
+
+    asyncio.run(main())
+
+
+def test_the_background_waits_for_what_is_full_or_away():
+    async def main():
+        room = Room(errors=[Overloaded("full"), StageUnavailable("starting"), Overloaded("full")])
+        background = Background(room.speak, 1, soon)
+        assert len((await whole(background.speak(REQUEST))).codes) == 4
+        assert room.flags == [True] * 4
+
+    asyncio.run(main())
+
+
+def test_a_failure_is_not_waited_for():
+    async def main():
+        background = Background(Room(errors=[StageFailed("broken")]).speak, 1, soon)
+        with pytest.raises(StageFailed):
+            await whole(background.speak(REQUEST))
+
+    asyncio.run(main())
+
+
+def test_no_more_are_made_at_a_time_than_allowed():
+    async def main():
+        room = Room(places=9, frame_s=0.001)
+        background = Background(room.speak, 2, soon)
+        making = [asyncio.create_task(whole(background.speak(REQUEST))) for _ in range(6)]
+        most = 0
+        while not all(task.done() for task in making):
+            most = max(most, room.talker.running)
+            await asyncio.sleep(0)
+        assert most == 2
+
+    asyncio.run(main())
+
+
+def test_who_stops_waiting_leaves_nothing_behind():
+    async def main():
+        room = Room(frame_s=30.0)
+        background = Background(room.speak, 1, soon)
+        making = asyncio.create_task(whole(background.speak(REQUEST)))
+        while not room.talker.running:
+            await asyncio.sleep(0)
+        making.cancel()
+        await asyncio.gather(making, return_exceptions=True)
+        assert room.talker.running == 0
+        next_one = asyncio.create_task(whole(background.speak(REQUEST)))
+        while not room.talker.running:
+            await asyncio.sleep(0)
+        next_one.cancel()
+
+    asyncio.run(main())
