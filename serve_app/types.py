@@ -177,6 +177,7 @@ class ModelCard:
     """What the HTTP layer may know of a served checkpoint, without torch or the weights.
 
     task: for display and `task_type` only; what can be asked for are the capabilities below.
+    voice_aliases: other names of its voices that the checkpoint brings along.
     control_strings: what the tokenizer would not read as text.
     """
 
@@ -193,6 +194,7 @@ class ModelCard:
     path: str
     embedded: bool = False
     voice_languages: Mapping[str, str] = field(default_factory=dict)
+    voice_aliases: Mapping[str, str] = field(default_factory=dict)
     control_strings: tuple[str, ...] = ()
 
     @property

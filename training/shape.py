@@ -21,6 +21,22 @@ _CONTROL_KEYS: Final = (
     "codec_think_eos_id",
 )
 _CODE_RATE_HZ: Final = 12.5
+# OpenAI's names, by sex and, where they are known for it (ballad, fable), by accent.
+OPENAI_VOICES: Final[Mapping[str, str]] = {
+    "alloy": "heart",
+    "ash": "michael",
+    "ballad": "daniel",
+    "cedar": "michael",
+    "coral": "emma",
+    "echo": "michael",
+    "fable": "daniel",
+    "marin": "heart",
+    "nova": "heart",
+    "onyx": "daniel",
+    "sage": "emma",
+    "shimmer": "emma",
+    "verse": "michael",
+}
 
 
 @dataclass(frozen=True)

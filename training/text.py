@@ -8,9 +8,10 @@ from typing import Any
 from tokenizers import models
 
 from serve_app.models.checkpoint.text_tokenizer import TextTokenizer, qwen2_pipeline
+from serve_app.models.checkpoint.voice_aliases import VOICE_ALIASES
 from serve_app.models.random_checkpoint.configuration import write_json, write_shared_configs
 from serve_app.models.random_checkpoint.tokenizer import write_text_tokenizer
-from training.shape import VoiceShape, voice_model_config, voice_speech_config
+from training.shape import OPENAI_VOICES, VoiceShape, voice_model_config, voice_speech_config
 
 
 def write_configuration(folder: Path, shape: VoiceShape, texts: Sequence[str]) -> None:
@@ -19,6 +20,7 @@ def write_configuration(folder: Path, shape: VoiceShape, texts: Sequence[str]) -
     ids = write_text_tokenizer(folder, full=False, texts=texts, num_tokens=shape.text_tokens)
     write_json(folder / "config.json", voice_model_config(shape, ids))
     write_json(folder / "speech_tokenizer/config.json", voice_speech_config(shape))
+    write_json(folder / VOICE_ALIASES, OPENAI_VOICES)
     write_shared_configs(folder)
     generation = folder / "generation_config.json"
     content: dict[str, Any] = json.loads(generation.read_text(encoding="utf-8"))

@@ -7,7 +7,7 @@ from typing import Any
 from fastapi import FastAPI
 
 from serve_app.errors import StageUnavailable, UnknownModel
-from serve_app.http.names import TASK_NAMES, VOICE_ALIASES, alias_target, find_spoken
+from serve_app.http.names import TASK_NAMES, alias_names, alias_target, find_spoken
 from serve_app.types import ModelCard
 
 
@@ -129,7 +129,7 @@ def voices_body(cards: Sequence[ModelCard], created: int, legacy: bool) -> Mappi
         for name in card.voices:
             voices.setdefault(name.casefold(), voice_object(name, card, created))
     for card in cards:
-        for name in VOICE_ALIASES:
+        for name in alias_names(card):
             target = alias_target(name, card)
             if target is not None:
                 voices.setdefault(name, voice_object(name, card, created, target))

@@ -67,15 +67,23 @@ def find_voice(name: str | None, card: ModelCard) -> str | None:
 
 
 def alias_target(name: str, card: ModelCard) -> str | None:
-    """The voice of `card` that one of OpenAI's names stands for, or None.
+    """The voice of `card` that another name stands for, or None.
 
-    A checkpoint without the usual speakers gives each name a fixed one of its own.
+    The checkpoint's own list comes first. Without one, and without the usual speakers, each of
+    OpenAI's names stands for a fixed voice.
     """
+    if name in card.voice_aliases:
+        return card.voice_aliases[name]
     if name not in VOICE_ALIASES or not card.voices:
         return None
     voices = {voice.casefold(): voice for voice in card.voices}
     position = list(VOICE_ALIASES).index(name)
     return voices.get(VOICE_ALIASES[name], card.voices[position % len(card.voices)])
+
+
+def alias_names(card: ModelCard) -> tuple[str, ...]:
+    """Every other name that a voice of `card` has: OpenAI's, and the checkpoint's own."""
+    return (*VOICE_ALIASES, *(name for name in card.voice_aliases if name not in VOICE_ALIASES))
 
 
 def find_language(name: str | None, card: ModelCard) -> str | None:

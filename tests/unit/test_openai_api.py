@@ -79,6 +79,16 @@ def test_every_openai_voice_is_some_voice_of_any_checkpoint(voices):
         assert found <= set(voices)
 
 
+def test_names_that_a_checkpoint_brings_along_come_before_ours():
+    card = fake_card(voices=("one", "two"), voice_aliases={"nova": "two", "gran": "one"})
+    assert domain((card,), voice="Nova").voice == NamedVoice("two")
+    assert domain((card,), voice="gran").voice == NamedVoice("one")
+    listed = voices_body((card,), created=5, legacy=False)["voices"]
+    assert {"nova": "two", "gran": "one"}.items() <= {
+        v["id"]: v["alias_of"] for v in listed
+    }.items()
+
+
 def test_a_speaker_comes_before_an_alias_of_the_same_name():
     card = fake_card(voices=("vivian", "Alloy"))
     assert domain((card,), voice="alloy").voice == NamedVoice("Alloy")

@@ -17,6 +17,7 @@ from serve_app.models.checkpoint.reading import (
     SPEECH_CONFIG,
     read_spec,
 )
+from serve_app.models.checkpoint.voice_aliases import VOICE_ALIASES
 from tests.conftest import TinyCheckpoint
 
 
@@ -70,6 +71,26 @@ def test_the_card_says_who_takes_instructions(
     assert not any("dialect" in language for language in card.languages)
     assert bool(card.voices) is (variant == "custom_voice")
     assert card.frame_rate_hz == 12.5
+
+
+def test_a_checkpoint_may_name_its_voices_twice(
+    tiny_checkpoint: TinyCheckpoint, tmp_path: Path
+) -> None:
+    path = edited(tiny_checkpoint("custom_voice", "tiny"), tmp_path / "a", CONFIG, dict)
+    assert not read_spec(path).card("tiny", str(path), embedded=False).voice_aliases
+    (path / VOICE_ALIASES).write_text('{"Nova": "Vivian"}')
+    card = read_spec(path).card("tiny", str(path), embedded=False)
+    assert card.voice_aliases == {"nova": "vivian"}
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"nova": "nobody"}', '{"nova": 3}'])
+def test_bad_names_of_voices_are_refused(
+    tiny_checkpoint: TinyCheckpoint, tmp_path: Path, text: str
+) -> None:
+    path = edited(tiny_checkpoint("custom_voice", "tiny"), tmp_path / "a", CONFIG, dict)
+    (path / VOICE_ALIASES).write_text(text)
+    with pytest.raises(CheckpointError, match=VOICE_ALIASES):
+        read_spec(path)
 
 
 def test_rope_theta_may_stand_in_rope_parameters(

@@ -20,6 +20,7 @@ from serve_app.models.checkpoint.spec import (
     TextSpec,
     TransformerSpec,
 )
+from serve_app.models.checkpoint.voice_aliases import read_voice_aliases
 from serve_app.types import Sampling, TaskType
 
 CONFIG: Final = "config.json"
@@ -48,10 +49,11 @@ def read_spec(path: Path) -> ModelSpec:
     speech.require("model_type", _TOKENIZER_TYPE)
     talker = config.section("talker_config")
     code_predictor = talker.section("code_predictor_config")
+    talker_spec = _talker(talker)
     spec = ModelSpec(
         task=_task(config),
         size=config.text("tts_model_size"),
-        talker=_talker(talker),
+        talker=talker_spec,
         code_predictor=CodePredictorSpec(
             transformer=_transformer(code_predictor),
             vocab_size=code_predictor.integer("vocab_size"),
@@ -69,6 +71,7 @@ def read_spec(path: Path) -> ModelSpec:
             tts_bos_id=config.integer("tts_bos_token_id"),
             tts_eos_id=config.integer("tts_eos_token_id"),
         ),
+        voice_aliases=read_voice_aliases(path, talker_spec.speaker_ids),
     )
     _check_groups(spec)
     _check_ids(path, spec)

@@ -122,6 +122,7 @@ class ModelSpec:
     speech_decoder: SpeechDecoderSpec
     generation: GenerationSpec
     text: TextSpec
+    voice_aliases: Mapping[str, str]
 
     @property
     def languages(self) -> tuple[str, ...]:
@@ -151,4 +152,5 @@ class ModelSpec:
             path=path,
             embedded=embedded,
             voice_languages=dict(self.talker.speaker_dialects),
+            voice_aliases=dict(self.voice_aliases),
         )

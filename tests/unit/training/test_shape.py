@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from serve_app.http.names import VOICE_ALIASES
 from serve_app.models.checkpoint.reading import read_spec
 from serve_app.models.checkpoint.shapes import (
     code_predictor_shapes,
@@ -32,6 +33,8 @@ def test_the_server_reads_the_configuration(folder: Path) -> None:
     assert tuple(spec.talker.speaker_ids) == VoiceShape().speakers
     assert set(spec.talker.language_ids) == {"english"}
     assert not spec.supports_instructions
+    assert set(spec.voice_aliases) == set(VOICE_ALIASES)
+    assert set(spec.voice_aliases.values()) == set(VoiceShape().speakers)
     assert spec.talker.vocab_size - 1024 == spec.code_predictor.vocab_size
     assert spec.talker.codec_eos_id >= spec.code_predictor.vocab_size
 
