@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import signal
 from contextlib import aclosing
 from pathlib import Path
 
@@ -53,7 +54,7 @@ async def scenario(folder, standbys: Path) -> None:
     while not list(standbys.glob("*.sock")):
         await asyncio.sleep(0.05)
     speech = await SpeechProcess.start(
-        folder, CONFIG, "cpu", on_death=lost.append, standbys=standbys
+        folder, CONFIG, "cpu", on_death=lost.append, standbys=standbys, answer_s=2.0
     )
     try:
         assert isinstance(speech._process, standby.Taken)
@@ -84,7 +85,10 @@ async def scenario(folder, standbys: Path) -> None:
         cut = speech.speak(asked(6, max_new_tokens=100))
         await anext(cut)
         assert not lost
-        speech._process.kill()
+        # A process that hangs and nobody continues.
+        speech._process._signal(signal.SIGSTOP)
+        with pytest.raises(StageUnavailable, match="did not answer"):
+            require(await speech.health())
         with pytest.raises(StageUnavailable):
             async for _ in cut:
                 pass

@@ -229,8 +229,10 @@ def test_a_first_step_that_hangs_is_not_healthy_unless_a_predictor_is_looked_for
         await task
         require(engine.health())
 
-    with talker(path, predictor=predictor, stall_s=0.5) as engine:
+    deaths: list[str] = []
+    with talker(path, predictor=predictor, stall_s=0.5, on_death=deaths.append) as engine:
         asyncio.run(run(engine))
+    assert "made no step" in deaths[0]
 
 
 def is_healthy(engine: VllmTalker) -> bool:

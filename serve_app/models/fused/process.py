@@ -36,6 +36,8 @@ _LENGTH: Final = struct.Struct("<I")
 _BUFFER_BYTES: Final = 1 << 22
 _ITEM, _END, _ERROR = "item", "end", "error"
 _PR_SET_PDEATHSIG: Final = 1
+# Its event loop answers between the steps of the engine, within milliseconds.
+_ANSWER_S: Final = 8.0
 
 logger = logging.getLogger(__name__)
 
@@ -72,8 +74,10 @@ class SpeechProcess:
         process: "subprocess.Popen[bytes] | Taken",
         reader: asyncio.StreamReader,
         writer: asyncio.StreamWriter,
+        answer_s: float,
     ) -> None:
         self._process = process
+        self._answer_s = answer_s
         self._writer = writer
         self._calls: dict[int, asyncio.Queue[tuple[str, Any]]] = {}
         self._number = 0
@@ -89,6 +93,7 @@ class SpeechProcess:
         device: str,
         on_death: OnDeath = end_process,
         standbys: Path | None = None,
+        answer_s: float = _ANSWER_S,
     ) -> "SpeechProcess":
         """Start the process and load the stages; returns when they can serve.
 
@@ -98,6 +103,7 @@ class SpeechProcess:
             device: auto, cuda or cpu.
             on_death: called with the reason when the process is lost after this has returned.
             standbys: folder in which a process may wait that has done its imports.
+            answer_s: how long it may take to say how it is; then it is killed.
 
         Raises:
             CheckpointError, SpeechError: as `FusedSpeech.load`.
@@ -105,7 +111,7 @@ class SpeechProcess:
         taken = standbys and await asyncio.to_thread(take, standbys)
         ours, process = taken or _child()
         reader, writer = await asyncio.open_connection(sock=ours, limit=_BUFFER_BYTES)
-        speech = cls(process, reader, writer)
+        speech = cls(process, reader, writer, answer_s)
         try:
             await speech._ask("load", folder, config, device)
         except BaseException:
@@ -126,10 +132,17 @@ class SpeechProcess:
         return await self._ask("stats")
 
     async def health(self) -> Health:
+        """Of the stages; a process that does not answer is killed, which is its death."""
         try:
-            return await self._ask("health")
+            async with asyncio.timeout(self._answer_s):
+                return await self._ask("health")
         except StageUnavailable as error:
             return Health("unavailable", str(error))
+        except TimeoutError:
+            reason = f"the process of the stages did not answer for {self._answer_s:g} s"
+            logger.error("%s: killed", reason)
+            self._process.kill()
+            return Health("unavailable", reason, self._answer_s)
 
     def close(self) -> None:
         """End the process; what still runs fails with StageUnavailable."""

@@ -49,8 +49,8 @@ class SpeechDecoderRunner:
         patience_s: how long a chunk whose listener has enough to play may wait for others to be
             decoded with.
         clock: monotonic seconds.
-        on_death: called on the thread, with the reason, when the device has failed and every
-            stream has been told.
+        on_death: called with the reason, on the thread when the device has failed and every stream
+            has been told; and by whoever asks for the health of a step that never ends.
     """
 
     def __init__(
@@ -172,7 +172,7 @@ class SpeechDecoderRunner:
             }
 
     def health(self) -> Health:
-        """Failed: the device, or it has not finished a step for half a minute."""
+        """Failed: the device, or a step that takes half a minute, which is its death."""
         with self._wake:
             now_s, since_s, last_s = self._clock(), self._launched_s, self._advanced_s
             busy_s = 0.0 if since_s is None else now_s - since_s
@@ -185,6 +185,7 @@ class SpeechDecoderRunner:
             elif busy_s > _STALL_S:
                 state = "failed"
                 reason = f"the speech decoder has not finished a step for {_STALL_S:g} s"
+                self._on_death(reason)
             return Health(state, reason, busy_s, progress_s)
 
     def close(self) -> None:

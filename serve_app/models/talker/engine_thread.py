@@ -59,7 +59,8 @@ class EngineThread:
         predictor: where frames are completed; called on the thread only.
         first_audio: decodes first frames, where the speech decoder is in this process.
         on_death: called on the thread, while the exception is being handled, when the engine has
-            failed. If it returns, streams fail with StageFailed.
+            failed; and by whoever asks for the health of one that hangs. If it returns, streams
+            fail with StageFailed, or wait on.
         stall_s: how long a step may take.
 
     Raises:
@@ -158,11 +159,12 @@ class EngineThread:
         }
 
     def health(self) -> Health:
-        """Works while the engine gets on or looks for a code predictor."""
+        """Works while the engine gets on or looks for a code predictor; one that hangs, dies."""
         now_s, reason = time.monotonic(), self._end()
         busy_s = self._progress.busy_s(now_s, self._predictor.reached_s)
         if reason is None and busy_s > self._stall_s:
             reason = f"the talker engine made no step for {self._stall_s:.0f} s"
+            self._on_death(reason)
         state = "works" if reason is None else "unavailable"
         return Health(state, reason or "", busy_s, self._progress.ago_s(now_s))
 

@@ -232,16 +232,19 @@ def test_a_predictor_that_fails_ends_and_its_talker_goes_elsewhere(
     client.close()
 
 
-def test_a_frame_that_never_ends_is_a_failure(serve: Serve, local: InProcessFrames) -> None:
-    server = serve()
+def test_a_frame_that_never_ends_ends_the_process(serve: Serve, local: InProcessFrames) -> None:
+    deaths: list[str] = []
+    server = serve(on_death=deaths.append)
     assert server.health().progress_s is None
     client = remote(server.endpoint())
     client.predict(batch_of(local))
     client.close()
     assert server.health().progress_s is not None
     server.frames.since_s = time.monotonic() - 3600
+    assert not deaths
     with pytest.raises(StageFailed, match=r"has not ended.*busy for 36\d\d s"):
         require(server.health())
+    assert "has not ended" in deaths[0]
 
 
 def test_a_peer_that_answers_something_else_counts_as_lost(

@@ -183,8 +183,8 @@ def test_a_failing_device_fails_every_stream_and_ends_the_process(
     assert "device lost" in deaths[0]
 
 
-def test_a_step_that_never_ends_is_unhealthy(
-    make_runner: MakeRunner, counting: CountingModel
+def test_a_step_that_never_ends_is_unhealthy_and_ends_the_process(
+    make_runner: MakeRunner, counting: CountingModel, deaths: list[str]
 ) -> None:
     clock = FakeClock()
     runner = make_runner(clock=clock)
@@ -195,10 +195,12 @@ def test_a_step_that_never_ends_is_unhealthy(
     held = counting.hold(runner, slot, codes_of(1))
     clock.now += 29
     require(runner.health())
+    assert not deaths
     clock.now += 2
     assert (runner.health().busy_s, runner.health().progress_s) == (31, None)
     with pytest.raises(StageFailed, match="has not finished a step"):
         require(runner.health())
+    assert "has not finished a step" in deaths[0]
     counting.gate.set()
     held.result(10)
     clock.now += 5

@@ -44,8 +44,8 @@ class FrameServer:
     Args:
         frames: the predictor; called from one thread at a time.
         host: the address that other machines reach this one by.
-        on_death: called when a frame has failed, with the reason. The predictor cannot be trusted
-            after that: a device that failed once fails every frame.
+        on_death: called when a frame has failed or never ends, with the reason. Such a one cannot
+            be trusted after that: a device that failed once fails every frame.
         handshake_s: time in which a peer has to say who it is.
         max_connections: through each of the two ways in.
     """
@@ -137,6 +137,7 @@ class FrameServer:
         # A talker that was killed leaves an event behind that the device waits for for ever.
         elif busy_s > _STALL_S:
             state, reason = "failed", f"a frame has not ended for {_STALL_S:g} s"
+            self._on_death(reason)
         return Health(state, reason, busy_s, None if last_s is None else now_s - last_s)
 
     def _listen(self, listener: socket.socket) -> int:
