@@ -5,7 +5,7 @@ text, voice, offset and length, the teacher's phonemes with the time that each t
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -87,11 +87,20 @@ class Stream:
     starts: Tensor
 
     @classmethod
-    def load(cls, folder: Path, device: torch.device) -> "Stream":
-        """Read a corpus onto `device`."""
-        rows = sorted(utterances(folder), key=lambda row: row.id)
+    def load(
+        cls, folder: Path, device: torch.device, without: Collection[int] = frozenset()
+    ) -> "Stream":
+        """Read a corpus onto `device`, but for the sentences of some ids.
+
+        Raises:
+            FileNotFoundError: there is no speech.
+        """
+        found = (row for row in utterances(folder) if row.id not in without)
+        rows = sorted(found, key=lambda row: row.id)
         files = {name: np.fromfile(folder / name, "<i2") for name in {row.file for row in rows}}
         rows = [row for row in rows if row.offset + row.samples <= len(files[row.file])]
+        if not rows:
+            raise FileNotFoundError(f"no speech in {folder}: give the teacher more minutes")
         starts = np.concatenate([[0], np.cumsum([row.frames for row in rows])])
         audio = np.zeros(int(starts[-1]) * FRAME_SAMPLES, np.int16)
         for row, start in zip(rows, starts, strict=False):

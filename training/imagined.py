@@ -68,10 +68,10 @@ class Frames:
 def imagine(
     book: CodeBook, rows: Sequence[Utterance], planned: Iterable[Planned], seed: int
 ) -> CodeBook:
-    """Make codes for the sentences of `planned` that `rows` lacks."""
+    """Make codes for the sentences of `planned` that `book` lacks, with the pace of `rows`."""
     rng = np.random.default_rng(seed)
     lengths, frames = Lengths(rows), Frames(book)
-    spoken = {row.id for row in rows}
+    spoken = set(book.ids.tolist())
     codes: list[np.ndarray] = []
     labels: list[np.ndarray] = []
     items = [item for item in planned if item.id not in spoken]

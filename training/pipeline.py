@@ -10,7 +10,7 @@ import torch
 
 from training.codec import CodecTrainer, CodecTraining
 from training.codes import CodeBook, encode
-from training.corpus import Stream
+from training.corpus import Stream, utterances
 from training.export import round_to_disk, write_model, write_speech
 from training.imagined import imagine
 from training.plan import read
@@ -76,7 +76,8 @@ class Recipe:
             return
         corpus = self.work / "corpus"
         device = self.device.type
-        run(Synthesis(self.plan, corpus, teacher, voices, device, processes, seconds / 60))
+        job = Synthesis(self.plan, corpus, teacher, voices, device, processes, seconds / 60)
+        run(job, self._encoded())
         self._note("speak", time.monotonic() - began)
 
     def configure(self) -> None:
@@ -102,15 +103,23 @@ class Recipe:
             self._note(piece, trainer.spent[stage] - self._spent.get(piece, 0.0))
         return trainer
 
+    def _encoded(self) -> frozenset[int]:
+        """Sentences that are kept as codes; their speech may be gone with an earlier machine."""
+        file = self.work / CODES
+        return frozenset(CodeBook.load(file).ids.tolist() if file.exists() else ())
+
     def encode(self) -> None:
-        """Turn the corpus into codes, once the codes no longer change."""
-        if (self.work / CODES).exists():
+        """Turn what is new in the corpus into codes, once the codes no longer change."""
+        known = self._encoded()
+        if all(row.id in known for row in utterances(self.work / "corpus")):
             return
         trainer = self.codec("all")
         torch.backends.cudnn.benchmark = False  # every batch has another length
-        stream = Stream.load(self.work / "corpus", self.device)
+        stream = Stream.load(self.work / "corpus", self.device, without=known)
         round_to_disk(trainer.codec)
         book = encode(trainer.codec, stream)
+        if known:
+            book = CodeBook.load(self.work / CODES).joined(book)
         imagine(book, stream.rows, read(self.plan), seed=1).save(self.work / IMAGINED)
         book.save(self.work / CODES)
 

@@ -2,7 +2,7 @@
 
 import multiprocessing
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -97,10 +97,10 @@ def _work(rank: int, items: Sequence[Planned], job: Synthesis) -> None:
             listing.flush()
 
 
-def run(job: Synthesis) -> None:
-    """Speak what of the plan is not yet spoken, for so many minutes."""
+def run(job: Synthesis, known: Collection[int]) -> None:
+    """Speak what of the plan is neither spoken nor `known`, for so many minutes."""
     job.out.mkdir(parents=True, exist_ok=True)
-    done = {row.id for row in utterances(job.out)}
+    done = {row.id for row in utterances(job.out)} | set(known)
     todo = [item for item in read(job.plan) if item.id not in done]
     print(f"{len(done)} sentences spoken, {len(todo)} to speak", flush=True)
     context = multiprocessing.get_context("spawn")

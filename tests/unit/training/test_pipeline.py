@@ -1,11 +1,16 @@
 """The recipe's clock: what a call may use, and what is left for the next."""
 
 import json
+import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from training.pipeline import Minutes, Recipe
+from training.codes import CodeBook
+from training.corpus import Utterance
+from training.pipeline import CODES, IMAGINED, PLAN, Minutes, Recipe
+from training.plan import Planned, write
 from training.progress import Clock
 
 
@@ -33,3 +38,33 @@ def test_a_call_ends_when_its_minutes_do() -> None:
     assert Clock(total_s=100.0, limit_s=0.0).is_over
     assert Clock(total_s=100.0, limit_s=50.0, spent_s=100.0).is_over
     assert not Clock(total_s=100.0, limit_s=50.0).is_over
+
+
+def _speak(folder: Path, number: int) -> None:
+    """One sentence of a corpus, as `synthesis` writes it."""
+    folder.mkdir()
+    noise = np.random.default_rng(number).integers(-3000, 3000, 9600)
+    (folder / "audio-0.s16").write_bytes(noise.astype("<i2").tobytes())
+    row = Utterance(
+        number, "said", "heart", "audio-0.s16", 0, 9600, (0, 50, 60, 0), (3, 4, 4, 5), 0
+    )
+    (folder / "manifest-0.jsonl").write_text(row.row() + "\n", encoding="utf-8")
+
+
+def test_codes_are_kept_when_their_speech_is_gone(tmp_path: Path) -> None:
+    corpus, book = tmp_path / "corpus", tmp_path / CODES
+    write([Planned(i, "heart", (50, 60), "said") for i in range(4)], tmp_path / PLAN)
+    recipe = Recipe(tmp_path, Minutes(codec=0.0), "cpu", limit_s=0.0)
+    _speak(corpus, 1)
+    recipe.encode()
+    first = CodeBook.load(book)
+    written = book.stat().st_mtime_ns
+    recipe.encode()
+    assert book.stat().st_mtime_ns == written
+    shutil.rmtree(corpus)
+    _speak(corpus, 2)
+    recipe.encode()
+    both = CodeBook.load(book)
+    assert both.ids.tolist() == [1, 2]
+    assert np.array_equal(both.codes[: both.starts[1]], first.codes)
+    assert CodeBook.load(tmp_path / IMAGINED).ids.tolist() == [0, 3]
