@@ -8,18 +8,15 @@ fused:  Ingress -> Fused
 import logging
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any, Final
 
 import ray
 from ray import serve
 from ray.serve import Application
 
-from serve_app.config import AppConfig
+from serve_app.config import AppConfig, Device
 from serve_app.deployments.limits import deployment_options
-from serve_app.errors import CheckpointError
-from serve_app.types import ModelCard
 
 # What one replica of everything may take of the CPUs of a machine that has fewer than were asked
 # for.
@@ -38,9 +35,15 @@ logger = logging.getLogger("ray.serve")
 
 @dataclass(frozen=True)
 class Plan:
-    """Where everything runs and why; `actor_options` is complete for each deployment."""
+    """Where everything runs and why.
 
-    device: str
+    Attributes:
+        devices: cuda or cpu of each stage's deployment.
+        reason: of the application's device, and what else was decided.
+        actor_options: complete for each deployment.
+    """
+
+    devices: Mapping[str, str]
     reason: str
     actor_options: Mapping[str, dict[str, Any]]
 
@@ -52,16 +55,20 @@ def build(args: AppConfig) -> Application:
         ValueError: the device asked for does not exist.
         CheckpointError: the checkpoint cannot be served.
     """
+    from serve_app.models.checkpoint.card import describe
+    from serve_app.models.checkpoint.locate import description_folder
+
     config = args.resolved()
     cluster = ray.cluster_resources()
     plan = make_plan(config, cluster)
-    card = describe(config)
+    # Limits follow from it, and what cannot be served is refused here. Ingresses ask the stages.
+    card = describe(config, description_folder(config))
     longest_s = card.max_new_tokens / card.frame_rate_hz
     limits = deployment_options(config, longest_s, cluster.get("CPU", 0.0))
     info = {
         "backend": "vllm",
         "placement": config.placement,
-        "devices": {name: plan.device for name in plan.actor_options if name != "Ingress"},
+        "devices": dict(plan.devices),
         "device_reason": plan.reason,
         "profile": config.profile,
         "config_digest": config.digest,
@@ -70,7 +77,7 @@ def build(args: AppConfig) -> Application:
         "serving %s from %s on %s (%s), placement %s, config %s",
         card.name,
         card.path,
-        plan.device,
+        ", ".join(sorted(set(plan.devices.values()))),
         plan.reason,
         config.placement,
         config.digest,
@@ -82,14 +89,13 @@ def build(args: AppConfig) -> Application:
             "the embedded checkpoint has random weights: audio of the right format, not words;"
             " set TTS_MODEL to hear speech"
         )
-    return bind(config, plan, limits, (card,), info)
+    return bind(config, plan, limits, info)
 
 
 def bind(
     config: AppConfig,
     plan: Plan,
     limits: Mapping[str, dict[str, Any]],
-    cards: tuple[ModelCard, ...],
     info: dict[str, Any],
 ) -> Application:
     """Compose the deployments of one placement."""
@@ -104,48 +110,51 @@ def bind(
         name = deployment.name
         return deployment.options(ray_actor_options=plan.actor_options[name], **limits[name])
 
+    devices = plan.devices
     if config.placement == "fused":
-        speech = options(Fused).bind(config, plan.device)
+        speech = options(Fused).bind(config, devices["Fused"])
     else:
-        predictor = options(CodePredictor).bind(config, plan.device)
-        talker = options(Talker).bind(config, plan.device, predictor)
-        speech = options(SpeechDecoder).bind(config, plan.device, talker)
-    return options(Ingress).bind(speech, cards, config.ingress, info)
+        predictor = options(CodePredictor).bind(config, devices["CodePredictor"])
+        talker = options(Talker).bind(config, devices["Talker"], predictor)
+        speech = options(SpeechDecoder).bind(config, devices["SpeechDecoder"], talker)
+    return options(Ingress).bind(speech, config.ingress, info)
 
 
 def make_plan(config: AppConfig, cluster: Mapping[str, float]) -> Plan:
     """Decide device and resources from the configuration and what `ray.cluster_resources()` says.
 
     Raises:
-        ValueError: `device` is cuda, and no node has a GPU.
+        ValueError: a device is cuda, and no node has a GPU.
     """
     gpus = cluster.get("GPU", 0.0)
-    if config.device == "cuda" and not gpus:
-        raise ValueError("device is 'cuda' but no node of the Ray cluster has a GPU")
-    if config.device == "auto":
-        device = "cuda" if gpus else "cpu"
-        reason = f"device 'auto', the Ray cluster has {gpus:g} GPUs"
-    else:
-        device, reason = config.device, f"device {config.device!r} configured"
-
     stages = {
         "Talker": config.talker,
         "CodePredictor": config.code_predictor,
         "SpeechDecoder": config.speech_decoder,
     }
+    devices = {name: _device(stage.device or config.device, gpus) for name, stage in stages.items()}
+    own = [f"{name} {stage.device!r}" for name, stage in stages.items() if stage.device]
+    reason = f"device {config.device!r} configured"
+    if config.device == "auto":
+        reason = f"device 'auto', the Ray cluster has {gpus:g} GPUs"
+    if own:
+        reason += f", of {' and '.join(own)}"
+
     cpus: dict[str, float] = {name: stage.num_cpus for name, stage in stages.items()}
     gpu_shares: dict[str, float] = {
-        name: stage.num_gpus if device == "cuda" else 0.0 for name, stage in stages.items()
+        name: stage.num_gpus if devices[name] == "cuda" else 0.0 for name, stage in stages.items()
     }
     if config.placement == "fused":
         # Rounded, or 0.5 + 0.2 + 0.3 would be more than the one GPU there is.
         cpus = {"Fused": round(sum(cpus.values()), 4)}
         gpu_shares = {"Fused": round(sum(gpu_shares.values()), 4)}
+        devices = {"Fused": devices["Talker"]}
     cpus["Ingress"] = config.ingress.num_cpus
     cpus, scaled = _fit(cpus, cluster.get("CPU", math.inf))
 
-    stage_env = {**_CPU_ENV, **_NO_GPU_ENV} if device == "cpu" else {}
-    env = {**dict.fromkeys(gpu_shares, stage_env), "Ingress": _NO_GPU_ENV}
+    env: dict[str, Mapping[str, str]] = {"Ingress": _NO_GPU_ENV}
+    for name, device in devices.items():
+        env[name] = {**_CPU_ENV, **_NO_GPU_ENV} if device == "cpu" else {}
     options = {
         name: {
             "num_cpus": cpus[name],
@@ -154,36 +163,13 @@ def make_plan(config: AppConfig, cluster: Mapping[str, float]) -> Plan:
         }
         for name in cpus
     }
-    return Plan(device, reason + scaled, options)
+    return Plan(devices, reason + scaled, options)
 
 
-def describe(config: AppConfig) -> ModelCard:
-    """Read what the HTTP layer may know of the checkpoint; fetches no weights."""
-    from serve_app.models.checkpoint.locate import description_folder
-    from serve_app.models.checkpoint.reading import read_spec
-    from serve_app.models.checkpoint.text_tokenizer import control_strings
-
-    folder = description_folder(config)
-    embedded = config.model is None
-    name = config.served_model_name or (
-        folder.name if config.model is None else _name(config.model)
-    )
-    card = read_spec(folder).card(name, str(folder), embedded)
-    if card.voice_sources == {"sample"}:
-        raise CheckpointError(
-            str(folder / "config.json"),
-            "tts_model_type is 'base', a checkpoint for voice cloning, which is not served yet;"
-            " name a CustomVoice or VoiceDesign checkpoint",
-        )
-    # A client is told at once what the talker's engine could not hold.
-    longest = min(card.max_new_tokens, config.talker.max_model_len)
-    return replace(card, max_new_tokens=longest, control_strings=control_strings(folder))
-
-
-def _name(model: str) -> str:
-    """A hub id stays as it is; of a folder only its own name is anybody's business."""
-    path = Path(model).expanduser()
-    return path.resolve().name if path.is_dir() else model
+def _device(wanted: Device, gpus: float) -> str:
+    if wanted == "cuda" and not gpus:
+        raise ValueError("device is 'cuda' but no node of the Ray cluster has a GPU")
+    return ("cuda" if gpus else "cpu") if wanted == "auto" else wanted
 
 
 def _fit(cpus: dict[str, float], available: float) -> tuple[dict[str, float], str]:

@@ -95,7 +95,16 @@ class Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
 
 
-class TalkerConfig(Strict):
+class StageConfig(Strict):
+    """What every stage has."""
+
+    device: Device | None = Field(
+        default=None,
+        description="in `split`, where this stage's device is another one than the application's",
+    )
+
+
+class TalkerConfig(StageConfig):
     """The vLLM engine of one talker replica."""
 
     num_gpus: float = Field(
@@ -146,7 +155,7 @@ class TalkerConfig(Strict):
     )
 
 
-class CodePredictorConfig(Strict):
+class CodePredictorConfig(StageConfig):
     """The code predictor: its own deployment in `split`, in the talker's process in `fused`."""
 
     num_gpus: float = Field(default=0.2, ge=0)
@@ -166,7 +175,7 @@ class CodePredictorConfig(Strict):
     )
 
 
-class SpeechDecoderConfig(Strict):
+class SpeechDecoderConfig(StageConfig):
     """The streaming speech decoder."""
 
     num_gpus: float = Field(default=0.3, ge=0)
@@ -298,6 +307,13 @@ class AppConfig(Strict):
             if isinstance(stated, Mapping):
                 merged[stage] = {**settings, **stated}
         return merged
+
+    @model_validator(mode="after")
+    def _one_device_in_fused(self) -> "AppConfig":
+        stages = (self.talker, self.code_predictor, self.speech_decoder)
+        if self.placement == "fused" and any(stage.device is not None for stage in stages):
+            raise ValueError("in placement 'fused' all stages have the application's device")
+        return self
 
     def resolved(self) -> "AppConfig":
         """A copy with the environment applied (TTS_MODEL, TTS_REVISION)."""

@@ -15,7 +15,7 @@ from typing import TypeVar
 import numpy as np
 
 from serve_app.errors import StageFailed, StageUnavailable
-from serve_app.protocols import FrameSource, SpeechDecoder
+from serve_app.protocols import FrameSource, SampleSource
 from serve_app.types import PcmChunk, SpeechRequest
 
 T = TypeVar("T")
@@ -23,7 +23,7 @@ T = TypeVar("T")
 
 async def synthesize(
     talker: FrameSource,
-    decoder: SpeechDecoder,
+    decoder: SampleSource,
     request: SpeechRequest,
     done: np.ndarray | None = None,
 ) -> AsyncGenerator[PcmChunk, None]:

@@ -56,8 +56,8 @@ class Talker(FrameSource, Protocol):
     def close(self) -> None: ...
 
 
-class SpeechDecoder(Protocol):
-    """Codec frames to samples, stateful per stream; many streams at once."""
+class SampleSource(Protocol):
+    """What makes the samples of codec frames."""
 
     def pcm(
         self, frames: AsyncIterator[CodecFrames], done: np.ndarray | None = None
@@ -72,6 +72,10 @@ class SpeechDecoder(Protocol):
             StageFailed: the device failed.
         """
         ...
+
+
+class SpeechDecoder(SampleSource, Protocol):
+    """Codec frames to samples, stateful per stream; many streams at once."""
 
     def stats(self) -> Mapping[str, float]:
         """Load: streams, max_streams, and counters of steps and frames."""

@@ -12,7 +12,7 @@ from serve_app.config import AppConfig, Environment
 from serve_app.deployments.recorded import LateKernels, ray_recorder, recorded
 from serve_app.pipeline import timed
 from serve_app.protocols import require
-from serve_app.types import PcmChunk, SpeechRequest
+from serve_app.types import ModelCard, PcmChunk, SpeechRequest
 
 
 @serve.deployment
@@ -20,6 +20,7 @@ class Fused:
     """All stages on one side of one process boundary; to the ingress the same as SpeechDecoder."""
 
     async def __init__(self, config: AppConfig, device: str) -> None:
+        from serve_app.models.checkpoint.card import describe
         from serve_app.models.checkpoint.locate import checkpoint_folder
         from serve_app.models.fused import standby
         from serve_app.models.fused.process import SpeechProcess
@@ -27,6 +28,7 @@ class Fused:
         self._recorder = ray_recorder()
         self._late_kernels = LateKernels(self._recorder, "fused")
         folder = await asyncio.to_thread(checkpoint_folder, config)
+        self._card = await asyncio.to_thread(describe, config, folder)
         standbys = Environment.read().standbys
         self._speech = await SpeechProcess.start(folder, config, device, standbys=standbys)
         if standbys is not None:
@@ -42,6 +44,10 @@ class Fused:
         async with aclosing(timed("stages", stream)) as chunks:
             async for chunk in chunks:
                 yield chunk
+
+    async def card(self) -> ModelCard:
+        """What is served."""
+        return self._card
 
     async def stats(self) -> dict[str, dict[str, float]]:
         return {stage: dict(load) for stage, load in (await self._speech.stats()).items()}

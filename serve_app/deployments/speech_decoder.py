@@ -14,7 +14,7 @@ from serve_app.deployments.recorded import LateKernels, of_hop, ray_recorder, re
 from serve_app.pipeline import synthesize, timed
 from serve_app.protocols import require
 from serve_app.resumption import Observe, Policy, Resumed, resumed
-from serve_app.types import CodecFrames, PcmChunk, SpeechRequest
+from serve_app.types import CodecFrames, ModelCard, PcmChunk, SpeechRequest
 
 
 @serve.deployment
@@ -27,7 +27,7 @@ class SpeechDecoder:
         observe = of_hop(self._recorder, "speech_decoder")
         self._talker = RemoteTalker(talker, config.ingress, observe)
         self._talker_stats = talker.stats
-        self._decoder = await asyncio.to_thread(_load, config, device)
+        self._decoder, self._card = await asyncio.to_thread(_load, config, device)
 
     async def speak(
         self, request: SpeechRequest, done: np.ndarray | None = None
@@ -42,6 +42,10 @@ class SpeechDecoder:
         async with aclosing(timed("stages", stream)) as chunks:
             async for chunk in chunks:
                 yield chunk
+
+    async def card(self) -> ModelCard:
+        """What is served."""
+        return self._card
 
     async def stats(self) -> dict[str, dict[str, float]]:
         """Load of this replica, and of one replica of each stage behind it."""
@@ -82,8 +86,10 @@ class RemoteTalker:
 
 
 def _load(config: AppConfig, device: str):
+    from serve_app.models.checkpoint.card import describe
     from serve_app.models.checkpoint.files import open_checkpoint
     from serve_app.models.checkpoint.locate import checkpoint_folder
     from serve_app.models.split import ready_decoder
 
-    return ready_decoder(open_checkpoint(checkpoint_folder(config)), config, device)
+    folder = checkpoint_folder(config)
+    return ready_decoder(open_checkpoint(folder), config, device), describe(config, folder)

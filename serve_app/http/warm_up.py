@@ -1,12 +1,15 @@
-"""The synthesis that an ingress replica makes before it calls itself ready."""
+"""What an ingress replica does before it calls itself ready: learn the model, and make it speak."""
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable
 from contextlib import aclosing
-from typing import Any, Final
+from functools import partial
+from itertools import count
+from typing import Any, Final, TypeVar
 
 from serve_app.errors import SpeechError
+from serve_app.http.catalog import Catalog
 from serve_app.http.speech.request import engine_request_id
 from serve_app.pipeline import join
 from serve_app.resumption import Speak
@@ -15,47 +18,62 @@ from serve_app.types import ModelCard, NamedVoice, SpeechRequest
 _FRAMES: Final = 4
 _PAUSES_S: Final = (0.5, 1.0, 2.0, 5.0)
 
+T = TypeVar("T")
+
 logger = logging.getLogger(__name__)
 
 
 class WarmUp:
-    """One short synthesis per model through all stages, repeated until it passes."""
+    """Learns what is served and makes one short synthesis through all stages.
+
+    Args:
+        ask: for the card of what the stages serve.
+        speak: through all stages.
+        catalog: which the card is added to.
+        sleep: between attempts, which go on until one has passed.
+    """
 
     def __init__(
         self,
+        ask: Callable[[], Awaitable[ModelCard]],
         speak: Speak,
-        cards: Sequence[ModelCard],
+        catalog: Catalog,
         sleep: Callable[[float], Awaitable[Any]] = asyncio.sleep,
     ) -> None:
+        self._ask = ask
         self._speak = speak
-        self._cards = cards
+        self._catalog = catalog
         self._sleep = sleep
-        self.reason: str | None = "the first synthesis has not finished yet"
+        self.reason: str | None = "the stages are starting: none has said yet what it serves"
 
     @property
     def passed(self) -> bool:
         return self.reason is None
 
     async def run(self) -> None:
-        for card in self._cards:
-            await self._warm(card)
+        card = await self._repeated(self._ask, "asking the stages for their model")
+        self._catalog.add(card)
+        self.reason = "the first synthesis has not finished yet"
+        await self._repeated(partial(self._synthesize, card), "the first synthesis")
         self.reason = None
 
-    async def _warm(self, card: ModelCard) -> None:
-        attempt = 0
-        while True:
+    async def _synthesize(self, card: ModelCard) -> None:
+        async with aclosing(self._speak(_request(card))) as chunks:
+            await join(chunks)
+
+    async def _repeated(self, step: Callable[[], Awaitable[T]], what: str) -> T:
+        """The result of `step` once it passes."""
+        for attempt in count():
             try:
-                async with aclosing(self._speak(_request(card))) as chunks:
-                    await join(chunks)
-                return
+                return await step()
             except SpeechError as error:  # a replica that takes its time to start, above all
-                self.reason = f"the first synthesis failed and is tried again: {error}"
-                logger.info("warm-up of %s: %s; trying again", card.name, error)
+                self.reason = f"{what} failed and is tried again: {error}"
+                logger.info("%s: %s; trying again", what, error)
             except Exception as error:  # whatever it is: not ready, and the reason is shown
-                self.reason = f"the first synthesis failed: {type(error).__name__}"
-                logger.warning("warm-up of %s failed, trying again", card.name, exc_info=error)
+                self.reason = f"{what} failed: {type(error).__name__}"
+                logger.warning("%s failed, trying again", what, exc_info=error)
             await self._sleep(_PAUSES_S[min(attempt, len(_PAUSES_S) - 1)])
-            attempt += 1
+        raise AssertionError("counting has no end")
 
 
 def _request(card: ModelCard) -> SpeechRequest:

@@ -15,7 +15,7 @@ import pytest
 
 from serve_app.errors import InvalidRequest, Overloaded
 from serve_app.types import SamplingOverrides
-from tests.parity.engines import assert_same_codes, request, speak, talker
+from tests.parity.engines import assert_same_codes, collect, request, speak, talker
 
 SAMPLED = SamplingOverrides(temperature=0.9, top_k=50, top_p=0.95, repetition_penalty=1.05)
 TEXTS = [
@@ -127,13 +127,19 @@ def test_a_full_queue_and_bad_requests_are_refused_before_the_engine(path) -> No
             async with aclosing(engine.frames(request(TEXTS[1], max_new_tokens=400))) as second:
                 waiting = asyncio.ensure_future(anext(second))
                 await asyncio.sleep(0.05)
-                with pytest.raises(Overloaded):
+                with pytest.raises(Overloaded) as refused:
                     await anext(engine.frames(request(TEXTS[0])))
+                assert refused.value.stage == "talker"
                 waiting.cancel()
                 with suppress(asyncio.CancelledError):
                     await waiting
         with pytest.raises(InvalidRequest, match="voice"):
             await anext(engine.frames(request(TEXTS[0], voice="nobody")))
+        # Long texts are read on threads, where others that came in the same moment are as well.
+        long = request("long " * 120, max_new_tokens=2)
+        together = [collect(engine.frames(long)) for _ in range(4)]
+        outcomes = await asyncio.gather(*together, return_exceptions=True)
+        assert [isinstance(outcome, Overloaded) for outcome in outcomes].count(True) == 2
 
     with talker(path, max_num_seqs=1, max_queued=1) as engine:
         asyncio.run(run(engine))

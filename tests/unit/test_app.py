@@ -5,12 +5,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
 
-from serve_app.app import bind, describe, make_plan
+from serve_app.app import bind, make_plan
 from serve_app.config import AppConfig, CodePredictorConfig, SpeechDecoderConfig, TalkerConfig
 from serve_app.deployments.limits import deployment_options
 from serve_app.errors import CheckpointError
-from serve_app.fakes import fake_card
+from serve_app.models.checkpoint.card import describe
+from serve_app.models.checkpoint.locate import description_folder
+from serve_app.types import ModelCard
 
 SPLIT = {"Ingress", "SpeechDecoder", "Talker", "CodePredictor"}
 FUSED = {"Ingress", "Fused"}
@@ -20,6 +23,10 @@ SERVER = {"CPU": 16.0, "GPU": 1.0}
 
 def config(**changes: Any) -> AppConfig:
     return AppConfig.model_validate(changes)
+
+
+def described(args: AppConfig) -> ModelCard:
+    return describe(args, description_folder(args))
 
 
 @pytest.mark.parametrize(("placement", "names"), [("split", SPLIT), ("fused", FUSED)])
@@ -45,13 +52,27 @@ def test_the_device_follows_the_configuration_then_the_cluster(
     device: str, cluster: dict[str, float], chosen: str
 ) -> None:
     plan = make_plan(config(device=device), cluster)
-    assert plan.device == chosen
+    assert set(plan.devices.values()) == {chosen}
     assert f"{device!r}" in plan.reason
 
 
 def test_cuda_on_a_cluster_without_gpus_is_refused() -> None:
     with pytest.raises(ValueError, match="no node of the Ray cluster has a GPU"):
         make_plan(config(device="cuda"), LAPTOP)
+
+
+def test_a_stage_may_have_a_device_of_its_own() -> None:
+    plan = make_plan(config(speech_decoder={"device": "cpu"}), SERVER)
+    assert plan.devices == {"Talker": "cuda", "CodePredictor": "cuda", "SpeechDecoder": "cpu"}
+    decoder, talker = (plan.actor_options[name] for name in ("SpeechDecoder", "Talker"))
+    assert (decoder["num_gpus"], talker["num_gpus"]) == (0.0, 0.5)
+    assert "CUDA_VISIBLE_DEVICES" in decoder["runtime_env"]["env_vars"]
+    assert not talker["runtime_env"]["env_vars"]
+    assert "SpeechDecoder 'cpu'" in plan.reason
+    with pytest.raises(ValueError, match="no node of the Ray cluster has a GPU"):
+        make_plan(config(device="cpu", talker={"device": "cuda"}), LAPTOP)
+    with pytest.raises(ValidationError, match="application's device"):
+        config(placement="fused", talker={"device": "cuda"})
 
 
 @pytest.mark.parametrize("placement", ["split", "fused"])
@@ -104,7 +125,7 @@ def test_the_graph_holds_the_deployments_that_the_plan_names(
 ) -> None:
     args = config(placement=placement)
     limits = deployment_options(args, 300.0, cpus=2)
-    application = bind(args, make_plan(args, LAPTOP), limits, (fake_card(),), {})
+    application = bind(args, make_plan(args, LAPTOP), limits, {})
     found: dict[str, Any] = {}
     pending = [application]
     while pending:
@@ -123,7 +144,7 @@ def test_without_configuration_the_embedded_checkpoint_is_served(
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.delenv("TTS_MODEL", raising=False)
-    card = describe(config().resolved())
+    card = described(config().resolved())
     assert card.embedded
     assert card.voices
     assert Path(card.path).is_relative_to(tmp_path)
@@ -131,17 +152,17 @@ def test_without_configuration_the_embedded_checkpoint_is_served(
 
 def test_a_folder_is_served_under_its_own_name(tiny_checkpoint: Callable[..., Path]) -> None:
     folder = tiny_checkpoint()
-    card = describe(config(model=str(folder)))
+    card = described(config(model=str(folder)))
     assert (card.name, card.path, card.embedded) == (folder.name, str(folder.resolve()), False)
 
 
 def test_a_checkpoint_for_voice_cloning_is_refused_at_start(tiny_checkpoint) -> None:
     with pytest.raises(CheckpointError, match="voice cloning"):
-        describe(config(model=str(tiny_checkpoint("base"))))
+        described(config(model=str(tiny_checkpoint("base"))))
 
 
 def test_the_served_name_can_be_chosen(tiny_checkpoint: Callable[..., Path]) -> None:
-    card = describe(config(model=str(tiny_checkpoint()), served_model_name="voices"))
+    card = described(config(model=str(tiny_checkpoint()), served_model_name="voices"))
     assert card.name == "voices"
 
 

@@ -155,9 +155,11 @@ def test_a_release_is_described_offline_by_its_configuration_alone(tmp_path: Pat
     folder.mkdir(parents=True)
     write_configuration(folder, size="0.6b", variant="custom_voice")
     source = f"""
-from serve_app.app import describe
 from serve_app.config import AppConfig
-print(describe(AppConfig(model={model!r})).path)
+from serve_app.models.checkpoint.card import describe
+from serve_app.models.checkpoint.locate import description_folder
+config = AppConfig(model={model!r})
+print(describe(config, description_folder(config)).path)
 """
     # Read by the hub's library when it is imported.
     env = {**os.environ, "HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "1"}

@@ -1,5 +1,7 @@
 """Profiles overlay the defaults of the typed configuration."""
 
+from pathlib import Path
+
 import pytest
 import yaml
 from pydantic import ValidationError
@@ -78,3 +80,10 @@ def test_half_an_autoscaling_config_is_a_fault() -> None:
     config["applications"][0]["deployments"][1]["autoscaling_config"] = {"min_replicas": 2}
     (problem,) = serve_config.find_problems(config)
     assert "Fused.autoscaling_config: lacks target_ongoing_requests" in problem
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_a_connection_is_kept_for_longer_than_clients_keep_theirs(file: str) -> None:
+    """Else a client sends into a connection that is being closed; OpenAI's keeps it for 120 s."""
+    shipped = yaml.safe_load(Path(file).read_text())
+    assert shipped["http_options"]["keep_alive_timeout_s"] > 120

@@ -1,8 +1,9 @@
 """All stages in one process: text in, audio out, with first frames decoded on the device."""
 
 import asyncio
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import aclosing
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -17,7 +18,28 @@ from serve_app.models.speech_decoder.first_audio import FirstAudioDecoder
 from serve_app.models.speech_decoder.stage import StreamingSpeechDecoder
 from serve_app.models.talker.engine import VllmTalker
 from serve_app.models.talker.vllm.core import import_engine
-from serve_app.types import Health, PcmChunk, SpeechRequest
+from serve_app.pipeline import synthesize
+from serve_app.protocols import SlottedDecoder
+from serve_app.types import CodecFrames, Health, PcmChunk, SpeechRequest
+
+
+@dataclass(frozen=True, slots=True)
+class _InSlot:
+    """Talker and decoder with one slot of the decoder, which both write to."""
+
+    talker: VllmTalker
+    decoder: SlottedDecoder
+    slot: int
+
+    def frames(
+        self, request: SpeechRequest, done: np.ndarray | None = None
+    ) -> AsyncGenerator[CodecFrames, None]:
+        return self.talker.frames(request, done, self.slot)
+
+    def pcm(
+        self, frames: AsyncIterator[CodecFrames], done: np.ndarray | None = None
+    ) -> AsyncGenerator[PcmChunk, None]:
+        return self.decoder.pcm(frames, done, self.slot)
 
 
 class FusedSpeech:
@@ -75,11 +97,9 @@ class FusedSpeech:
                 `protocols.SpeechDecoder` raise.
         """
         slot = self.decoder.runner.acquire()
+        stages = _InSlot(self.talker, self.decoder, slot)
         try:
-            async with (
-                aclosing(self.talker.frames(request, done, slot)) as frames,
-                aclosing(self.decoder.pcm(frames, done, slot)) as chunks,
-            ):
+            async with aclosing(synthesize(stages, stages, request, done)) as chunks:
                 async for chunk in chunks:
                     yield chunk
         finally:

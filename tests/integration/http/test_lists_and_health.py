@@ -7,6 +7,7 @@ import pytest
 
 from serve_app.errors import StageUnavailable
 from serve_app.fakes import FakeTalker, fake_card
+from serve_app.http.catalog import Catalog
 from serve_app.http.health import Status
 from serve_app.http.warm_up import WarmUp
 from tests.integration.http.service import CARD, Service, get
@@ -81,7 +82,16 @@ def test_ready_follows_the_warm_up():
             assert (await http.get("/ready")).status_code == 503
             reasons.append((await http.get("/readyz")).json()["reason"])
 
-        warm_up = WarmUp(speak, (CARD,), sleep)
+        answers = [StageUnavailable("importing"), CARD]
+
+        async def ask():
+            answer = answers.pop(0)
+            if isinstance(answer, Exception):
+                raise answer
+            return answer
+
+        catalog = Catalog()
+        warm_up = WarmUp(ask, speak, catalog, sleep)
         assert not warm_up.passed
         async with service.http() as http:
             await warm_up.run()
@@ -89,9 +99,11 @@ def test_ready_follows_the_warm_up():
             response = await http.get("/ready")
             assert response.status_code == 200
             assert response.json() == {"ready": True, "reason": None}
-        assert len(pauses) == 2
-        assert reasons[0].endswith("is tried again: starting")
-        assert reasons[1].endswith("failed: ValueError")
+        assert catalog.cards == (CARD,)
+        assert len(pauses) == 3
+        assert reasons[0].endswith("is tried again: importing")
+        assert reasons[1].endswith("is tried again: starting")
+        assert reasons[2].endswith("failed: ValueError")
         (request,) = talker.requests
         assert request.max_new_tokens == 4
 
