@@ -116,6 +116,13 @@ class CompressedEncoder:
         self._container.close()
         return self._sink.getvalue() if isinstance(self._sink, io.BytesIO) else self._take()
 
+    def __del__(self) -> None:
+        # PyAV's container and stream hold each other. Closed they do not, so that a stream that its
+        # client has left gives its megabytes back now and not when Python looks for cycles.
+        container = getattr(self, "_container", None)
+        if container is not None:
+            container.close()
+
     def _take(self) -> bytes:
         return b"" if isinstance(self._sink, io.BytesIO) else self._sink.take()
 

@@ -1,8 +1,10 @@
+import gc
 import io
 
 import numpy as np
 import pytest
 import soundfile
+from av.container import OutputContainer
 from av.error import FFmpegError
 
 from serve_app.audio import compressed
@@ -167,3 +169,23 @@ def test_a_streamed_flac_has_the_samples_bit_by_bit():
     samples = voice_like(30_000)
     audio, _ = decoded(encoded("flac", samples))
     np.testing.assert_array_equal(np.round(audio * 32768).astype(np.int16), samples)
+
+
+@every_codec
+@pytest.mark.parametrize("pieces", [0, 1])
+def test_a_stream_that_is_left_gives_its_memory_back_at_once(name, pieces):
+    def open_ones():
+        return sum(isinstance(one, OutputContainer) for one in gc.get_objects())
+
+    gc.collect()
+    gc.disable()
+    try:
+        before = open_ones()
+        encoder = CompressedEncoder(CODECS[name], RATE_HZ)
+        for _ in range(pieces):
+            encoder.encode(tone(1920))
+        assert open_ones() == before + 1
+        del encoder
+        assert open_ones() == before
+    finally:
+        gc.enable()
