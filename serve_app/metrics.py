@@ -101,6 +101,13 @@ PREDICTOR_SESSIONS: Final = Metric(
 )
 
 
+SCALING_DECISIONS: Final = Metric(
+    "tts_scaling_decisions_total",
+    "Changes of the number of replicas that the scaling policy decided, by their reason.",
+    ("reason",),
+)
+
+
 class Recorder(Protocol):
     def count(self, metric: Metric, **labels: str) -> None: ...
 

@@ -22,6 +22,7 @@ from ray.serve.config import (
 from ray.serve.schema import ServeDeploySchema
 
 from serve_app.config import AppConfig
+from serve_app.scaling.tuning import Tuning
 
 # Serve types these as plain dicts, or as a dict or a model; the model is what reads them in the
 # end.
@@ -36,6 +37,7 @@ _MODELS_OF_DICTS: Final[dict[str, type[BaseModel]]] = {
 # builder gave a deployment would be lost with the rest.
 _BUILDER_ONLY: Final = ("ray_actor_options", "placement_group_bundles", "placement_group_strategy")
 
+POLICY: Final = "serve_app.deployments.autoscaling:InProportion"
 BUILDER: Final = "serve_app.app:build"
 STAGES: Final[dict[str, tuple[str, ...]]] = {
     "split": ("Ingress", "SpeechDecoder", "Talker", "CodePredictor"),
@@ -89,6 +91,12 @@ def find_problems(config: dict[str, Any]) -> Iterator[str]:
 def _application_problems(application: dict[str, Any], path: str) -> Iterator[str]:
     if application.get("import_path") != BUILDER:
         return  # another application in the same file has rules of its own
+    policy = application.get("autoscaling_policy") or {}
+    if policy.get("policy_function") == POLICY:
+        try:
+            Tuning(**policy.get("policy_kwargs", {}))
+        except TypeError as error:
+            yield f"{path}autoscaling_policy.policy_kwargs: {error}"
     try:
         args = AppConfig.model_validate(application.get("args", {}))
     except ValidationError as error:

@@ -29,7 +29,7 @@ from load_tests.servers.processes import ServerProcess, processes
 
 # In the environment of everything that a server starts: how its processes are found again, when
 # their parents are gone and they call themselves something else.
-_MARK: Final = "TTS_BENCH_RUN"
+MARK: Final = "TTS_BENCH_RUN"
 STOP_S: Final = 20.0
 _LOG_LINES: Final = 40
 # What the controller of Serve logs of an application or deployment that does not start.
@@ -136,7 +136,7 @@ def serving(
         "RAY_TMPDIR": str(folder),
         "HOST": "127.0.0.1",
         "PORT": str(port),
-        _MARK: mark,
+        MARK: mark,
         **env,
     }
     for name in ("RAY_ADDRESS", "TTS_MODEL", "TTS_REVISION"):
@@ -157,7 +157,7 @@ def serving(
 
 def marked(mark: str) -> list[int]:
     """Processes, other than zombies, whose environment carries `mark`; Linux only."""
-    wanted = f"{_MARK}={mark}".encode()
+    wanted = f"{MARK}={mark}".encode()
     found = []
     for folder in Path("/proc").glob("[0-9]*"):
         try:

@@ -12,6 +12,7 @@ from serve_app.config import AppConfig, Environment
 from serve_app.deployments.recorded import LateKernels, ray_recorder, recorded
 from serve_app.pipeline import timed
 from serve_app.protocols import require
+from serve_app.scaling.board import Board
 from serve_app.types import ModelCard, PcmChunk, SpeechRequest
 
 
@@ -26,6 +27,7 @@ class Fused:
         from serve_app.models.fused.process import SpeechProcess
 
         self._recorder = ray_recorder()
+        self._board = Board(config.talker.max_num_seqs)
         self._late_kernels = LateKernels(self._recorder, "fused")
         folder = await asyncio.to_thread(checkpoint_folder, config)
         self._card = await asyncio.to_thread(describe, config, folder)
@@ -41,6 +43,7 @@ class Fused:
         """Yield the audio after `done` (int64 [T, Q]); raises what talker and decoder raise."""
         stream = self._speech.speak(request, done)
         stream = recorded(stream, request, done, self._recorder, "talker", "speech_decoder")
+        stream = self._board.noted(stream, resumed=done is not None)
         async with aclosing(timed("stages", stream)) as chunks:
             async for chunk in chunks:
                 yield chunk
@@ -54,7 +57,7 @@ class Fused:
 
     async def record_autoscaling_stats(self) -> dict[str, float]:
         stats = await self._speech.stats()
-        return {**stats["speech_decoder"], **stats["talker"]}
+        return {**stats["speech_decoder"], **stats["talker"], **self._board.report()}
 
     async def check_health(self) -> None:
         require(await self._speech.health())

@@ -40,9 +40,9 @@ def deployment_options(
     """Options for `.options()` by the names of the deployments of a placement.
 
     A stage takes twice as many requests as it has streams, so that it is the talker's admission
-    that lets the next ones wait or refuses them, and not a queue of Serve's that they wait in. It
-    scales at three quarters of its streams: a stream counts as a request for its whole life and
-    never moves, so replicas have to come before one is full.
+    that lets the next ones wait or refuses them, and not a queue of Serve's that they wait in.
+    Replicas come before one is full, since a stream never moves: `scaling.Tuning.up_share` says
+    when, and `target_ongoing_requests` where a config file has no policy.
 
     Args:
         config: resolved.
@@ -99,8 +99,10 @@ def _scaling(target: int) -> dict[str, Any]:
         "min_replicas": 1,
         "max_replicas": _MAX_REPLICAS,
         "target_ongoing_requests": target,
-        "metrics_interval_s": 2,
-        "look_back_period_s": 10,
-        "upscale_delay_s": 5,
-        "downscale_delay_s": 300,
+        "metrics_interval_s": 1,
+        "look_back_period_s": 5,
+        # The policy (scaling/policy.py) waits by itself; all stages have the same here, since
+        # Serve applies these to each apart.
+        "upscale_delay_s": 0,
+        "downscale_delay_s": 30,
     }

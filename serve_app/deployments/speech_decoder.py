@@ -14,6 +14,7 @@ from serve_app.deployments.recorded import LateKernels, of_hop, ray_recorder, re
 from serve_app.pipeline import synthesize, timed
 from serve_app.protocols import require
 from serve_app.resumption import Observe, Policy, Resumed, resumed
+from serve_app.scaling.board import Board
 from serve_app.types import CodecFrames, ModelCard, PcmChunk, SpeechRequest
 
 
@@ -23,6 +24,7 @@ class SpeechDecoder:
 
     async def __init__(self, config: AppConfig, device: str, talker: DeploymentHandle) -> None:
         self._recorder = ray_recorder()
+        self._board = Board(config.speech_decoder.max_streams)
         self._late_kernels = LateKernels(self._recorder, "speech_decoder")
         observe = of_hop(self._recorder, "speech_decoder")
         self._talker = RemoteTalker(talker, config.ingress, observe)
@@ -39,6 +41,7 @@ class SpeechDecoder:
         """
         stream = synthesize(self._talker, self._decoder, request, done)
         stream = recorded(stream, request, done, self._recorder, "speech_decoder")
+        stream = self._board.noted(stream, resumed=done is not None)
         async with aclosing(timed("stages", stream)) as chunks:
             async for chunk in chunks:
                 yield chunk
@@ -53,7 +56,7 @@ class SpeechDecoder:
         return {"speech_decoder": dict(self._decoder.stats()), **upstream}
 
     async def record_autoscaling_stats(self) -> dict[str, float]:
-        return dict(self._decoder.stats())
+        return {**self._decoder.stats(), **self._board.report()}
 
     async def check_health(self) -> None:
         self._late_kernels.note(self._decoder.stats())

@@ -21,6 +21,7 @@ class Talker:
 
     async def __init__(self, config: AppConfig, device: str, predictor: DeploymentHandle) -> None:
         self._recorder = ray_recorder()
+        self._capacity = config.talker.max_num_seqs
         self._late_kernels = LateKernels(self._recorder, "talker")
         # A predictor on the same node may share the GPU, and with it the memory that holds the
         # hidden states.
@@ -47,7 +48,7 @@ class Talker:
         }
 
     async def record_autoscaling_stats(self) -> dict[str, float]:
-        return dict(self._talker.stats())
+        return {**self._talker.stats(), "capacity": float(self._capacity)}
 
     async def check_health(self) -> None:
         self._late_kernels.note(self._talker.stats())

@@ -65,6 +65,7 @@ RULES = (
     Rule("config"),
     *(Rule(name, BOTTOM) for name in BOTTOM[3:]),
     Rule("fakes", BOTTOM),
+    Rule("scaling"),
     Rule("audio", BOTTOM),
     Rule("text", BOTTOM),
     Rule("cli", never=(*HEAVY, *OUTER, "numpy", "pydantic")),
@@ -95,12 +96,16 @@ RULES = (
         ),
     ),
     Rule("models.fused.standby", (*BOTTOM, "models.fused"), (*OUTER, "vllm")),
-    *(Rule(f"deployments.{stage}", (*BOTTOM, "models", *SHARED), WEB) for stage in DEPLOYMENTS),
+    *(
+        Rule(f"deployments.{stage}", (*BOTTOM, "scaling", "models", *SHARED), WEB)
+        for stage in DEPLOYMENTS
+    ),
+    Rule("deployments.autoscaling", (*BOTTOM, "scaling"), (*HEAVY, *WEB)),
     Rule("deployments.predictor_session", BOTTOM),
     Rule("deployments.limits", BOTTOM),
     Rule("deployments", (*BOTTOM, "http", "audio"), HEAVY),
     Rule("app", ("",), ("torch", "vllm", *WEB)),
-    Rule("serve_config", (*BOTTOM,), (*HEAVY, *WEB)),
+    Rule("serve_config", (*BOTTOM, "scaling.tuning"), (*HEAVY, *WEB)),
     Rule("launch", (*BOTTOM, "serve_config", "models.fused.standby"), (*HEAVY, *WEB)),
     Rule("__main__", ("",), (*HEAVY, *WEB)),
 )

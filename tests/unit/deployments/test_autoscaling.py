@@ -1,0 +1,86 @@
+"""The policy as Serve's controller calls it, with contexts as the controller makes them."""
+
+import pytest
+
+pytest.importorskip("ray")
+
+from ray.serve._private.autoscaling_state import _resolve_policy_callable
+from ray.serve._private.common import DeploymentID, ReplicaID, TimeStampedValue
+from ray.serve.config import AutoscalingContext, AutoscalingPolicy
+
+from serve_app import serve_config
+from serve_app.deployments.autoscaling import InProportion, snapshot_of
+
+
+def context(
+    name: str, replicas: int = 1, requests: float = 0.0, **report: float
+) -> AutoscalingContext:
+    identity = DeploymentID(name=name, app_name="tts")
+    ids = [ReplicaID(f"r{number}", identity) for number in range(replicas)]
+    return AutoscalingContext(
+        deployment_id=identity,
+        deployment_name=name,
+        app_name="tts",
+        current_num_replicas=replicas,
+        target_num_replicas=replicas,
+        running_replicas=ids,
+        total_num_requests=lambda: requests,
+        total_queued_requests=0.0,
+        aggregated_metrics={},
+        raw_metrics={
+            key: {i: [TimeStampedValue(1.0, 0.0), TimeStampedValue(2.0, value)] for i in ids}
+            for key, value in report.items()
+        },
+        capacity_adjusted_min_replicas=1,
+        capacity_adjusted_max_replicas=8,
+        policy_state={},
+        last_scale_up_time=None,
+        last_scale_down_time=None,
+        current_time=1000.0,
+        config=None,
+    )
+
+
+def contexts(requests: float, at_s: float) -> dict[DeploymentID, AutoscalingContext]:
+    made = [
+        context("Ingress", 1, requests),
+        context("SpeechDecoder", 1, requests),
+        context("Talker", 1, requests, running=requests, waiting=0.0, capacity=64.0),
+        context("CodePredictor", 1, 1.0),
+    ]
+    for one in made:
+        one.current_time = at_s
+    return {one.deployment_id: one for one in made}
+
+
+def test_the_last_that_each_running_replica_said_counts() -> None:
+    loads = snapshot_of([context("Talker", 2, 5.0, running=3.0)]).stages
+    assert loads["Talker"].reports == ({"running": 3.0}, {"running": 3.0})
+    assert loads["Talker"].requests == 5.0
+
+
+def test_serve_can_make_it_of_the_shipped_configuration() -> None:
+    for file in ("configs/serve.yaml", "configs/serve.fused.yaml"):
+        stated = serve_config.load(file)["applications"][0]["autoscaling_policy"]
+        policy = _resolve_policy_callable(AutoscalingPolicy(**stated))
+        for second in range(10):
+            targets, state = policy(contexts(200.0, 1000.0 + second))  # pyright: ignore[reportCallIssue]
+        assert {key.name: count for key, count in targets.items()} == {
+            "Ingress": 8,
+            "SpeechDecoder": 5,
+            "Talker": 5,
+            "CodePredictor": 5,
+        }
+        assert state == {}
+
+
+def test_it_leaves_all_as_it_is_where_it_fails() -> None:
+    broken = context("Talker")
+    broken.running_replicas = None  # pyright: ignore[reportAttributeAccessIssue]
+    assert InProportion()({broken.deployment_id: broken}) == ({}, {})
+
+
+def test_a_constant_that_does_not_exist_is_found_before_the_start() -> None:
+    config = serve_config.load("configs/serve.yaml")
+    config["applications"][0]["autoscaling_policy"]["policy_kwargs"] = {"spares": 1}
+    assert "spares" in "\n".join(serve_config.find_problems(config))

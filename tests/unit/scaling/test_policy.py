@@ -1,0 +1,208 @@
+"""The policy, driven tick by tick with the replicas that it asks for."""
+
+import itertools
+from dataclasses import dataclass, field
+
+import pytest
+
+from serve_app.scaling.policy import Decision, Memory, decide
+from serve_app.scaling.snapshot import Snapshot, StageLoad
+from serve_app.scaling.tuning import Tuning
+
+STAGES = ("SpeechDecoder", "Talker", "CodePredictor")
+
+
+@dataclass
+class Application:
+    """Deployments that follow what is decided, each replica `start_s` later."""
+
+    tuning: Tuning = field(default_factory=Tuning)
+    least: int = 1
+    most: int = 8
+    capacity: float = 64.0
+    start_s: float = 10.0
+    names: tuple[str, ...] = STAGES
+    at_s: float = 1000.0
+    memory: Memory = field(default_factory=Memory)
+    ready: dict[str, list[float]] = field(default_factory=dict)
+    reasons: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.ready = {name: [0.0] * self.least for name in self.names}
+
+    def tick(self, streams: float, **report: float) -> Decision:
+        stages = {}
+        for name, since in self.ready.items():
+            running = sum(at_s <= self.at_s for at_s in since)
+            share = {**report, "capacity": self.capacity, "running": streams / max(1, running)}
+            stages[name] = StageLoad(
+                running, len(since), self.least, self.most, streams, (share,) * running
+            )
+        snapshot = Snapshot(self.at_s, stages)
+        assert Snapshot.of_line(snapshot.line()) == snapshot
+        decision, self.memory = decide(self.tuning, self.memory, snapshot)
+        for name, count in decision.targets.items():
+            there = self.ready[name]
+            self.ready[name] = (there + [self.at_s + self.start_s] * count)[:count]
+        self.reasons.append(decision.reason)
+        self.at_s += 1.0
+        return decision
+
+    @property
+    def ready_count(self) -> int:
+        return sum(at_s <= self.at_s for at_s in self.ready[self.names[0]])
+
+    def run(self, seconds: int, streams: float, **report: float) -> list[int]:
+        """Targets of the first stage, tick by tick."""
+        return [self.tick(streams, **report).targets[self.names[0]] for _ in range(seconds)]
+
+
+def test_all_stages_are_kept_at_one_number() -> None:
+    application = Application()
+    for streams in (0, 10, 200, 500, 300, 20):
+        for _ in range(60):
+            assert len(set(application.tick(streams).targets.values())) == 1
+
+
+def test_a_step_of_load_is_met_within_seconds() -> None:
+    targets = Application().run(10, 300)
+    assert targets[-1] == 7  # 300 streams at three quarters of 64
+
+
+def test_more_is_asked_for_by_doubling_at_most() -> None:
+    targets = Application(most=64).run(12, 2000)
+    assert all(after <= 2 * before for before, after in itertools.pairwise(targets))
+    assert targets[-1] == 42
+
+
+def test_a_moment_of_load_starts_nothing() -> None:
+    application = Application()
+    application.run(5, 10)
+    application.tick(300)
+    assert application.run(20, 10)[-1] == 1
+
+
+def test_replicas_are_given_back_one_after_the_other_and_late() -> None:
+    application = Application()
+    application.run(60, 300)
+    targets = application.run(290, 10)
+    assert targets[-1] >= 6
+    targets = application.run(600, 10)
+    assert targets[-1] == 1
+    assert all(before - after <= 1 for before, after in itertools.pairwise(targets))
+    assert "idle" in application.reasons
+
+
+def test_load_that_goes_up_and_down_keeps_its_replicas() -> None:
+    application = Application()
+    for _ in range(10):
+        application.run(60, 300)
+        targets = application.run(60, 20)
+        assert set(targets) == {7}
+
+
+def test_no_more_is_asked_for_than_the_cluster_holds() -> None:
+    application = Application(most=3)
+    assert max(application.run(60, 5000)) == 3
+    assert application.reasons[-1] == "limit"
+
+
+def test_bounds_that_shrink_are_obeyed() -> None:
+    application = Application(most=8)
+    application.run(30, 300)
+    application.most = 2
+    assert application.tick(300).targets["Talker"] == 2
+    assert application.reasons[-1] == "bounds"
+
+
+def test_nothing_is_given_back_while_a_replica_does_not_report() -> None:
+    application = Application()
+    application.run(60, 300)
+    stages = {name: StageLoad(7, 7, 1, 8, 5.0, ({"capacity": 64.0},) * 6) for name in STAGES}
+    for _ in range(600):
+        snapshot = Snapshot(application.at_s, stages)
+        decision, application.memory = decide(application.tuning, application.memory, snapshot)
+        application.at_s += 1.0
+    assert decision.targets["Talker"] == 7
+    assert decision.reason == "changing"
+
+
+def test_arrivals_that_grow_are_met_before_their_streams_are_there() -> None:
+    slow, quick = Application(), Application()
+    for step in range(30):
+        arrivals = 1.0 + step
+        slow.tick(arrivals)
+        quick.tick(arrivals, arrivals_per_s=arrivals / max(1, quick.ready_count), service_s=5.0)
+    assert len(quick.ready[STAGES[0]]) > len(slow.ready[STAGES[0]])
+
+
+@pytest.mark.parametrize(
+    ("report", "reason"),
+    [
+        ({"first_audio_p95_s": 3.0}, "first_audio"),
+        ({"slack_p05_s": -0.5}, "slack"),
+        ({"kv_cache_usage": 0.97}, "kv"),
+    ],
+)
+def test_streams_that_suffer_get_a_replica_whatever_their_number(
+    report: dict[str, float], reason: str
+) -> None:
+    application = Application()
+    application.run(5, 30)
+    targets = application.run(40, 30, **report)
+    assert targets[0] == 1
+    assert 2 <= targets[-1] <= 3
+    assert reason in application.reasons
+
+
+def test_late_audio_of_few_streams_has_another_cause() -> None:
+    application = Application()
+    assert application.run(100, 2, first_audio_p95_s=9.0)[-1] == 1
+
+
+def test_a_spare_is_there_before_it_is_needed() -> None:
+    application = Application(Tuning(spare=1))
+    assert application.run(10, 10)[-1] == 2
+
+
+def test_what_nobody_asks_for_goes_to_zero_and_wakes_with_all_stages() -> None:
+    application = Application(Tuning(zero_after_s=60.0, down_after_s=30.0), least=0)
+    application.run(20, 10)
+    assert application.run(200, 0)[-1] == 0
+    assert application.reasons[-1] == "zero"
+    decision = application.tick(3)
+    assert set(decision.targets.values()) == {1}
+    assert decision.reason == "wake"
+
+
+def test_a_minimum_is_kept_without_any_load() -> None:
+    application = Application(Tuning(zero_after_s=10.0), least=2)
+    assert application.run(1000, 0)[-1] == 2
+
+
+def test_serve_may_follow_late() -> None:
+    """Serve applies delays of its own, and the policy stays with what it has decided."""
+    memory, targets = Memory(), []
+    for second in range(60):
+        stages = {name: StageLoad(1, 1, 1, 8, 300.0) for name in STAGES}
+        decision, memory = decide(Tuning(), memory, Snapshot(1000.0 + second, stages))
+        targets.append(decision.targets["Talker"])
+    assert targets[10:] == [7] * 50
+
+
+def test_ingresses_change_in_steps_and_slowly_down() -> None:
+    memory, counts = Memory(), []
+
+    def tick(at_s: float, streams: float, target: int) -> int:
+        nonlocal memory
+        load = {"Ingress": StageLoad(target, target, 1, 8, streams)}
+        decision, memory = decide(Tuning(), memory, Snapshot(at_s, load))
+        return decision.targets["Ingress"]
+
+    count = 1
+    for second in range(3000):
+        count = tick(float(second), 150 if second < 1000 else 10, count)
+        counts.append(count)
+    assert counts[10] == counts[1500] == 4
+    assert counts[-1] == 1
+    assert set(counts) <= {1, 2, 4}
