@@ -1,4 +1,6 @@
-"""Start the server, load it, stop it, for each placement: `python -m load_tests.serve_bench`.
+"""Start the server, load it, stop it, for each placement and `--variant`.
+
+    python -m load_tests.serve_bench --placements fused --variant deterministic=true
 
 One command for a machine of its own, with or without a GPU and with or without an installation:
 everything is started by `python -m` in this interpreter, so a PYTHONPATH is enough. Writes results
@@ -68,7 +70,7 @@ def measure(
             measured.note(str(error))
             show(server)
         else:
-            say(f"{measured.placement}: ready {start.ready_s:.1f} s after the start")
+            say(f"{measured.name}: ready {start.ready_s:.1f} s after the start")
             start.memory_idle_mib = circumstances.gpu_memory_used_mib()
             with MemoryWatch() as memory:
                 try:
@@ -81,7 +83,7 @@ def measure(
                 show(server)
         finally:
             if args.keep_logs:
-                keep(server, args.keep_logs / f"{measured.placement}.log")
+                keep(server, args.keep_logs / f"{measured.name}.log")
 
 
 async def load(
@@ -141,7 +143,7 @@ def markdown(facts: Mapping[str, Any], all_measured: Sequence[Measured]) -> str:
     for measured in all_measured:
         starts = "\n".join(f"- {start.text()}" for start in measured.starts)
         parts.append(
-            f"## {measured.placement}\n\n{starts}\n\n"
+            f"## {measured.name}\n\n{starts}\n\n"
             + report.markdown(measured.levels, {**facts, "health": measured.health})
             + "".join(f"- {line}\n" for line in measured.notes)
         )
@@ -161,6 +163,14 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         default=[],
         metavar="[PLACEMENT:]KEY=VALUE",
         help="e.g. talker.max_num_seqs=256, split:deployments.Talker.max_ongoing_requests=512",
+    )
+    parser.add_argument(
+        "--variant",
+        action="append",
+        nargs="+",
+        default=[],
+        metavar="KEY=VALUE",
+        help="measure each placement once more with these overrides, e.g. deterministic=true",
     )
     parser.add_argument(
         "--profile", choices=tuple(PROFILES), help="as PROFILE of the launcher, limits included"
@@ -193,6 +203,19 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
+def measurements(args: argparse.Namespace) -> list[Measured]:
+    """What is to be measured: each placement as it is asked for, then in each variant."""
+    return [
+        Measured(
+            placement,
+            configured(placement, [*args.override, *variant], args.capacity, args.profile),
+            " ".join(variant),
+        )
+        for placement in args.placements
+        for variant in [(), *args.variant]
+    ]
+
+
 def main(arguments: Sequence[str]) -> int:
     args = parse(arguments)
     end_s = time.perf_counter() + args.budget_s
@@ -201,10 +224,7 @@ def main(arguments: Sequence[str]) -> int:
         say(f"port {args.port} is in use; choose another: --port")
         return 2
     # Faults in the settings show now, not after the checkpoint is written.
-    all_measured = [
-        Measured(placement, configured(placement, args.override, args.capacity, args.profile))
-        for placement in args.placements
-    ]
+    all_measured = measurements(args)
     for measured in all_measured:
         AppConfig.model_validate(measured.config["applications"][0].get("args", {}))
     facts = {**circumstances.environment(args.commit), "size": args.size, "budget_s": args.budget_s}
@@ -235,7 +255,7 @@ def main(arguments: Sequence[str]) -> int:
     if args.plot:
         plots.loops(
             args.plot,
-            {m.placement: load_points(m.as_json(requests=False)["levels"]) for m in all_measured},
+            {m.name: load_points(m.as_json(requests=False)["levels"]) for m in all_measured},
         )
     return int(not all(measured.levels or measured.complete for measured in all_measured))
 

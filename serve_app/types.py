@@ -101,10 +101,10 @@ class Prompt:
     """Everything the talker needs for one request; no file is read after it exists.
 
     rows: int32 [P, 1 + Q]. Column 0 is a text id or -1, column 1 + g a code of group g or -1. The
-    embedding of a
-        row is the sum of what is not -1: text_table[text id] + sum over g of codec_table_g[code].
+        embedding of a row is the sum of what is not -1: text_table[text id] + sum over g of
+        codec_table_g[code].
     trailing_text: int32 [n]. The text id added to generated frame t; frames t >= n get
-    `pad_text_id`.
+        `pad_text_id`.
     speaker_vector: float32 [H] added to position `speaker_position`, or None (voice clones only).
     """
 

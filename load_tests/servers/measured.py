@@ -43,12 +43,14 @@ class Start:
 class Measured:
     """What one placement gave, in all runs that were resumed.
 
+    variant: settings that differ from those of the measurement beside it, as on the command line.
     earlier: levels of runs before this one, as JSON.
     complete: every level asked for was run, or is beyond what the server can do.
     """
 
     placement: str
     config: dict[str, Any]
+    variant: str = ""
     health: Mapping[str, Any] | None = None
     starts: list[Start] = field(default_factory=list)
     earlier: list[dict[str, Any]] = field(default_factory=list)
@@ -56,10 +58,15 @@ class Measured:
     notes: list[str] = field(default_factory=list)
     complete: bool = False
 
+    @property
+    def name(self) -> str:
+        return f"{self.placement}, {self.variant}" if self.variant else self.placement
+
     def as_json(self, *, requests: bool) -> dict[str, Any]:
         levels = [level.as_json(requests=requests) for level in self.levels]
         return {
             "placement": self.placement,
+            "variant": self.variant,
             "config": self.config,
             "health": self.health,
             "starts": [asdict(start) for start in self.starts],
@@ -81,7 +88,7 @@ class Measured:
         return {_plan(level): _p95_s(level) for level in self.earlier}
 
     def note(self, text: str) -> None:
-        self.notes.append(f"{self.placement}: {text}")
+        self.notes.append(f"{self.name}: {text}")
         say(self.notes[-1])
 
 
@@ -105,12 +112,13 @@ _SAME: Final = ("workload", "commit", "versions", "gpus")
 def resume(
     all_measured: Sequence[Measured], before: Mapping[str, Any], facts: Mapping[str, Any]
 ) -> None:
-    """Give each placement what an earlier run of the same workload on the same things has of it."""
+    """Give each server what an earlier run of the same workload on the same things has of it."""
     changed = [name for name in _SAME if before["facts"].get(name) != facts.get(name)]
     if changed:
         say(f"not resumed, changed since the earlier run: {', '.join(changed)}")
         return
-    servers = {server["placement"]: server for server in before["servers"]}
+    servers = {(each["placement"], each.get("variant", "")): each for each in before["servers"]}
     for measured in all_measured:
-        if measured.placement in servers:
-            measured.resume(servers[measured.placement])
+        server = servers.get((measured.placement, measured.variant))
+        if server is not None:
+            measured.resume(server)

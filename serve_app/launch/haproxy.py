@@ -26,8 +26,9 @@ def environment(folder: Path) -> dict[str, str]:
         "RAY_SERVE_HAPROXY_METRICS_PORT": str(metrics),
         "RAY_SERVE_HAPROXY_STATS_PORT": str(stats),
         # Where requests go while no ingress is ready. Serve listens with SO_REUSEPORT: of two
-        # servers on the default port, 8500, each would answer half of the other's requests.
+        # servers on the default ports, 8500 and 9500, each would answer half of the other's.
         "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(_any_port()),
+        "RAY_SERVE_FALLBACK_PROXY_GRPC_PORT": str(_any_port()),
         **_on_loopback(folder, metrics, stats),
     }
 

@@ -1,6 +1,6 @@
 """Ready means ready: a start meets only kernels that the lists name, a request none that is new.
 
-`TTS_GPU_SIZES` names the sizes of the checkpoints ("0.6b 1.7b"); default: 0.6b.
+`TTS_GPU_SIZES` names the sizes of the checkpoints ("0.6b,1.7b"); default: 0.6b.
 """
 
 import asyncio
@@ -20,7 +20,7 @@ from serve_app.models.late_kernels import late_kernels
 from serve_app.models.random_checkpoint.write import write_checkpoint
 from tests.parity.engines import request
 
-SIZES = os.environ.get("TTS_GPU_SIZES", "0.6b").split()
+SIZES = os.environ.get("TTS_GPU_SIZES", "0.6b").split(",")
 
 
 async def load(speak: Speak, count: int, words: np.ndarray, frames: int) -> None:

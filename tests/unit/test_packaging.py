@@ -49,6 +49,18 @@ def test_the_wheel_has_every_file_that_is_no_module() -> None:
     assert others <= packed, "named in no package-data of pyproject.toml"
 
 
+def test_contributing_names_files_that_are_there() -> None:
+    """One place for each change: a stranger looks there first."""
+    table = [
+        line for line in (ROOT / "CONTRIBUTING.md").read_text().splitlines() if line[:1] == "|"
+    ]
+    named = {name for line in table for name in re.findall(r"`([\w/]+(?:/|\.py|\.toml))`", line)}
+    assert len(named) > 20
+    files = [f"/{path.relative_to(ROOT)}" for path in ROOT.rglob("*") if ".git" not in path.parts]
+    missing = {name for name in named if not any(f.endswith(f"/{name.rstrip('/')}") for f in files)}
+    assert not missing
+
+
 def test_what_the_http_tests_import_is_asked_for() -> None:
     """Not something that comes with another package by luck."""
     asked = requirements("dev", "load") | set(sys.stdlib_module_names)

@@ -2,12 +2,17 @@
 
 from pathlib import Path
 
+import pytest
+
 from serve_app.launch.haproxy import environment
 
 
-def test_a_server_has_a_fallback_proxy_of_its_own(tmp_path: Path) -> None:
-    """Serve's listen to its port together: each would answer half of the other's requests."""
-    name = "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT"
+@pytest.mark.parametrize(("protocol", "usual"), [("HTTP", "8500"), ("GRPC", "9500")])
+def test_a_server_has_a_fallback_proxy_of_its_own(
+    tmp_path: Path, protocol: str, usual: str
+) -> None:
+    """Serve's listen to their ports together: each would answer half of the other's requests."""
+    name = f"RAY_SERVE_FALLBACK_PROXY_{protocol}_PORT"
     first, second = (environment(tmp_path)[name] for _ in range(2))
-    assert "8500" not in (first, second)
+    assert usual not in (first, second)
     assert first != second

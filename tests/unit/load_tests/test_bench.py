@@ -156,6 +156,20 @@ def test_what_was_measured_otherwise_is_not_gone_on_with(
     assert measured.starts == []
 
 
+def test_a_variant_is_measured_beside_what_it_differs_from() -> None:
+    from load_tests.serve_bench import measurements
+    from load_tests.serve_bench import parse as parse_serve_bench
+
+    asked = ["--placements", "fused", "split", "--override", "talker.max_num_seqs=8"]
+    both = measurements(parse_serve_bench([*asked, "--variant", "deterministic=true"]))
+    assert [each.name for each in both] == [
+        "fused", "fused, deterministic=true", "split", "split, deterministic=true",
+    ]  # fmt: skip
+    args = [each.config["applications"][0]["args"] for each in both]
+    assert ["deterministic" in arg for arg in args] == [False, True, False, True]
+    assert {arg["talker"]["max_num_seqs"] for arg in args} == {8}
+
+
 def test_every_seed_of_an_open_level_is_run() -> None:
     from load_tests.serve_bench import parse as parse_serve_bench
 

@@ -20,13 +20,13 @@ class FrameBatch:
     """One frame of B streams, as the talker hands it over; all tensors on one device.
 
     hidden: [B, H] talker hidden states after the final norm, in the talker's dtype.
-    code_0, seed, frame, top_k: int64 [B]. temperature, top_p: float32 [B].
+    code_0, seed, frame_number, top_k: int64 [B]. temperature, top_p: float32 [B].
     """
 
     hidden: Tensor
     code_0: Tensor
     seed: Tensor
-    frame: Tensor
+    frame_number: Tensor
     temperature: Tensor
     top_k: Tensor
     top_p: Tensor
@@ -36,7 +36,7 @@ class FrameBatch:
             self.hidden,
             self.code_0,
             self.seed,
-            self.frame,
+            self.frame_number,
             self.temperature,
             self.top_k,
             self.top_p,
