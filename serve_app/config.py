@@ -223,6 +223,20 @@ class BatchConfig(Strict):
     )
 
 
+class LiveConfig(Strict):
+    """WebSockets: `/v1/audio/speech/stream` and `/v1/realtime`."""
+
+    config_timeout_s: float = Field(
+        default=10.0, gt=0, description="how long a client may take for its first message"
+    )
+    idle_timeout_s: float = Field(
+        default=60.0,
+        gt=0,
+        description="how long a connection may rest, on which nothing is said or spoken; each holds"
+        " one of the requests that an ingress takes",
+    )
+
+
 class IngressConfig(Strict):
     num_cpus: float = Field(default=0.5, ge=0)
     max_input_chars: int = Field(
@@ -256,6 +270,7 @@ class IngressConfig(Strict):
         " for free places and give way to listeners",
     )
     batch: BatchConfig = BatchConfig()
+    live: LiveConfig = LiveConfig()
 
 
 class AppConfig(Strict):

@@ -17,6 +17,7 @@ from serve_app.http.batch import endpoint as batch
 from serve_app.http.catalog import Catalog
 from serve_app.http.errors import add_error_handlers
 from serve_app.http.health import Status
+from serve_app.http.live import routes as live
 from serve_app.http.speech import endpoint
 from serve_app.http.speech.accept import Speech
 from serve_app.http.web import routes as web
@@ -37,6 +38,7 @@ def build_api(
     background = Background(speak, config.background_streams)
     endpoint.add_routes(app, speech, background.live, config, recorder)
     batch.add_routes(app, speech, background, config, recorder)
+    live.add_routes(app, speech, background.live, config, recorder)
     lists.add_routes(app, catalog)
     health.add_routes(app, catalog, status)
     web.add_routes(app)

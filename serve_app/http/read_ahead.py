@@ -4,20 +4,29 @@ import asyncio
 from collections import deque
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
+from typing import Protocol, TypeVar
 
-from serve_app.types import PcmChunk
+import numpy as np
 
 
-async def read_ahead(
-    source: AsyncGenerator[PcmChunk, None], max_samples: int
-) -> AsyncGenerator[PcmChunk, None]:
+class Sampled(Protocol):
+    """What carries samples, int16 [N]."""
+
+    @property
+    def samples(self) -> np.ndarray: ...
+
+
+T = TypeVar("T", bound=Sampled)
+
+
+async def read_ahead(source: AsyncGenerator[T, None], max_samples: int) -> AsyncGenerator[T, None]:
     """Pass `source` on, and read it until `max_samples` wait here.
 
     Whoever listens at the speed of speech would hold a decoder slot and a talker's stream for as
     long; so they are free when the audio is made. What the source raises comes after the chunks
     before it; closing closes the source first.
     """
-    held: deque[PcmChunk] = deque()
+    held: deque[T] = deque()
     num_samples = 0
     changed, room = asyncio.Event(), asyncio.Event()
 

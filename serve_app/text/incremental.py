@@ -10,7 +10,15 @@ from dataclasses import dataclass
 from typing import Final, Literal
 
 from serve_app.text.languages import code_of_text
-from serve_app.text.splitting import CLAUSE_END, estimated_frames, sentences
+from serve_app.text.splitting import (
+    CLAUSE_END,
+    CLAUSE_PAUSE_S,
+    PARAGRAPH_PAUSE_S,
+    SENTENCE_PAUSE_S,
+    Piece,
+    estimated_frames,
+    sentences,
+)
 
 Granularity = Literal["none", "sentence", "clause"]
 
@@ -24,6 +32,8 @@ _MIN_CLAUSE_FRAMES: Final = 8.0
 @dataclass
 class TextFeed:
     """Cuts the text of one stream; joined, the units are that text but for white space.
+
+    A unit comes with the silence that belongs behind it where another one follows.
 
     Attributes:
         language: a checkpoint's name of it, or "auto".
@@ -40,39 +50,54 @@ class TextFeed:
     _text: str = ""
     _units: int = 0
 
-    def feed(self, piece: str) -> list[str]:
+    def feed(self, piece: str) -> list[Piece]:
         """Take the next piece of the text; the units that are whole now."""
         self._text += piece
         return list(self._whole()) if self.granularity != "none" else []
 
-    def finish(self) -> list[str]:
+    def flush(self) -> list[Piece]:
+        """What waits, as a unit, although the text goes on."""
+        last, self._text = self._text.strip(), ""
+        self._units += bool(last)
+        return [Piece(last, SENTENCE_PAUSE_S)] if last else []
+
+    def finish(self) -> list[Piece]:
         """The end of the text, and the beginning of another with the same settings."""
-        last = self._text.strip()
+        last = self.flush()
         self.clear()
-        return [last] if last else []
+        return last
 
     def clear(self) -> None:
         """Forget what has not been given out."""
         self._text, self._units = "", 0
 
-    def _whole(self) -> Iterator[str]:
+    @property
+    def num_waiting(self) -> int:
+        """Characters that have not been given out."""
+        return len(self._text)
+
+    def _whole(self) -> Iterator[Piece]:
         while True:
-            end = self._end()
-            if end is None:
+            found = self._end()
+            if found is None:
                 return
+            end, pause_s = found
             unit, self._text = self._text[:end].strip(), self._text[end:]
             if unit:
                 self._units += 1
-                yield unit
+                yield Piece(unit, pause_s)
 
-    def _end(self) -> int | None:
-        """Where the first unit of the waiting text ends, or None while that is open."""
+    def _end(self) -> tuple[int, float] | None:
+        """Where the first unit of the waiting text ends and the silence that belongs behind it, or
+        None while that is open.
+        """
         code = code_of_text(self.language, self._text)
         line = self._text.lstrip()
         skipped = len(self._text) - len(line)
         line, has_break, _ = line.partition("\n")
         sentence = next(sentences(line, code))
         rest = line[len(sentence) :]
+        pause_s = SENTENCE_PAUSE_S if rest.strip() else PARAGRAPH_PAUSE_S
         opened = _OPENED.search(sentence)
         if opened is not None:
             sentence = sentence[: opened.start()]
@@ -83,12 +108,13 @@ class TextFeed:
         if clauses:
             clause = _clause(sentence, is_whole)
             if clause is not None:
-                return skipped + clause
+                return skipped + clause, CLAUSE_PAUSE_S
         if is_whole and estimated_frames(sentence) <= self.max_frames:
-            return skipped + len(sentence)
-        return self._forced(sentence, skipped)
+            return skipped + len(sentence), pause_s
+        forced = self._forced(sentence)
+        return None if forced is None else (skipped + forced, 0.0)
 
-    def _forced(self, sentence: str, skipped: int) -> int | None:
+    def _forced(self, sentence: str) -> int | None:
         """The end of a unit of a sentence that is too long, None while it is not."""
         if estimated_frames(sentence) <= self.max_frames:
             return None
@@ -98,7 +124,7 @@ class TextFeed:
             fits = estimated_frames(sentence[:middle]) <= self.max_frames
             low, high = (middle, high) if fits else (low, middle - 1)
         space = max(sentence.rfind(white, 0, low) for white in " \t")
-        return skipped + (space if space > 0 else low)
+        return space if space > 0 else low
 
 
 def _clause(sentence: str, is_whole: bool) -> int | None:

@@ -4,7 +4,7 @@ import asyncio
 import logging
 import time
 from collections.abc import AsyncGenerator, Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Final, Literal
 
 from serve_app.audio.output import Output
@@ -18,7 +18,7 @@ from serve_app.resumption import Speak
 from serve_app.text.script import Unit
 from serve_app.types import FinishReason, ModelCard, PcmChunk, SpeechRequest
 
-Transport = Literal["stream", "file", "sse", "batch", "job"]
+Transport = Literal["stream", "file", "sse", "batch", "job", "websocket", "realtime"]
 # A body up to here is read in less than 5 ms on a slow core.
 _QUICK_BYTES: Final = 2048
 
@@ -142,3 +142,11 @@ class Speech:
             checked_format(body), card.sample_rate_hz, body.sample_rate, body.speed or 1.0
         )
         return Job(request, units, card, output, transport, start_s, warning)
+
+    def template(
+        self, fields: Mapping[str, Any], transport: Transport, client_id: str | None = None
+    ) -> Job:
+        """The job of text that comes later, with everything else checked; raises what `accept`
+        raises.
+        """
+        return replace(self.accept({**fields, "input": "a"}, client_id), transport=transport)

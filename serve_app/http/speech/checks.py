@@ -13,7 +13,7 @@ from serve_app.types import ModelCard
 # OpenAI's limit on `instructions`.
 _MAX_INSTRUCTION_CHARS: Final = 4096
 # Of the frames that one generation may have, how many a unit is estimated to take at most.
-_UNIT_SHARE: Final = 0.8
+UNIT_SHARE: Final = 0.8
 _CLONE_FIELDS: Final = ("ref_audio", "ref_text", "references", "speaker_embedding")
 
 
@@ -73,7 +73,7 @@ def checked_text(value: str, card: ModelCard, max_chars: int) -> str:
     text = value.strip()
     if not text:
         raise InvalidRequest("'input' must not be empty.", "input", "empty_string")
-    _check_string(text, "input", card, max_chars)
+    check_string(text, "input", card, max_chars)
     return text
 
 
@@ -81,7 +81,7 @@ def checked_instructions(body: SpeechBody, card: ModelCard) -> str | None:
     """The instructions that reach the model; None where it follows none."""
     text = stated(body.instructions)
     if text is not None:
-        _check_string(text, "instructions", card, _MAX_INSTRUCTION_CHARS)
+        check_string(text, "instructions", card, _MAX_INSTRUCTION_CHARS)
     elif card.voice_sources == {"description"}:
         raise InvalidRequest(
             f"The model '{card.name}' needs 'instructions' that describe the voice.",
@@ -107,23 +107,33 @@ def checked_units(
 
     `options` is the request's `normalization_options`, of which anything unknown is ignored.
     """
+    room = UNIT_SHARE * card.max_new_tokens
+    if max_unit_frames is not None:
+        room = min(room, max_unit_frames)
+    found = found_units(text, "input", language, card, options, room)
+    if not found:
+        raise InvalidRequest("'input' has nothing that can be spoken.", "input", "empty_string")
+    return found
+
+
+def found_units(
+    text: str, param: str, language: str, card: ModelCard, options: Any, max_frames: float
+) -> tuple[Unit, ...]:
+    """The units of `text`, of at most `max_frames` each; none where nothing can be spoken."""
     wanted = options if isinstance(options, Mapping) else {}
-    room = _UNIT_SHARE * card.max_new_tokens
     found = script(
         text,
         language,
-        room if max_unit_frames is None else min(room, max_unit_frames),
+        max_frames,
         Normalisation(
             markdown=wanted.get("strip_markdown") is True,
             emoji=wanted.get("strip_emoji") is True,
             words=wanted.get("normalize") is True,
         ),
     )
-    if not found:
-        raise InvalidRequest("'input' has nothing that can be spoken.", "input", "empty_string")
     for unit in found:
         # Leaving out what is invisible may have put one together.
-        refuse_controls(unit.text, "input", card)
+        refuse_controls(unit.text, param, card)
     return found
 
 
@@ -136,7 +146,8 @@ def refuse_controls(text: str, param: str, card: ModelCard) -> None:
         )
 
 
-def _check_string(text: str, param: str, card: ModelCard, max_chars: int) -> None:
+def check_string(text: str, param: str, card: ModelCard, max_chars: int) -> None:
+    """Refuse what is too long, no Unicode, or a control of the model."""
     if len(text) > max_chars:
         raise InvalidRequest(
             f"'{param}' has {len(text)} characters, at most {max_chars} are allowed.",

@@ -44,12 +44,12 @@ async def _joined(
 ) -> AsyncGenerator[PcmChunk, None]:
     out = _Joined(sample_rate_hz)
     num_frames = 0
-    current = _Started(speak(_request(request, units, 0, num_frames)))
-    upcoming: _Started | None = None
+    current = Started(speak(_request(request, units, 0, num_frames)))
+    upcoming: Started | None = None
     try:
         for number, unit in enumerate(units):
             is_last = number == len(units) - 1
-            shape = _Shape(unit, sample_rate_hz, number > 0, not is_last)
+            shape = Shape(unit, sample_rate_hz, number > 0, not is_last)
             silent_s = unit.pause_before_s
             has_ended = False
             async with aclosing(current.chunks()) as chunks:
@@ -62,7 +62,7 @@ async def _joined(
                             out.reason = "length"  # the other units are not spoken
                         elif not is_last:
                             following = _request(request, units, number + 1, num_frames)
-                            upcoming = _Started(speak(following))
+                            upcoming = Started(speak(following))
                     for silence in out.silence(silent_s, chunk):
                         yield silence
                     silent_s = 0.0
@@ -112,7 +112,7 @@ async def speak_unit(
         whole = await join(chunks)
     if whole.finish_reason is None or not len(whole.samples) or whole.first_sample:
         raise StageFailed(f"{request.request_id}: unit {number} has no audio")
-    shape = _Shape(unit, sample_rate_hz, number > 0, not is_last)
+    shape = Shape(unit, sample_rate_hz, number > 0, not is_last)
     before, after = (
         np.zeros(round(seconds * sample_rate_hz), np.int16)
         for seconds in (unit.pause_before_s, unit.pause_after_s)
@@ -123,7 +123,7 @@ async def speak_unit(
     )
 
 
-class _Started:
+class Started:
     """A stream whose first chunk is being made."""
 
     def __init__(self, chunks: AsyncGenerator[PcmChunk, None]) -> None:
@@ -177,7 +177,7 @@ class _Joined:
             left -= piece
 
 
-class _Shape:
+class Shape:
     """The samples of a unit: at its rate, with its ends faded where another unit is."""
 
     def __init__(self, unit: Unit, sample_rate_hz: int, fades_in: bool, fades_out: bool) -> None:

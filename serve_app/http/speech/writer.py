@@ -52,13 +52,13 @@ class AudioWriter:
             whole = await join(chunks)
         if not len(whole.samples) or whole.finish_reason is None:
             raise StageFailed("the model made no audio")
-        _check_position(whole, 0)
+        check_position(whole, 0)
         job.timings.extend(whole.timings)
         job.made.num_samples, job.made.num_frames = len(whole.samples), len(whole.codes)
         job.made.finish_reason = whole.finish_reason
-        data = await self._run(job, job.output.file, whole.samples)
-        self._observe_first(job)
-        self._observe_end(job, len(whole.samples), whole.finish_reason, None)
+        data = await self.run(job, job.output.file, whole.samples)
+        self.observe_first(job)
+        self.observe_end(job, len(whole.samples), whole.finish_reason, None)
         return data, whole.finish_reason
 
     async def pieces(self, job: Job) -> AsyncGenerator[bytes, None]:
@@ -74,11 +74,11 @@ class AudioWriter:
         broke: str | None = "client_gone"  # unless the end or an error is reached
         chunks = read_ahead(job.chunks(self._speak), round(self._read_ahead_s * rate_hz))
         # Beside the first audio: opening an encoder takes milliseconds.
-        opening = asyncio.create_task(self._run(job, job.output.stream))
+        opening = asyncio.create_task(self.run(job, job.output.stream))
         try:
             async with aclosing(chunks):
                 async for chunk in chunks:
-                    _check_position(chunk, num_samples)
+                    check_position(chunk, num_samples)
                     num_samples += len(chunk.samples)
                     job.made.num_samples = num_samples
                     job.made.num_frames += len(chunk.codes)
@@ -88,43 +88,43 @@ class AudioWriter:
                         continue
                     encoder = await opening
                     # An encoder may keep the first samples for a while.
-                    data = await self._run(job, encoder.encode, chunk.samples)
+                    data = await self.run(job, encoder.encode, chunk.samples)
                     if data and not begun:
-                        self._observe_first(job)
+                        self.observe_first(job)
                         begun = True
                     if data:
                         yield data
             if reason is None or not num_samples:
                 raise StageFailed("the audio ended without a finish reason or without samples")
-            tail = await self._run(job, (await opening).finish)
+            tail = await self.run(job, (await opening).finish)
             if tail and not begun:
-                self._observe_first(job)
+                self.observe_first(job)
                 begun = True
             if tail:
                 yield tail
             broke = None
         except Exception as error:
-            broke = _abort_reason(error)
+            broke = abort_reason(error)
             if not begun:
                 raise
             raise AudioCut(f"{job.request.request_id}: {error}") from error
         finally:
             opening.cancel()
             if begun:
-                self._observe_end(job, num_samples, reason, broke)
+                self.observe_end(job, num_samples, reason, broke)
 
-    async def _run(self, job: Job, work: Callable[..., T], *arguments: Any) -> T:
+    async def run(self, job: Job, work: Callable[..., T], *arguments: Any) -> T:
         """Call `work`, on a thread where it would hold up what else this event loop carries."""
         if not job.output.is_costly:
             return work(*arguments)
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._pool, work, *arguments)
 
-    def _observe_first(self, job: Job) -> None:
+    def observe_first(self, job: Job) -> None:
         elapsed_s = self._clock() - job.start_s
         self._recorder.observe(metrics.TIME_TO_FIRST_AUDIO, elapsed_s, **job.labels)
 
-    def _observe_end(
+    def observe_end(
         self, job: Job, num_samples: int, reason: FinishReason | None, broke: str | None
     ) -> None:
         elapsed_s = self._clock() - job.start_s
@@ -150,13 +150,13 @@ class AudioWriter:
             logger.warning("%s: no room for all of the text", job.request.request_id)
 
 
-def _check_position(chunk: PcmChunk, num_samples: int) -> None:
+def check_position(chunk: PcmChunk, num_samples: int) -> None:
     """No sample is missing and none is there twice, whoever made the chunks."""
     if chunk.first_sample != num_samples:
         raise StageFailed(f"audio goes on at sample {chunk.first_sample}, not {num_samples}")
 
 
-def _abort_reason(error: Exception) -> str:
+def abort_reason(error: Exception) -> str:
     match error:
         case ReaderStalled():
             return "client_stalled"

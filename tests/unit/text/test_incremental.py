@@ -3,6 +3,7 @@ import random
 import pytest
 
 from serve_app.text.incremental import TextFeed
+from serve_app.text.splitting import CLAUSE_PAUSE_S, PARAGRAPH_PAUSE_S, SENTENCE_PAUSE_S
 
 TEXT = (
     'Well, as far as I can see, Dr. Smith paid $3.14 for it. "Really?" she asked. Yes! '
@@ -10,9 +11,13 @@ TEXT = (
 )
 
 
+def texts(pieces):
+    return [piece.text for piece in pieces]
+
+
 def fed(feed, pieces):
     found = [unit for piece in pieces for unit in feed.feed(piece)]
-    return found + feed.finish()
+    return texts(found + feed.finish())
 
 
 def pieces_of(text, seed=None, size=3):
@@ -52,7 +57,7 @@ def test_the_first_unit_is_given_out_at_the_first_clause():
     feed = TextFeed("english")
     found = []
     for char in "Yes, as far as I can see, that":
-        found += feed.feed(char)
+        found += texts(feed.feed(char))
     # Not "Yes,": that is too short to be worth it.
     assert found == ["Yes, as far as I can see,"]
     assert fed(feed, " is so, or so I think. Or not, I guess.") == [
@@ -65,7 +70,7 @@ def test_a_sentence_is_given_out_as_soon_as_another_has_begun():
     feed = TextFeed("english")
     assert feed.feed("That is all.") == []
     assert feed.feed(" ") == []
-    assert feed.feed("A") == ["That is all."]
+    assert texts(feed.feed("A")) == ["That is all."]
 
 
 def test_clauses_are_units_where_that_is_asked_for():
@@ -93,7 +98,7 @@ def test_a_text_without_an_end_is_cut_between_words():
 def test_nothing_is_given_out_before_the_end_where_that_is_asked_for():
     feed = TextFeed("english", "none")
     assert feed.feed("One. Two. Three.") == []
-    assert feed.finish() == ["One. Two. Three."]
+    assert texts(feed.finish()) == ["One. Two. Three."]
 
 
 def test_an_empty_text_has_no_unit_and_a_feed_can_be_used_again():
@@ -108,3 +113,23 @@ def test_what_waits_can_be_forgotten():
     feed.feed("Never mind")
     feed.clear()
     assert feed.finish() == []
+
+
+def test_what_waits_can_be_had_before_the_end():
+    feed = TextFeed("english")
+    feed.feed("One moment")
+    assert feed.num_waiting == len("One moment")
+    assert texts(feed.flush()) == ["One moment"]
+    assert feed.num_waiting == 0
+    # The next one is not the first.
+    assert feed.feed(" please, I am looking for it, as") == []
+
+
+def test_pauses_are_those_of_a_reader():
+    feed = TextFeed("english")
+    pieces = feed.feed("As far as I know, it is. It was.\n\nAnd it will be.")
+    assert [(piece.text, piece.pause_s) for piece in pieces] == [
+        ("As far as I know,", CLAUSE_PAUSE_S),
+        ("it is.", SENTENCE_PAUSE_S),
+        ("It was.", PARAGRAPH_PAUSE_S),
+    ]

@@ -1,0 +1,27 @@
+"""Where the WebSocket for text in pieces is."""
+
+from fastapi import FastAPI, WebSocket
+
+from serve_app import metrics
+from serve_app.config import IngressConfig
+from serve_app.http.live.session import LiveSession
+from serve_app.http.live.writer import LiveWriter
+from serve_app.http.speech.accept import Speech
+from serve_app.http.speech.writer import AudioWriter
+from serve_app.resumption import Speak
+
+
+def add_routes(
+    app: FastAPI,
+    speech: Speech,
+    speak: Speak,
+    config: IngressConfig,
+    recorder: metrics.Recorder,
+) -> None:
+    audio = AudioWriter(speak, config.read_ahead_s, recorder, speech.clock)
+    writer = LiveWriter(speak, audio, config.read_ahead_s)
+
+    @app.websocket("/v1/audio/speech/stream")
+    @app.websocket("/audio/speech/stream")
+    async def speak_text_in_pieces(socket: WebSocket) -> None:
+        await LiveSession(socket, speech, writer, config, recorder).run()
