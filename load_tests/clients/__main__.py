@@ -1,0 +1,163 @@
+"""`python -m load_tests.clients`: the client code of others, as it comes from the registry, on a
+server that is running, or on one with fake stages.
+
+Each client gets a virtual environment of its own below --venvs, made once. Exit status 1: one of
+them got no audio, or too little.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any, Final
+
+from load_tests.servers.child import say
+from load_tests.servers.fake import AUDIO_S, fake_server, free_port
+
+PROGRAMS: Final = Path(__file__).parent
+# What a server makes that is no fake, at least.
+_SOME_S: Final = 0.5
+# What a codec adds or a client's resampler keeps.
+_TOLERANCE_S: Final = 0.15
+_QUIET: Final = 300
+_TIMEOUT_S: Final = 300
+
+
+@dataclass(frozen=True, slots=True)
+class Program:
+    """A client: what to install for it, and the program of this folder that has it speak."""
+
+    packages: tuple[str, ...]
+    file: str
+    newer_than: tuple[int, int] = (3, 10)
+
+
+CLIENTS: Final[Mapping[str, Program]] = {
+    "livekit": Program(("livekit-agents", "livekit-plugins-openai"), "of_livekit.py"),
+    "pipecat": Program(("pipecat-ai[openai]",), "of_pipecat.py"),
+    "wyoming": Program(("wyoming-openai",), "of_wyoming.py", (3, 11)),
+}
+
+
+def parse(arguments: Sequence[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m load_tests.clients", description=__doc__)
+    parser.add_argument("clients", nargs="*", metavar="client", help=f"of {', '.join(CLIENTS)}")
+    parser.add_argument("--url", help="a server that is running; default: one with fake stages")
+    parser.add_argument(
+        "--venvs", type=Path, default=Path.home() / ".cache" / "tts-clients", help="folder"
+    )
+    parser.add_argument(
+        "--python", action="append", default=[], help="an interpreter for them; may be repeated"
+    )
+    args = parser.parse_args(arguments)
+    unknown = set(args.clients) - set(CLIENTS)
+    if unknown:
+        parser.error(f"no such client: {', '.join(sorted(unknown))}")
+    return args
+
+
+def environment(name: str, venvs: Path, pythons: Sequence[str]) -> Path | None:
+    """The interpreter of the client's virtual environment, made where there is none; None where no
+    interpreter here is new enough.
+    """
+    program = CLIENTS[name]
+    folder = venvs / name
+    python = folder / "bin" / "python"
+    done = folder / "installed"
+    if done.exists():
+        return python
+    base = next((one for one in pythons if _version(one) > program.newer_than), None)
+    if base is None:
+        return None
+    say(f"{name}: installing {', '.join(program.packages)} with {base}")
+    subprocess.run([base, "-m", "venv", "--clear", str(folder)], check=True)
+    subprocess.run([str(python), "-m", "pip", "install", "-q", *program.packages], check=True)
+    done.touch()
+    return python
+
+
+def _version(python: str) -> tuple[int, int]:
+    ask = "import sys; print(*sys.version_info[:2])"
+    done = subprocess.run([python, "-c", ask], capture_output=True, text=True, check=False)
+    if done.returncode:
+        return (0, 0)
+    major, minor = map(int, done.stdout.split())
+    return major, minor
+
+
+def cases(name: str, python: Path, url: str) -> Iterator[dict[str, Any]]:
+    """What the client tells of each of its cases."""
+    program = PROGRAMS / CLIENTS[name].file
+    done = subprocess.run(
+        [str(python), str(program), f"{url}/v1"],
+        capture_output=True,
+        text=True,
+        timeout=_TIMEOUT_S,
+        check=False,
+    )
+    for line in done.stdout.splitlines():
+        if line.startswith("{"):
+            yield json.loads(line)
+    if done.returncode:
+        yield {"case": "its end", "error": done.stderr[-2000:]}
+
+
+def problem(case: Mapping[str, Any], expected_s: float | None) -> str | None:
+    """What is wrong with a case; `expected_s` is of a request at the usual speed, where known."""
+    if "error" in case:
+        return str(case["error"])
+    if case["loudest"] < _QUIET:
+        return "silence"
+    if expected_s is None:
+        return None if case["audio_s"] >= _SOME_S else f"only {case['audio_s']:.2f} s"
+    expected_s *= case.get("requests", 1) / case.get("speed", 1.0)
+    if abs(case["audio_s"] - expected_s) > _TOLERANCE_S:
+        return f"{case['audio_s']:.2f} s, {expected_s:.2f} s expected"
+    return None
+
+
+@contextmanager
+def server(url: str | None) -> Iterator[tuple[str, float | None]]:
+    if url:
+        yield url.rstrip("/").removesuffix("/v1"), None
+        return
+    port = free_port()
+    with fake_server(port):
+        yield f"http://127.0.0.1:{port}", AUDIO_S
+
+
+def main(arguments: Sequence[str]) -> int:
+    args = parse(arguments)
+    pythons = [*args.python, sys.executable]
+    bad = 0
+    with server(args.url) as (url, expected_s):
+        for name in args.clients or CLIENTS:
+            python = environment(name, args.venvs, pythons)
+            if python is None:
+                older = ".".join(map(str, CLIENTS[name].newer_than))
+                say(f"{name}: skipped, needs a Python newer than {older}: --python")
+                continue
+            say(f"{name} {_installed(python, CLIENTS[name].packages[0])}")
+            for case in cases(name, python, url):
+                wrong = problem(case, expected_s)
+                bad += wrong is not None
+                first_s = case.get("first_audio_s")
+                first = "" if first_s is None else f", first audio after {1000 * first_s:.0f} ms"
+                told = wrong or f"{case['audio_s']:.2f} s{first}"
+                say(f"  {case['case']}: {told}")
+    return int(bad > 0)
+
+
+def _installed(python: Path, package: str) -> str:
+    folders = (python.parents[1] / "lib").glob("python*/site-packages")
+    found = metadata.distributions(name=package.split("[")[0], path=[str(f) for f in folders])
+    return next((one.version for one in found), "")
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,83 @@
+"""`python -m load_tests.servers.fake PORT`: the HTTP application around stages that only wait.
+
+What it costs is what the ingress costs: text, encoders, buffers, connections. It runs on no Ray.
+"""
+
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import AsyncGenerator, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Final
+
+import uvicorn
+
+from load_tests.servers.child import REPOSITORY, search_path, start_server, stop_server
+from load_tests.servers.server import not_ready
+from serve_app.config import IngressConfig
+from serve_app.fakes import FakeSpeechDecoder, FakeTalker, fake_card
+from serve_app.http.app import build_api
+from serve_app.http.catalog import Catalog
+from serve_app.http.health import Status
+from serve_app.pipeline import synthesize
+from serve_app.types import PcmChunk, SpeechRequest
+
+_NUM_FRAMES: Final = 60
+# Of every request, at the usual speed.
+AUDIO_S: Final = _NUM_FRAMES * 0.08
+# An eighth of real time.
+_FRAME_S: Final = 0.01
+_CHUNK_FRAMES: Final = (1, 3, 8, 12)
+# As configs/*.yaml have it.
+_KEEP_ALIVE_S: Final = 130
+_START_S: Final = 60.0
+
+
+def main(port: int) -> None:
+    talker = FakeTalker(_NUM_FRAMES, frame_s=_FRAME_S, chunk_frames=_CHUNK_FRAMES)
+    decoder = FakeSpeechDecoder()
+
+    def speak(request: SpeechRequest) -> AsyncGenerator[PcmChunk, None]:
+        return synthesize(talker, decoder, request)
+
+    async def status() -> Status:
+        return Status("healthy", ready=True)
+
+    app = build_api(speak, Catalog((fake_card(),)), IngressConfig(), status)
+    uvicorn.run(
+        app, host="127.0.0.1", port=port, log_level="warning", timeout_keep_alive=_KEEP_ALIVE_S
+    )
+
+
+@contextmanager
+def fake_server(port: int) -> Iterator["subprocess.Popen[bytes]"]:
+    """One in a process of its own, ready, on the loopback interface."""
+    command = [sys.executable, "-m", "load_tests.servers.fake", str(port)]
+    with tempfile.TemporaryDirectory(prefix="tts-fake-") as folder:
+        log = Path(folder) / "server.log"
+        process = start_server(
+            command, log, {**os.environ, "PYTHONPATH": search_path()}, REPOSITORY
+        )
+        try:
+            end_s = time.monotonic() + _START_S
+            while not_ready(f"http://127.0.0.1:{port}/ready"):
+                if process.poll() is not None or time.monotonic() > end_s:
+                    raise RuntimeError(f"no server: {log.read_text(errors='replace')[-2000:]}")
+                time.sleep(0.1)
+            yield process
+        finally:
+            stop_server(process, lambda: [], 10.0)
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]))
