@@ -18,6 +18,7 @@ from serve_app.http.catalog import Catalog
 from serve_app.http.errors import add_error_handlers
 from serve_app.http.health import Status
 from serve_app.http.live import routes as live
+from serve_app.http.realtime import routes as realtime
 from serve_app.http.speech import endpoint
 from serve_app.http.speech.accept import Speech
 from serve_app.http.web import routes as web
@@ -39,6 +40,7 @@ def build_api(
     endpoint.add_routes(app, speech, background.live, config, recorder)
     batch.add_routes(app, speech, background, config, recorder)
     live.add_routes(app, speech, background.live, config, recorder)
+    realtime.add_routes(app, speech, background.live, config, recorder)
     lists.add_routes(app, catalog)
     health.add_routes(app, catalog, status)
     web.add_routes(app)

@@ -6,6 +6,7 @@ A session that breaks off says why before it closes; what it makes is closed wha
 import asyncio
 import json
 import logging
+import math
 from collections.abc import Coroutine, Mapping
 from typing import Any, Final
 
@@ -153,7 +154,14 @@ def error_object(error: Exception) -> dict[str, Any]:
 
 
 def _read(text: str) -> Any:
-    return json.loads(text, parse_constant=_refuse)
+    return json.loads(text, parse_constant=_refuse, parse_float=_finite)
+
+
+def _finite(number: str) -> float:
+    value = float(number)
+    if not math.isfinite(value):
+        raise ValueError(f"{number} is out of range")
+    return value
 
 
 def _refuse(constant: str) -> Any:

@@ -91,6 +91,11 @@ class Speech:
         self._config = config
         self.clock = clock
 
+    @property
+    def default_name(self) -> str:
+        """The model that answers where none is named; raises what `Catalog.default` raises."""
+        return self._catalog.default.name
+
     async def read(self, raw: bytes, defaults: Mapping[str, Any], client_id: str | None) -> Job:
         """The job of a request's JSON body, whose fields come before `defaults`.
 
