@@ -2,7 +2,9 @@
 
     SpeechError
       InvalidRequest      400  the caller can fix it
-        UnknownModel      404  no such model is served
+        NotFound          404  what it names does not exist
+          UnknownModel    404  no such model is served
+        Conflict          409  not in the state that the thing is in
       Overloaded          429  try later; carries retry_after_s
       StageUnavailable    503  starting, draining, unreachable, silent for too long
         StageLost         503  its process ended while it worked on the request
@@ -33,7 +35,15 @@ class InvalidRequest(SpeechError):
         return self.message
 
 
-class UnknownModel(InvalidRequest):
+class NotFound(InvalidRequest):
+    """What the request names does not exist."""
+
+
+class Conflict(InvalidRequest):
+    """What the request wants is not possible in the present state of what it names."""
+
+
+class UnknownModel(NotFound):
     """The request names a model that is not served here."""
 
 

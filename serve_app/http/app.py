@@ -17,6 +17,7 @@ from serve_app.http.batch import endpoint as batch
 from serve_app.http.catalog import Catalog
 from serve_app.http.errors import add_error_handlers
 from serve_app.http.health import Status
+from serve_app.http.jobs import routes as jobs
 from serve_app.http.live import routes as live
 from serve_app.http.realtime import routes as realtime
 from serve_app.http.speech import endpoint
@@ -33,14 +34,16 @@ def build_api(
     recorder: metrics.Recorder | None = None,
 ) -> FastAPI:
     """The application: `speak` makes the audio, `catalog` says what is served."""
-    app = FastAPI(title="Qwen3-TTS", version=__version__)
     recorder = recorder or metrics.NoRecorder()
     speech = Speech(catalog, config)
     background = Background(speak, config.background_streams)
+    long_texts = jobs.Jobs(speech, background, config)
+    app = FastAPI(title="Qwen3-TTS", version=__version__, lifespan=long_texts.lifespan)
     endpoint.add_routes(app, speech, background.live, config, recorder)
     batch.add_routes(app, speech, background, config, recorder)
     live.add_routes(app, speech, background.live, config, recorder)
     realtime.add_routes(app, speech, background.live, config, recorder)
+    jobs.add_routes(app, long_texts)
     lists.add_routes(app, catalog)
     health.add_routes(app, catalog, status)
     web.add_routes(app)

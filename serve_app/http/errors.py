@@ -10,11 +10,12 @@ from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException
 
 from serve_app.errors import (
+    Conflict,
     InvalidRequest,
+    NotFound,
     Overloaded,
     SpeechError,
     StageUnavailable,
-    UnknownModel,
 )
 
 
@@ -25,7 +26,12 @@ class AsciiJSONResponse(JSONResponse):
         return json.dumps(content, separators=(",", ":")).encode("ascii")
 
 
-_HTTP_CODES: Final = {404: "not_found", 405: "method_not_allowed", 413: "payload_too_large"}
+_HTTP_CODES: Final = {
+    404: "not_found",
+    405: "method_not_allowed",
+    413: "payload_too_large",
+    507: "storage_full",
+}
 
 
 def error_response(error: Exception) -> AsciiJSONResponse:
@@ -37,8 +43,11 @@ def error_response(error: Exception) -> AsciiJSONResponse:
     param: str | None = None
     code: str | None
     match error:
-        case UnknownModel():
+        case NotFound():
             status, kind, code, param = 404, "invalid_request_error", error.code, error.param
+        case Conflict():
+            status, kind, code, param = 409, "conflict_error", error.code, error.param
+            headers = {"x-should-retry": "false"}  # OpenAI's clients try a 409 again
         case InvalidRequest():
             status, kind, code, param = 400, "invalid_request_error", error.code, error.param
         case Overloaded():
@@ -50,7 +59,8 @@ def error_response(error: Exception) -> AsciiJSONResponse:
         case SpeechError():
             status, kind, code = 500, "server_error", "generation_failed"
         case HTTPException():
-            status, kind = error.status_code, "invalid_request_error"
+            status = error.status_code
+            kind = "invalid_request_error" if status < 500 else "server_error"
             code = _HTTP_CODES.get(status)
             headers = dict(error.headers or {})
         case _:
