@@ -16,11 +16,13 @@ import yaml
 
 from serve_app import __version__
 from serve_app.config import Environment
+from serve_app.keys import command
 from serve_app.launch import cluster, configs, haproxy
 
 DEFAULT_CONFIG: Final = "configs/serve.yaml"
 _USAGE: Final = """\
 usage: qwen3-tts-serve [config.yaml]
+       qwen3-tts-serve keys new|hash|list|remove
 
 Serve on this machine until Ctrl-C. The default is configs/serve.yaml; where there is no checkout,
 the package's own. configs/serve.fused.yaml is the other one. TTS_MODEL, TTS_REVISION, HOST, PORT,
@@ -32,6 +34,8 @@ def main(arguments: list[str]) -> int:
     if arguments in (["-h"], ["--help"]):
         print(_USAGE, end="")
         return 0
+    if arguments[:1] == ["keys"]:
+        return command.main(arguments[1:])
     if arguments == ["--version"]:
         print(f"qwen3-tts-serve {__version__}")
         return 0

@@ -8,7 +8,7 @@ deployments/limits.py; a config file may state it otherwise under `deployments:`
 import hashlib
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, Literal
 
@@ -56,6 +56,8 @@ class Environment:
         cache: XDG_CACHE_HOME, folder of the embedded checkpoint.
         standbys: TTS_STANDBYS, folder of the machine in which standby processes of `fused` wait;
             the launcher sets it.
+        api_keys, api_keys_file: who may come in, beside `ingress.access`: TTS_API_KEY, the keys
+            themselves, and TTS_API_KEYS_FILE.
     """
 
     model: str | None
@@ -66,6 +68,8 @@ class Environment:
     ray_address: str | None
     cache: Path
     standbys: Path | None
+    api_keys: str | None = field(default=None, repr=False)
+    api_keys_file: Path | None = None
 
     @classmethod
     def read(cls) -> "Environment":
@@ -79,6 +83,7 @@ class Environment:
             return os.environ.get(name) or None
 
         port, standbys = text("PORT"), text("TTS_STANDBYS")
+        keys_file = text("TTS_API_KEYS_FILE")
         return cls(
             model=text("TTS_MODEL"),
             revision=text("TTS_REVISION"),
@@ -88,6 +93,8 @@ class Environment:
             ray_address=text("RAY_ADDRESS"),
             cache=Path(text("XDG_CACHE_HOME") or Path.home() / ".cache"),
             standbys=Path(standbys) if standbys else None,
+            api_keys=text("TTS_API_KEY"),
+            api_keys_file=Path(keys_file) if keys_file else None,
         )
 
 
@@ -237,49 +244,53 @@ class LiveConfig(Strict):
     )
 
 
-class JobsConfig(Strict):
-    """`/v1/audio/speech/long`: texts of hours, made in the background into files."""
+class AccessConfig(Strict):
+    """Who may come in, how often, and with how much. Without any key, everybody may."""
 
-    directory: str | None = Field(
+    keys_file: str | None = Field(
         default=None,
-        description="where jobs and their audio are, the same for all ingresses (a shared file"
-        " system where they are on several nodes); default: qwen3-tts-serve/jobs in the cache",
+        description="API keys, as `python -m serve_app keys` writes them; read again when it"
+        " changes; TTS_API_KEYS_FILE and TTS_API_KEY add to it",
     )
-    max_input_chars: int = Field(default=500_000, ge=1, description="text of a job")
-    max_unit_frames: int = Field(
-        default=1000,
-        ge=1,
-        description="codec frames of a unit, by estimate: what is made again after a loss",
+    public_lists: bool = Field(
+        default=True, description="models and voices are listed without a key"
     )
-    max_jobs: int = Field(
-        default=1000, ge=0, description="jobs that there may be, also those that are over"
+    requests_per_minute: float | None = Field(
+        default=None, gt=0, description="of a key that states none; default: as many as come"
     )
-    max_bytes: int = Field(
-        default=20 * 10**9, ge=1, description="audio on disk; then no job is taken any more"
+    concurrent: int | None = Field(
+        default=None, ge=1, description="requests at once, of a key that states none"
     )
-    keep_s: float = Field(
-        default=7 * 86400.0, gt=0, description="how long a job is kept after its last change"
+    cors_origins: tuple[str, ...] = Field(
+        default=(),
+        description="web pages of other servers that may use this one, such as"
+        " https://example.com; * = all",
     )
-    keep_units_s: float = Field(
-        default=6 * 3600.0,
-        gt=0,
-        description="how long the parts are kept beside the finished file, for who follows it",
+    max_body_bytes: int = Field(
+        default=16 << 20, ge=1, description="of any request; most paths allow less"
     )
-    running: int = Field(default=2, ge=1, description="jobs that one ingress works on at a time")
-    lease_s: float = Field(
-        default=15.0,
-        gt=0,
-        description="after how long another ingress takes over the job of one that is dead",
+    max_frame_bytes: int = Field(
+        default=8 << 20, ge=1, description="of a message on a WebSocket; most allow less"
     )
-    poll_s: float = Field(
-        default=2.0, gt=0, description="how often an ingress looks for jobs that nobody works on"
+    body_timeout_s: float = Field(
+        default=60.0, gt=0, description="longest time that the body of a request may take to come"
     )
 
-    @property
-    def folder(self) -> Path:
-        if self.directory is not None:
-            return Path(self.directory).expanduser()
-        return Environment.read().cache / "qwen3-tts-serve" / "jobs"
+
+class ObserveConfig(Strict):
+    """What the ingress tells of requests."""
+
+    log_format: Literal["text", "json"] = Field(
+        default="text", description="of the line that the log has for each request"
+    )
+    metrics: Literal["open", "key", "off"] = Field(
+        default="open", description="GET /metrics: for everybody, for keys, for nobody"
+    )
+    tracing: bool = Field(
+        default=False,
+        description="OpenTelemetry spans, to where OTEL_EXPORTER_OTLP_ENDPOINT says; needs the"
+        " extra `otel`",
+    )
 
 
 class IngressConfig(Strict):
@@ -316,7 +327,8 @@ class IngressConfig(Strict):
     )
     batch: BatchConfig = BatchConfig()
     live: LiveConfig = LiveConfig()
-    jobs: JobsConfig = JobsConfig()
+    access: AccessConfig = AccessConfig()
+    observe: ObserveConfig = ObserveConfig()
 
 
 class AppConfig(Strict):

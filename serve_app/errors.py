@@ -2,10 +2,11 @@
 
     SpeechError
       InvalidRequest      400  the caller can fix it
-        NotFound          404  what it names does not exist
-          UnknownModel    404  no such model is served
-        Conflict          409  not in the state that the thing is in
+        UnknownModel      404  no such model is served
+      NotAuthenticated    401  there is no valid API key
+      NotAllowed          403  not for this caller
       Overloaded          429  try later; carries retry_after_s
+        RateLimited       429  a limit of the caller's key, not of the server
       StageUnavailable    503  starting, draining, unreachable, silent for too long
         StageLost         503  its process ended while it worked on the request
       StageFailed         500  a bug or a device fault
@@ -35,15 +36,7 @@ class InvalidRequest(SpeechError):
         return self.message
 
 
-class NotFound(InvalidRequest):
-    """What the request names does not exist."""
-
-
-class Conflict(InvalidRequest):
-    """What the request wants is not possible in the present state of what it names."""
-
-
-class UnknownModel(NotFound):
+class UnknownModel(InvalidRequest):
     """The request names a model that is not served here."""
 
 
@@ -61,6 +54,18 @@ class Overloaded(SpeechError):
 
     def __str__(self) -> str:
         return self.message
+
+
+class RateLimited(Overloaded):
+    """The caller's key has used up what it may have for now."""
+
+
+class NotAuthenticated(SpeechError):
+    """The caller has to show a valid API key."""
+
+
+class NotAllowed(SpeechError):
+    """The caller may not have this, whatever key it shows."""
 
 
 class StageUnavailable(SpeechError):

@@ -11,7 +11,7 @@ from typing import Any, Final, Protocol
 
 @dataclass(frozen=True, slots=True)
 class Metric:
-    """A counter, or a histogram where it has buckets.
+    """A counter, a histogram where it has buckets, or a gauge.
 
     Values of `labels` are members of small closed sets (formats, statuses, kinds of error), never
     what a client sent: each makes a series of its own.
@@ -21,6 +21,7 @@ class Metric:
     help: str
     labels: tuple[str, ...] = ()
     buckets: tuple[float, ...] = ()
+    is_gauge: bool = False
 
 
 _FORMAT: Final = ("format", "transport")
@@ -108,10 +109,68 @@ SCALING_DECISIONS: Final = Metric(
 )
 
 
+AUDIO_SECONDS: Final = Metric(
+    "tts_audio_seconds_total", "Seconds of audio that were sent, complete or not.", _FORMAT
+)
+AUDIO_RTF: Final = Metric(
+    "tts_audio_rtf",
+    "Real-time factor of complete responses: their duration by that of their audio.",
+    _FORMAT,
+    (0.01, 0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.7, 1.0, 1.5, 3.0),
+)
+STREAM_UNDERRUN: Final = Metric(
+    "tts_stream_underrun_seconds",
+    "For how long in all a listener who plays from the first chunk on would have heard nothing; in"
+    " the first bucket are those who would have heard it all.",
+    ("transport",),
+    (0.01, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 20.0),
+)
+ENCODE: Final = Metric(
+    "tts_encode_seconds",
+    "Time that the encoder of one response took in all.",
+    ("format",),
+    (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 5.0),
+)
+INPUT_CHARACTERS: Final = Metric("tts_input_characters_total", "Characters of accepted texts.")
+CODEC_FRAMES: Final = Metric("tts_codec_frames_total", "Codec frames that responses were made of.")
+REQUESTS_OPEN: Final = Metric(
+    "tts_requests_open", "Requests for speech that this ingress is working on.", is_gauge=True
+)
+RETRIED: Final = Metric(
+    "tts_requests_retried_total", "Requests that their client says it has made before."
+)
+STAGE_RUNNING: Final = Metric(
+    "tts_requests_running", "Streams that a stage is working on.", ("stage",), is_gauge=True
+)
+KV_CACHE_USAGE: Final = Metric(
+    "tts_kv_cache_usage_ratio", "Part of the talker's key-value cache that is taken.", is_gauge=True
+)
+KV_PREEMPTIONS: Final = Metric(
+    "tts_kv_preemptions_total", "Streams that the talker computed again for want of cache."
+)
+STAGE_STEPS: Final = Metric(
+    "tts_stage_steps_total", "Steps of a stage; frames by steps is its batch size.", ("stage",)
+)
+STAGE_FRAMES: Final = Metric(
+    "tts_stage_frames_total", "Codec frames that a stage has made or decoded.", ("stage",)
+)
+STAGE_WAITING: Final = Metric(
+    "tts_requests_waiting", "Streams that wait for a place.", ("stage",), is_gauge=True
+)
+
+
 class Recorder(Protocol):
     def count(self, metric: Metric, **labels: str) -> None: ...
 
+    def add(self, metric: Metric, amount: float, **labels: str) -> None:
+        """Like `count`, by another amount than one."""
+        ...
+
     def observe(self, metric: Metric, value: float, **labels: str) -> None: ...
+
+    def set(self, metric: Metric, value: float, **labels: str) -> None:
+        """The present value of a gauge."""
+        ...
 
 
 class NoRecorder:
@@ -120,23 +179,42 @@ class NoRecorder:
     def count(self, metric: Metric, **labels: str) -> None:
         del metric, labels
 
+    def add(self, metric: Metric, amount: float, **labels: str) -> None:
+        del metric, amount, labels
+
     def observe(self, metric: Metric, value: float, **labels: str) -> None:
+        del metric, value, labels
+
+    def set(self, metric: Metric, value: float, **labels: str) -> None:
         del metric, value, labels
 
 
 class MetricsRecorder:
-    """Records through classes that are called like `ray.serve.metrics.Counter` and `Histogram`.
+    """Records through classes like `ray.serve.metrics.Counter`, `Histogram` and `Gauge`.
 
     A series begins with its first value, so that a process has only those of its own stage.
     """
 
-    def __init__(self, counter: Callable[..., Any], histogram: Callable[..., Any]) -> None:
+    def __init__(
+        self,
+        counter: Callable[..., Any],
+        histogram: Callable[..., Any],
+        gauge: Callable[..., Any],
+    ) -> None:
         self._counter = counter
         self._histogram = histogram
+        self._gauge = gauge
         self._series: dict[str, Any] = {}
 
     def count(self, metric: Metric, **labels: str) -> None:
         self._get(metric).inc(tags=labels)
+
+    def add(self, metric: Metric, amount: float, **labels: str) -> None:
+        if amount > 0:  # Ray takes no other
+            self._get(metric).inc(amount, tags=labels)
+
+    def set(self, metric: Metric, value: float, **labels: str) -> None:
+        self._get(metric).set(value, tags=labels)
 
     def observe(self, metric: Metric, value: float, **labels: str) -> None:
         self._get(metric).observe(value, tags=labels)
@@ -147,6 +225,8 @@ class MetricsRecorder:
             options: dict[str, Any] = {"description": metric.help, "tag_keys": metric.labels}
             if metric.buckets:
                 series = self._histogram(metric.name, boundaries=list(metric.buckets), **options)
+            elif metric.is_gauge:
+                series = self._gauge(metric.name, **options)
             else:
                 series = self._counter(metric.name, **options)
             self._series[metric.name] = series

@@ -74,7 +74,8 @@ class SpeechRequest:
     the prompt layout that feeds one text token per frame instead of the whole text in the prefill.
     `seed` is always set: the ingress draws one where the client gave none, so that any replica can
     repeat the request exactly. `background`: nobody listens while it is made, so that it takes only
-    places that listeners will not miss.
+    places that listeners will not miss. `priority`: of two that wait, the higher one is served
+    first; it is what the operator gave the caller's key.
     """
 
     request_id: str
@@ -90,6 +91,7 @@ class SpeechRequest:
     min_new_tokens: int | None = None
     max_new_tokens: int | None = None
     background: bool = False
+    priority: int = 0
 
     def ends_at(self, num_frames: int) -> bool:
         """Whether speech of so many frames is as long as the client let it be."""

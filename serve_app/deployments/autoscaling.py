@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from ray.serve.config import AutoscalingContext
-from ray.serve.metrics import Counter
+from ray.serve.metrics import Counter, Gauge, Histogram
 
 from serve_app import metrics
 from serve_app.scaling.policy import Decision, Memory, decide
@@ -37,7 +37,7 @@ class InProportion:
         self._memory = Memory()
         self._said: tuple[Mapping[str, int], str] | None = None
         self._said_s = 0.0
-        self._recorder = metrics.MetricsRecorder(Counter, Counter)
+        self._recorder = metrics.MetricsRecorder(Counter, Histogram, Gauge)
 
     def __call__(
         self, contexts: Mapping[Any, AutoscalingContext]

@@ -11,7 +11,7 @@ import ray
 from ray import serve
 
 from serve_app.config import AppConfig
-from serve_app.deployments.recorded import LateKernels, ray_recorder, recorded_session
+from serve_app.deployments.recorded import StageStats, ray_recorder, recorded_session
 from serve_app.protocols import require
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ class CodePredictor:
 
     async def __init__(self, config: AppConfig, device: str) -> None:
         self._recorder = ray_recorder()
-        self._late_kernels = LateKernels(self._recorder, "code_predictor")
+        self._stage_stats = StageStats(self._recorder, "code_predictor")
         self._num_sessions = 0
         self._open = ExitStack()
         # The address that other nodes reach this one by, for talkers there.
@@ -77,7 +77,7 @@ class CodePredictor:
         return await self.stats()
 
     async def check_health(self) -> None:
-        self._late_kernels.note(self._server.stats())
+        self._stage_stats.note(self._server.stats())
         require(self._server.health())
 
     def __del__(self) -> None:

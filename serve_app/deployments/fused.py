@@ -9,7 +9,7 @@ import numpy as np
 from ray import serve
 
 from serve_app.config import AppConfig, Environment
-from serve_app.deployments.recorded import LateKernels, ray_recorder, recorded
+from serve_app.deployments.recorded import StageStats, ray_recorder, recorded
 from serve_app.pipeline import timed
 from serve_app.protocols import require
 from serve_app.scaling.board import Board
@@ -28,7 +28,7 @@ class Fused:
 
         self._recorder = ray_recorder()
         self._board = Board(config.talker.max_num_seqs)
-        self._late_kernels = LateKernels(self._recorder, "fused")
+        self._stage_stats = StageStats(self._recorder, "fused")
         folder = await asyncio.to_thread(checkpoint_folder, config)
         self._card = await asyncio.to_thread(describe, config, folder)
         standbys = Environment.read().standbys
@@ -61,7 +61,7 @@ class Fused:
 
     async def check_health(self) -> None:
         require(await self._speech.health())
-        self._late_kernels.note((await self._speech.stats())["talker"])
+        self._stage_stats.note((await self._speech.stats())["talker"])
 
     def __del__(self) -> None:
         if hasattr(self, "_speech"):

@@ -10,14 +10,16 @@ from ray import serve
 from ray.serve.handle import DeploymentHandle
 
 from serve_app.config import IngressConfig
+from serve_app.deployments.agents import Agents
 from serve_app.deployments.calls import through
 from serve_app.deployments.recorded import of_hop, ray_recorder
 from serve_app.deployments.replica_counts import ReplicaCounts, ask_serve
 from serve_app.http.app import build_api
 from serve_app.http.catalog import Catalog
 from serve_app.http.health import State, Status
+from serve_app.http.observe.record import current
 from serve_app.http.warm_up import WarmUp
-from serve_app.resumption import Policy, resumed
+from serve_app.resumption import Observe, Outcome, Policy, resumed
 
 
 @serve.deployment
@@ -45,7 +47,7 @@ class Ingress:
         )
         call = through(speech, "speak")
         self._recorder = ray_recorder()
-        self._speak = resumed(call, policy, of_hop(self._recorder, "ingress"))
+        self._speak = resumed(call, policy, _noted(of_hop(self._recorder, "ingress")))
         # Not observed: it asks before there is a stage to lose.
         self._warm_up = WarmUp(speech.card.remote, resumed(call, policy), self._catalog)
         self._warming: asyncio.Task[None] | None = None
@@ -55,7 +57,14 @@ class Ingress:
         """Called by Serve on the event loop that the application runs on."""
         self._replicas = ReplicaCounts(partial(ask_serve, serve.get_replica_context().app_name))
         self._warming = asyncio.create_task(self._warm_up.run())
-        return build_api(self._speak, self._catalog, self._config, self.status, self._recorder)
+        return build_api(
+            self._speak,
+            self._catalog,
+            self._config,
+            self.status,
+            self._recorder,
+            Agents().texts,
+        )
 
     async def status(self) -> Status:
         replicas = await self._replicas.now() if self._replicas is not None else {}
@@ -76,3 +85,14 @@ class Ingress:
             replicas=replicas,
             info=self._info,
         )
+
+
+def _noted(observe: Observe) -> Observe:
+    """`observe`, and the record of the request whose stream it is knows it too."""
+
+    def noted(outcome: Outcome, silent_s: float) -> None:
+        observe(outcome, silent_s)
+        if outcome == "resumed":
+            current().resumed += 1
+
+    return noted

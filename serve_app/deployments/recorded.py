@@ -6,7 +6,7 @@ from contextlib import aclosing, contextmanager
 from typing import Final
 
 import numpy as np
-from ray.serve.metrics import Counter, Histogram
+from ray.serve.metrics import Counter, Gauge, Histogram
 
 from serve_app import metrics
 from serve_app.errors import Overloaded
@@ -18,7 +18,7 @@ _OUTCOMES: Final = {"resumed": metrics.STREAMS_RESUMED, "lost": metrics.STREAMS_
 
 def ray_recorder() -> metrics.Recorder:
     """For a replica, which Ray names in every series."""
-    return metrics.MetricsRecorder(Counter, Histogram)
+    return metrics.MetricsRecorder(Counter, Histogram, Gauge)
 
 
 def of_hop(recorder: metrics.Recorder, hop: str) -> Observe:
@@ -58,8 +58,8 @@ async def recorded(
         raise
 
 
-class LateKernels:
-    """Counts the kernels that the process of a stage has met too late.
+class StageStats:
+    """Passes on what a stage says of itself: its load, its work, the kernels it has met too late.
 
     Args:
         stage: the label; in `fused`, where one process has them all, that one's.
@@ -68,14 +68,27 @@ class LateKernels:
     def __init__(self, recorder: metrics.Recorder, stage: str) -> None:
         self._recorder = recorder
         self._stage = stage
-        self._counted = 0
+        self._counted: dict[str, float] = {}
 
     def note(self, stats: Mapping[str, float]) -> None:
-        """Count what came since the last call; `stats` are the stage's."""
-        count = int(stats["late_kernels"])
-        for _ in range(count - self._counted):
-            self._recorder.count(metrics.LATE_KERNELS, stage=self._stage)
-        self._counted = count
+        """Record the present load, and count what came since the last call."""
+        stage = {"stage": self._stage}
+        self._recorder.set(metrics.STAGE_WAITING, stats.get("waiting", 0), **stage)
+        running = stats.get("running", stats.get("streams", 0))
+        self._recorder.set(metrics.STAGE_RUNNING, running, **stage)
+        if "kv_cache_usage" in stats:
+            self._recorder.set(metrics.KV_CACHE_USAGE, stats["kv_cache_usage"])
+        self._count(metrics.LATE_KERNELS, stats, "late_kernels", **stage)
+        self._count(metrics.STAGE_STEPS, stats, "steps", **stage)
+        self._count(metrics.STAGE_FRAMES, stats, "frames", **stage)
+        self._count(metrics.KV_PREEMPTIONS, stats, "preemptions")
+
+    def _count(
+        self, metric: metrics.Metric, stats: Mapping[str, float], name: str, **labels: str
+    ) -> None:
+        now = stats.get(name, 0)
+        self._recorder.add(metric, now - self._counted.get(name, 0), **labels)
+        self._counted[name] = now
 
 
 @contextmanager

@@ -10,7 +10,7 @@ from ray.serve.handle import DeploymentHandle
 
 from serve_app.config import AppConfig, IngressConfig
 from serve_app.deployments.calls import through
-from serve_app.deployments.recorded import LateKernels, of_hop, ray_recorder, recorded
+from serve_app.deployments.recorded import StageStats, of_hop, ray_recorder, recorded
 from serve_app.pipeline import synthesize, timed
 from serve_app.protocols import require
 from serve_app.resumption import Observe, Policy, Resumed, resumed
@@ -25,7 +25,7 @@ class SpeechDecoder:
     async def __init__(self, config: AppConfig, device: str, talker: DeploymentHandle) -> None:
         self._recorder = ray_recorder()
         self._board = Board(config.speech_decoder.max_streams)
-        self._late_kernels = LateKernels(self._recorder, "speech_decoder")
+        self._stage_stats = StageStats(self._recorder, "speech_decoder")
         observe = of_hop(self._recorder, "speech_decoder")
         self._talker = RemoteTalker(talker, config.ingress, observe)
         self._talker_stats = talker.stats
@@ -59,7 +59,7 @@ class SpeechDecoder:
         return {**self._decoder.stats(), **self._board.report()}
 
     async def check_health(self) -> None:
-        self._late_kernels.note(self._decoder.stats())
+        self._stage_stats.note(self._decoder.stats())
         require(self._decoder.health())
 
     def __del__(self) -> None:

@@ -10,7 +10,7 @@ from ray.serve.handle import DeploymentHandle
 
 from serve_app.config import AppConfig
 from serve_app.deployments.predictor_session import PredictorSession
-from serve_app.deployments.recorded import LateKernels, ray_recorder, recorded
+from serve_app.deployments.recorded import StageStats, ray_recorder, recorded
 from serve_app.protocols import require
 from serve_app.types import CodecFrames, SpeechRequest
 
@@ -22,7 +22,7 @@ class Talker:
     async def __init__(self, config: AppConfig, device: str, predictor: DeploymentHandle) -> None:
         self._recorder = ray_recorder()
         self._capacity = config.talker.max_num_seqs
-        self._late_kernels = LateKernels(self._recorder, "talker")
+        self._stage_stats = StageStats(self._recorder, "talker")
         # A predictor on the same node may share the GPU, and with it the memory that holds the
         # hidden states.
         with suppress(RuntimeError):  # already in use elsewhere, with the options it then has
@@ -51,7 +51,7 @@ class Talker:
         return {**self._talker.stats(), "capacity": float(self._capacity)}
 
     async def check_health(self) -> None:
-        self._late_kernels.note(self._talker.stats())
+        self._stage_stats.note(self._talker.stats())
         require(self._talker.health())
 
     def __del__(self) -> None:

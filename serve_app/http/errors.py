@@ -10,13 +10,16 @@ from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException
 
 from serve_app.errors import (
-    Conflict,
     InvalidRequest,
-    NotFound,
+    NotAllowed,
+    NotAuthenticated,
     Overloaded,
+    RateLimited,
     SpeechError,
     StageUnavailable,
+    UnknownModel,
 )
+from serve_app.http.observe.record import current
 
 
 class AsciiJSONResponse(JSONResponse):
@@ -29,8 +32,9 @@ class AsciiJSONResponse(JSONResponse):
 _HTTP_CODES: Final = {
     404: "not_found",
     405: "method_not_allowed",
+    408: "request_timeout",
     413: "payload_too_large",
-    507: "storage_full",
+    415: "unsupported_media_type",
 }
 
 
@@ -43,13 +47,18 @@ def error_response(error: Exception) -> AsciiJSONResponse:
     param: str | None = None
     code: str | None
     match error:
-        case NotFound():
+        case UnknownModel():
             status, kind, code, param = 404, "invalid_request_error", error.code, error.param
-        case Conflict():
-            status, kind, code, param = 409, "conflict_error", error.code, error.param
-            headers = {"x-should-retry": "false"}  # OpenAI's clients try a 409 again
         case InvalidRequest():
             status, kind, code, param = 400, "invalid_request_error", error.code, error.param
+        case NotAuthenticated():
+            status, kind, code = 401, "invalid_request_error", "invalid_api_key"
+            headers = {"WWW-Authenticate": "Bearer"}
+        case NotAllowed():
+            status, kind, code = 403, "permission_error", "not_allowed"
+        case RateLimited():
+            status, kind, code = 429, "rate_limit_error", "rate_limit_exceeded"
+            headers = _retry_headers(error.retry_after_s)
         case Overloaded():
             status, kind, code = 429, "rate_limit_error", "server_overloaded"
             headers = _retry_headers(error.retry_after_s)
@@ -59,12 +68,14 @@ def error_response(error: Exception) -> AsciiJSONResponse:
         case SpeechError():
             status, kind, code = 500, "server_error", "generation_failed"
         case HTTPException():
-            status = error.status_code
-            kind = "invalid_request_error" if status < 500 else "server_error"
+            status, kind = error.status_code, "invalid_request_error"
+            if status == 408:
+                kind = "timeout_error"
             code = _HTTP_CODES.get(status)
             headers = dict(error.headers or {})
         case _:
             status, kind, code = 500, "server_error", "internal_error"
+    current().error = code or kind
     return AsciiJSONResponse(
         {
             "error": {
@@ -100,7 +111,7 @@ async def _on_error(request: Request, error: Exception) -> Response:
 def _message(error: Exception, status: int) -> str:
     if isinstance(error, HTTPException):
         return str(error.detail)
-    if isinstance(error, InvalidRequest | Overloaded):
+    if isinstance(error, InvalidRequest | NotAuthenticated | NotAllowed | Overloaded):
         return str(error)
     if status == 503:
         return "The speech service is not available at the moment. Please try again."

@@ -27,12 +27,13 @@ logger = logging.getLogger(__name__)
 
 @dataclass(slots=True)
 class Made:
-    """How much audio a job has had so far, in samples and codec frames of the model, and at its end
-    why it ended.
+    """How much audio a job has had so far, in samples and codec frames of the model, how long its
+    encoder took for it, and at its end why it ended.
     """
 
     num_samples: int = 0
     num_frames: int = 0
+    encode_s: float = 0.0
     finish_reason: FinishReason | None = None
 
 

@@ -18,6 +18,7 @@ from serve_app.http.names import (
     find_language,
     find_voice,
 )
+from serve_app.http.observe.record import current
 from serve_app.http.speech.body import MAX_SEED, SpeechBody
 from serve_app.http.speech.checks import (
     check_tokens,
@@ -62,6 +63,7 @@ def to_domain(
         subtalker=subtalker,
         min_new_tokens=body.min_new_tokens,
         max_new_tokens=body.max_new_tokens,
+        priority=current().priority,
     )
 
 

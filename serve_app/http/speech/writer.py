@@ -10,6 +10,7 @@ from typing import Any, Final, TypeVar
 
 from serve_app import metrics
 from serve_app.errors import Overloaded, StageFailed, StageUnavailable
+from serve_app.http.observe.audio import AudioObserver
 from serve_app.http.read_ahead import read_ahead
 from serve_app.http.response import ReaderStalled
 from serve_app.http.speech.accept import Job
@@ -43,7 +44,7 @@ class AudioWriter:
     ) -> None:
         self._speak = speak
         self._read_ahead_s = read_ahead_s
-        self._recorder = recorder
+        self._observer = AudioObserver(recorder, clock)
         self._clock = clock
         self._pool = ThreadPoolExecutor(_THREADS, thread_name_prefix="encoder")
 
@@ -72,7 +73,8 @@ class AudioWriter:
         num_samples, begun = 0, False
         reason: FinishReason | None = None
         broke: str | None = "client_gone"  # unless the end or an error is reached
-        chunks = read_ahead(job.chunks(self._speak), round(self._read_ahead_s * rate_hz))
+        heard = self._observer.heard(job, job.chunks(self._speak))
+        chunks = read_ahead(heard, round(self._read_ahead_s * rate_hz))
         # Beside the first audio: opening an encoder takes milliseconds.
         opening = asyncio.create_task(self.run(job, job.output.stream))
         try:
@@ -117,34 +119,18 @@ class AudioWriter:
         """Call `work`, on a thread where it would hold up what else this event loop carries."""
         if not job.output.is_costly:
             return work(*arguments)
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._pool, work, *arguments)
+        loop, start_s = asyncio.get_running_loop(), self._clock()
+        result = await loop.run_in_executor(self._pool, work, *arguments)
+        job.made.encode_s += self._clock() - start_s
+        return result
 
     def observe_first(self, job: Job) -> None:
-        elapsed_s = self._clock() - job.start_s
-        self._recorder.observe(metrics.TIME_TO_FIRST_AUDIO, elapsed_s, **job.labels)
+        self._observer.first(job)
 
     def observe_end(
         self, job: Job, num_samples: int, reason: FinishReason | None, broke: str | None
     ) -> None:
-        elapsed_s = self._clock() - job.start_s
-        audio_s = job.output.seconds(num_samples)
-        self._recorder.observe(metrics.REQUEST_DURATION, elapsed_s, **job.labels)
-        if broke is None:
-            self._recorder.observe(metrics.AUDIO_DURATION, audio_s, **job.labels)
-            self._recorder.count(metrics.FINISHED, reason=str(reason))
-        else:
-            self._recorder.count(metrics.STREAMS_ABORTED, reason=broke)
-        logger.info(
-            "%s: %.2f s of %s in %.3f s, voice %s, %d characters, %s",
-            job.request.request_id,
-            audio_s,
-            job.output.format,
-            elapsed_s,
-            job.request.voice,
-            len(job.request.text),
-            f"cut: {broke}" if broke else f"finished: {reason}",
-        )
+        self._observer.end(job, num_samples, reason, broke)
         if broke is None and reason == "length" and job.request.max_new_tokens is None:
             # Nobody asked for less: only events have a place left where a client could read this.
             logger.warning("%s: no room for all of the text", job.request.request_id)

@@ -36,6 +36,8 @@ class Service:
         self.decoder = FakeSpeechDecoder()
         self.counts = {}
         self.observed = []
+        self.sums = {}
+        self.gauges = {}
         self.status = status or Status("healthy", ready=True)
         self.catalog = Catalog(cards)
         limits = config or IngressConfig()
@@ -49,8 +51,17 @@ class Service:
 
     def count(self, metric, **labels):
         assert tuple(labels) == metric.labels
-        (value,) = labels.values()
-        self.counts[metric.name, value] = self.counts.get((metric.name, value), 0) + 1
+        key = (metric.name, *labels.values())
+        self.counts[key] = self.counts.get(key, 0) + 1
+
+    def add(self, metric, amount, **labels):
+        assert tuple(labels) == metric.labels
+        assert amount >= 0
+        self.sums[metric.name] = self.sums.get(metric.name, 0) + amount
+
+    def set(self, metric, value, **labels):
+        assert metric.is_gauge
+        self.gauges[metric.name, *labels.values()] = value
 
     def observe(self, metric, value, **labels):
         assert tuple(labels) == metric.labels

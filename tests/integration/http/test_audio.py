@@ -128,9 +128,16 @@ def test_the_short_path_works_and_the_metrics_are_recorded():
         }
         assert service.observed == [
             metrics.TIME_TO_FIRST_AUDIO.name,
+            metrics.STREAM_UNDERRUN.name,
             metrics.REQUEST_DURATION.name,
             metrics.AUDIO_DURATION.name,
+            metrics.AUDIO_RTF.name,
         ]
+        assert service.sums == {
+            metrics.AUDIO_SECONDS.name: 0.8,
+            metrics.CODEC_FRAMES.name: NUM_FRAMES,
+            metrics.INPUT_CHARACTERS.name: 6,
+        }
 
     asyncio.run(main())
 
@@ -138,7 +145,9 @@ def test_the_short_path_works_and_the_metrics_are_recorded():
 def test_the_log_names_the_voice(caplog):
     caplog.set_level("INFO", "serve_app")
     asyncio.run(create(Service(), voice="ryan"))
-    assert "voice ryan, 6 characters, finished: stop" in caplog.text
+    assert "voice=ryan" in caplog.text
+    assert "characters=6" in caplog.text
+    assert "finish_reason=stop" in caplog.text
 
 
 def test_instructions_that_the_model_ignores_are_reported_in_a_header():

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from serve_app import metrics
-from serve_app.deployments.recorded import LateKernels, of_hop, recorded, recorded_session
+from serve_app.deployments.recorded import StageStats, of_hop, recorded, recorded_session
 from serve_app.errors import Overloaded, StageFailed
 from serve_app.fakes import FakeSpeechDecoder, FakeTalker, fake_codes
 from serve_app.pipeline import synthesize
@@ -21,11 +21,21 @@ FULL = "all seats are taken"
 class Remembers:
     def __init__(self) -> None:
         self.counts: Counter[str] = Counter()
+        self.gauges: dict[str, float] = {}
         self.observed: list[tuple[str, float, str]] = []
 
     def count(self, metric: metrics.Metric, **labels: str) -> None:
         assert tuple(labels) == metric.labels
         self.counts[":".join((metric.name, *labels.values()))] += 1
+
+    def add(self, metric: metrics.Metric, amount: float, **labels: str) -> None:
+        assert tuple(labels) == metric.labels
+        if amount > 0:
+            self.counts[":".join((metric.name, *labels.values()))] += round(amount)
+
+    def set(self, metric: metrics.Metric, value: float, **labels: str) -> None:
+        assert metric.is_gauge
+        self.gauges[":".join((metric.name, *labels.values()))] = value
 
     def observe(self, metric: metrics.Metric, value: float, **labels: str) -> None:
         assert tuple(labels) == metric.labels
@@ -120,9 +130,17 @@ def test_a_session_is_counted_by_how_it_ends(error: BaseException | None, end: s
     assert recorder.counts == {f"tts_predictor_sessions_total:{end}": 1}
 
 
-def test_each_kernel_that_is_met_late_is_counted_once() -> None:
+def test_what_a_stage_says_of_itself_is_counted_once_and_its_load_is_shown() -> None:
     recorder = Remembers()
-    late = LateKernels(recorder, "talker")
-    for count in (0, 2, 2, 3):
-        late.note({"late_kernels": count})
-    assert recorder.counts == {"tts_kernels_compiled_late_total:talker": 3}
+    stats = StageStats(recorder, "talker")
+    for late, steps in ((0, 0), (2, 5), (2, 5), (3, 9)):
+        stats.note({"late_kernels": late, "steps": steps, "running": late, "kv_cache_usage": 0.5})
+    assert recorder.counts == {
+        "tts_kernels_compiled_late_total:talker": 3,
+        "tts_stage_steps_total:talker": 9,
+    }
+    assert recorder.gauges == {
+        "tts_requests_waiting:talker": 0,
+        "tts_requests_running:talker": 3,
+        "tts_kv_cache_usage_ratio": 0.5,
+    }

@@ -1,0 +1,91 @@
+"""`GET /metrics`: the metrics of all stages and all nodes in Prometheus' text format.
+
+Each process reports to an agent of its node, which has a port of its own; whoever makes this
+application gives it a way to read them all. The names are those of `serve_app/metrics.py`, and of
+Ray's labels those stay that tell replicas apart: addresses of nodes are nobody's business here.
+"""
+
+import re
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from typing import Final
+
+from fastapi import FastAPI
+from fastapi.responses import PlainTextResponse
+
+from serve_app import __version__
+from serve_app.http.health import Status
+
+CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
+# What Ray puts before the names of an application.
+_RAYS: Final = "ray_"
+_OURS: Final = "tts_"
+_HIDDEN: Final = frozenset(
+    ("Component", "NodeAddress", "SessionName", "Version", "WorkerId", "NodeId", "JobId")
+)
+_HEADS: Final = ("# HELP ", "# TYPE ")
+_LABEL: Final = re.compile(r'(\w+)="((?:[^"\\]|\\.)*)"')
+_SAMPLE: Final = re.compile(r"(\w+)(?:\{(.*)\})? (\S+)(?: \S+)?")
+
+# The texts of all agents.
+Gather = Callable[[], Awaitable[Sequence[str]]]
+
+
+def add_routes(app: FastAPI, gather: Gather, status: Callable[[], Awaitable[Status]]) -> None:
+    @app.get("/metrics", include_in_schema=False)
+    async def metrics() -> PlainTextResponse:
+        text = "".join((*merged(await gather()), *_own(await status())))
+        return PlainTextResponse(text, media_type=CONTENT_TYPE)
+
+
+def merged(texts: Iterable[str]) -> list[str]:
+    """Our families of all texts, each once, with the samples of all."""
+    heads: dict[str, list[str]] = {}
+    samples: dict[str, dict[str, str]] = {}
+    for text in texts:
+        family = ""
+        for line in text.splitlines():
+            if line.startswith(_HEADS):
+                _, kind, family, *rest = line.split(" ", 3)
+                name = family.removeprefix(_RAYS)
+                if name.startswith(_OURS):
+                    head = f"# {kind} {name} {' '.join(rest)}\n"
+                    known = heads.setdefault(name, [])
+                    if not any(other.startswith(f"# {kind} ") for other in known):
+                        known.append(head)
+                continue
+            name = family.removeprefix(_RAYS)
+            if name.startswith(_OURS) and line.removeprefix(_RAYS).startswith(name):
+                series, value = _plain(line)
+                samples.setdefault(name, {})[series] = value
+    return [
+        part
+        for name, head in heads.items()
+        for part in (*head, *(f"{s} {v}\n" for s, v in samples.get(name, {}).items()))
+    ]
+
+
+def _plain(line: str) -> tuple[str, str]:
+    """A sample's series without what nobody needs, and its value."""
+    found = _SAMPLE.fullmatch(line)
+    if found is None:
+        return line.rsplit(" ", 1)[0], line.rsplit(" ", 1)[-1]
+    name, labels, value = found.groups()
+    kept = ",".join(
+        f'{label}="{text}"' for label, text in _LABEL.findall(labels or "") if label not in _HIDDEN
+    )
+    return name.removeprefix(_RAYS) + (f"{{{kept}}}" if kept else ""), value
+
+
+def _own(status: Status) -> list[str]:
+    """What this ingress knows of the whole by itself."""
+    lines = [
+        "# HELP tts_build_info The version that is served.\n# TYPE tts_build_info gauge\n",
+        f'tts_build_info{{version="{__version__}"}} 1\n',
+        "# HELP tts_ready Whether requests can be served.\n# TYPE tts_ready gauge\n",
+        f"tts_ready {int(status.ready)}\n",
+        "# HELP tts_replicas Replicas of each deployment.\n# TYPE tts_replicas gauge\n",
+    ]
+    for deployment, counts in sorted(status.replicas.items()):
+        for state, number in sorted(counts.items()):
+            lines.append(f'tts_replicas{{deployment="{deployment}",state="{state}"}} {number}\n')
+    return lines
