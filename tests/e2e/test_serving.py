@@ -1,7 +1,9 @@
 """What a client sees of a whole server, in both placements."""
 
+import base64
 import io
 import ipaddress
+import json
 import socket
 import time
 import wave
@@ -11,6 +13,7 @@ import httpx
 import numpy as np
 import openai
 import pytest
+from websockets.sync.client import ClientConnection, connect
 
 from load_tests.loops.client import server_timings
 from serve_app.models.checkpoint.embedded import embedded_checkpoint
@@ -194,3 +197,110 @@ def hang_up(server: Server, *, after_audio: bool) -> None:
         connection.sendall(head.encode() + payload)
         if after_audio:
             assert connection.recv(4096)
+
+
+# WebSockets, through HAProxy and Serve's replica
+
+WORDS = [
+    "As",
+    "far",
+    "as",
+    "I",
+    "know,",
+    "this",
+    "is",
+    "so.",
+    "And",
+    "that",
+    "is",
+    "so",
+    "as",
+    "well,",
+    "or",
+    "nearly",
+    "so.",
+]
+TOKEN_S = 1 / 30
+FRAMES_OF_A_UNIT = 12
+
+
+def send(socket: ClientConnection, kind: str, **fields: Any) -> None:
+    socket.send(json.dumps({"type": kind, **fields}))
+
+
+def until(socket: ClientConnection, kind: str) -> tuple[dict[str, Any], bytes]:
+    """The next message of a kind, and the audio that came before it."""
+    audio = b""
+    while True:
+        raw = socket.recv(timeout=60)
+        if isinstance(raw, bytes):
+            audio += raw
+            continue
+        message = json.loads(raw)
+        assert message["type"] != "error", message
+        if message["type"] == kind:
+            return message, audio
+
+
+def test_text_is_spoken_as_it_comes_and_cancel_frees_the_stages(server: Server) -> None:
+    url = server.url.replace("http", "ws", 1) + "/v1/audio/speech/stream"
+    limits = {"min_new_tokens": FRAMES_OF_A_UNIT, "max_new_tokens": FRAMES_OF_A_UNIT}
+    with connect(url) as socket:
+        send(socket, "session.config", voice=VOICE, response_format="pcm", seed=7, **limits)
+        for word in WORDS[:7]:
+            send(socket, "input.text", text=f"{word} ")
+            time.sleep(TOKEN_S)
+        # The first clause is heard while its sentence has no end yet.
+        start, _ = until(socket, "audio.start")
+        assert start["sentence_text"] == "As far as I know,"
+        for word in WORDS[7:]:
+            send(socket, "input.text", text=f"{word} ")
+        send(socket, "input.done")
+        done, audio = until(socket, "session.done")
+        assert done["total_sentences"] == 3
+        pauses = round((0.05 + 0.15) * 24000) * 2
+        assert len(audio) == 3 * FRAMES_OF_A_UNIT * SAMPLES_PER_FRAME * 2 + pauses
+
+        send(socket, "session.config", voice=VOICE, response_format="mp3", **ENDLESS)
+        send(socket, "input.text", text="Stop me. ")
+        send(socket, "input.flush")
+        until(socket, "audio.start")
+        assert server.num_streams() > 0
+        send(socket, "input.cancel")
+        done, _ = until(socket, "session.done")
+        assert done["cancelled"] is True
+        wait_until_idle(server, within_s=5)
+        send(socket, "session.close")
+
+
+def test_a_client_that_vanishes_frees_the_stages(server: Server) -> None:
+    url = server.url.replace("http", "ws", 1) + "/v1/audio/speech/stream"
+    with connect(url) as socket:
+        send(socket, "session.config", voice=VOICE, response_format="opus", **ENDLESS)
+        send(socket, "input.text", text="Do not stop me. ")
+        send(socket, "input.done")
+        until(socket, "audio.start")
+        assert server.num_streams() > 0
+    wait_until_idle(server, within_s=10)
+
+
+def test_the_sdk_has_a_text_spoken_in_realtime(server: Server) -> None:
+    client = openai.OpenAI(base_url=f"{server.url}/v1", api_key="unused")
+    item: Any = {
+        "type": "message",
+        "role": "user",
+        "content": [{"type": "input_text", "text": "Good morning."}],
+    }
+    audio = b""
+    with client.realtime.connect(model="gpt-realtime-2.1-mini") as connection:
+        for event in connection:
+            if event.type == "session.created":
+                connection.response.create(response={"conversation": "none", "input": [item]})
+            elif event.type == "response.output_audio.delta":
+                audio += base64.b64decode(event.delta)
+            elif event.type == "response.done":
+                assert event.response.status == "completed"
+                break
+            assert event.type != "error", event
+    assert audio
+    assert len(audio) % (SAMPLES_PER_FRAME * 2) == 0

@@ -1,7 +1,9 @@
 """Text in pieces over a WebSocket, as a client of the protocol sees it."""
 
 import asyncio
+import io
 import json
+import wave
 
 import numpy as np
 import pytest
@@ -174,6 +176,48 @@ def test_an_empty_utterance_is_done_at_once():
             await talk.send("input.done")
             done = await talk.until("session.done")
         assert done == {"type": "session.done", "utterance_index": 0, "total_sentences": 0}
+
+    run(main)
+
+
+def test_a_client_of_vllm_omni_is_served():
+    """Its example: settings by vllm-omni's names, words one by one, and files it can write."""
+
+    async def main():
+        config = {
+            "response_format": "wav",
+            "voice": "Vivian",
+            "task_type": "CustomVoice",
+            "language": "Auto",
+            "instructions": None,
+            "max_new_tokens": 256,
+            "split_granularity": "sentence",
+            "stream_audio": False,
+            "initial_codec_chunk_frames": None,
+            "x_vector_only_mode": None,
+            "word_timestamps": False,
+        }
+        async with talking(**config) as talk:
+            for word in ["Hello", "world.", "How", "are", "you"]:
+                await talk.send("input.text", text=f"{word} ")
+            await talk.send("input.done")
+            await talk.until("session.done")
+        kinds = [message["type"] for message in talk.messages]
+        assert kinds == ["audio.start", "audio.done"] * 2 + ["session.done"]
+        for number, text in enumerate(["Hello world.", "How are you"]):
+            start = talk.of("audio.start")[number]
+            assert (
+                start.items()
+                >= {
+                    "utterance_index": 0,
+                    "sentence_index": number,
+                    "sentence_text": text,
+                    "format": "wav",
+                }.items()
+            )
+            (file,) = talk.audio[0, number]
+            with wave.open(io.BytesIO(file)) as reader:
+                assert reader.getnframes() == UNIT_SAMPLES + (round(0.15 * RATE_HZ), 0)[number]
 
     run(main)
 
