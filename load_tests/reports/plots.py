@@ -109,3 +109,20 @@ def frames(path: Path, rows: Sequence[FrameRow], title: str) -> bool:
         axes.set_xticks(list(places), [str(row.batch) for row in rows])
         axes.set(title=title, xlabel="streams", ylabel="ms per frame of all streams")
     return True
+
+
+def curve(path: Path, shares: Sequence[Mapping[str, Any]]) -> bool:
+    """Efficiency and first audio of each placement and load against one GPU's."""
+    if not is_available() or not shares:
+        return False
+    with _figure(path, 2) as (efficiency, delays):
+        for name in dict.fromkeys(f"{s['placement']}, {s['load']}" for s in shares):
+            points = [s for s in shares if f"{s['placement']}, {s['load']}" == name]
+            gpus = [point["gpus"] for point in points]
+            for axes, key in ((efficiency, "share"), (delays, "p95_ratio")):
+                axes.plot(gpus, [point[key] for point in points], marker="o", label=name)
+        efficiency.set(title="Throughput", xlabel="GPUs", ylabel="of GPUs x one GPU's")
+        efficiency.set_ylim(bottom=0)
+        delays.set(title="First audio", xlabel="GPUs", ylabel="p95 of one GPU's p95")
+        delays.set_ylim(bottom=0)
+    return True

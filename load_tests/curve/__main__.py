@@ -1,0 +1,253 @@
+"""`python -m load_tests.curve --out FOLDER`: one server after the other on 1, 2, 4 ... GPUs.
+
+Per placement one server is started. It begins with one replica of each stage on one GPU and is
+measured there; replicas are added under load until the next number of GPUs is reached, and so on.
+What is done is in FOLDER and not done again: a call that ran out of `--budget-s` goes on in the
+next. Exit status: 0 everything asked for is there, 3 some still waits, 1 a server did not start.
+Without a GPU, replicas on the CPU stand for GPUs: a test of the command itself.
+"""
+
+import argparse
+import json
+import os
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Final
+
+from load_tests.curve import fleet as fleets
+from load_tests.curve.compose import compose
+from load_tests.curve.empty import empty_server
+from load_tests.curve.measure import Curve, Scale, row_of
+from load_tests.loops.runner import ClosedLoop
+from load_tests.loops.workload import Workload
+from load_tests.reports import circumstances, files
+from load_tests.servers.child import say, write_checkpoint
+from load_tests.servers.server import (
+    STOP_S,
+    Server,
+    ServerFailed,
+    cache_environment,
+    keep,
+    serving,
+    show,
+)
+from load_tests.servers.settings import CONFIGS, configured
+from load_tests.servers.steering import Steering
+from serve_app.launch.haproxy import is_free
+from serve_app.serve_config import STAGES
+
+_GPUS: Final = (1, 2, 4, 8)
+_USUAL: Final = Scale()
+# Above it an ingress has more streams than one event loop carries with ease.
+_STREAMS_PER_INGRESS: Final = 48
+_ON_CPU: Final = ("talker", "code_predictor", "speech_decoder")
+
+
+def parse(arguments: Sequence[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m load_tests.curve", description=__doc__)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--gpus", type=int, nargs="+", help="default: 1, 2, 4, 8, as there are")
+    parser.add_argument("--placements", nargs="+", choices=tuple(CONFIGS), default=["fused"])
+    parser.add_argument("--size", choices=("tiny", "tiny-0b6", "0.6b", "1.7b"), default="1.7b")
+    parser.add_argument("--checkpoint", type=Path, help="written first where there is none")
+    parser.add_argument("--profile", default="throughput")
+    parser.add_argument("--per-gpu", type=int, nargs="+", default=list(_USUAL.per_gpu))
+    parser.add_argument("--burst", type=int, default=_USUAL.burst, help="at once, per GPU")
+    parser.add_argument("--rounds", type=int, default=_USUAL.rounds, help="requests per stream")
+    parser.add_argument("--open-s", type=float, default=_USUAL.open_s)
+    parser.add_argument("--loss-s", type=float, default=_USUAL.loss_s)
+    parser.add_argument("--frames", type=int, default=60)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--clients", type=int, help="processes; default: a quarter of the cores")
+    parser.add_argument("--ingresses", type=int, help="default: by the streams and the cores")
+    parser.add_argument("--settle", type=float, help="s between ready and the first load")
+    parser.add_argument("--caches", type=Path, help="what compilers keep between starts")
+    parser.add_argument("--override", action="append", default=[], metavar="[PLACEMENT:]KEY=VALUE")
+    parser.add_argument("--env", action="append", default=[], metavar="KEY=VALUE")
+    parser.add_argument("--port", type=int, default=8000)
+    parser.add_argument("--ready-timeout", type=float, default=240.0)
+    parser.add_argument("--budget-s", type=float, default=560.0, help="for one call")
+    parser.add_argument("--commit", help="what to report where there is no git repository")
+    return parser.parse_args(arguments)
+
+
+def settings(args: argparse.Namespace, placement: str, gpus: int, cores: int) -> dict[str, Any]:
+    """A server that has one replica of each stage and may get `gpus` of them."""
+    most = gpus * max(args.per_gpu)
+    count = args.ingresses or max(1, min(-(-most // _STREAMS_PER_INGRESS), cores // 3, 48))
+    scaling = "{min_replicas: %d, max_replicas: %d, target_ongoing_requests: 48}"
+    overrides = [f"deployments.Ingress.autoscaling_config={scaling % (count, count)}"]
+    overrides += [
+        f"deployments.{name}.autoscaling_config={scaling % (1, 1)}"
+        for name in STAGES[placement]
+        if name != "Ingress"
+    ]
+    if not circumstances.gpus():
+        # What is reserved binds nobody; all replicas have to find room.
+        share = 0.7 * cores / (gpus * len(_ON_CPU))
+        overrides += [f"{stage}.num_cpus={min(0.5, share):.3f}" for stage in _ON_CPU]
+        overrides.append(f"ingress.num_cpus={0.2 * cores / count:.3f}")
+    return configured(placement, [*overrides, *args.override], None, args.profile)
+
+
+def main(arguments: Sequence[str]) -> int:
+    args = parse(arguments)
+    deadline_s = time.perf_counter() + args.budget_s
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    if not is_free("127.0.0.1", args.port):
+        say(f"port {args.port} is in use; choose another: --port")
+        return 2
+    there = len(circumstances.gpus())
+    counts = sorted(set(args.gpus or [n for n in _GPUS if n <= max(1, there)]))
+    if there and counts[-1] > there:
+        say(f"{counts[-1]} GPUs asked for, {there} here")
+        return 2
+    file = args.out / "curve.json"
+    facts = {**circumstances.environment(args.commit), "size": args.size, "profile": args.profile}
+    stored = _stored(file, facts)
+    scale = Scale(
+        tuple(args.per_gpu),
+        args.rounds,
+        open_s=args.open_s,
+        burst=args.burst,
+        loss_s=args.loss_s,
+    )
+    workload = Workload(min_frames=args.frames, max_frames=args.frames, seed=args.seed)
+
+    def save(row: dict[str, Any]) -> None:
+        stored["rows"].append(files.to_json(row))
+        files.write_json(file, stored)
+        compose(args.out, stored)
+
+    complete, failed = True, False
+    with tempfile.TemporaryDirectory(prefix="ttsc-") as scratch, _fleet(args) as fleet:
+        checkpoint = args.checkpoint or Path(scratch) / f"{args.size}-custom-voice"
+        if args.size != "tiny" or args.checkpoint:
+            if not checkpoint.exists():
+                write_checkpoint(checkpoint, args.size, "cuda" if there else "cpu")
+        else:
+            checkpoint = None
+        _empty(fleet, workload, counts[-1] * max(args.per_gpu), stored, save)
+        env = dict(pair.split("=", 1) for pair in args.env)
+        if args.caches:
+            env = {**cache_environment(args.caches), **env}
+        for placement in args.placements:
+            if _is_complete(stored["rows"], placement, counts):
+                continue
+            left_s = deadline_s - time.perf_counter()
+            if left_s < 60 + scale.seconds(1):
+                complete = False
+                continue
+            config = settings(args, placement, counts[-1], os.cpu_count() or 1)
+            with serving(config, checkpoint, args.port, env) as server:
+                try:
+                    done = _climb(
+                        args,
+                        server,
+                        placement,
+                        counts,
+                        scale,
+                        workload,
+                        fleet,
+                        stored,
+                        save,
+                        deadline_s,
+                    )
+                except ServerFailed as error:
+                    say(str(error))
+                    show(server)
+                    done, failed = False, True
+                finally:
+                    keep(server, args.out / "logs" / f"{placement}.log")
+            complete = complete and done
+    say("\n" + (args.out / "report.md").read_text(encoding="utf-8"))
+    return 1 if failed else 0 if complete else 3
+
+
+def _climb(
+    args: argparse.Namespace,
+    server: Server,
+    placement: str,
+    counts: Sequence[int],
+    scale: Scale,
+    workload: Workload,
+    fleet: fleets.Fleet,
+    stored: dict[str, Any],
+    save: Any,
+    deadline_s: float,
+) -> bool:
+    ready_s = server.wait_until_ready(min(args.ready_timeout, deadline_s - time.perf_counter()))
+    say(f"{placement}: ready {ready_s:.1f} s after the start")
+    stored.setdefault("starts", []).append({"placement": placement, "ready_s": ready_s})
+    time.sleep(args.settle if args.settle is not None else 12.0 * bool(circumstances.gpus()))
+    stages = tuple(name for name in STAGES[placement] if name != "Ingress")
+    with Steering(server) as steering:
+        curve = Curve(
+            server,
+            steering,
+            fleet,
+            workload,
+            placement,
+            scale,
+            stages,
+            tuple(stored["rows"]),
+            save,
+            server.processes,
+            deadline_s - STOP_S,
+        )
+        # Once through it, so that no measured load is a first.
+        fleet.run(server.url, workload, ClosedLoop(min(scale.per_gpu), 2 * min(scale.per_gpu)))
+        replicas = 1
+        for gpus in counts:
+            left_s = deadline_s - STOP_S - time.perf_counter()
+            if left_s < scale.seconds(gpus) / 2:
+                return False
+            if gpus > replicas:
+                if not curve.add(replicas, gpus):
+                    return False
+                replicas = gpus
+            if not curve.at(gpus):
+                return False
+    stored.setdefault("complete", []).append([placement, list(counts)])
+    return True
+
+
+def _fleet(args: argparse.Namespace) -> fleets.Fleet:
+    return fleets.Fleet(args.clients or fleets.default_size())
+
+
+def _empty(
+    fleet: fleets.Fleet, workload: Workload, streams: int, stored: dict[str, Any], save: Any
+) -> None:
+    """The row that shows what the clients can receive."""
+    if any(row["placement"] == "empty" for row in stored["rows"]):
+        return
+    with empty_server(fleet.size) as url:
+        run = fleet.run(url, workload, ClosedLoop(streams, 6 * streams, warm_up=1))
+    save(row_of("empty", 0, f"closed, {streams}", run))
+
+
+def _is_complete(rows: Sequence[dict[str, Any]], placement: str, counts: Sequence[int]) -> bool:
+    last = "loss of a replica" if counts[-1] > 1 else "burst"
+    return any(
+        row["placement"] == placement and row["gpus"] == counts[-1] and row["load"].startswith(last)
+        for row in rows
+    )
+
+
+def _stored(file: Path, facts: dict[str, Any]) -> dict[str, Any]:
+    """What earlier calls on the same machine and commit left."""
+    if file.exists():
+        found = json.loads(file.read_text(encoding="utf-8"))
+        if all(found["facts"].get(name) == facts[name] for name in ("gpus", "commit", "size")):
+            return found
+        say("what is stored is of another machine or commit: begun anew")
+    return {"facts": facts, "rows": []}
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,152 @@
+"""A load sent by several processes, so that the client is not the limit.
+
+Each process has an event loop of its own and a share of the streams. The clock of
+`time.perf_counter` is one for all processes of a machine (Linux), so that their runs merge into one
+as if a single client had made it.
+"""
+
+import asyncio
+import multiprocessing
+import os
+import time
+from collections.abc import Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
+from dataclasses import dataclass, replace
+from typing import Any, Final, Self
+
+from load_tests.loops.client import AudioShape, SpeechClient
+from load_tests.loops.runner import (
+    BurstLoop,
+    ClosedLoop,
+    OpenLoop,
+    Plan,
+    Run,
+    run_burst,
+    run_closed,
+    run_loop,
+    run_open,
+)
+from load_tests.loops.workload import Workload
+
+# Until all processes have got their part of a load, which then begins in all at once.
+_TAKE_OFF_S: Final = 0.5
+# Requests of different processes differ, as those of one do.
+_SEED_STEP: Final = 100_003
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """What one process sends; `begin_s` is of `time.perf_counter`."""
+
+    url: str
+    workload: Workload
+    plan: Plan
+    begin_s: float
+    timeout_s: float
+
+
+class Fleet:
+    """`size` processes that send loads together; a context manager that holds them."""
+
+    def __init__(self, size: int, timeout_s: float = 60.0) -> None:
+        self.size = size
+        self._timeout_s = timeout_s
+
+    def __enter__(self) -> Self:
+        # A fresh interpreter each: a fork would copy locks of this one's threads.
+        context = multiprocessing.get_context("spawn")
+        self._pool = ProcessPoolExecutor(self.size, mp_context=context)
+        # Each of them, so that no load waits for imports.
+        list(self._pool.map(_awake, [0.3] * self.size))
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._pool.shutdown(cancel_futures=True)
+
+    def begin(self, url: str, workload: Workload, plan: Plan) -> "list[Future[Run]]":
+        """Start a load; `merged` waits for it."""
+        begin_s = time.perf_counter() + _TAKE_OFF_S
+        return [
+            self._pool.submit(
+                _send,
+                Part(
+                    url,
+                    replace(workload, seed=workload.seed + number * _SEED_STEP),
+                    part,
+                    begin_s,
+                    self._timeout_s,
+                ),
+            )
+            for number, part in enumerate(parts_of(plan, self.size))
+        ]
+
+    def run(self, url: str, workload: Workload, plan: Plan) -> Run:
+        return merged(plan, [future.result() for future in self.begin(url, workload, plan)])
+
+
+def default_size(cores: int | None = None) -> int:
+    """A client process for every four cores: what is left belongs to the server."""
+    return max(1, min(16, (cores or os.cpu_count() or 1) // 4))
+
+
+def parts_of(plan: Plan, size: int) -> list[Plan]:
+    """`plan` in parts for `size` processes; fewer where there is less to do."""
+    match plan:
+        case ClosedLoop():
+            size = min(size, plan.streams)
+            streams = _shares(plan.streams, size)
+            requests = _shares(plan.requests, size)
+            return [
+                replace(plan, streams=s, requests=max(s, r))
+                for s, r in zip(streams, requests, strict=True)
+            ]
+        case OpenLoop():
+            # Poisson streams added up are one of the sum of their rates.
+            return [
+                replace(plan, rate_hz=plan.rate_hz / size, seed=plan.seed + number * _SEED_STEP)
+                for number in range(size)
+            ]
+        case BurstLoop():
+            if plan.times != 1:
+                raise ValueError("bursts of several processes are sent one by one")
+            return [replace(plan, size=part) for part in _shares(plan.size, min(size, plan.size))]
+
+
+def merged(plan: Plan, runs: Sequence[Run]) -> Run:
+    """The runs of the parts as one; its window is where all of them had theirs."""
+    return Run(
+        plan,
+        [result for run in runs for result in run.results],
+        [result for run in runs for result in run.warm_up],
+        (max(run.window[0] for run in runs), min(run.window[1] for run in runs)),
+        sum(run.max_in_flight for run in runs),
+        [error for run in runs for error in run.clock_errors_s],
+        next((run.stopped for run in runs if run.stopped), ""),
+    )
+
+
+def _shares(total: int, parts: int) -> list[int]:
+    return [total // parts + (number < total % parts) for number in range(parts)]
+
+
+def _awake(seconds: float) -> None:
+    """Keep a process busy for a moment, so that each gets one of these."""
+    time.sleep(seconds)
+
+
+def _send(part: Part) -> Run:
+    return run_loop(lambda: _sent(part))
+
+
+async def _sent(part: Part) -> Run:
+    async with SpeechClient(part.url, AudioShape(), part.timeout_s) as client:
+        await asyncio.sleep(max(0.0, part.begin_s - time.perf_counter()))
+        run: Any
+        match part.plan:
+            case ClosedLoop():
+                run = run_closed(client, part.workload, part.plan)
+            case OpenLoop():
+                run = run_open(client, part.workload, part.plan)
+            case BurstLoop():
+                run = run_burst(client, part.workload, part.plan)
+        return await run

@@ -1,0 +1,231 @@
+"""What is measured at each number of GPUs, in one running server of one placement."""
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Final
+
+from load_tests.curve.cores import Busy
+from load_tests.curve.figures import back_after_s
+from load_tests.curve.fleet import Fleet, merged
+from load_tests.loops.level import Level
+from load_tests.loops.runner import BurstLoop, ClosedLoop, OpenLoop, Plan, Run
+from load_tests.loops.workload import Workload
+from load_tests.reports import report
+from load_tests.servers.child import say
+from load_tests.servers.processes import ServerProcess, signal_to
+from load_tests.servers.server import Server
+from load_tests.servers.steering import Steering
+
+# What is lost by a kill: the process that holds the talker.
+_VICTIM: Final = {"fused": "fused child", "split": "talker"}
+_ENDLESS: Final = 1_000_000
+_KILL: Final = 9
+
+
+@dataclass(frozen=True, slots=True)
+class Scale:
+    """How large the loads are; times in seconds.
+
+    per_gpu: streams of the closed loops. rounds: requests per stream.
+    open_share: of the requests per second that the largest closed loop made.
+    """
+
+    per_gpu: tuple[int, ...] = (64, 256)
+    rounds: int = 5
+    open_share: float = 0.8
+    open_s: float = 8.0
+    warm_up_s: float = 2.0
+    burst: int = 64
+    bursts: int = 3
+    loss_s: float = 30.0
+    loss_after_s: float = 5.0
+    ready_timeout_s: float = 120.0
+
+    def plans(self, gpus: int) -> list[Plan]:
+        """All but the open loop, whose rate is known only after the closed ones."""
+        closed = [ClosedLoop(n * gpus, self.rounds * n * gpus) for n in self.per_gpu]
+        bursts = [BurstLoop(self.burst * gpus, times=1)] * self.bursts
+        return [*closed, *bursts]
+
+    def seconds(self, gpus: int) -> float:
+        """What one number of GPUs takes, about."""
+        loss_s = self.loss_s + 5.0 if gpus > 1 else 0.0
+        return 8.0 * len(self.per_gpu) + self.open_s + self.warm_up_s + 4.0 * self.bursts + loss_s
+
+
+@dataclass(slots=True)
+class Curve:
+    """Measures one placement; `rows` are results as JSON, `done` what earlier calls have.
+
+    Args:
+        name: of the load of a row; with `gpus` and `placement` its key.
+    """
+
+    server: Server
+    steering: Steering
+    fleet: Fleet
+    workload: Workload
+    placement: str
+    scale: Scale
+    stages: tuple[str, ...]
+    done: Sequence[Mapping[str, Any]]
+    save: Callable[[dict[str, Any]], None]
+    find: Callable[[], Sequence[ServerProcess]]
+    deadline_s: float
+    rates: dict[int, float] = field(default_factory=dict)
+
+    def at(self, gpus: int) -> bool:
+        """Everything at so many GPUs, each of which has a replica; False where time ran out."""
+        for name, run in self._loads(gpus):
+            if self._has(gpus, name):
+                continue
+            if time.perf_counter() > self.deadline_s:
+                return False
+            self._keep(gpus, name, run)
+        return True
+
+    def add(self, before: int, gpus: int) -> bool:
+        """Go from `before` replicas to `gpus` under an open load; False where it did not succeed.
+
+        The row has the seconds from asking to each replica that was added, and what requests saw
+        meanwhile.
+        """
+        rate = self.rates.get(before) or self._known_rate(before) or 1.0
+        seconds = 20.0
+        plan = OpenLoop(0.5 * rate, seconds, 0.0)
+        began_s = time.perf_counter()
+        futures = self.fleet.begin(self.server.url, self.workload, plan)
+        self.steering.set(dict.fromkeys(self.stages, gpus))
+        ready_s: dict[str, list[float]] = {name: [] for name in self.stages}
+        for count in range(before + 1, gpus + 1):
+            for name in self.stages:
+                at_s = self.steering.wait_for({name: count}, self.scale.ready_timeout_s)
+                if at_s is None:
+                    say(f"{name}: {count} replicas were not ready in time")
+                    merged(plan, [future.result() for future in futures])
+                    return False
+                ready_s[name].append(round(at_s - began_s, 2))
+        run = merged(plan, [future.result() for future in futures])
+        self._store(gpus, f"{before} -> {gpus} replicas", run, {"ready_s": ready_s})
+        return True
+
+    def _loads(self, gpus: int) -> Iterator[tuple[str, Callable[[], tuple[Run, dict[str, Any]]]]]:
+        plans = self.scale.plans(gpus)
+        for plan in plans:
+            if isinstance(plan, ClosedLoop):
+                name = f"closed, {plan.streams // gpus} per GPU"
+                yield name, lambda plan=plan: self._closed(plan, gpus)
+        yield f"open, {self.scale.open_share:.0%}", lambda: self._open(gpus)
+        bursts = [plan for plan in plans if isinstance(plan, BurstLoop)]
+        for number, plan in enumerate(bursts):
+            name = f"burst, {self.scale.burst} per GPU, {number + 1}"
+            yield name, lambda plan=plan: (self._run(plan), {})
+        if gpus > 1:
+            yield "loss of a replica", lambda: self._loss(gpus)
+
+    def _closed(self, plan: ClosedLoop, gpus: int) -> tuple[Run, dict[str, Any]]:
+        left_s = max(5.0, self.deadline_s - time.perf_counter())
+        before = Busy.now(self.find())
+        run = self._run(replace(plan, max_s=left_s))
+        busy = Busy.now(self.find()).since(before)
+        level = Level.of(run)
+        self.rates[gpus] = level.summary.requests_per_s
+        return run, {"busy": busy}
+
+    def _open(self, gpus: int) -> tuple[Run, dict[str, Any]]:
+        rate = self.rates.get(gpus) or self._known_rate(gpus) or 1.0
+        plan = OpenLoop(self.scale.open_share * rate, self.scale.open_s, self.scale.warm_up_s)
+        return self._run(plan), {}
+
+    def _loss(self, gpus: int) -> tuple[Run, dict[str, Any]]:
+        """SIGKILL to one replica under the smallest closed load."""
+        streams = self.scale.per_gpu[0] * gpus
+        plan = ClosedLoop(streams, _ENDLESS, max_s=self.scale.loss_s)
+        futures = self.fleet.begin(self.server.url, self.workload, plan)
+        time.sleep(self.scale.loss_after_s)
+        kind = _VICTIM[self.placement]
+        victims = sorted(
+            (p for p in self.find() if p.kind == kind), key=lambda process: process.pid
+        )
+        killed_s = time.perf_counter()
+        hit = bool(victims) and signal_to(victims[0], _KILL)
+        said: dict[str, Any] = {"victim": kind, "hit": hit, "victims": len(victims)}
+        gone_s = self._first_below(gpus, killed_s)
+        wanted = dict.fromkeys(self.stages, gpus)
+        ready_s = self.steering.wait_for(wanted, self.scale.loss_s) if gone_s else None
+        run = merged(plan, [future.result() for future in futures])
+        usual, back_s = back_after_s((*run.warm_up, *run.results), run.window, killed_s)
+        said |= {
+            "usual_audio_s_per_s": usual,
+            "back_after_s": back_s,
+            "noticed_after_s": gone_s and gone_s - killed_s,
+            "replaced_after_s": ready_s and ready_s - killed_s,
+        }
+        return run, said
+
+    def _first_below(self, gpus: int, since_s: float) -> float | None:
+        """When Serve first counted fewer than `gpus` replicas of a stage."""
+        while time.perf_counter() < since_s + self.scale.loss_s / 2:
+            for reading in reversed(self.steering.readings):
+                if reading.at_s < since_s:
+                    break
+                if min(reading.running.get(name, 0) for name in self.stages) < gpus:
+                    return reading.at_s
+            time.sleep(0.1)
+        return None
+
+    def _run(self, plan: Plan) -> Run:
+        return self.fleet.run(self.server.url, self.workload, plan)
+
+    def _keep(
+        self, gpus: int, name: str, measure: Callable[[], tuple[Run, dict[str, Any]]]
+    ) -> None:
+        run, more = measure()
+        self._store(gpus, name, run, more)
+
+    def _store(self, gpus: int, name: str, run: Run, more: dict[str, Any]) -> None:
+        row = row_of(self.placement, gpus, name, run) | more
+        say(report.table_line([self.placement, str(gpus), *report.row(Level.of(run)), str(more)]))
+        self.save(row)
+
+    def _has(self, gpus: int, name: str) -> bool:
+        return any(
+            (row["placement"], row["gpus"], row["load"]) == (self.placement, gpus, name)
+            for row in self.done
+        )
+
+    def _known_rate(self, gpus: int) -> float | None:
+        rates = [
+            row["requests_per_s"]
+            for row in self.done
+            if row["placement"] == self.placement
+            and row["gpus"] == gpus
+            and row["load"].startswith("closed")
+        ]
+        return rates[-1] if rates else None
+
+
+def row_of(placement: str, gpus: int, name: str, run: Run) -> dict[str, Any]:
+    """The figures of a run that the table shows; seconds."""
+    figures = Level.of(run).summary
+    rate = figures.audio_s_per_s_window
+    lag = figures.clock_error_s if isinstance(run.plan, ClosedLoop) else figures.lag_s
+    return {
+        "placement": placement,
+        "gpus": gpus,
+        "load": name,
+        "plan": run.plan.label,
+        "requests": figures.requests,
+        "failures": figures.failures,
+        "failures_by_kind": figures.failures_by_kind,
+        "first_detail": figures.first_detail,
+        "first_p50_s": figures.first_playable_s.p50,
+        "first_p95_s": figures.first_playable_s.p95,
+        "audio_s_per_s": figures.audio_s_per_s if rate is None else rate,
+        "requests_per_s": figures.requests_per_s,
+        "dry_over_50_ms": figures.underruns_over_50_ms,
+        "worst_gap_s": figures.longest_gap_s.p99,
+        "client_lag_p99_s": lag.p99,
+        "stopped": figures.stopped,
+    }
