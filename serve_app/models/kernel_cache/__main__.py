@@ -1,7 +1,7 @@
-"""`python -m serve_app.models.kernel_cache fill|record`: compile kernels before they are needed.
+"""`python -m serve_app.models.kernel_cache fill|check|record`: kernels before they are needed.
 
 `fill` needs no GPU and belongs into the build of an image; `record` renews the lists that it works
-from, on a GPU, after kernels or their launches have changed.
+from, on a GPU, after kernels or their launches have changed; `check` says if all fit a card.
 """
 
 import argparse
@@ -12,7 +12,9 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from serve_app.models.kernel_cache.absent_gpu import SHARED_BYTES
 from serve_app.models.kernel_cache.ahead import marking, present
+from serve_app.models.kernel_cache.cards import check, table
 from serve_app.models.kernel_cache.fill import fill
 from serve_app.models.kernel_cache.variants import (
     LISTS,
@@ -39,6 +41,14 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     )
     filling.add_argument("--processes", type=int, help="default: one per CPU")
     filling.add_argument("--list", type=Path, nargs="*", help="default: those of the package")
+    checking = commands.add_parser("check", help="whether every kernel fits a card; needs no GPU")
+    checking.add_argument(
+        "--capability",
+        type=float,
+        nargs="+",
+        default=[capability / 10 for capability in SHARED_BYTES],
+    )
+    checking.add_argument("--processes", type=int, help="default: one per CPU")
     noting = commands.add_parser("record", help="list the kernels of one checkpoint, on a GPU")
     noting.add_argument("--checkpoint", required=True, type=Path, help="folder")
     noting.add_argument("--placement", choices=("fused", "split"), default="fused")
@@ -86,6 +96,17 @@ def _tell_other_versions(lists: Sequence[Path]) -> None:
             print(f"{file.name} was recorded with {', '.join(other)}: it may not be complete")
 
 
+def run_check(args: argparse.Namespace) -> int:
+    capabilities = [round(10 * c) for c in args.capability]
+    unknown = [c for c in capabilities if c not in SHARED_BYTES]
+    if unknown:
+        print(f"not known: {', '.join(f'{c / 10:g}' for c in unknown)}", file=sys.stderr)
+        return 2
+    reports = check(capabilities, thorough=True, processes=args.processes)
+    print(table(reports))
+    return int(any(report.problems for report in reports))
+
+
 def run_record(args: argparse.Namespace) -> int:
     from serve_app.config import AppConfig
     from serve_app.models.checkpoint.files import open_checkpoint
@@ -107,7 +128,8 @@ def run_record(args: argparse.Namespace) -> int:
 def main(arguments: Sequence[str]) -> int:
     logging.basicConfig(level=logging.WARNING)
     args = parse(arguments)
-    return run_fill(args) if args.command == "fill" else run_record(args)
+    commands = {"fill": run_fill, "check": run_check, "record": run_record}
+    return commands[args.command](args)
 
 
 if __name__ == "__main__":
