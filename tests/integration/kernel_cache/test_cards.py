@@ -40,6 +40,6 @@ def test_a_kernel_that_does_not_fit_is_found() -> None:
 
 def test_a_card_without_overlap_refuses_kernels_that_overlap() -> None:
     """The negative: what is compiled really is for the card that was named."""
-    with absent_gpu(86) as built, pytest.raises(Exception, match="griddepcontrol|ptxas"):
+    with absent_gpu(86) as built, pytest.raises(Exception, match=r"griddepcontrol|ptxas"):
         LAUNCHES["the talker's attention"](How(pdl=True, thorough=False))
     assert built == []
