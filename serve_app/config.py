@@ -244,6 +244,51 @@ class LiveConfig(Strict):
     )
 
 
+class JobsConfig(Strict):
+    """`/v1/audio/speech/long`: texts of hours, made in the background into files."""
+
+    directory: str | None = Field(
+        default=None,
+        description="where jobs and their audio are, the same for all ingresses (a shared file"
+        " system where they are on several nodes); default: qwen3-tts-serve/jobs in the cache",
+    )
+    max_input_chars: int = Field(default=500_000, ge=1, description="text of a job")
+    max_unit_frames: int = Field(
+        default=1000,
+        ge=1,
+        description="codec frames of a unit, by estimate: what is made again after a loss",
+    )
+    max_jobs: int = Field(
+        default=1000, ge=0, description="jobs that there may be, also those that are over"
+    )
+    max_bytes: int = Field(
+        default=20 * 10**9, ge=1, description="audio on disk; then no job is taken any more"
+    )
+    keep_s: float = Field(
+        default=7 * 86400.0, gt=0, description="how long a job is kept after its last change"
+    )
+    keep_units_s: float = Field(
+        default=6 * 3600.0,
+        gt=0,
+        description="how long the parts are kept beside the finished file, for who follows it",
+    )
+    running: int = Field(default=2, ge=1, description="jobs that one ingress works on at a time")
+    lease_s: float = Field(
+        default=15.0,
+        gt=0,
+        description="after how long another ingress takes over the job of one that is dead",
+    )
+    poll_s: float = Field(
+        default=2.0, gt=0, description="how often an ingress looks for jobs that nobody works on"
+    )
+
+    @property
+    def folder(self) -> Path:
+        if self.directory is not None:
+            return Path(self.directory).expanduser()
+        return Environment.read().cache / "qwen3-tts-serve" / "jobs"
+
+
 class AccessConfig(Strict):
     """Who may come in, how often, and with how much. Without any key, everybody may."""
 
@@ -327,6 +372,7 @@ class IngressConfig(Strict):
     )
     batch: BatchConfig = BatchConfig()
     live: LiveConfig = LiveConfig()
+    jobs: JobsConfig = JobsConfig()
     access: AccessConfig = AccessConfig()
     observe: ObserveConfig = ObserveConfig()
 

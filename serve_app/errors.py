@@ -2,7 +2,9 @@
 
     SpeechError
       InvalidRequest      400  the caller can fix it
-        UnknownModel      404  no such model is served
+        NotFound          404  what it names does not exist
+          UnknownModel    404  no such model is served
+        Conflict          409  not in the state that the thing is in
       NotAuthenticated    401  there is no valid API key
       NotAllowed          403  not for this caller
       Overloaded          429  try later; carries retry_after_s
@@ -36,7 +38,15 @@ class InvalidRequest(SpeechError):
         return self.message
 
 
-class UnknownModel(InvalidRequest):
+class NotFound(InvalidRequest):
+    """What the request names does not exist."""
+
+
+class Conflict(InvalidRequest):
+    """What the request wants is not possible in the present state of what it names."""
+
+
+class UnknownModel(NotFound):
     """The request names a model that is not served here."""
 
 

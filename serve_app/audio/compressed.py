@@ -8,7 +8,7 @@ in it is ever patched; a file is, and states its exact length.
 import io
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Final, cast
+from typing import BinaryIO, Final, cast
 
 import av
 import numpy as np
@@ -78,11 +78,20 @@ FLAC: Final = Codec(
 
 
 class CompressedEncoder:
-    """A stream of int16 samples, or with `num_samples` a file, which `finish` gives as a whole."""
+    """A stream of int16 samples, or with `num_samples` a file, which is written to `file` or,
+    without one, given by `finish` as a whole.
+    """
 
-    def __init__(self, codec: Codec, sample_rate_hz: int, num_samples: int | None = None) -> None:
+    def __init__(
+        self,
+        codec: Codec,
+        sample_rate_hz: int,
+        num_samples: int | None = None,
+        file: BinaryIO | None = None,
+    ) -> None:
         to_file = num_samples is not None
-        self._sink = io.BytesIO() if to_file else _Appended()
+        self._whole = io.BytesIO() if to_file and file is None else None
+        self._sink = file or self._whole or _Appended()
         options = codec.file_options if to_file else codec.stream_options
         output = av.open(self._sink, "w", format=codec.container, container_options=dict(options))
         self._container = cast(OutputContainer, output)
@@ -114,7 +123,7 @@ class CompressedEncoder:
     def finish(self) -> bytes:
         self._container.mux(self._stream.encode(None))
         self._container.close()
-        return self._sink.getvalue() if isinstance(self._sink, io.BytesIO) else self._take()
+        return self._take() if self._whole is None else self._whole.getvalue()
 
     def __del__(self) -> None:
         # PyAV's container and stream hold each other. Closed they do not, so that a stream that its
@@ -124,7 +133,7 @@ class CompressedEncoder:
             container.close()
 
     def _take(self) -> bytes:
-        return b"" if isinstance(self._sink, io.BytesIO) else self._sink.take()
+        return self._sink.take() if isinstance(self._sink, _Appended) else b""
 
 
 class _Appended:

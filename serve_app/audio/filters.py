@@ -52,6 +52,10 @@ class PcmFilter:
         ]
         self._graph.link_nodes(*nodes).configure()
 
+    def length(self, num_samples: int) -> int:
+        """How many samples `num_samples` of the input become."""
+        return round(num_samples * self._ratio)
+
     def filter(self, samples: np.ndarray) -> np.ndarray:
         """Take int16 [N] and give what is ready of the output, which may be nothing."""
         samples = np.concatenate([self._rest, samples])
@@ -62,7 +66,7 @@ class PcmFilter:
 
     def finish(self) -> np.ndarray:
         """The end of the output."""
-        missing = round((self._taken + len(self._rest)) * self._ratio) - self._given
+        missing = self.length(self._taken + len(self._rest)) - self._given
         silence = np.zeros(self._flush_samples, np.int16)
         self._push(np.concatenate([self._rest, silence]))
         self._graph.push(None)

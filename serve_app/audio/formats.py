@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import partial
-from typing import Final, Protocol
+from typing import BinaryIO, Final, Protocol
 
 import numpy as np
 
@@ -55,21 +55,27 @@ class AudioFormat(StrEnum):
     def content_type(self, sample_rate_hz: int) -> str:
         return _FORMATS[self].content_type.format(rate=sample_rate_hz)
 
-    def encoder(self, sample_rate_hz: int, num_samples: int | None = None) -> Encoder:
-        """The encoder of a file of `num_samples`, or of a stream whose length nobody knows yet."""
-        return _FORMATS[self].encoder(sample_rate_hz, num_samples)
+    def encoder(
+        self, sample_rate_hz: int, num_samples: int | None = None, file: BinaryIO | None = None
+    ) -> Encoder:
+        """The encoder of a file of `num_samples`, or of a stream whose length nobody knows yet.
+
+        With `file`, which can seek, it may write there instead of giving all of it at the end.
+        """
+        return _FORMATS[self].encoder(sample_rate_hz, num_samples, file)
 
 
 @dataclass(frozen=True, slots=True)
 class _Format:
     """
     content_type: with `{rate}` for the sample rate.
-    encoder: called with the sample rate and, for a file, the number of samples that will come.
+    encoder: called with the sample rate and, for a file, the number of samples that will come and
+        where it may be written.
     rates_hz: the sample rates there are, ascending.
     """
 
     content_type: str
-    encoder: Callable[[int, int | None], Encoder]
+    encoder: Callable[[int, int | None, BinaryIO | None], Encoder]
     rates_hz: tuple[int, ...] = SAMPLE_RATES_HZ
     is_costly: bool = False
 

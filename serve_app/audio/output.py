@@ -2,8 +2,10 @@
 rate -> encoder.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
+from typing import BinaryIO
 
 import numpy as np
 
@@ -54,6 +56,17 @@ class Output:
             samples = np.concatenate([stage.filter(samples), stage.finish()])
         encoder = self.format.encoder(self.sample_rate_hz, len(samples))
         return encoder.encode(samples) + encoder.finish()
+
+    def write(self, parts: Iterable[np.ndarray], num_samples: int, file: BinaryIO) -> None:
+        """Write what `file` would give for int16 `parts`, `num_samples` together, part by part."""
+        stage = self._filter() if self._is_filtered else None
+        num_made = num_samples if stage is None else stage.length(num_samples)
+        encoder = self.format.encoder(self.sample_rate_hz, num_made, file)
+        for samples in parts:
+            file.write(encoder.encode(samples if stage is None else stage.filter(samples)))
+        if stage is not None:
+            file.write(encoder.encode(stage.finish()))
+        file.write(encoder.finish())
 
     @property
     def _is_filtered(self) -> bool:

@@ -1,7 +1,7 @@
 """16-bit little-endian PCM, bare or in a WAV container."""
 
 import struct
-from typing import Final
+from typing import BinaryIO, Final
 
 import numpy as np
 
@@ -17,8 +17,10 @@ _WAV_HEADER: Final = struct.Struct("<4sI4s4sIHHIIHH4sI")
 class PcmEncoder:
     """Bare samples, little-endian on every host."""
 
-    def __init__(self, sample_rate_hz: int, num_samples: int | None = None) -> None:
-        del sample_rate_hz, num_samples  # nothing states them
+    def __init__(
+        self, sample_rate_hz: int, num_samples: int | None = None, file: BinaryIO | None = None
+    ) -> None:
+        del sample_rate_hz, num_samples, file  # nothing states them, nothing has to be patched
 
     def encode(self, samples: np.ndarray) -> bytes:
         return samples.astype("<i2", copy=False).tobytes()
@@ -34,7 +36,10 @@ class WavEncoder:
     them at the beginning.
     """
 
-    def __init__(self, sample_rate_hz: int, num_samples: int | None = None) -> None:
+    def __init__(
+        self, sample_rate_hz: int, num_samples: int | None = None, file: BinaryIO | None = None
+    ) -> None:
+        del file  # nothing has to be patched
         self._tags = b"" if num_samples is None else _tags()
         self._header = wav_header(sample_rate_hz, num_samples, len(self._tags))
         self._pcm = PcmEncoder(sample_rate_hz)
@@ -63,9 +68,12 @@ def wav_header(
 ) -> bytes:
     """The 44 bytes before the samples of a mono 16-bit WAV file: RIFF, fmt, data, nothing else.
 
-    `num_bytes_after` is the size of the chunks that follow the samples.
+    `num_bytes_after` is the size of the chunks that follow the samples. Samples of more than 4 GB
+    have no size that a header can state, and are of unknown length.
     """
     num_bytes = None if num_samples is None else num_samples * _BYTES_PER_SAMPLE
+    if num_bytes is not None and num_bytes + num_bytes_after + _WAV_HEADER.size > _UNKNOWN_SIZE:
+        num_bytes = None
     return _WAV_HEADER.pack(
         b"RIFF",
         _UNKNOWN_SIZE if num_bytes is None else _WAV_HEADER.size - 8 + num_bytes + num_bytes_after,

@@ -18,6 +18,7 @@ from serve_app.http.batch import endpoint as batch
 from serve_app.http.catalog import Catalog
 from serve_app.http.errors import add_error_handlers
 from serve_app.http.health import Status
+from serve_app.http.jobs import routes as jobs
 from serve_app.http.live import routes as live
 from serve_app.http.observe import exposition
 from serve_app.http.observe.exposition import Gather
@@ -43,15 +44,17 @@ def build_api(
     `gather` knows the metrics of the whole cluster; without it there is no `/metrics`. `tracer` is
     the configuration's where it is not given.
     """
-    app = FastAPI(title="Qwen3-TTS", version=__version__)
     recorder = recorder or metrics.NoRecorder()
     speech = Speech(catalog, config)
     tracer = tracer or make_tracer(config.observe.tracing)
     background = Background(tracer.units(speak), config.background_streams)
+    long_texts = jobs.Jobs(speech, background, config)
+    app = FastAPI(title="Qwen3-TTS", version=__version__, lifespan=long_texts.lifespan)
     endpoint.add_routes(app, speech, background.live, config, recorder)
     batch.add_routes(app, speech, background, config, recorder)
     live.add_routes(app, speech, background.live, config, recorder)
     realtime.add_routes(app, speech, background.live, config, recorder)
+    jobs.add_routes(app, long_texts)
     lists.add_routes(app, catalog)
     health.add_routes(app, catalog, status)
     if gather is not None and config.observe.metrics != "off":

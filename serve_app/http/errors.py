@@ -10,14 +10,15 @@ from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException
 
 from serve_app.errors import (
+    Conflict,
     InvalidRequest,
     NotAllowed,
     NotAuthenticated,
+    NotFound,
     Overloaded,
     RateLimited,
     SpeechError,
     StageUnavailable,
-    UnknownModel,
 )
 from serve_app.http.observe.record import current
 
@@ -35,6 +36,7 @@ _HTTP_CODES: Final = {
     408: "request_timeout",
     413: "payload_too_large",
     415: "unsupported_media_type",
+    507: "storage_full",
 }
 
 
@@ -47,8 +49,11 @@ def error_response(error: Exception) -> AsciiJSONResponse:
     param: str | None = None
     code: str | None
     match error:
-        case UnknownModel():
+        case NotFound():
             status, kind, code, param = 404, "invalid_request_error", error.code, error.param
+        case Conflict():
+            status, kind, code, param = 409, "conflict_error", error.code, error.param
+            headers = {"x-should-retry": "false"}  # OpenAI's clients try a 409 again
         case InvalidRequest():
             status, kind, code, param = 400, "invalid_request_error", error.code, error.param
         case NotAuthenticated():
@@ -68,7 +73,8 @@ def error_response(error: Exception) -> AsciiJSONResponse:
         case SpeechError():
             status, kind, code = 500, "server_error", "generation_failed"
         case HTTPException():
-            status, kind = error.status_code, "invalid_request_error"
+            status = error.status_code
+            kind = "invalid_request_error" if status < 500 else "server_error"
             if status == 408:
                 kind = "timeout_error"
             code = _HTTP_CODES.get(status)

@@ -65,6 +65,18 @@ def test_health_says_what_runs_where(server: Server) -> None:
     assert health["embedded"] is True
 
 
+def test_a_browser_finds_the_playground(server: Server) -> None:
+    headers = {"Accept": "text/html"}
+    page = httpx.get(server.url, headers=headers, follow_redirects=True)
+    assert str(page.url) == f"{server.url}/web/"
+    assert "default-src 'none'" in page.headers["content-security-policy"]
+    assert (
+        httpx.get(f"{server.url}/web/js/main.js")
+        .headers["content-type"]
+        .startswith("text/javascript")
+    )
+
+
 def is_loopback(ip: str) -> bool:
     address = ipaddress.ip_address(ip)
     return (getattr(address, "ipv4_mapped", None) or address).is_loopback

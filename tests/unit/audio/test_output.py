@@ -79,3 +79,17 @@ def test_hardly_any_samples_are_no_error(audio_format, num_samples):
     output = Output(audio_format, RATE_HZ, 48000, 0.5)
     assert isinstance(streamed(output, tone(num_samples)), bytes)
     assert isinstance(output.file(tone(num_samples)), bytes)
+
+
+@every_format
+@pytest.mark.parametrize(("wanted_hz", "speed"), [(None, 1.0), (16000, 1.3)])
+def test_a_file_written_part_by_part_is_the_file_written_at_once(audio_format, wanted_hz, speed):
+    output, samples = Output(audio_format, RATE_HZ, wanted_hz, speed), voice_like(60000)
+    file = io.BytesIO()
+    output.write(np.split(samples, [7000, 7001, 40000]), len(samples), file)
+    # The serial number of an Ogg stream is drawn.
+    if audio_format is AudioFormat.OPUS:
+        audio, _ = decoded(file.getvalue())
+        np.testing.assert_array_equal(audio, decoded(output.file(samples))[0])
+    else:
+        assert file.getvalue() == output.file(samples)

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from serve_app.errors import StageFailed
+from serve_app.fakes import fake_card
 from tests.integration.http.service import SEED, running, samples
 from tests.integration.http.web.browser import CARDS, Gate, Visit, chromium
 
@@ -217,6 +218,14 @@ def test_an_answer_that_breaks_off_says_so_and_keeps_what_came(browser):
         visit.context.close()
 
 
+def test_who_hears_no_words_is_told_why(browser):
+    with running((fake_card(embedded=True),)) as (url, _):
+        visit = Visit(browser, url)
+        expect(visit.page.locator("#note")).to_contain_text("not words")
+        expect(visit.page.locator("#server")).to_contain_text("healthy")
+        visit.context.close()
+
+
 def test_a_key_is_sent_and_stays_in_the_tab(visit):
     page = visit.page
     page.click("#more summary")
@@ -233,22 +242,27 @@ def test_a_key_is_sent_and_stays_in_the_tab(visit):
     assert page.input_value("#key") == "sk-secret"
 
 
-def test_keys_speak_stop_and_play_again(visit):
-    page = visit.page
-    page.focus("#input")
-    page.keyboard.press("Control+Enter")
-    expect(page.locator("#state")).to_have_text(DONE)
-    visit.forget()
-    page.keyboard.press("Alt+KeyR")
-    expect(page.locator("#live")).to_have_text(re.compile("^Playing"))
-    assert len(visit.heard()) == 1
-    page.keyboard.press("Escape")
-    expect(page.locator("#live")).to_have_text("Stopped")
-    expect(page.locator("#stop")).to_be_disabled()
-    page.focus("#tab-curl")
-    page.keyboard.press("ArrowRight")
-    expect(page.locator("#tab-python")).to_be_focused()
-    assert "from openai import OpenAI" in page.inner_text("#snippet")
+def test_keys_speak_stop_and_play_again(browser):
+    # Long enough for a key to come while it plays.
+    with running(CARDS, num_frames=250) as (url, _):
+        visit = Visit(browser, url)
+        page = visit.page
+        page.fill("#input", "Hello.")
+        page.keyboard.press("Control+Enter")
+        expect(page.locator("#state")).to_have_text(DONE)
+        visit.forget()
+        page.keyboard.press("Alt+KeyR")
+        expect(page.locator("#live")).to_have_text(re.compile("^Playing"))
+        assert page.evaluate("heard.length") == 1
+        page.keyboard.press("Escape")
+        expect(page.locator("#live")).to_have_text("Stopped")
+        expect(page.locator("#stop")).to_be_disabled()
+        page.focus("#tab-curl")
+        page.keyboard.press("ArrowRight")
+        expect(page.locator("#tab-python")).to_be_focused()
+        assert "from openai import OpenAI" in page.inner_text("#snippet")
+        assert visit.complaints == []
+        visit.context.close()
 
 
 def test_a_saved_file_is_whole_and_states_its_length(visit):

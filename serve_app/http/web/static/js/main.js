@@ -26,6 +26,7 @@ const example = new Example(form);
 let player = null;
 let making = null; // the AbortController of the take being made
 let shown = null; // the take in the pictures
+let replaying = false;
 let ticking = 0;
 
 async function connect() {
@@ -148,6 +149,7 @@ function stop() {
   making = null;
   player?.stop();
   pictures.position = null;
+  replaying = false;
   $("stop").disabled = true;
   if (was) announce("Stopped");
 }
@@ -162,6 +164,7 @@ async function play(take) {
   pictures.finish();
   output.push(audio);
   $("stop").disabled = false;
+  replaying = true;
   announce(`Playing ${take.seconds.toFixed(1)} seconds`);
   tick();
 }
@@ -181,6 +184,8 @@ function tick() {
     pictures.position = playing ? (calm.matches ? Math.floor(2 * heard) / 2 : heard) : null;
     if (playing || making) return tick();
     $("stop").disabled = true;
+    if (replaying) tell("Played");
+    replaying = false;
   });
 }
 

@@ -1,0 +1,160 @@
+"""What each ingress does about the jobs in the shared folder, as long as it runs."""
+
+import asyncio
+import contextlib
+import json
+import logging
+import time
+from dataclasses import replace
+from typing import Final
+
+from serve_app.config import JobsConfig
+from serve_app.errors import SpeechError
+from serve_app.http.errors import error_response
+from serve_app.http.jobs.lease import Lease, Leases
+from serve_app.http.jobs.making import LeaseLost, Making, StorageFull
+from serve_app.http.jobs.store import NoSuchJob, Record
+
+# How often an owner looks whether its job is still wanted.
+_LOOK_S: Final = 0.25
+_CLEAN_S: Final = 600.0
+# What has ended is looked at again now and then: another server may have been told to try it again.
+_ENDED_S: Final = 30.0
+
+logger = logging.getLogger(__name__)
+
+
+class Runner:
+    """Takes jobs that nobody works on, and works on them."""
+
+    def __init__(self, making: Making, leases: Leases, config: JobsConfig) -> None:
+        self._making = making
+        self._store = making.store
+        self._leases = leases
+        self._config = config
+        self._working: dict[str, asyncio.Task[None]] = {}
+        self._ended: dict[str, float] = {}
+        self._wake = asyncio.Event()
+
+    def wake(self, job_id: str) -> None:
+        """A job is new, or is to go on."""
+        self._ended.pop(job_id, None)
+        self._wake.set()
+
+    async def run(self) -> None:
+        """Until cancelled; the jobs then stop where they are."""
+        cleaned_s = float("-inf")
+        try:
+            while True:
+                self._wake.clear()
+                try:
+                    if time.monotonic() - cleaned_s > _CLEAN_S:
+                        cleaned_s = time.monotonic()
+                        keep_s, keep_units_s = self._config.keep_s, self._config.keep_units_s
+                        await asyncio.to_thread(self._store.clean, keep_s, keep_units_s)
+                    await self._take_jobs()
+                except Exception as error:  # a folder that is away for a while, above all
+                    logger.error("cannot look for jobs in %s", self._store.root, exc_info=error)
+                # Not `wait_for`, which before Python 3.12 may lose a cancellation.
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(self._config.poll_s):
+                        await self._wake.wait()
+        finally:
+            for working in self._working.values():
+                working.cancel()
+            await asyncio.gather(*self._working.values(), return_exceptions=True)
+
+    async def _take_jobs(self) -> None:
+        room = self._config.running - len(self._working)
+        if room > 0:
+            for record, lease in await asyncio.to_thread(self._claimed, room):
+                job_id = record.spec.id
+                working = asyncio.create_task(self._work(record, lease))
+                self._working[job_id] = working
+                working.add_done_callback(lambda _, job_id=job_id: self._left(job_id))
+
+    def _left(self, job_id: str) -> None:
+        del self._working[job_id]
+        self._wake.set()
+
+    def _claimed(self, room: int) -> list[tuple[Record, Lease]]:
+        """Jobs that are this server's from now on, the oldest first."""
+        now_s = time.monotonic()
+        waiting: list[Record] = []
+        for job_id in list(self._store.ids()):
+            if job_id in self._working or now_s - self._ended.get(job_id, -_ENDED_S) < _ENDED_S:
+                continue
+            with contextlib.suppress(NoSuchJob):
+                record = self._store.record(job_id)
+                if record.state in ("pending", "processing"):
+                    waiting.append(record)
+                elif record.state in ("completed", "failed"):
+                    self._ended[job_id] = now_s
+        waiting.sort(key=lambda record: (record.spec.created_at, record.spec.id))
+        found: list[tuple[Record, Lease]] = []
+        for record in waiting:
+            if len(found) == room:
+                break
+            with contextlib.suppress(FileNotFoundError):
+                lease = self._leases.claim(self._store.folder(record.spec.id))
+                if lease is not None:
+                    found.append((record, lease))
+        return found
+
+    async def _work(self, record: Record, lease: Lease) -> None:
+        job_id = record.spec.id
+        logger.info("%s: %d of %d units", job_id, record.progress.units_done, record.spec.num_units)
+        making = asyncio.create_task(self._making.make(record.spec, lease))
+        watching = asyncio.create_task(self._watch(job_id, lease))
+        try:
+            await asyncio.wait({making, watching}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            making.cancel()
+            watching.cancel()
+            await asyncio.gather(making, watching, return_exceptions=True)
+            error = None if making.cancelled() else making.exception()
+            with contextlib.suppress(NoSuchJob, OSError):
+                if error is not None:
+                    await asyncio.to_thread(self._note, job_id, error, lease)
+                await asyncio.to_thread(lease.release)
+
+    async def _watch(self, job_id: str, lease: Lease) -> None:
+        """Return when the job is to stop."""
+        renewed_s = time.monotonic()
+        while True:
+            await asyncio.sleep(_LOOK_S)
+            try:
+                if await asyncio.to_thread(self._store.wanted, job_id) != "run":
+                    return
+                if time.monotonic() - renewed_s >= self._config.lease_s / 4:
+                    renewed_s = time.monotonic()
+                    if not await asyncio.to_thread(lease.renew):
+                        logger.warning("%s: another server has taken over", job_id)
+                        return
+            except NoSuchJob:
+                return
+            except OSError as error:  # tried again until the lease is lost
+                logger.warning("%s: cannot be watched: %s", job_id, error)
+
+    def _note(self, job_id: str, error: BaseException, lease: Lease) -> None:
+        """Say in the job why it failed, if it did."""
+        if isinstance(error, NoSuchJob | LeaseLost) or not lease.is_held:
+            return
+        if isinstance(error, StorageFull):
+            content = {
+                "message": "The server has no room for more audio of long texts.",
+                "type": "server_error",
+                "param": None,
+                "code": "storage_full",
+            }
+        else:
+            cause = error if isinstance(error, Exception) else RuntimeError(str(error))
+            content = json.loads(bytes(error_response(cause).body))["error"]
+        expected = isinstance(error, SpeechError | StorageFull)
+        logger.error("%s: failed: %s", job_id, error, exc_info=None if expected else error)
+        now_s = time.time()
+        before = self._store.progress(job_id)
+        self._store.save(
+            job_id,
+            replace(before, state="failed", error=content, updated_at=now_s, finished_at=now_s),
+        )
