@@ -16,6 +16,8 @@ from serve_app.http.access.layers import add_layers
 from serve_app.http.background import Background
 from serve_app.http.batch import endpoint as batch
 from serve_app.http.catalog import Catalog
+from serve_app.http.dialects import vapi
+from serve_app.http.document import ERRORS
 from serve_app.http.errors import add_error_handlers
 from serve_app.http.health import Status
 from serve_app.http.jobs import routes as jobs
@@ -49,8 +51,11 @@ def build_api(
     tracer = tracer or make_tracer(config.observe.tracing)
     background = Background(tracer.units(speak), config.background_streams)
     long_texts = jobs.Jobs(speech, background, config)
-    app = FastAPI(title="Qwen3-TTS", version=__version__, lifespan=long_texts.lifespan)
-    endpoint.add_routes(app, speech, background.live, config, recorder)
+    app = FastAPI(
+        title="Qwen3-TTS", version=__version__, lifespan=long_texts.lifespan, responses=ERRORS
+    )
+    answers = endpoint.add_routes(app, speech, background.live, config, recorder)
+    vapi.add_routes(app, answers)
     batch.add_routes(app, speech, background, config, recorder)
     live.add_routes(app, speech, background.live, config, recorder)
     realtime.add_routes(app, speech, background.live, config, recorder)

@@ -12,7 +12,8 @@ from serve_app.config import IngressConfig
 SUBPROTOCOL: Final = "openai-insecure-api-key."
 # What clients send that have no key.
 _NO_KEY: Final = ("", "undefined", "null", "none")
-_HEADERS: Final = ("api-key", "x-api-key")
+# Azure's clients, others, and Vapi's server with the secret that it has been given.
+_HEADERS: Final = ("api-key", "x-api-key", "x-vapi-secret")
 
 _OPEN: Final = frozenset(
     [

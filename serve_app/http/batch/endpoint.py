@@ -21,11 +21,13 @@ from serve_app import metrics
 from serve_app.config import IngressConfig
 from serve_app.errors import InvalidRequest, Overloaded, SpeechError
 from serve_app.http.background import Background
+from serve_app.http.document import JSON, operation
 from serve_app.http.errors import error_response
 from serve_app.http.reading import read_body
 from serve_app.http.response import AudioResponse
 from serve_app.http.speech.accept import Job, Speech
 from serve_app.http.speech.body import read_json
+from serve_app.http.speech.document import FIELDS
 from serve_app.http.speech.endpoint import MAX_BODY_BYTES
 from serve_app.http.speech.sse import ending_of
 from serve_app.http.speech.writer import AudioWriter
@@ -33,6 +35,28 @@ from serve_app.http.speech.writer import AudioWriter
 # White space between the items keeps proxies from closing a connection on which nothing moves.
 _ALIVE_S: Final = 10.0
 _PIECE_BYTES: Final = 1 << 20
+
+_DOCUMENT: Final = operation(
+    {
+        **FIELDS,
+        "required": ["items"],
+        "properties": {
+            "items": {"type": "array", "minItems": 1, "items": FIELDS},
+            **FIELDS["properties"],
+        },
+    },
+    {
+        "two voices": {
+            "items": [
+                {"input": "Good morning."},
+                {"input": "Good morning to you.", "voice": "echo"},
+            ],
+            "voice": "alloy",
+            "response_format": "mp3",
+        }
+    },
+    JSON,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -46,9 +70,12 @@ def add_routes(
 ) -> None:
     batch = _Batch(speech, background, config, recorder)
 
-    @app.post("/v1/audio/speech/batch", tags=["speech"])
+    @app.post(
+        "/v1/audio/speech/batch", tags=["speech"], response_class=Response, openapi_extra=_DOCUMENT
+    )
     @app.post("/audio/speech/batch", include_in_schema=False)
     async def create_batch(request: Request) -> Response:
+        """Speak several texts, and send the audio of each in base64."""
         return await batch.respond(request)
 
 

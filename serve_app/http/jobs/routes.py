@@ -19,6 +19,7 @@ from serve_app.audio.output import Output
 from serve_app.config import IngressConfig
 from serve_app.errors import Conflict, InvalidRequest, NotFound, Overloaded
 from serve_app.http.background import Background
+from serve_app.http.document import AUDIO, EVENTS, JSON, Content, operation
 from serve_app.http.errors import AsciiJSONResponse
 from serve_app.http.jobs.lease import Leases
 from serve_app.http.jobs.making import Making, accepted
@@ -29,6 +30,7 @@ from serve_app.http.reading import read_body
 from serve_app.http.response import AudioResponse, until_gone
 from serve_app.http.speech.accept import Speech, TextSize
 from serve_app.http.speech.body import read_json
+from serve_app.http.speech.document import FIELDS
 from serve_app.http.speech.sse import CONTENT_TYPE
 
 T = TypeVar("T")
@@ -49,6 +51,18 @@ _CHANGES: Final[Mapping[Change, tuple[Wanted, tuple[State, ...]]]] = {
     "cancel": ("cancel", ("pending", "processing", "paused", "cancelled")),
     "retry": ("run", ("failed", "cancelled")),
 }
+
+
+_DOCUMENT: Final = operation(
+    FIELDS,
+    {"a book": {"input": "Chapter one.\n\nIt was a dark night.", "voice": "alloy"}},
+    JSON,
+    202,
+)
+
+
+def _responds(content: Content) -> dict[str, Any]:
+    return {"responses": {"200": {"description": "Success", "content": content}}}
 
 
 class Jobs:
@@ -221,23 +235,35 @@ async def _next(pieces: AsyncGenerator[bytes, None]) -> bytes:
 
 
 def add_routes(app: FastAPI, jobs: Jobs) -> None:
-    def route(path: str, *methods: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    def route(
+        path: str, *methods: str, document: Mapping[str, Any]
+    ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
         """Under OpenAI's prefix and, as chatterbox's clients ask, without it."""
 
         def add(handler: Callable[..., Any]) -> Callable[..., Any]:
             for method in methods:
-                app.add_api_route(_PATH + path, handler, methods=[method], tags=["long texts"])
+                app.add_api_route(
+                    _PATH + path,
+                    handler,
+                    methods=[method],
+                    status_code=202 if document is _DOCUMENT else 200,
+                    response_class=Response,
+                    tags=["long texts"],
+                    operation_id=f"{handler.__name__}_{method.lower()}",
+                    openapi_extra=dict(document),
+                )
                 bare = _PATH.removeprefix("/v1") + path
                 app.add_api_route(bare, handler, methods=[method], include_in_schema=False)
             return handler
 
         return add
 
-    @route("", "POST")
+    @route("", "POST", document=_DOCUMENT)
     async def create_job(request: Request) -> Response:
+        """A job for a text of any length; its audio is a file, made in the background."""
         return await jobs.create(request)
 
-    @route("", "GET")
+    @route("", "GET", document=_responds(JSON))
     async def list_jobs(
         limit: Annotated[int, Query(ge=1, le=100)] = 20,
         after: str | None = None,
@@ -245,23 +271,23 @@ def add_routes(app: FastAPI, jobs: Jobs) -> None:
     ) -> Response:
         return await jobs.listed(limit, after, status)
 
-    @route("/{job_id}", "GET")
+    @route("/{job_id}", "GET", document=_responds(JSON))
     async def retrieve_job(job_id: str) -> Response:
         return await jobs.shown(job_id)
 
-    @route("/{job_id}", "DELETE")
+    @route("/{job_id}", "DELETE", document=_responds(JSON))
     async def delete_job(job_id: str) -> Response:
         return await jobs.deleted(job_id)
 
-    @route("/{job_id}/download", "GET", "HEAD")
+    @route("/{job_id}/download", "GET", "HEAD", document=_responds(AUDIO))
     async def download_job(request: Request, job_id: str, follow: bool = False) -> Response:
         return await jobs.download(job_id, follow, request)
 
-    @route("/{job_id}/sse", "GET")
+    @route("/{job_id}/sse", "GET", document=_responds(EVENTS))
     async def follow_job(job_id: str) -> Response:
         return await jobs.events(job_id)
 
-    @route("/{job_id}/{change}", "PUT", "POST")
+    @route("/{job_id}/{change}", "PUT", "POST", document=_responds(JSON))
     async def change_job(job_id: str, change: Change) -> Response:
         return await jobs.changed(job_id, change)
 

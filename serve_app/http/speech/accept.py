@@ -18,7 +18,9 @@ from serve_app.resumption import Speak
 from serve_app.text.script import Unit
 from serve_app.types import FinishReason, ModelCard, PcmChunk, SpeechRequest
 
-Transport = Literal["stream", "file", "sse", "batch", "job", "websocket", "realtime"]
+Transport = Literal["stream", "file", "sse", "batch", "job", "websocket", "realtime", "together"]
+# From the fields of a dialect to those of `SpeechBody`.
+Translate = Callable[[Mapping[str, Any]], Mapping[str, Any]]
 # A body up to here is read in less than 5 ms on a slow core.
 _QUICK_BYTES: Final = 2048
 
@@ -97,16 +99,16 @@ class Speech:
         """The model that answers where none is named; raises what `Catalog.default` raises."""
         return self._catalog.default.name
 
-    async def read(self, raw: bytes, defaults: Mapping[str, Any], client_id: str | None) -> Job:
-        """The job of a request's JSON body, whose fields come before `defaults`.
+    async def read(self, raw: bytes, translate: Translate, client_id: str | None) -> Job:
+        """The job of a request's JSON body, whose fields are read as `translate` says.
 
         What takes long is read on a thread, so that the audio of others goes on.
 
-        Raises what `accept` raises, and InvalidRequest for what is no JSON object.
+        Raises what `accept` and `translate` raise, and InvalidRequest for what is no JSON object.
         """
 
         def read_whole() -> Job:
-            return self.accept({**defaults, **read_json(raw)}, client_id)
+            return self.accept(translate(read_json(raw)), client_id)
 
         is_quick = len(raw) <= _QUICK_BYTES and b"normalization_options" not in raw
         return read_whole() if is_quick else await asyncio.to_thread(read_whole)
@@ -144,6 +146,8 @@ class Speech:
         transport: Transport = "file" if body.stream is False else "stream"
         if body.stream_format == "sse":
             transport = "sse"
+        elif body.stream and (body.response_encoding or body.response_format == "raw"):
+            transport = "together"
         output = Output(
             checked_format(body), card.sample_rate_hz, body.sample_rate, body.speed or 1.0
         )

@@ -72,6 +72,8 @@ class SpeechBody(BaseModel):
     )
     task_type: str | None = None
     response_format: FormatName | None = None
+    # Together's, for its format `raw`.
+    response_encoding: Keyword | None = None
     stream_format: Keyword | None = None
     stream: bool | None = None
     speed: float | None = Field(None, ge=MIN_SPEED, le=MAX_SPEED)

@@ -25,6 +25,13 @@ def refuse_unavailable(body: SpeechBody, card: ModelCard) -> None:
             "stream_format",
             "unsupported_format",
         )
+    if body.response_encoding not in (None, "pcm_s16le"):
+        raise InvalidRequest(
+            f"The response_encoding '{body.response_encoding}' is not available;"
+            " available: pcm_s16le.",
+            "response_encoding",
+            "unsupported_format",
+        )
     if body.sample_rate not in (None, card.sample_rate_hz, *SAMPLE_RATES_HZ):
         raise InvalidRequest(
             f"The sample_rate {body.sample_rate} is not available;"
@@ -43,6 +50,8 @@ def refuse_unavailable(body: SpeechBody, card: ModelCard) -> None:
 def checked_format(body: SpeechBody) -> AudioFormat:
     """The format to answer in; OpenAI's default where none is named."""
     formats = [str(served) for served in AudioFormat]
+    if body.response_format == "raw":  # Together's name for it
+        return AudioFormat.PCM
     if body.response_format and body.response_format not in formats:
         raise InvalidRequest(
             f"The response_format '{body.response_format}' does not exist;"

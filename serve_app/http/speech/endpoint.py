@@ -6,7 +6,6 @@ status, what fails after breaks the connection off, so that no client takes a pa
 
 import logging
 from collections.abc import AsyncGenerator
-from functools import partial
 from typing import Final
 
 from fastapi import FastAPI, Request
@@ -22,9 +21,9 @@ from serve_app.http.errors import error_response
 from serve_app.http.reading import read_body
 from serve_app.http.response import AudioResponse, ClientGone, until_gone
 from serve_app.http.speech import sse
-from serve_app.http.speech.accept import Job, Speech
-from serve_app.http.speech.body import SpeechBody
-from serve_app.http.speech.sse import ending_of, events
+from serve_app.http.speech.accept import Job, Speech, Translate
+from serve_app.http.speech.document import SPEECH
+from serve_app.http.speech.sse import openai_events, together_events
 from serve_app.http.speech.writer import AudioWriter
 from serve_app.resumption import Speak
 
@@ -39,15 +38,19 @@ def add_routes(
     speak: Speak,
     config: IngressConfig,
     recorder: metrics.Recorder,
-) -> None:
-    respond = SpeechEndpoint(speech, speak, config, recorder).respond
-    schema = SpeechBody.model_json_schema()
-    body = {"content": {"application/json": {"schema": schema}}, "required": True}
+) -> "SpeechEndpoint":
+    """The routes, and what answers them, for other dialects."""
+    endpoint = SpeechEndpoint(speech, speak, config, recorder)
 
-    @app.post("/v1/audio/speech", openapi_extra={"requestBody": body})
+    @app.post("/v1/audio/speech", tags=["speech"], response_class=Response, openapi_extra=SPEECH)
     @app.post("/audio/speech", include_in_schema=False)
     async def create_speech(request: Request) -> Response:
-        return await respond(request)
+        """Speak a text, and send the audio while it is made."""
+        if "text/event-stream" in request.headers.get("accept", ""):
+            return await endpoint.respond(request, lambda body: {"stream_format": "sse", **body})
+        return await endpoint.respond(request, lambda body: body)
+
+    return endpoint
 
 
 class SpeechEndpoint:
@@ -61,13 +64,13 @@ class SpeechEndpoint:
         self._recorder = recorder
         self._writer = AudioWriter(speak, config.read_ahead_s, recorder, speech.clock)
 
-    async def respond(self, http: Request) -> Response:
+    async def respond(self, http: Request, translate: Translate) -> Response:
         """Answer with audio or with the error that came before it; count the outcome, whatever
         it is.
         """
         status = _CLIENT_GONE  # unless there is an answer: a server cancels what nobody waits for
         try:
-            response = await self._answer(http)
+            response = await self._answer(http, translate)
             status = response.status_code
             return response
         except Exception:
@@ -76,9 +79,9 @@ class SpeechEndpoint:
         finally:
             self._recorder.count(metrics.REQUESTS, status=str(status))
 
-    async def _answer(self, http: Request) -> Response:
+    async def _answer(self, http: Request, translate: Translate) -> Response:
         try:
-            return await self._audio(http)
+            return await self._audio(http, translate)
         except (ClientGone, ClientDisconnect):
             return Response(status_code=_CLIENT_GONE)
         except (SpeechError, HTTPException) as error:
@@ -89,20 +92,18 @@ class SpeechEndpoint:
             logger.exception("speech failed before its first audio")
             return error_response(error)
 
-    async def _audio(self, http: Request) -> Response:
-        wants_events = "text/event-stream" in http.headers.get("accept", "")
-        job = await self._speech.read(
-            await read_body(http, MAX_BODY_BYTES),
-            {"stream_format": "sse"} if wants_events else {},
-            http.headers.get("x-request-id"),
-        )
+    async def _audio(self, http: Request, translate: Translate) -> Response:
+        raw = await read_body(http, MAX_BODY_BYTES)
+        job = await self._speech.read(raw, translate, http.headers.get("x-request-id"))
         if job.transport == "file":
             data, reason = await until_gone(http.receive, self._writer.file(job))
             headers = {**self._headers(job), "X-Finish-Reason": reason}
             return Response(data, headers=headers, media_type=job.output.content_type)
         pieces, content_type = self._writer.pieces(job), job.output.content_type
         if job.transport == "sse":
-            pieces, content_type = events(pieces, partial(ending_of, job)), sse.CONTENT_TYPE
+            pieces, content_type = openai_events(job, pieces), sse.CONTENT_TYPE
+        elif job.transport == "together":
+            pieces, content_type = together_events(pieces), sse.CONTENT_TYPE
         try:
             first = await until_gone(http.receive, _next(pieces))
         except BaseException:
@@ -129,7 +130,7 @@ class SpeechEndpoint:
                 for name, seconds in (*job.timings, ("ingress", elapsed_s))
             ),
         }
-        if job.transport != "sse":
+        if job.transport not in ("sse", "together"):
             name = f"speech.{job.output.format}"
             headers["Content-Disposition"] = f'inline; filename="{name}"'
         if job.warning is not None:

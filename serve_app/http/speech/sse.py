@@ -17,17 +17,37 @@ from serve_app.http.speech.writer import AudioCut
 CONTENT_TYPE: Final = "text/event-stream; charset=utf-8"
 
 
-async def events(
-    pieces: AsyncGenerator[bytes, None], ending: Callable[[], Mapping[str, Any]]
-) -> AsyncGenerator[bytes, None]:
-    """The pieces of an encoded body as `speech.audio.delta`, then `ending` as `speech.audio.done`.
+def openai_events(job: Job, pieces: AsyncGenerator[bytes, None]) -> AsyncGenerator[bytes, None]:
+    """An encoded body as `speech.audio.delta`, then `speech.audio.done`."""
+    return _events(
+        pieces,
+        lambda audio: {"type": "speech.audio.delta", "audio": audio},
+        lambda: _event({"type": "speech.audio.done", **ending_of(job)}),
+    )
 
-    Raises what `pieces` raises.
-    """
+
+def together_events(pieces: AsyncGenerator[bytes, None]) -> AsyncGenerator[bytes, None]:
+    """An encoded body as Together's clients read it."""
+    return _events(
+        pieces,
+        lambda audio: {
+            "type": "conversation.item.audio_output.delta",
+            "item_id": "tts_1",
+            "delta": audio,
+        },
+        lambda: b"data: [DONE]\n\n",
+    )
+
+
+async def _events(
+    pieces: AsyncGenerator[bytes, None],
+    delta: Callable[[str], Mapping[str, Any]],
+    ending: Callable[[], bytes],
+) -> AsyncGenerator[bytes, None]:
+    """`delta` of each piece in base64, then `ending`; raises what `pieces` raises."""
     try:
         async for piece in pieces:
-            audio = base64.b64encode(piece).decode("ascii")
-            yield _event({"type": "speech.audio.delta", "audio": audio})
+            yield _event(delta(base64.b64encode(piece).decode("ascii")))
     except ReaderStalled as error:  # thrown in here, and to be counted in there
         await pieces.athrow(error)
     except AudioCut as cut:
@@ -37,7 +57,7 @@ async def events(
         raise
     finally:
         await pieces.aclose()
-    yield _event({"type": "speech.audio.done", **ending()})
+    yield ending()
 
 
 def ending_of(job: Job) -> dict[str, Any]:

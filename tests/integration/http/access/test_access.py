@@ -56,6 +56,7 @@ def answers(service, *requests):
         {"Authorization": f"bearer  {SECRET} "},
         {"api-key": SECRET},
         {"X-Api-Key": SECRET},
+        {"X-Vapi-Secret": SECRET},
         {"Authorization": "Basic of-a-proxy", "x-api-key": SECRET},
     ],
 )
