@@ -3,6 +3,12 @@
 const $ = (id) => document.getElementById(id);
 const titled = (name) => name.replaceAll("_", " ").replace(/(^|\s)\p{L}/gu, (letter) => letter.toUpperCase());
 
+/** The list has each name once, for the first model that has it: what it stands for is known for that one. */
+function aliasLabel(voice, model) {
+  const name = titled(voice.name);
+  return voice.model === model.id ? `${name} → ${titled(voice.alias_of)}` : name;
+}
+
 export class Form {
   #models = [];
   #voices = [];
@@ -80,7 +86,7 @@ export class Form {
     choices($("voice"), [
       ["Library", custom.map((voice) => [voice.id, voice.name])],
       ["Speakers of the model", named],
-      ["OpenAI's names", named.length ? aliases.map((voice) => [voice.id, `${titled(voice.name)} → ${titled(voice.alias_of)}`]) : []],
+      ["Other names", named.length ? aliases.map((voice) => [voice.id, aliasLabel(voice, model)]) : []],
     ]);
     $("voice-field").hidden = !$("voice").options.length;
     const languages = model.languages.filter((language) => language !== "auto");
