@@ -7,7 +7,6 @@ crowd, one of the crowd got an error, or the server's memory kept growing.
 import argparse
 import asyncio
 import sys
-import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
@@ -15,7 +14,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from load_tests.crowd.clients import FORMATS, Crowd
-from load_tests.crowd.memory import MemoryLog, growth_mib, tree
+from load_tests.crowd.memory import Cpu, MemoryLog, growth_mib, tree
 from load_tests.crowd.verdict import Measured, markdown, problems
 from load_tests.loops.client import SpeechClient
 from load_tests.loops.metrics import summarize
@@ -73,19 +72,26 @@ async def watch(args: argparse.Namespace, url: str, find: Find) -> tuple[dict[st
             # Each format once, so that what is loaded once is not taken for growth.
             await Crowd(url, workload, len(FORMATS)).run(min(_WARM_UP_S, args.crowd_s))
             alone = await _measured(client, workload, args.alone_s)
-            begin_s = time.perf_counter()
+            before = Cpu.now(find())
             beside, _ = await asyncio.gather(
                 _measured(client, workload, args.crowd_s), crowd.run(args.crowd_s)
             )
-            end_s = time.perf_counter()
+            end = Cpu.now(find())
             after = await _measured(client, workload, args.alone_s)
     finally:
         looking.cancel()
         with suppress(asyncio.CancelledError):
             await looking
-    readings = log.between(begin_s, end_s)
+    readings = log.between(before.at_s, end.at_s)
     measured = Measured(
-        alone, beside, after, dict(crowd.fates), crowd.first_failure, readings, growth_mib(readings)
+        alone,
+        beside,
+        after,
+        dict(crowd.fates),
+        crowd.first_failure,
+        readings,
+        growth_mib(readings),
+        *end.since(before),
     )
     facts = {**circumstances.environment(args.commit), "url": url, "workload": asdict(workload)}
     found = problems(measured, args.slack_ms / 1000, args.growth)

@@ -1,6 +1,7 @@
-"""What the processes of a server hold, looked at while it is under load."""
+"""What the processes of a server hold and take, looked at while it is under load; Linux only."""
 
 import asyncio
+import os
 import statistics
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -55,8 +56,38 @@ def growth_mib(readings: Sequence[float]) -> float | None:
     return statistics.median(last) - statistics.median(second)
 
 
+@dataclass(frozen=True, slots=True)
+class Cpu:
+    """CPU seconds: of processes together, and of the whole machine that nobody took."""
+
+    at_s: float
+    taken_s: float
+    idle_s: float
+
+    @classmethod
+    def now(cls, pids: Iterable[int]) -> "Cpu":
+        per_s = os.sysconf("SC_CLK_TCK")
+        idle = sum(map(int, Path("/proc/stat").read_text().split("\n", 1)[0].split()[4:6]))
+        return cls(time.perf_counter(), sum(map(_ticks, pids)) / per_s, idle / per_s)
+
+    def since(self, before: "Cpu") -> tuple[float, float]:
+        """Cores that the processes took, and the share of the machine's time that was idle."""
+        seconds = self.at_s - before.at_s
+        idle = (self.idle_s - before.idle_s) / seconds / (os.cpu_count() or 1)
+        return (self.taken_s - before.taken_s) / seconds, idle
+
+
+def _ticks(pid: int) -> int:
+    try:
+        text = (Path("/proc") / str(pid) / "stat").read_text(errors="replace")
+    except OSError:  # ended meanwhile
+        return 0
+    user, system = text[text.rindex(")") + 2 :].split()[11:13]
+    return int(user) + int(system)
+
+
 def tree(pid: int) -> list[int]:
-    """A process and all its descendants; Linux only."""
+    """A process and all its descendants."""
     children: dict[int, list[int]] = {}
     for folder in Path("/proc").glob("[0-9]*"):
         try:

@@ -3,10 +3,13 @@
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Final
 
 from load_tests.crowd.clients import FORMATS
 from load_tests.loops.metrics import Summary
+
+# Of the machine, idle: below it who is measured waits for a processor.
+_SOME_TIME: Final = 0.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -14,6 +17,7 @@ class Measured:
     """A listener alone, beside the crowd and alone again; what became of the crowd; memory.
 
     memory_mib: readings beside the crowd, of all processes together; empty where none is known.
+    cores: that those took beside the crowd; idle: share of the machine's time that was left.
     """
 
     alone: Summary
@@ -23,6 +27,8 @@ class Measured:
     first_failure: str
     memory_mib: Sequence[float]
     growth_mib: float | None
+    cores: float
+    idle: float
 
     def as_json(self) -> dict[str, Any]:
         return {
@@ -31,6 +37,8 @@ class Measured:
             "first_failure": self.first_failure,
             "memory_mib": list(self.memory_mib),
             "growth_mib": self.growth_mib,
+            "cores": self.cores,
+            "idle": self.idle,
         }
 
 
@@ -93,5 +101,12 @@ def markdown(measured: Measured, facts: Mapping[str, Any], found: Sequence[str])
             f" {max(measured.memory_mib):.0f} at most, {measured.memory_mib[-1]:.0f} at last"
             f"{grown} from the second third to the last.",
         ]
+    lines += [
+        "",
+        f"Beside the crowd the server took {measured.cores:.2f} cores, and {measured.idle:.0%} of"
+        " the machine's time was left.",
+    ]
+    if measured.idle < _SOME_TIME:
+        lines.append("With so little of it the listener's times are those of the machine.")
     lines += ["", *(f"- {problem}" for problem in found or ["nothing wrong"]), ""]
     return "\n".join(lines)

@@ -108,6 +108,8 @@ def _pieces(response: http.client.HTTPResponse) -> Iterator[bytes]:
     try:
         while piece := response.read1(_READ_BYTES):
             yield piece
+        if response.length:  # of a stated length, which `read1` does not insist on
+            raise http.client.IncompleteRead(b"", response.length)
     except (OSError, http.client.HTTPException) as error:
         raise BrokenOff(f"the speech broke off: {error or type(error).__name__}") from error
 

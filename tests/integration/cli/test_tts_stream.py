@@ -3,8 +3,10 @@
 import io
 import os
 import signal
+import socket
 import subprocess
 import sys
+import threading
 import time
 import wave
 from pathlib import Path
@@ -150,6 +152,26 @@ def test_what_breaks_off_is_no_whole_file(tmp_path):
     assert done.returncode == 4
     assert b"broke off" in done.stderr
     assert [file.name for file in tmp_path.iterdir()] == ["speech.mp3.part"]
+
+
+def test_a_body_of_a_stated_length_that_ends_early_is_no_whole_file(tmp_path):
+    answer = b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n" + bytes(500)
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+
+        def serve():
+            connection, _ = listening.accept()
+            with connection:
+                connection.recv(1 << 16)
+                connection.sendall(answer)
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        done = run(
+            f"http://127.0.0.1:{listening.getsockname()[1]}", "Hi.", "-o", tmp_path / "a.mp3"
+        )
+        thread.join()
+    assert done.returncode == 4, done.stderr
+    assert [file.name for file in tmp_path.iterdir()] == ["a.mp3.part"]
 
 
 def test_a_busy_server_is_asked_again(tmp_path):

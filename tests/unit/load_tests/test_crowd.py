@@ -5,7 +5,7 @@ import sys
 from dataclasses import replace
 
 from load_tests.crowd.clients import FORMATS, fate_of, manner
-from load_tests.crowd.memory import growth_mib, tree
+from load_tests.crowd.memory import Cpu, growth_mib, tree
 from load_tests.crowd.verdict import Measured, markdown, problems
 from load_tests.loops.metrics import summarize
 from load_tests.loops.runner import ClosedLoop, Run
@@ -27,7 +27,7 @@ def summary(first_s: float = 0.1, failed: bool = False):
 def measured(**changes) -> Measured:
     alone = summary()
     fates = {("slow", "mp3", "complete"): 3, ("vanishing", "pcm", "left"): 2}
-    return replace(Measured(alone, alone, alone, fates, "", [100.0] * 9, 0.0), **changes)
+    return replace(Measured(alone, alone, alone, fates, "", [100.0] * 9, 0.0, 0.2, 0.5), **changes)
 
 
 def test_nothing_wrong_is_said_so() -> None:
@@ -80,3 +80,15 @@ def test_a_process_is_found_with_its_children() -> None:
         assert {os.getpid(), child.pid} <= set(tree(os.getpid()))
     finally:
         child.communicate(b"\n")
+
+
+def test_cores_and_idle_time_are_shares_of_a_span() -> None:
+    before, after = Cpu(100.0, 5.0, 50.0), Cpu(110.0, 8.0, 50.0 + 10 * (os.cpu_count() or 1))
+    cores, idle = after.since(before)
+    assert (cores, idle) == (0.3, 1.0)
+    assert Cpu.now([os.getpid()]).taken_s > 0
+
+
+def test_a_machine_without_idle_time_is_named() -> None:
+    assert "those of the machine" in markdown(measured(idle=0.02), FACTS, [])
+    assert "those of the machine" not in markdown(measured(idle=0.3), FACTS, [])
