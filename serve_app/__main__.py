@@ -15,13 +15,15 @@ from typing import Final
 import yaml
 
 from serve_app import __version__
+from serve_app.check import command as check
 from serve_app.config import Environment
-from serve_app.keys import command
+from serve_app.keys import command as keys
 from serve_app.launch import cluster, configs, haproxy
 
 DEFAULT_CONFIG: Final = "configs/serve.yaml"
 _USAGE: Final = """\
 usage: qwen3-tts-serve [config.yaml]
+       qwen3-tts-serve check [--json]
        qwen3-tts-serve keys new|hash|list|remove
 
 Serve on this machine until Ctrl-C. The default is configs/serve.yaml; where there is no checkout,
@@ -34,8 +36,9 @@ def main(arguments: list[str]) -> int:
     if arguments in (["-h"], ["--help"]):
         print(_USAGE, end="")
         return 0
-    if arguments[:1] == ["keys"]:
-        return command.main(arguments[1:])
+    commands = {"check": check.main, "keys": keys.main}
+    if arguments and arguments[0] in commands:
+        return commands[arguments[0]](arguments[1:])
     if arguments == ["--version"]:
         print(f"qwen3-tts-serve {__version__}")
         return 0

@@ -17,7 +17,7 @@ from websockets.sync.client import ClientConnection, connect
 
 from load_tests.loops.client import server_timings
 from serve_app.models.checkpoint.embedded import embedded_checkpoint
-from tests.e2e.conftest import Server
+from tests.e2e.conftest import SPEECH, Server
 from tests.golden.make_codes import FILE, SETS, WAVEFORM, weights_hash
 
 TEXT = "One, two, three: this is a test."
@@ -156,6 +156,27 @@ def test_greedy_audio_equals_what_the_reference_package_makes(client: openai.Ope
 
 def test_a_seed_gives_the_same_audio_each_time(server: Server) -> None:
     assert speak(server, max_new_tokens=NUM_FRAMES) == speak(server, max_new_tokens=NUM_FRAMES)
+
+
+def test_one_endpoint_has_the_metrics_of_all_stages(server: Server) -> None:
+    assert speak(server, max_new_tokens=NUM_FRAMES)
+    wanted = {
+        'tts_requests_total{application="tts",deployment="Ingress",': "the ingress",
+        "tts_time_to_first_audio_seconds_bucket": "its histograms",
+        "tts_stage_steps_total": "a stage's counters",
+        "tts_requests_running": "a stage's gauges",
+        f'tts_replicas{{deployment="{SPEECH[server.placement]}",state="ready"}} 1': "Serve",
+    }
+    deadline = time.monotonic() + 60  # processes report to their node's agent every ten seconds
+    while True:
+        text = httpx.get(f"{server.url}/metrics", timeout=20).text
+        series = [line for line in text.splitlines() if not line.startswith("#")]
+        missing = {sign for sign in wanted if not any(sign in line for line in series)}
+        if not missing:
+            break
+        assert time.monotonic() < deadline, (missing, text[:3000])
+        time.sleep(1)
+    assert all(line.startswith("tts_") for line in series)
 
 
 def test_a_wrong_request_gets_a_status_and_a_reason(client: openai.OpenAI, server: Server) -> None:

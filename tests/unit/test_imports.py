@@ -70,6 +70,7 @@ RULES = (
     Rule("text", BOTTOM),
     Rule("cli", never=(*HEAVY, *OUTER, "numpy", "pydantic")),
     Rule("keys", BOTTOM),
+    Rule("check", (*BOTTOM, "keys", "launch.haproxy", "models.checkpoint.locate")),
     Rule("http", (*BOTTOM, "audio", "text", "keys"), (*HEAVY, "ray")),
     Rule("models", (*BOTTOM, *FLAT), OUTER),
     Rule("models.process_end"),

@@ -22,6 +22,8 @@ _OURS: Final = "tts_"
 _HIDDEN: Final = frozenset(
     ("Component", "NodeAddress", "SessionName", "Version", "WorkerId", "NodeId", "JobId")
 )
+# Labels of the library that Ray exports with.
+_EXPORTERS: Final = "otel_scope_"
 _HEADS: Final = ("# HELP ", "# TYPE ")
 _LABEL: Final = re.compile(r'(\w+)="((?:[^"\\]|\\.)*)"')
 _SAMPLE: Final = re.compile(r"(\w+)(?:\{(.*)\})? (\S+)(?: \S+)?")
@@ -71,7 +73,9 @@ def _plain(line: str) -> tuple[str, str]:
         return line.rsplit(" ", 1)[0], line.rsplit(" ", 1)[-1]
     name, labels, value = found.groups()
     kept = ",".join(
-        f'{label}="{text}"' for label, text in _LABEL.findall(labels or "") if label not in _HIDDEN
+        f'{label}="{text}"'
+        for label, text in _LABEL.findall(labels or "")
+        if label not in _HIDDEN and not label.startswith(_EXPORTERS)
     )
     return name.removeprefix(_RAYS) + (f"{{{kept}}}" if kept else ""), value
 

