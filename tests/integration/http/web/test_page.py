@@ -10,8 +10,11 @@ import time
 import numpy as np
 import pytest
 
+from serve_app.config import AccessConfig, IngressConfig
 from serve_app.errors import StageFailed
 from serve_app.fakes import fake_card
+from serve_app.keys.digest import digest_of
+from serve_app.keys.key_file import Key, write
 from tests.integration.http.service import SEED, running, samples
 from tests.integration.http.web.browser import CARDS, Gate, Visit, chromium
 
@@ -86,8 +89,10 @@ def test_a_click_makes_sound_arrive(visit, format):
         )
         assert len(sound) == len(whole)
         assert np.abs(sound - whole).max() < QUANTUM
+    # No piece begins before the one before it has ended; late it is on a machine that is.
     ends = [piece["at"] + piece["seconds"] for piece in pieces]
-    assert [piece["at"] for piece in pieces[1:]] == pytest.approx(ends[:-1], abs=1e-4)
+    gaps = [piece["at"] - end for piece, end in zip(pieces[1:], ends, strict=False)]
+    assert min(gaps, default=0.0) > -1e-4
     assert visit.page.inner_text("#first-audio").endswith(" ms")
     assert float(visit.page.inner_text("#rtf")) > 0
     assert visit.page.inner_text("#length") == f"{len(sound) / 24000:.1f} s"
@@ -240,6 +245,22 @@ def test_a_key_is_sent_and_stays_in_the_tab(visit):
     assert "$OPENAI_API_KEY" in page.inner_text("#snippet")
     page.reload()
     assert page.input_value("#key") == "sk-secret"
+
+
+def test_a_server_that_wants_a_key_is_given_one(browser, tmp_path):
+    write(tmp_path / "keys.yaml", [Key(name="a", hash=digest_of("sk-right"))])
+    access = AccessConfig(keys_file=str(tmp_path / "keys.yaml"))
+    with running(CARDS, config=IngressConfig(access=access)) as (url, _):
+        visit = Visit(browser, url)
+        page = visit.page
+        page.click("#speak")
+        expect(page.get_by_role("alert")).to_contain_text("API key")
+        expect(page.locator("#key")).to_be_focused()
+        page.keyboard.type("sk-right")
+        page.keyboard.press("Control+Enter")
+        expect(page.locator("#state")).to_have_text(DONE)
+        expect(page.get_by_role("alert")).to_be_hidden()
+        visit.context.close()
 
 
 def test_keys_speak_stop_and_play_again(browser):
