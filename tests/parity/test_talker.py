@@ -14,8 +14,9 @@ import numpy as np
 import pytest
 
 from serve_app.errors import InvalidRequest, Overloaded
+from serve_app.models.talker.prompt import build_prompt
 from serve_app.types import SamplingOverrides
-from tests.parity.engines import assert_same_codes, collect, request, speak, talker
+from tests.parity.engines import assert_same_codes, codes_of, collect, request, speak, talker
 
 SAMPLED = SamplingOverrides(temperature=0.9, top_k=50, top_p=0.95, repetition_penalty=1.05)
 TEXTS = [
@@ -92,6 +93,34 @@ def test_resumed_streams_equal_uninterrupted_ones(path, singles) -> None:
         rest = speak(engine, requests, done=done)
     for index, (codes, cut) in enumerate(zip(rest, cuts, strict=True)):
         assert_same_codes(codes, alone[index][cut:], f"request {index} resumed at {cut}")
+
+
+def test_a_text_that_grows_in_time_gives_the_codes_of_the_whole(path) -> None:
+    """The layout `streaming_text` (docs/decisions/0012-text-in-pieces.md): one token a frame."""
+    words = TEXTS[1].split(" ")
+
+    def prompt(engine, num_words, sampling):
+        asked = request(" ".join(words[:num_words]), streaming_text=True, **sampling)
+        asked = dataclasses.replace(asked, max_new_tokens=60)
+        return asked, build_prompt(asked, engine.spec, engine.tokenizer, 512)
+
+    async def grown(engine, sampling):
+        done = np.zeros((0, engine.spec.talker.num_code_groups), np.int64)
+        for num_words in (3, 6, 10):
+            # Without the token that ends the text; the first one is part of the prompt's rows.
+            _, part = prompt(engine, num_words, sampling)
+            tokens = part.trailing_text[:-1]
+            part = dataclasses.replace(part, trailing_text=tokens, max_new_tokens=len(tokens) + 1)
+            done = np.concatenate([done, codes_of(await collect(engine.generate(part, done)))])
+            assert len(done) == len(tokens) + 1
+        _, rest = prompt(engine, len(words), sampling)
+        return np.concatenate([done, codes_of(await collect(engine.generate(rest, done)))])
+
+    with talker(path) as engine:
+        for sampling in ({}, {"talker": SAMPLED, "subtalker": SAMPLED}):
+            whole, _ = prompt(engine, len(words), sampling)
+            (known,) = speak(engine, [whole])
+            assert_same_codes(asyncio.run(grown(engine, sampling)), known)
 
 
 def test_seeds_decide_sampled_codes(path) -> None:

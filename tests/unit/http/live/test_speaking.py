@@ -111,9 +111,10 @@ def test_a_gap_is_an_error():
         stages = Stages()
 
         async def holey(request):
-            async for chunk in stages.speak(request):
-                if chunk.first_sample != 1920:
-                    yield chunk
+            async with aclosing(stages.speak(request)) as chunks:
+                async for chunk in chunks:
+                    if chunk.first_sample != 1920:
+                        yield chunk
 
         pieces = speak_arriving(holey, REQUEST, Units("One."), RATE_HZ)
         with pytest.raises(StageFailed):
