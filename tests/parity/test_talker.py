@@ -101,7 +101,7 @@ def test_a_text_that_grows_in_time_gives_the_codes_of_the_whole(path) -> None:
 
     def prompt(engine, num_words, sampling):
         asked = request(" ".join(words[:num_words]), streaming_text=True, **sampling)
-        asked = dataclasses.replace(asked, max_new_tokens=60)
+        asked = dataclasses.replace(asked, max_new_tokens=24)
         return asked, build_prompt(asked, engine.spec, engine.tokenizer, 512)
 
     async def grown(engine, sampling):
