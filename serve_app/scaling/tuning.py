@@ -32,7 +32,7 @@ class Tuning:
     """
 
     up_share: float = 0.75
-    down_share: float = 0.65
+    down_share: float = 0.7
     up_after_s: float = 1.0
     up_factor: float = 2.0
     up_every_s: float = 2.0

@@ -1,0 +1,143 @@
+"""Every file of cluster/ passes the validator that its reader would use."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import kubernetes_validate
+import pytest
+import yaml
+
+from serve_app import serve_config
+from serve_app.config import AppConfig
+
+CLUSTER = Path(__file__).parents[3] / "cluster"
+KUBERNETES = "1.34"
+
+
+def documents() -> list[dict[str, Any]]:
+    files = sorted((CLUSTER / "kubernetes").glob("*.yaml"))
+    return [d for file in files for d in yaml.safe_load_all(file.read_text("utf-8"))]
+
+
+def ray_service() -> dict[str, Any]:
+    return next(d for d in documents() if d["kind"] == "RayService")
+
+
+def strict(schema: Any) -> Any:
+    """As the API server reads it, but with every unknown key refused."""
+    if isinstance(schema, list):
+        return [strict(item) for item in schema]
+    if not isinstance(schema, dict):
+        return schema
+    made = {key: strict(value) for key, value in schema.items()}
+    if made.pop("x-kubernetes-int-or-string", False):
+        made = {"type": ["integer", "string"]}
+    if "properties" in made and not made.get("x-kubernetes-preserve-unknown-fields"):
+        made.setdefault("additionalProperties", False)
+    return made
+
+
+def crd() -> Any:
+    return strict(json.loads(Path(__file__).with_name("rayservice-v1.json").read_text("utf-8")))
+
+
+def groups() -> list[dict[str, Any]]:
+    cluster = ray_service()["spec"]["rayClusterConfig"]
+    return [cluster["headGroupSpec"], *cluster["workerGroupSpecs"]]
+
+
+@pytest.mark.parametrize(
+    "document", documents(), ids=lambda d: f"{d['kind']}-{d['metadata']['name']}"
+)
+def test_each_manifest_is_what_kubernetes_takes(document: dict[str, Any]) -> None:
+    if document["kind"] == "RayService":
+        jsonschema.validate(document, crd(), jsonschema.Draft7Validator)
+    else:
+        kubernetes_validate.validate(document, KUBERNETES, strict=True)
+
+
+def test_each_pod_of_the_ray_service_is_what_kubernetes_takes() -> None:
+    for group in groups():
+        template = {"apiVersion": "v1", "kind": "PodTemplate", "metadata": {"name": "pod"}}
+        template["template"] = group["template"]
+        kubernetes_validate.validate(template, KUBERNETES, strict=True)
+
+
+def test_a_wrong_key_or_type_is_found() -> None:
+    wrong = ray_service()
+    wrong["spec"]["rayClusterConfig"]["workerGroupSpecs"][0]["minReplica"] = 1
+    with pytest.raises(jsonschema.ValidationError, match="minReplica"):
+        jsonschema.validate(wrong, crd(), jsonschema.Draft7Validator)
+
+
+def test_what_serve_gets_is_a_configuration_of_ours() -> None:
+    config = yaml.safe_load(ray_service()["spec"]["serveConfigV2"])
+    assert list(serve_config.find_problems(config)) == []
+    AppConfig.model_validate(config["applications"][0]["args"])
+    shipped = serve_config.load(CLUSTER.parent / "configs" / "serve.fused.yaml")
+    assert config["controller_options"] == shipped["controller_options"]
+
+
+def test_pods_outlast_their_drain_and_the_drain_the_longest_speech() -> None:
+    longest_s = 8192 / 12.5
+    for group in groups()[1:]:
+        pod = group["template"]["spec"]
+        (container,) = pod["containers"]
+        (drain,) = [
+            int(variable["value"])
+            for variable in container["env"]
+            if variable["name"] == "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S"
+        ]
+        assert longest_s < drain < pod["terminationGracePeriodSeconds"]
+        assert "lifecycle" not in container
+    assert ray_service()["spec"]["rayClusterDeletionDelaySeconds"] > longest_s
+
+
+def test_no_pod_runs_as_root_or_without_limits() -> None:
+    pods = [group["template"]["spec"] for group in groups()]
+    pods += [d["spec"]["template"]["spec"] for d in documents() if d["kind"] == "StatefulSet"]
+    for pod in pods:
+        assert pod["securityContext"]["runAsNonRoot"]
+        for container in pod["containers"]:
+            assert not container["securityContext"]["allowPrivilegeEscalation"]
+            assert {"cpu", "memory"} <= set(container["resources"]["limits"])
+
+
+def test_the_ray_up_file_is_one() -> None:
+    import ray.autoscaler
+
+    schema = json.loads(Path(ray.autoscaler.__file__).with_name("ray-schema.json").read_text())
+    config = yaml.safe_load((CLUSTER / "ray-up.yaml").read_text("utf-8"))
+    jsonschema.validate(config, schema)
+    assert config["head_node_type"] in config["available_node_types"]
+
+
+def run(*command: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def test_the_compose_file_is_one() -> None:
+    file = str(CLUSTER / "compose.yaml")
+    checker = (sys.executable, "-m", "check_jsonschema")
+    done = run(*checker, "--builtin-schema", "vendor.compose-spec", file)
+    assert done.returncode == 0, done.stdout
+
+
+def test_the_image_is_built_by_the_rules() -> None:
+    hadolint = Path(sys.executable).with_name("hadolint")
+    done = run(str(hadolint), "--failure-threshold", "style", str(CLUSTER / "Dockerfile"))
+    assert done.returncode == 0, done.stdout
+
+
+def test_the_image_fills_the_kernels_that_are_supported() -> None:
+    from serve_app.models.kernel_cache.absent_gpu import SHARED_BYTES
+
+    text = (CLUSTER / "Dockerfile").read_text("utf-8")
+    wanted = " ".join(f"{capability / 10:.1f}" for capability in SHARED_BYTES)
+    assert f'ARG CAPABILITIES="{wanted}"' in text
+    for path in ("pyproject.toml", "README.md", "LICENSE", "serve_app", "configs"):
+        assert (CLUSTER.parent / path).exists()

@@ -1,0 +1,84 @@
+"""The policy that ships on simulated fleets: fixed loads, as inequalities."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from load_tests.simulator import loads
+from load_tests.simulator.machine import BIN_FRAMES, NUM_BINS, Fleet, bins_of
+from load_tests.simulator.measured import Service
+from load_tests.simulator.report import Row, table
+from load_tests.simulator.run import oracle_gpu_hours, simulate
+from serve_app.scaling.tuning import Tuning
+
+
+def steady(rate_hz: int, seconds: int, frames: int = 64) -> loads.Load:
+    arrivals = np.full(seconds, rate_hz, dtype=np.int64)
+    return loads.Load("steady", arrivals, np.array([frames], dtype=np.int64))
+
+
+def test_streams_take_the_time_of_their_steps() -> None:
+    fleet = Fleet(Service(), ready=1)
+    fleet.second(0.0, 1, bins_of(np.array([320])))
+    seconds = 1
+    while fleet.streams >= 0.5:
+        fleet.second(float(seconds), 0, np.zeros(NUM_BINS))
+        seconds += 1
+    # 320 frames at 3.06 ms.
+    assert seconds == pytest.approx(1, abs=1)
+    assert BIN_FRAMES <= 16
+
+
+def test_what_is_lost_is_made_by_the_others() -> None:
+    fleet = Fleet(Service(), ready=4)
+    fleet.second(0.0, 100, bins_of(np.full(100, 4000)))
+    before = fleet.streams
+    moved = fleet.lose(1)
+    assert moved == pytest.approx(before / 4)
+    fleet.second(1.0, 0, np.zeros(NUM_BINS))
+    assert fleet.streams == pytest.approx(before, rel=0.02)
+    assert fleet.ready == 3
+
+
+def test_a_steady_load_gets_what_it_needs_and_keeps_it() -> None:
+    outcome = simulate(steady(400, 900), Tuning(), Service())
+    assert outcome.refused == 0
+    assert outcome.changes <= 6
+    assert 3 <= outcome.wanted[-1] <= 5
+
+
+def test_a_crowd_of_ten_times_as_many_is_held_with_warm_spares() -> None:
+    load = loads.flash_crowd(0, 100.0)
+    cold, warm = (simulate(load, replace(Tuning(), spare=n), Service()) for n in (0, 8))
+    assert warm.first_audio_s(0.95, 600, 1200) < 0.1
+    assert warm.refused <= cold.refused
+    # It is over in ten minutes, and so are most of its replicas after that and the time of holding.
+    assert cold.wanted[-1] < max(cold.wanted)
+
+
+def test_lost_replicas_are_replaced() -> None:
+    outcome = simulate(loads.node_loss(0, 400.0, replicas=6), Tuning(), Service())
+    ready = [second.replicas for second in outcome.seconds]
+    assert ready[905] < ready[895]
+    assert ready[940] >= ready[895] - 1
+    assert outcome.refused < 0.02 * outcome.requests
+
+
+def test_no_policy_is_cheaper_than_who_knows_the_future() -> None:
+    load = loads.bursty(0, 200.0, seconds=1200)
+    outcome = simulate(load, Tuning(), Service())
+    oracle = oracle_gpu_hours(load, Tuning(), Service())
+    assert outcome.gpu_hours / oracle >= 1.0
+    assert "| bursty | 0 |" in table([Row(outcome, Tuning(), oracle)])
+
+
+def test_a_recorded_load_is_what_was_recorded(tmp_path: Path) -> None:
+    file = tmp_path / "tuesday.jsonl"
+    rows = [{"at_s": at_s, "frames": 50} for at_s in (100.0, 103.9, 100.5)]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    load = loads.recorded(file)
+    assert load.name == "tuesday"
+    assert load.arrivals.tolist() == [2, 0, 0, 1]
