@@ -1,7 +1,6 @@
 """`python -m training STEP WORK`: the recipe, in pieces that the clock bounds."""
 
 import argparse
-import json
 import sys
 from dataclasses import fields
 from pathlib import Path
@@ -11,8 +10,9 @@ import torch
 
 from training.codes import is_held_out
 from training.corpus import Stream
-from training.pipeline import CHECKPOINT, PLAN, Minutes, Recipe
+from training.pipeline import PLAN, Minutes, Recipe
 from training.plan import TEACHER_VOICES, draw, write
+from training.sentences.phonemes import ids_of
 
 
 def _recipe(args: argparse.Namespace) -> Recipe:
@@ -26,17 +26,20 @@ def _all(args: argparse.Namespace) -> None:
 
 
 def _plan(args: argparse.Namespace) -> None:
-    letters: dict[str, int] = json.loads(args.letters.read_text(encoding="utf-8"))
     kept_out = [line for file in args.kept_out for line in file.read_text("utf-8").splitlines()]
-
-    def tokens(phonemes: str) -> list[int]:
-        return [letters[letter] for letter in phonemes if letter in letters]
-
     voices = tuple(TEACHER_VOICES)
-    planned = draw(args.sentences, args.count, voices, tokens, kept_out, args.seed)
+    planned = draw(args.sentences, args.count, voices, ids_of, kept_out, args.seed)
     args.work.mkdir(parents=True, exist_ok=True)
     write(planned, args.work / PLAN)
     print(f"{len(planned)} sentences in {args.work / PLAN}", flush=True)
+
+
+def _sentences(args: argparse.Namespace) -> None:
+    from training.sentences.collect import sentences
+    from training.sentences.collect import write as write_list
+
+    found = sentences(args.wordnet, args.prose, args.made, args.seed)
+    print(f"{write_list(found, args.work)} sentences in {args.work}", flush=True)
 
 
 def _speak(args: argparse.Namespace) -> None:
@@ -64,11 +67,13 @@ def _export(args: argparse.Namespace) -> None:
 
 
 def _say(args: argparse.Namespace) -> None:
-    from training.evaluate import Manner, say
+    from training.chorus import Manner
+    from training.evaluate import say
 
+    recipe = Recipe(args.work, Minutes(), args.device, 0.0)
     texts = args.sentences.read_text(encoding="utf-8").splitlines()
-    manner = Manner(streaming=args.streaming, greedy=not args.drawn)
-    say(args.work / CHECKPOINT, texts, args.out, manner)
+    manner = Manner(args.streaming, args.temperature, seed=args.seed)
+    say(recipe.chorus(), recipe.codec("decoder").codec.eval(), texts, args.out, manner)
 
 
 def _resynthesise(args: argparse.Namespace) -> None:
@@ -103,9 +108,13 @@ def main() -> None:
 
     _add_teacher(step("all", _all, "everything, in order"))
     _add_teacher(step("speak", _speak, "speak the plan with the teacher"))
+    collecting = step("sentences", _sentences, "write a list of sentences; WORK is the file")
+    collecting.add_argument("--wordnet", type=Path, help="folder of WordNet's data.* files")
+    collecting.add_argument("--prose", type=Path, nargs="*", default=[], help="text files, or .gz")
+    collecting.add_argument("--made", type=int, default=60000, help="how many are made up")
+    collecting.add_argument("--seed", type=int, default=1, help="another makes other sentences")
     planning = step("plan", _plan, "draw what is spoken by whom from a list of sentences")
     planning.add_argument("sentences", type=Path, help="source, text, spoken, phonemes US and GB")
-    planning.add_argument("--letters", type=Path, required=True, help="the teacher's ids, as JSON")
     planning.add_argument("--kept-out", type=Path, nargs="*", default=[], help="never drawn")
     planning.add_argument("--count", type=int, default=30000)
     planning.add_argument("--seed", type=int, default=1)
@@ -119,7 +128,8 @@ def main() -> None:
     spoken.add_argument("sentences", type=Path)
     spoken.add_argument("out", type=Path)
     spoken.add_argument("--streaming", action="store_true", help="text along with the frames")
-    spoken.add_argument("--drawn", action="store_true", help="sample, not the likeliest code")
+    spoken.add_argument("--temperature", type=float, default=0.0, help="0: the likeliest codes")
+    spoken.add_argument("--seed", type=int, default=0)
     again = step("resynthesise", _resynthesise, "pass held-out speech through the codec alone")
     again.add_argument("out", type=Path)
     again.add_argument("--count", type=int, default=40)

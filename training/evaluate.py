@@ -1,63 +1,46 @@
 """What a checkpoint says: files of speech and a list of them, for a recogniser to judge.
 
-The reference package speaks, so that what is heard is what the released code makes of the
-checkpoint. A line of the list: file, text, and where there is one the teacher's file of the same
-sentence.
+`tests/parity/test_training.py` holds that the codes are the reference's. A line of a list: file,
+text, and where there is one the teacher's file of the same sentence.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import soundfile
 import torch
+from torch import Tensor
 
+from training.chorus import Chorus, Manner
 from training.codec import Codec
 from training.corpus import Stream
 from training.losses import SAMPLE_RATE_HZ
-from training.reference import load_reference
 
 
-@dataclass(frozen=True)
-class Manner:
-    """How to speak: text all at once or with the frames, the likeliest codes or drawn ones."""
-
-    streaming: bool = False
-    greedy: bool = True
-    seed: int = 0
-    max_frames: int = 400
-
-
-def say(checkpoint: Path, texts: Sequence[str], out: Path, manner: Manner) -> None:
-    """Let every voice speak `texts`; write `voice.tsv` lists into `out`."""
-    load_reference()
-    from qwen_tts import Qwen3TTSModel
-
-    model: Any = Qwen3TTSModel.from_pretrained(
-        str(checkpoint), dtype=torch.float32, attn_implementation="eager"
-    )
-    drawn = not manner.greedy
-    for voice in model.model.config.talker_config.spk_id:
-        folder = out / voice
-        folder.mkdir(parents=True, exist_ok=True)
-        lines = []
-        for number, text in enumerate(texts):
-            torch.manual_seed(manner.seed + number)
-            waves, rate = model.generate_custom_voice(
-                text=text,
-                speaker=voice,
-                language="English",
-                non_streaming_mode=not manner.streaming,
-                do_sample=drawn,
-                subtalker_dosample=drawn,
-                max_new_tokens=manner.max_frames,
-            )
-            file = folder / f"{number:03d}.wav"
-            soundfile.write(file, waves[0], rate)
-            lines.append(f"{file}\t{text}\n")
+def say(chorus: Chorus, codec: Codec, texts: Sequence[str], out: Path, manner: Manner) -> None:
+    """Let every voice speak `texts`; write a list of each into `out`, and of all."""
+    voices = tuple(chorus.ids.speakers)
+    items = [(text, voice) for voice in voices for text in texts]
+    lists: dict[str, list[str]] = {voice: [] for voice in voices}
+    for number, ((text, voice), codes) in enumerate(
+        zip(items, chorus.speak(items, manner), strict=True)
+    ):
+        file = out / voice / f"{number % len(texts):03d}.wav"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        soundfile.write(file, _samples(codec, codes), SAMPLE_RATE_HZ)
+        lists[voice].append(f"{file}\t{text}\n")
+    for voice, lines in lists.items():
         (out / f"{voice}.tsv").write_text("".join(lines), encoding="utf-8")
+    everything = [line for lines in lists.values() for line in lines]
+    (out / "all.tsv").write_text("".join(everything), encoding="utf-8")
+
+
+@torch.no_grad()
+def _samples(codec: Codec, codes: Tensor) -> np.ndarray:
+    if not codes.shape[1]:
+        return np.zeros(0, np.float32)
+    return codec.decode(*codec.entries_of(codes[None]))[0].clamp(-1, 1).cpu().numpy()
 
 
 @torch.no_grad()

@@ -8,6 +8,7 @@ from typing import Any, Final
 
 import torch
 
+from training.chorus import Chorus
 from training.codec import CodecTrainer, CodecTraining
 from training.codes import CodeBook, encode
 from training.corpus import Stream, utterances
@@ -140,6 +141,14 @@ class Recipe:
         trainer.save()
         write_model(folder, trainer.model)
         self._note("talker", trainer.spent - self._spent.get("talker", 0.0))
+
+    def chorus(self) -> Chorus:
+        """What speaks with the talker as it is."""
+        folder = self.work / CHECKPOINT
+        config: dict[str, Any] = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        file = self.work / "talker.pt"
+        trainer = TalkerTrainer(file, folder, config, TalkerTraining(), self.device)
+        return Chorus(trainer.model, trainer.ids, trainer.splitter)
 
     def export(self) -> None:
         """Write the speech tokenizer into the checkpoint."""

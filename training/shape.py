@@ -72,7 +72,7 @@ class VoiceShape:
 
     speakers: tuple[str, ...] = ("heart", "michael", "emma", "daniel")
     num_codes: int = 256
-    num_groups: int = 16
+    num_groups: int = 8
     entry_dim: int = 40
     text_tokens: int = 1024
     text_hidden: int = 128

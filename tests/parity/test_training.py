@@ -10,6 +10,7 @@ import torch
 
 from tests.parity.reference import Reference
 from tests.unit.training.shapes import TEXTS, TINY
+from training.chorus import Chorus, Manner
 from training.codec import Codec
 from training.export import round_to_disk, write_model, write_speech
 from training.layout import PromptIds, lay_out
@@ -78,6 +79,27 @@ def test_the_talker_is_taught_what_the_reference_runs(
     states = talker.hidden(embedded)[0, start - 1 : -1]
     torch.testing.assert_close(states, torch.from_numpy(run.hidden), rtol=1e-4, atol=1e-4)
     assert torch.equal(talker.fill(states, codes).argmax(-1), codes[:, 1:])
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_sentences_spoken_together_have_the_references_codes(
+    trained: _Trained, streaming: bool
+) -> None:
+    config = json.loads((trained.folder / "config.json").read_text(encoding="utf-8"))
+    splitter = Splitter(trained.folder, dropout=0.0)
+    ids = PromptIds.from_config(config, splitter.newline)
+    items = [(TEXTS[0], "emma"), (TEXTS[2], "daniel")]
+    manner = Manner(streaming=streaming, max_frames=9)
+    together = Chorus(trained.talker, ids, splitter).speak(items, manner)
+    for (text, voice), codes in zip(items, together, strict=True):
+        run = trained.reference.speak(
+            text,
+            speaker=voice,
+            language="English",
+            non_streaming_mode=not streaming,
+            max_new_tokens=10,
+        )
+        assert torch.equal(codes.T, torch.from_numpy(run.codes).long())
 
 
 @torch.no_grad()

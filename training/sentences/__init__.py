@@ -1,0 +1,1 @@
+"""What the teacher says: collected and made-up sentences, with their phonemes."""
