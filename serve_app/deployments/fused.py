@@ -9,6 +9,7 @@ import numpy as np
 from ray import serve
 
 from serve_app.config import AppConfig, Environment
+from serve_app.deployments.ray_serve import port
 from serve_app.deployments.recorded import StageStats, ray_recorder, recorded
 from serve_app.pipeline import timed
 from serve_app.protocols import require
@@ -26,6 +27,7 @@ class Fused:
         from serve_app.models.fused import standby
         from serve_app.models.fused.process import SpeechProcess
 
+        port.narrow()
         self._recorder = ray_recorder()
         self._board = Board(config.talker.max_num_seqs)
         self._stage_stats = StageStats(self._recorder, "fused")

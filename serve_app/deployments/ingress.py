@@ -12,8 +12,9 @@ from ray.serve.handle import DeploymentHandle
 from serve_app.config import IngressConfig
 from serve_app.deployments.agents import Agents
 from serve_app.deployments.calls import through
+from serve_app.deployments.ray_serve import port
+from serve_app.deployments.ray_serve.replica_counts import ReplicaCounts, ask_serve
 from serve_app.deployments.recorded import of_hop, ray_recorder
-from serve_app.deployments.replica_counts import ReplicaCounts, ask_serve
 from serve_app.http.app import build_api
 from serve_app.http.catalog import Catalog
 from serve_app.http.health import State, Status
@@ -40,6 +41,7 @@ class Ingress:
         info: Mapping[str, Any],
     ) -> None:
         self._catalog = Catalog()
+        port.narrow()
         self._config = config
         self._info = info
         policy = Policy(

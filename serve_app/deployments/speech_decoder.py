@@ -10,6 +10,7 @@ from ray.serve.handle import DeploymentHandle
 
 from serve_app.config import AppConfig, IngressConfig
 from serve_app.deployments.calls import through
+from serve_app.deployments.ray_serve import port
 from serve_app.deployments.recorded import StageStats, of_hop, ray_recorder, recorded
 from serve_app.pipeline import synthesize, timed
 from serve_app.protocols import require
@@ -23,6 +24,7 @@ class SpeechDecoder:
     """The stage that the ingress talks to in placement `split`."""
 
     async def __init__(self, config: AppConfig, device: str, talker: DeploymentHandle) -> None:
+        port.narrow()
         self._recorder = ray_recorder()
         self._board = Board(config.speech_decoder.max_streams)
         self._stage_stats = StageStats(self._recorder, "speech_decoder")

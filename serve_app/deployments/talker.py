@@ -10,6 +10,7 @@ from ray.serve.handle import DeploymentHandle
 
 from serve_app.config import AppConfig
 from serve_app.deployments.predictor_session import PredictorSession
+from serve_app.deployments.ray_serve import port
 from serve_app.deployments.recorded import StageStats, ray_recorder, recorded
 from serve_app.protocols import require
 from serve_app.types import CodecFrames, SpeechRequest
@@ -20,6 +21,7 @@ class Talker:
     """Turns requests into codec frames; completes each with the code predictor of its session."""
 
     async def __init__(self, config: AppConfig, device: str, predictor: DeploymentHandle) -> None:
+        port.narrow()
         self._recorder = ray_recorder()
         self._capacity = config.talker.max_num_seqs
         self._stage_stats = StageStats(self._recorder, "talker")

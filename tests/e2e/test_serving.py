@@ -87,9 +87,6 @@ def test_nothing_listens_beyond_this_machine(server: Server) -> None:
     for process in (server.process, *server.process.children(recursive=True)):
         sockets = [c for c in process.net_connections("tcp") if c.status == "LISTEN"]
         beyond = [c.laddr for c in sockets if not is_loopback(c.laddr.ip)]
-        if process.cmdline()[0].startswith("ray::ServeReplica") and len(beyond) == 1:
-            # Serve's calls between replicas: it has no setting for the address (README, Limits).
-            beyond = [address for address in beyond if address.ip != "::"]
         open_ports += [f"{address} of {process.cmdline()[:3]}" for address in beyond]
     assert not open_ports
 

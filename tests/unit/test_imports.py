@@ -23,7 +23,12 @@ BOTTOM = ("types", "errors", "config", "protocols", "chunking", "pipeline", "res
 STAGES = ("models.talker", "models.code_predictor", "models.speech_decoder", "models.fused")
 DEPLOYMENTS = ("talker", "code_predictor", "speech_decoder", "fused")
 # Files of `deployments` that a stage's deployment may use.
-SHARED = ("deployments.calls", "deployments.predictor_session", "deployments.recorded")
+SHARED = (
+    "deployments.calls",
+    "deployments.ray_serve.port",
+    "deployments.predictor_session",
+    "deployments.recorded",
+)
 FLAT = (
     "models.device",
     "models.cuda_graph",

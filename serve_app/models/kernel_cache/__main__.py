@@ -63,6 +63,10 @@ def run_fill(args: argparse.Namespace) -> int:
     if not capabilities:
         print("no GPU here: say which with --capability, such as 9.0", file=sys.stderr)
         return 2
+    if args.capability:
+        # Where there is no GPU, vLLM has plain functions in place of its kernels, unless this says
+        # that one may come later.
+        os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
     _tell_other_versions(args.list or sorted(LISTS.glob("*.jsonl")))
     for capability in capabilities:
         if args.list is not None:
