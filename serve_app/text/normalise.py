@@ -8,7 +8,7 @@ import re
 import unicodedata
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from decimal import Decimal
+from decimal import Decimal, InvalidOperation
 from typing import Final
 
 import emoji
@@ -163,10 +163,10 @@ def _address(found: re.Match[str], code: str) -> str:
 
 def _amount(found: re.Match[str], code: str) -> str:
     unit = (found["unit"] or "").strip()
-    number = _number(found["number"], code)
-    if found["sign"]:
-        number = -number
     try:
+        number = _number(found["number"], code)
+        if found["sign"]:
+            number = -number
         if unit not in ("", "%"):
             return spoken_number(number, "en", "ordinal") if code == "en" else found[0]
         spoken = spoken_number(number, code)
@@ -176,7 +176,11 @@ def _amount(found: re.Match[str], code: str) -> str:
 
 
 def _number(digits: str, code: str) -> Decimal:
-    """The value of digits with separators, by the habits of the language where it is open."""
+    """The value of digits with separators, by the habits of the language where it is open.
+
+    Raises:
+        ValueError: separators of several kinds stand where no language has them.
+    """
     point = "." if code in _DECIMAL_POINT else ","
     other = "," if point == "." else "."
     plain = re.sub("[\u00a0\u202f]", "", digits)
@@ -189,7 +193,10 @@ def _number(digits: str, code: str) -> Decimal:
     # of the language's own, which can only be groups.
     if plain.count(point) > 1:
         plain = plain.replace(point, "")
-    return Decimal(plain.replace(",", "."))
+    try:
+        return Decimal(plain.replace(",", "."))
+    except InvalidOperation as error:
+        raise ValueError(f"{digits!r} is no number") from error
 
 
 def spoken_number(number: Decimal, code: str, to: str = "cardinal") -> str:

@@ -63,7 +63,19 @@ def test_numbers_and_addresses_become_words(code, text, expected):
 
 @pytest.mark.parametrize(
     "text",
-    ["$3.14", "3 €", "10:30", "2026-11-25", "v1.2.3", "007", "12345678901234567890", "A4", "1/2"],
+    [
+        "1,234.567,89",
+        "1,5.123,4",
+        "$3.14",
+        "3 €",
+        "10:30",
+        "2026-11-25",
+        "v1.2.3",
+        "007",
+        "12345678901234567890",
+        "A4",
+        "1/2",
+    ],
 )
 def test_what_is_no_plain_number_is_left_to_the_model(text):
     assert in_words(text, "en") == text
