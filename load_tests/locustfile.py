@@ -1,16 +1,20 @@
 """A user for Locust and its charts: `locust -f load_tests/locustfile.py -H URL`.
 
 Locust is not installed with this project (`pip install locust`). Its response time is the end to
-end time here; `first playable` is a row of its own. For the figures in README.md use
-`python -m load_tests`: Locust's clients wait for one another's Python.
+end time here; of each stream that is complete, `first playable`, `longest gap` and `dry` (what a
+player that began at the first frame would have waited for, a failure above 50 ms) are rows of their
+own. For the figures in README.md use `python -m load_tests`: Locust's clients wait for one
+another's Python.
 """
 
 import itertools
 import time
+from itertools import pairwise
 
 from locust import HttpUser, constant, task  # pyright: ignore[reportMissingImports]
 
 from load_tests.loops.client import BYTES_PER_SAMPLE, SPEECH_PATH, AudioShape
+from load_tests.loops.metrics import CONTINUITY_S, play
 from load_tests.loops.workload import Workload
 
 SHAPE = AudioShape()
@@ -27,7 +31,7 @@ class Listener(HttpUser):
     def speak(self) -> None:
         call = WORKLOAD.call(next(NUMBERS))
         received = 0
-        first_playable_s = None
+        arrivals: list[tuple[float, int]] = []
         start_s = time.perf_counter()
         with self.client.post(
             SPEECH_PATH,
@@ -41,19 +45,27 @@ class Listener(HttpUser):
                 return
             for data in response.iter_content(chunk_size=None):
                 received += len(data)
-                if first_playable_s is None and received >= SHAPE.first_playable_bytes:
-                    first_playable_s = time.perf_counter() - start_s
+                arrivals.append((time.perf_counter() - start_s, received))
             if not received or received % (BYTES_PER_SAMPLE * SHAPE.samples_per_frame):
                 response.failure(f"{received} bytes are not whole frames")
                 return
             # Locust stops the clock of a stream at its headers unless told otherwise.
             response.request_meta["response_time"] = 1000 * (time.perf_counter() - start_s)
             response.success()
+        first_s = next(at_s for at_s, size in arrivals if size >= SHAPE.first_playable_bytes)
+        gap_s = max((after - before for (before, _), (after, _) in pairwise(arrivals)), default=0.0)
+        dry_s = play(arrivals, SHAPE).underrun_s
+        self._note("first playable", first_s, received)
+        self._note("longest gap", gap_s, received)
+        is_heard = dry_s > CONTINUITY_S
+        self._note("dry", dry_s, received, f"dry for {dry_s:.2f} s" if is_heard else None)
+
+    def _note(self, name: str, seconds: float, size: int, fault: str | None = None) -> None:
         self.environment.events.request.fire(
             request_type="audio",
-            name="first playable",
-            response_time=1000 * (first_playable_s or 0.0),
-            response_length=received,
-            exception=None,
+            name=name,
+            response_time=1000 * seconds,
+            response_length=size,
+            exception=None if fault is None else RuntimeError(fault),
             context={},
         )

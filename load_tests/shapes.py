@@ -1,7 +1,7 @@
 """Loads over time for Locust: `locust -f load_tests/locustfile.py,load_tests/shapes.py -H URL`.
 
-TTS_SHAPE chooses burst, step or soak; TTS_USERS is how many listeners there are at most and
-TTS_MINUTES how long it takes.
+TTS_SHAPE chooses one of `loops.shapes.SHAPES`; TTS_USERS is how many listeners there are at most
+and TTS_MINUTES how long it takes.
 """
 
 import os

@@ -89,7 +89,7 @@ async def _answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) ->
             )
             asked = json.loads(await reader.readexactly(length))
             writer.write(_HEAD)
-            for size in pieces(asked["max_new_tokens"]):
+            for size in pieces(asked.get("max_new_tokens", 60)):
                 body = _FRAME * size
                 writer.write(b"%x\r\n" % len(body) + body + b"\r\n")
                 await writer.drain()

@@ -17,5 +17,11 @@ def test_a_step_load_climbs_to_all_and_a_soak_stays_below() -> None:
 
 
 def test_an_unknown_shape_is_named() -> None:
-    with pytest.raises(ValueError, match="no shape 'spike'"):
-        users_at("spike", 0, 1, 1)
+    with pytest.raises(ValueError, match="no shape 'wave'"):
+        users_at("wave", 0, 1, 1)
+
+
+def test_a_ramp_ends_and_a_spike_peaks_with_everybody() -> None:
+    assert [users_at("ramp", at_s, 10, 100.0) for at_s in (0.0, 50.0, 99.0)] == [1, 5, 10]
+    assert [users_at("spike", at_s, 20, 90.0) for at_s in (0.0, 30.0, 59.0, 60.0)] == [2, 20, 20, 2]
+    assert {users_at("steady", at_s, 7, 90.0) for at_s in (0.0, 45.0, 89.0)} == {7}
