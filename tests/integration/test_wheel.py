@@ -1,5 +1,6 @@
 """The package as others get it: built to a wheel, installed elsewhere, used without a checkout."""
 
+import json
 import os
 import shutil
 import subprocess
@@ -51,6 +52,15 @@ def test_it_brings_commands(installed: Path, tmp_path: Path) -> None:
     for name in ("tts-stream", "qwen3-tts-serve"):
         assert command(installed, name, "--version", cwd=tmp_path) == f"{name} {__version__}\n"
         assert command(installed, name, "--help", cwd=tmp_path).startswith(f"usage: {name}")
+
+
+def test_it_says_what_the_machine_can_run(installed: Path, tmp_path: Path) -> None:
+    program = installed / "bin" / "qwen3-tts-serve"
+    env = {**os.environ, "PYTHONPATH": str(installed)}
+    asked = [sys.executable, str(program), "check", "--json"]
+    # Its status depends on the machine.
+    done = subprocess.run(asked, cwd=tmp_path, env=env, capture_output=True, timeout=300)
+    assert json.loads(done.stdout), done.stderr
 
 
 def test_it_brings_configs_and_the_playground(installed: Path, tmp_path: Path) -> None:
