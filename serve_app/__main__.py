@@ -10,7 +10,7 @@ import signal
 import sys
 import tempfile
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import yaml
 
@@ -62,6 +62,8 @@ def main(arguments: list[str]) -> int:
     if not haproxy.is_free(host, port):
         print(f"{host}:{port} is in use; choose another: make serve PORT=...", file=sys.stderr)
         return 2
+    if not haproxy.is_loopback(host) and not _asks_for_keys(config, environment):
+        print(f"anybody who reaches {host} may use the server: there are no API keys", flush=True)
     config = overrides.with_model(config, environment.model, environment.revision)
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     # A shell that starts this in the background has Ctrl-C ignored, and with it the way to stop.
@@ -73,6 +75,15 @@ def main(arguments: list[str]) -> int:
         path.write_text(yaml.safe_dump(config, sort_keys=False), encoding="utf-8")
         print(f"starting on http://{host}:{port}; ready when GET /ready answers 200", flush=True)
         return run(path)
+
+
+def _asks_for_keys(config: dict[str, Any], environment: Environment) -> bool:
+    access = [
+        application.get("args", {}).get("ingress", {}).get("access", {})
+        for application in config["applications"]
+    ]
+    stated = any(settings.get("keys_file") for settings in access)
+    return stated or bool(environment.api_keys or environment.api_keys_file)
 
 
 def run(config: Path) -> int:

@@ -159,6 +159,19 @@ STAGE_WAITING: Final = Metric(
 )
 
 
+# What `/metrics` adds by itself.
+BUILD_INFO: Final = Metric(
+    "tts_build_info", "Always 1; the version that is served.", ("version",), is_gauge=True
+)
+READY: Final = Metric("tts_ready", "1 where requests can be served, else 0.", is_gauge=True)
+REPLICAS: Final = Metric(
+    "tts_replicas",
+    "Replicas of a deployment: ready, and total with those that start or end.",
+    ("deployment", "state"),
+    is_gauge=True,
+)
+
+
 class Recorder(Protocol):
     def count(self, metric: Metric, **labels: str) -> None: ...
 

@@ -8,7 +8,7 @@ from serve_app.check.finding import Finding
 from serve_app.config import Environment
 from serve_app.keys import key_file
 from serve_app.keys.key_file import KeyFileError
-from serve_app.launch.haproxy import is_free
+from serve_app.launch.haproxy import is_free, is_loopback
 
 _CONNECT_S = 3.0
 
@@ -35,7 +35,7 @@ def keys(environment: Environment) -> list[Finding]:
         return [Finding("keys", "missing", str(error), "python -m serve_app keys new NAME")]
     if known:
         return [Finding("keys", "ok", f"{len(known)} API keys")]
-    if environment.host in (None, "localhost", "127.0.0.1", "::1"):
+    if is_loopback(environment.host or "localhost"):
         return [Finding("keys", "ok", "no API keys, reachable from this machine only")]
     says = f"no API keys, and HOST is {environment.host}: anybody may use it"
     return [Finding("keys", "note", says, "python -m serve_app keys new NAME --file keys.yaml")]

@@ -3,12 +3,17 @@
 By Serve's defaults, two servers on one machine would take each other's.
 """
 
+import ipaddress
 import os
 import shutil
 import socket
 from pathlib import Path
+from typing import Final
 
 from serve_app.config import Environment
+
+# For the first line and the headers of a request; the ingress bounds its body.
+_HEADERS_S: Final = 30
 
 
 def environment(folder: Path) -> dict[str, str]:
@@ -29,15 +34,16 @@ def environment(folder: Path) -> dict[str, str]:
         # servers on the default ports, 8500 and 9500, each would answer half of the other's.
         "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(_any_port()),
         "RAY_SERVE_FALLBACK_PROXY_GRPC_PORT": str(_any_port()),
-        **_on_loopback(folder, metrics, stats),
+        **_corrected(folder, metrics, stats),
     }
 
 
-def _on_loopback(folder: Path, *ports: int) -> dict[str, str]:
-    """Have HAProxy listen to `ports` on the loopback interface only.
+def _corrected(folder: Path, *ports: int) -> dict[str, str]:
+    """Have HAProxy listen to `ports` on the loopback interface only, and bound requests in time.
 
-    Serve lets one choose these ports, which show statistics to anybody, but no address. So it gets
-    a program that corrects the file and then becomes HAProxy.
+    Serve lets one choose these ports, which show statistics to anybody, but no address; and nothing
+    ends a connection whose headers never do. So it gets a program that corrects the file and then
+    becomes HAProxy.
     """
     binary = _binary()
     if binary is None or Environment.read().ray_address:  # other nodes would lack the program
@@ -47,7 +53,10 @@ def _on_loopback(folder: Path, *ports: int) -> dict[str, str]:
     numbers = "|".join(map(str, ports))
     program.write_text(
         "#!/bin/sh\n"
-        f"sed -E -i 's/^( *bind )[*]?:({numbers})$/\\1127.0.0.1:\\2/' {files}\n"
+        f"sed -E -i -e 's/^( *bind )[*]?:({numbers})$/\\1127.0.0.1:\\2/'"
+        # After what an idle connection may take, which it would stand for as well.
+        f" -e 's/^( *)timeout http-keep-alive .*$/&\\n\\1timeout http-request {_HEADERS_S}s/'"
+        f" {files}\n"
         f"exec '{binary}' \"$@\"\n"
     )
     program.chmod(0o700)
@@ -64,6 +73,14 @@ def _binary() -> str | None:
     except ImportError:
         return shutil.which("haproxy")
     return str(get_haproxy_binary())
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine reaches `host`."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def is_free(host: str, port: int) -> bool:

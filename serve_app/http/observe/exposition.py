@@ -12,7 +12,7 @@ from typing import Final
 from fastapi import FastAPI
 from fastapi.responses import PlainTextResponse
 
-from serve_app import __version__
+from serve_app import __version__, metrics
 from serve_app.http.health import Status
 
 CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
@@ -34,7 +34,7 @@ Gather = Callable[[], Awaitable[Sequence[str]]]
 
 def add_routes(app: FastAPI, gather: Gather, status: Callable[[], Awaitable[Status]]) -> None:
     @app.get("/metrics", include_in_schema=False)
-    async def metrics() -> PlainTextResponse:
+    async def exposed() -> PlainTextResponse:
         text = "".join((*merged(await gather()), *_own(await status())))
         return PlainTextResponse(text, media_type=CONTENT_TYPE)
 
@@ -83,13 +83,18 @@ def _plain(line: str) -> tuple[str, str]:
 def _own(status: Status) -> list[str]:
     """What this ingress knows of the whole by itself."""
     lines = [
-        "# HELP tts_build_info The version that is served.\n# TYPE tts_build_info gauge\n",
-        f'tts_build_info{{version="{__version__}"}} 1\n',
-        "# HELP tts_ready Whether requests can be served.\n# TYPE tts_ready gauge\n",
-        f"tts_ready {int(status.ready)}\n",
-        "# HELP tts_replicas Replicas of each deployment.\n# TYPE tts_replicas gauge\n",
+        *_head(metrics.BUILD_INFO),
+        f'{metrics.BUILD_INFO.name}{{version="{__version__}"}} 1\n',
+        *_head(metrics.READY),
+        f"{metrics.READY.name} {int(status.ready)}\n",
+        *_head(metrics.REPLICAS),
     ]
     for deployment, counts in sorted(status.replicas.items()):
         for state, number in sorted(counts.items()):
-            lines.append(f'tts_replicas{{deployment="{deployment}",state="{state}"}} {number}\n')
+            labels = f'{{deployment="{deployment}",state="{state}"}}'
+            lines.append(f"{metrics.REPLICAS.name}{labels} {number}\n")
     return lines
+
+
+def _head(metric: metrics.Metric) -> tuple[str, str]:
+    return f"# HELP {metric.name} {metric.help}\n", f"# TYPE {metric.name} gauge\n"

@@ -1,0 +1,78 @@
+"""The dashboard and the alerts name metrics and labels that there are."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+
+from serve_app import metrics
+
+FOLDER = Path(__file__).parents[2] / "cluster" / "grafana"
+# What Ray and Prometheus add by themselves.
+ADDED_LABELS = {"le", "deployment", "replica", "application"}
+
+
+def known() -> dict[str, metrics.Metric]:
+    found = {}
+    for metric in vars(metrics).values():
+        if isinstance(metric, metrics.Metric):
+            endings = ("_bucket", "_sum", "_count") if metric.buckets else ("",)
+            found |= {metric.name + ending: metric for ending in endings}
+    return found
+
+
+def dashboard() -> list[tuple[str, str]]:
+    panels = json.loads((FOLDER / "dashboard.json").read_text("utf-8"))["panels"]
+    targets = [(panel["title"], t) for panel in panels for t in panel.get("targets", ())]
+    return [(title, f"{t['expr']} {t['legendFormat']}") for title, t in targets]
+
+
+def alerts() -> list[tuple[str, str]]:
+    rules = yaml.safe_load((FOLDER / "alerts.yaml").read_text("utf-8"))["groups"][0]["rules"]
+    return [(rule["alert"], f"{rule['expr']} {rule['annotations']['summary']}") for rule in rules]
+
+
+@pytest.mark.parametrize(("title", "text"), [*dashboard(), *alerts()])
+def test_a_query_names_a_metric_and_labels_that_are_recorded(title: str, text: str) -> None:
+    names = set(re.findall(r"\btts_\w+", text))
+    assert names, title
+    assert names <= known().keys()
+    labels = {label for name in names for label in known()[name].labels} | ADDED_LABELS
+    selected = set(re.findall(r"[{,]\s*(\w+)=", text))
+    grouped = {
+        label for group in re.findall(r"by \(([^)]*)\)", text) for label in group.split(", ")
+    }
+    shown = set(re.findall(r"\{\{\s*(?:\$labels\.)?(\w+)\s*\}\}", text))
+    assert selected | grouped | shown <= labels
+    for bound in re.findall(r'le="([^"]*)"', text):
+        (buckets,) = {known()[name].buckets for name in names if name.endswith("_bucket")}
+        assert float(bound) in buckets
+
+
+def test_every_metric_is_on_the_dashboard() -> None:
+    text = " ".join(text for _, text in dashboard())
+    there = {metric.name for metric in known().values()} - {metrics.BUILD_INFO.name}
+    assert {name for name in there if name not in text} == set()
+
+
+def test_panels_do_not_lie_over_each_other() -> None:
+    panels = json.loads((FOLDER / "dashboard.json").read_text("utf-8"))["panels"]
+    taken = [
+        (x, y)
+        for panel in panels
+        for place in [panel["gridPos"]]
+        for x in range(place["x"], place["x"] + place["w"])
+        for y in range(place["y"], place["y"] + place["h"])
+    ]
+    assert len(taken) == len(set(taken))
+    assert max(x for x, _ in taken) == 23
+    assert len({panel["id"] for panel in panels}) == len(panels)
+
+
+def test_names_follow_prometheus() -> None:
+    for metric in {metric.name: metric for metric in known().values()}.values():
+        is_counter = not metric.buckets and not metric.is_gauge
+        assert metric.name.endswith("_total") == is_counter, metric.name
+        assert list(metric.buckets) == sorted(metric.buckets)
