@@ -16,7 +16,7 @@ from ray import serve
 from ray.serve import Application
 
 from serve_app.config import AppConfig, Device
-from serve_app.deployments.limits import deployment_options
+from serve_app.deployments.limits import deployment_options, places_of
 
 # What one replica of everything may take of the CPUs of a machine that has fewer than were asked
 # for.
@@ -104,20 +104,22 @@ def bind(
     from serve_app.deployments.ingress import Ingress
     from serve_app.deployments.speech_decoder import SpeechDecoder
     from serve_app.deployments.talker import Talker
+    from serve_app.load.gate import Limits
 
     # Any: the decorator's type says that a class becomes a function.
     def options(deployment: Any) -> serve.Deployment:
         name = deployment.name
         return deployment.options(ray_actor_options=plan.actor_options[name], **limits[name])
 
-    devices = plan.devices
+    devices, talker = plan.devices, None
     if config.placement == "fused":
         speech = options(Fused).bind(config, devices["Fused"])
     else:
         predictor = options(CodePredictor).bind(config, devices["CodePredictor"])
         talker = options(Talker).bind(config, devices["Talker"], predictor)
         speech = options(SpeechDecoder).bind(config, devices["SpeechDecoder"], talker)
-    return options(Ingress).bind(speech, config.ingress, info)
+    limits_of_stages = Limits(places_of(config), config.talker.max_queued, config.talker.max_wait_s)
+    return options(Ingress).bind(speech, config.ingress, info, limits_of_stages, talker)
 
 
 def make_plan(config: AppConfig, cluster: Mapping[str, float]) -> Plan:

@@ -10,10 +10,10 @@ from dataclasses import dataclass, field
 from typing import Final
 
 import numpy as np
+from serve_app.models.talker.admission import Admission
 
 from load_tests.simulator.measured import Service
 from serve_app.errors import Overloaded
-from serve_app.models.talker.admission import Admission
 
 # Streams by frames that are left, in bins so wide.
 BIN_FRAMES: Final = 16

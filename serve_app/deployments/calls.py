@@ -2,7 +2,8 @@
 
 import asyncio
 from collections.abc import AsyncGenerator
-from typing import Any
+from contextlib import suppress
+from typing import Any, Final
 
 import grpc
 import numpy as np
@@ -24,8 +25,12 @@ from ray.serve.exceptions import (
 from ray.serve.handle import DeploymentHandle
 
 from serve_app.errors import Overloaded, SpeechError, StageFailed, StageLost, StageUnavailable
+from serve_app.load.routing import FewestStreams
 from serve_app.resumption import Resumable
 from serve_app.types import SpeechRequest
+
+# For Serve; see deployments/limits.py.
+ROUTER: Final = FewestStreams
 
 
 def through(handle: DeploymentHandle, method: str) -> Resumable[Any]:
@@ -64,6 +69,12 @@ def through(handle: DeploymentHandle, method: str) -> Resumable[Any]:
                 response.cancel()
 
     return call
+
+
+def reach(handle: DeploymentHandle) -> None:
+    """Learn from now on which replicas there are, not only from the first call on."""
+    with suppress(RuntimeError):  # it has been called already
+        handle._init()
 
 
 def from_ray(error: BaseException) -> SpeechError:

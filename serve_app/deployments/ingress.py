@@ -11,7 +11,7 @@ from ray.serve.handle import DeploymentHandle
 
 from serve_app.config import IngressConfig
 from serve_app.deployments.agents import Agents
-from serve_app.deployments.calls import through
+from serve_app.deployments.calls import reach, through
 from serve_app.deployments.ray_serve import port
 from serve_app.deployments.ray_serve.replica_counts import ReplicaCounts, ask_serve
 from serve_app.deployments.recorded import of_hop, ray_recorder
@@ -20,6 +20,9 @@ from serve_app.http.catalog import Catalog
 from serve_app.http.health import State, Status
 from serve_app.http.observe.record import current
 from serve_app.http.warm_up import WarmUp
+from serve_app.load.admission import Admission
+from serve_app.load.gate import Gate, Limits
+from serve_app.load.routing import stage
 from serve_app.resumption import Observe, Outcome, Policy, resumed
 
 
@@ -32,6 +35,8 @@ class Ingress:
         speech: the deployment whose `speak(request, done)` yields `PcmChunk`s, and whose `card()`
             says what is served.
         info: what `Status.info` shows.
+        limits: of the stages.
+        talker: the deployment behind `speech` where it is one of its own; never called from here.
     """
 
     def __init__(
@@ -39,6 +44,8 @@ class Ingress:
         speech: DeploymentHandle,
         config: IngressConfig,
         info: Mapping[str, Any],
+        limits: Limits,
+        talker: DeploymentHandle | None = None,
     ) -> None:
         self._catalog = Catalog()
         port.narrow()
@@ -47,8 +54,14 @@ class Ingress:
         policy = Policy(
             config.first_audio_timeout_s, config.chunk_timeout_s, config.resume_timeout_s
         )
-        call = through(speech, "speak")
         self._recorder = ray_recorder()
+        self._talker = talker
+        self._gate = Gate(
+            [stage(name, places) for name, places in limits.places],
+            Admission(limits.max_queued, limits.max_wait_s),
+            self._recorder,
+        )
+        call = self._gate.into(through(speech, "speak"))
         self._speak = resumed(call, policy, _noted(of_hop(self._recorder, "ingress")))
         # Not observed: it asks before there is a stage to lose.
         self._warm_up = WarmUp(speech.card.remote, resumed(call, policy), self._catalog)
@@ -57,6 +70,8 @@ class Ingress:
 
     async def __serve_build_asgi_app__(self) -> FastAPI:
         """Called by Serve on the event loop that the application runs on."""
+        if self._talker is not None:
+            reach(self._talker)
         self._replicas = ReplicaCounts(partial(ask_serve, serve.get_replica_context().app_name))
         self._warming = asyncio.create_task(self._warm_up.run())
         return build_api(
@@ -66,6 +81,7 @@ class Ingress:
             self.status,
             self._recorder,
             Agents().texts,
+            look=self._gate.look,
         )
 
     async def status(self) -> Status:

@@ -12,9 +12,12 @@ from serve_app.config import AppConfig
 # A request of 5 s costs an ingress 4 ms of its event loop, and 48 streams of such end up to 120
 # times a second: half of a fast core, most of a slow one.
 STREAMS_PER_INGRESS: Final = 48
-# Requests that an ingress takes and lets wait for it, however few streams a stage has.
-_INGRESS_ONGOING: Final = 400
-_INGRESS_QUEUED: Final = 200
+# Connections of one ingress: so many that Serve, whose refusals are plain text, never refuses any.
+# What the stages have no place for is refused by the ingress itself, within milliseconds.
+_INGRESS_ONGOING: Final = 20_000
+# By another name than its own: Serve pickles by value what the module it is told of defines, and
+# the class would not be the one that others in the process import.
+ROUTER: Final = "serve_app.deployments.calls.ROUTER"
 # Sessions of a code predictor: one per talker, which opens another when it is over.
 _SESSIONS: Final = 64
 _MAX_REPLICAS: Final = 8
@@ -34,15 +37,26 @@ def ingresses(streams: int, cpus: float) -> int:
     return max(1, min(-(-streams // STREAMS_PER_INGRESS), int(cpus) // 2, _MAX_REPLICAS))
 
 
+def places_of(config: AppConfig) -> tuple[tuple[str, int], ...]:
+    """Streams of one replica, by deployment, of the stages in which each stream has a place; the
+    one that the ingress calls comes first.
+    """
+    talker, decoder = config.talker.max_num_seqs, config.speech_decoder.max_streams
+    if config.placement == "fused":
+        return (("Fused", min(talker, decoder)),)
+    return (("SpeechDecoder", decoder), ("Talker", talker))
+
+
 def deployment_options(
     config: AppConfig, longest_s: float, cpus: float
 ) -> dict[str, dict[str, Any]]:
     """Options for `.options()` by the names of the deployments of a placement.
 
-    A stage takes twice as many requests as it has streams, so that it is the talker's admission
-    that lets the next ones wait or refuses them, and not a queue of Serve's that they wait in.
-    Replicas come before one is full, since a stream never moves: `scaling.Tuning.up_share` says
-    when, and `target_ongoing_requests` where a config file has no policy.
+    A stage takes twice as many requests as it has streams, so that it is the admission of ingress
+    and talker that lets the next ones wait or refuses them, and not a queue of Serve's that they
+    wait in. Replicas come before one is full, since a stream never moves:
+    `scaling.Tuning.up_share` says when, and `target_ongoing_requests` where a config file has no
+    policy.
 
     Args:
         config: resolved.
@@ -54,8 +68,7 @@ def deployment_options(
         (
             "Ingress",
             {
-                "max_ongoing_requests": max(_INGRESS_ONGOING, 2 * streams),
-                "max_queued_requests": _INGRESS_QUEUED,
+                "max_ongoing_requests": _INGRESS_ONGOING,
                 # Each change of its replicas reloads HAProxy: scaled slowly.
                 "autoscaling_config": {
                     **_scaling(STREAMS_PER_INGRESS),
@@ -90,6 +103,7 @@ def deployment_options(
 def _stage(streams: int) -> dict[str, Any]:
     return {
         "max_ongoing_requests": 2 * streams,
+        "request_router_config": {"request_router_class": ROUTER},
         "autoscaling_config": _scaling(max(1, streams * 3 // 4)),
     }
 

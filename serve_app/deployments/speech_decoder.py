@@ -8,10 +8,12 @@ import numpy as np
 from ray import serve
 from ray.serve.handle import DeploymentHandle
 
-from serve_app.config import AppConfig, IngressConfig
-from serve_app.deployments.calls import through
+from serve_app.config import AppConfig
+from serve_app.deployments.calls import reach, through
 from serve_app.deployments.ray_serve import port
 from serve_app.deployments.recorded import StageStats, of_hop, ray_recorder, recorded
+from serve_app.load.gate import elsewhere
+from serve_app.load.routing import stage
 from serve_app.pipeline import synthesize, timed
 from serve_app.protocols import require
 from serve_app.resumption import Observe, Policy, Resumed, resumed
@@ -29,7 +31,7 @@ class SpeechDecoder:
         self._board = Board(config.speech_decoder.max_streams)
         self._stage_stats = StageStats(self._recorder, "speech_decoder")
         observe = of_hop(self._recorder, "speech_decoder")
-        self._talker = RemoteTalker(talker, config.ingress, observe)
+        self._talker = RemoteTalker(talker, config, observe)
         self._talker_stats = talker.stats
         self._decoder, self._card = await asyncio.to_thread(_load, config, device)
 
@@ -76,13 +78,17 @@ class RemoteTalker:
     ingress, which would begin with a new decoder, need not find out.
     """
 
-    def __init__(self, talker: DeploymentHandle, patience: IngressConfig, observe: Observe) -> None:
+    def __init__(self, talker: DeploymentHandle, config: AppConfig, observe: Observe) -> None:
+        # All handles made from it share what it knows.
+        reach(talker)
+        patience = config.ingress
         policy = Policy(
             first_s=patience.first_audio_timeout_s / 2,
             gap_s=patience.chunk_timeout_s / 2,
             deadline_s=patience.resume_timeout_s,
         )
-        self._frames: Resumed[CodecFrames] = resumed(through(talker, "frames"), policy, observe)
+        call = elsewhere(through(talker, "frames"), stage("Talker", config.talker.max_num_seqs))
+        self._frames: Resumed[CodecFrames] = resumed(call, policy, observe)
 
     def frames(
         self, request: SpeechRequest, done: np.ndarray | None = None

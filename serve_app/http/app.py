@@ -40,11 +40,13 @@ def build_api(
     recorder: metrics.Recorder | None = None,
     gather: Gather | None = None,
     tracer: Tracer | None = None,
+    look: Callable[[], None] = lambda: None,
 ) -> FastAPI:
     """The application: `speak` makes the audio, `catalog` says what is served.
 
     `gather` knows the metrics of the whole cluster; without it there is no `/metrics`. `tracer` is
-    the configuration's where it is not given.
+    the configuration's where it is not given. `look` raises Overloaded where a listener's request
+    could not be let in, before anything of it is read.
     """
     recorder = recorder or metrics.NoRecorder()
     speech = Speech(catalog, config)
@@ -54,7 +56,7 @@ def build_api(
     app = FastAPI(
         title="Qwen3-TTS", version=__version__, lifespan=long_texts.lifespan, responses=ERRORS
     )
-    answers = endpoint.add_routes(app, speech, background.live, config, recorder)
+    answers = endpoint.add_routes(app, speech, background.live, config, recorder, look)
     vapi.add_routes(app, answers)
     batch.add_routes(app, speech, background, config, recorder)
     live.add_routes(app, speech, background.live, config, recorder)

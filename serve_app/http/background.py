@@ -1,8 +1,8 @@
 """Speech that nobody listens to while it is made: it waits for room and gives way to listeners.
 
-Batches and long texts share a few streams per ingress. The talker keeps a part of its places free
-of them (`models/talker/admission.py`); where a listener is refused nevertheless, this ingress stops
-what it has in the background and asks again for the listener.
+Batches and long texts share a few streams per ingress. Ingress and talker keep a part of their
+places free of them (`serve_app/load/admission.py`); where a listener is refused nevertheless, this
+ingress stops what it has in the background and asks again for the listener.
 """
 
 import asyncio

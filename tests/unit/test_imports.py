@@ -19,7 +19,10 @@ HEAVY = ("torch", "triton", "vllm", "transformers", "safetensors", "tokenizers")
 WEB = ("fastapi", "starlette", "uvicorn")
 OUTER = ("ray", *WEB)
 # The bottom, which everything may import.
-BOTTOM = ("types", "errors", "config", "protocols", "chunking", "pipeline", "resumption", "metrics")
+BOTTOM = (
+    *("types", "errors", "config", "protocols", "chunking", "pipeline"),
+    *("resumption", "metrics", "load"),
+)
 STAGES = ("models.talker", "models.code_predictor", "models.speech_decoder", "models.fused")
 DEPLOYMENTS = ("talker", "code_predictor", "speech_decoder", "fused")
 # Files of `deployments` that a stage's deployment may use.
@@ -69,6 +72,7 @@ RULES = (
     Rule("errors", never=(*HEAVY, *OUTER, "pydantic")),
     Rule("config"),
     *(Rule(name, BOTTOM) for name in BOTTOM[3:]),
+    Rule("load.routing", BOTTOM, (*HEAVY, *WEB)),
     Rule("fakes", BOTTOM),
     Rule("scaling"),
     Rule("audio", BOTTOM),

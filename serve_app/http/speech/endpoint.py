@@ -5,7 +5,7 @@ status, what fails after breaks the connection off, so that no client takes a pa
 """
 
 import logging
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from typing import Final
 
 from fastapi import FastAPI, Request
@@ -38,9 +38,10 @@ def add_routes(
     speak: Speak,
     config: IngressConfig,
     recorder: metrics.Recorder,
+    look: Callable[[], None],
 ) -> "SpeechEndpoint":
     """The routes, and what answers them, for other dialects."""
-    endpoint = SpeechEndpoint(speech, speak, config, recorder)
+    endpoint = SpeechEndpoint(speech, speak, config, recorder, look)
 
     @app.post("/v1/audio/speech", tags=["speech"], response_class=Response, openapi_extra=SPEECH)
     @app.post("/audio/speech", include_in_schema=False)
@@ -57,9 +58,15 @@ class SpeechEndpoint:
     """Reads, checks and answers speech requests; `respond` is the route."""
 
     def __init__(
-        self, speech: Speech, speak: Speak, config: IngressConfig, recorder: metrics.Recorder
+        self,
+        speech: Speech,
+        speak: Speak,
+        config: IngressConfig,
+        recorder: metrics.Recorder,
+        look: Callable[[], None],
     ) -> None:
         self._speech = speech
+        self._look = look
         self._stall_s = config.reader_timeout_s
         self._recorder = recorder
         self._writer = AudioWriter(speak, config.read_ahead_s, recorder, speech.clock)
@@ -93,6 +100,7 @@ class SpeechEndpoint:
             return error_response(error)
 
     async def _audio(self, http: Request, translate: Translate) -> Response:
+        self._look()
         raw = await read_body(http, MAX_BODY_BYTES)
         job = await self._speech.read(raw, translate, http.headers.get("x-request-id"))
         if job.transport == "file":

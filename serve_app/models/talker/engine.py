@@ -18,6 +18,7 @@ import numpy as np
 
 from serve_app.chunking import Chunker
 from serve_app.config import TalkerConfig
+from serve_app.load.admission import Admission
 from serve_app.models.checkpoint.text_tokenizer import TextTokenizer
 from serve_app.models.code_predictor.channel.contract import FrameClient
 from serve_app.models.device import resolve_device
@@ -25,7 +26,6 @@ from serve_app.models.late_kernels import late_kernels
 from serve_app.models.process_end import OnDeath, end_process
 from serve_app.models.rehearsal import rehearse
 from serve_app.models.speech_decoder.first_audio import FirstAudioDecoder
-from serve_app.models.talker.admission import Admission
 from serve_app.models.talker.checks import check_work
 from serve_app.models.talker.engine_thread import EngineThread
 from serve_app.models.talker.outbox import Stream
@@ -78,7 +78,7 @@ class VllmTalker:
         self._chunk_frames = tuple(chunk_frames)
         self._num_cut = 0
         self._num_arriving = 0
-        self.admission = Admission(config.max_num_seqs, config.max_queued, config.max_wait_s)
+        self.admission = Admission(config.max_queued, config.max_wait_s, "talker")
         place = resolve_device(device, config.dtype)
         self._thread = EngineThread(
             partial(build_core, checkpoint, config, place),
@@ -111,6 +111,7 @@ class VllmTalker:
         num_streams = self._thread.num_streams + self._num_arriving
         self.admission.check(
             num_streams,
+            self.config.max_num_seqs,
             goes_on=done is not None and len(done) > 0,
             background=request.background,
         )

@@ -31,7 +31,7 @@ def samples(num_frames=NUM_FRAMES):
 class Service:
     """The application around fake stages, and what it did."""
 
-    def __init__(self, cards=(CARD,), status=None, config=None, **talker):
+    def __init__(self, cards=(CARD,), status=None, config=None, look=lambda: None, **talker):
         self.talker = FakeTalker(**{"num_frames": NUM_FRAMES, "chunk_frames": SCHEDULE, **talker})
         self.decoder = FakeSpeechDecoder()
         self.counts = {}
@@ -41,7 +41,7 @@ class Service:
         self.status = status or Status("healthy", ready=True)
         self.catalog = Catalog(cards)
         limits = config or IngressConfig()
-        self.app = build_api(self.speak, self.catalog, limits, self.get_status, self)
+        self.app = build_api(self.speak, self.catalog, limits, self.get_status, self, look=look)
 
     def speak(self, request):
         return synthesize(self.talker, self.decoder, request)

@@ -274,3 +274,25 @@ def test_the_control_strings_are_the_ones_of_the_tokenizer():
     with pytest.raises(openai.BadRequestError, match="<think>"):
         asyncio.run(create(service, input="Say <think> aloud."))
     assert len(service.talker.requests) == 1
+
+
+def test_who_is_refused_for_load_is_answered_before_the_body_is_read() -> None:
+    def full() -> None:
+        raise Overloaded("64 requests are running", 2.5)
+
+    async def main() -> None:
+        service = Service(look=full)
+        reader, writer = None, None
+        async with served(service.app) as url:
+            host, port = url.removeprefix("http://").split(":")
+            reader, writer = await asyncio.open_connection(host, int(port))
+            head = "POST /v1/audio/speech HTTP/1.1\r\nHost: test\r\nContent-Length: 100000\r\n\r\n"
+            writer.write(head.encode())  # and nothing of the body
+            answer = (await reader.readuntil(b"\r\n\r\n")).lower()
+            writer.close()
+        assert answer.startswith(b"http/1.1 429")
+        assert b"retry-after: 3\r\n" in answer
+        assert service.counts[metrics.REQUESTS.name, "429"] == 1
+        assert not service.talker.requests
+
+    asyncio.run(main())

@@ -1,62 +1,73 @@
-"""Who may wait for a place among the running streams: arithmetic, without a clock or a thread."""
+"""Who may wait for a place among streams that run: arithmetic, without a clock or a thread.
+
+The talker asks it of its engine's places, the ingress of those of all live replicas.
+"""
 
 from typing import Final
 
 from serve_app.errors import Overloaded
+from serve_app.types import Stage
 
 # How much the last stream counts in the mean.
 _WEIGHT: Final = 1 / 16
 _LEAST_RETRY_S: Final = 1.0
-# Of the places, how many stay free of work in the background, for listeners that come.
-_KEPT_FREE: Final = 1 / 4
+# Of the places, for listeners who come while work in the background takes what is free.
+_KEPT_FREE: Final = 0.25
+# What a stream takes while none has ended: a sentence or two. With nothing assumed, a burst at the
+# start would be let in whole and its last ones wait for many times what anybody may wait for.
+_UNKNOWN_S: Final = 2.0
 
 
 class Admission:
     """Predicts how long a request would wait, and refuses what would wait too long.
 
-    A place is free every `service / capacity` seconds, where `service` is how long streams keep
-    theirs, by the mean of those that ended of late. Before the first has ended nothing is known,
-    and only the number of those that wait is bounded.
+    A place is free every `service / places` seconds, where `service` is how long streams keep
+    theirs, by the mean of those that ended of late.
 
     Args:
-        capacity: streams that advance together.
         max_queued: requests that wait for a place, at most.
         max_wait_s: longest predicted wait.
+        stage: whose places they are, for the error; None: of no single stage.
     """
 
-    def __init__(self, capacity: int, max_queued: int, max_wait_s: float) -> None:
-        self._capacity = capacity
+    def __init__(self, max_queued: int, max_wait_s: float, stage: Stage | None = None) -> None:
         self._max_queued = max_queued
         self._max_wait_s = max_wait_s
+        self._stage: Stage | None = stage
         self._service_s: float | None = None
 
-    def check(self, inside: int, *, goes_on: bool, background: bool = False) -> None:
+    def check(
+        self, inside: int, places: int, *, goes_on: bool = False, background: bool = False
+    ) -> None:
         """Let a request in beside `inside` others, or not.
 
         Args:
             inside: requests that run or wait.
+            places: streams that advance together; 0: nobody is there at present, and who comes
+                waits until somebody is.
             goes_on: it has been heard already, and is not sent away for a wait.
             background: nobody listens; it comes in only where enough places stay free.
 
         Raises:
             Overloaded: it would wait too long, or too many wait; says when to come again.
         """
-        if background and inside >= self._capacity - int(self._capacity * _KEPT_FREE):
+        if background and inside >= places - int(places * _KEPT_FREE):
             raise Overloaded(
                 f"{inside} requests are running or waiting; the places left are for listeners",
                 _LEAST_RETRY_S,
-                stage="talker",
+                stage=self._stage,
             )
-        waiting = inside - self._capacity
+        waiting = inside - places
         if waiting < 0:
             return
-        wait_s = (waiting + 1) * (self._service_s or 0.0) / self._capacity
+        service_s = _UNKNOWN_S if self._service_s is None else self._service_s
+        wait_s = (waiting + 1) * service_s / places if places else 0.0
         if waiting >= self._max_queued or (wait_s > self._max_wait_s and not goes_on):
             raise Overloaded(
-                f"{inside} requests are running or waiting, and {self._capacity} run together;"
+                f"{inside} requests are running or waiting, and {places} run together;"
                 f" the next one would wait for {wait_s:.1f} s",
                 max(_LEAST_RETRY_S, wait_s - self._max_wait_s),
-                stage="talker",
+                stage=self._stage,
             )
 
     def note(self, service_s: float) -> None:

@@ -3,13 +3,13 @@
 import pytest
 
 from serve_app.errors import Overloaded
-from serve_app.models.talker.admission import Admission
+from serve_app.load.admission import Admission
 
 CAPACITY = 8
 
 
 def admission(service_s: float | None = None, max_wait_s: float = 0.25) -> Admission:
-    found = Admission(CAPACITY, max_queued=20, max_wait_s=max_wait_s)
+    found = Admission(max_queued=20, max_wait_s=max_wait_s)
     if service_s is not None:
         found.note(service_s)
     return found
@@ -19,7 +19,7 @@ def admitted(found: Admission, goes_on: bool = False) -> int:
     """How many come in, one after the other, while nobody leaves."""
     for inside in range(100):
         try:
-            found.check(inside, goes_on=goes_on)
+            found.check(inside, CAPACITY, goes_on=goes_on)
         except Overloaded:
             return inside
     raise AssertionError("no bound")
@@ -35,8 +35,19 @@ def test_as_many_wait_as_get_a_place_in_time(service_s: float, waiting: int) -> 
     assert admitted(admission(service_s)) == CAPACITY + waiting
 
 
-def test_the_number_of_those_that_wait_is_bounded_where_nothing_is_known() -> None:
-    assert admitted(admission()) == CAPACITY + 20
+def test_a_stream_takes_two_seconds_while_nothing_is_known() -> None:
+    assert admitted(admission()) == CAPACITY + 1
+
+
+def test_whoever_comes_while_nobody_is_there_waits_until_somebody_is() -> None:
+    found = admission(service_s=4.0)
+    for inside in range(20):
+        found.check(inside, 0)
+    with pytest.raises(Overloaded):
+        found.check(20, 0)
+
+
+def test_the_number_of_those_that_wait_is_bounded() -> None:
     assert admitted(admission(service_s=1e-6)) == CAPACITY + 20
 
 
@@ -50,30 +61,30 @@ def test_the_mean_follows_what_streams_take_now() -> None:
         found.note(4.0)
     assert admitted(found) == CAPACITY
     found.forget()
-    assert admitted(found) == CAPACITY + 20
+    assert admitted(found) == CAPACITY + 1
 
 
 def test_who_is_refused_hears_when_to_come_again() -> None:
     found = admission(service_s=80.0)
     with pytest.raises(Overloaded) as refused:
-        found.check(CAPACITY, goes_on=False)
+        found.check(CAPACITY, CAPACITY)
     assert refused.value.retry_after_s == pytest.approx(9.75)
     with pytest.raises(Overloaded) as refused:
-        admission(service_s=4.0).check(CAPACITY, goes_on=False)
+        admission(service_s=4.0).check(CAPACITY, CAPACITY)
     assert refused.value.retry_after_s == 1.0
 
 
 def test_work_in_the_background_leaves_a_quarter_of_the_places_to_listeners() -> None:
     found = admission(service_s=1.0)
     for inside in range(CAPACITY * 3 // 4):
-        found.check(inside, goes_on=False, background=True)
+        found.check(inside, CAPACITY, background=True)
     with pytest.raises(Overloaded):
-        found.check(CAPACITY * 3 // 4, goes_on=False, background=True)
-    found.check(CAPACITY - 1, goes_on=False)
+        found.check(CAPACITY * 3 // 4, CAPACITY, background=True)
+    found.check(CAPACITY - 1, CAPACITY)
 
 
 def test_work_in_the_background_finds_a_place_where_there_is_only_one() -> None:
-    found = Admission(1, max_queued=0, max_wait_s=0.0)
-    found.check(0, goes_on=False, background=True)
+    found = Admission(max_queued=0, max_wait_s=0.0)
+    found.check(0, 1, background=True)
     with pytest.raises(Overloaded):
-        found.check(1, goes_on=True, background=True)
+        found.check(1, 1, goes_on=True, background=True)

@@ -1,0 +1,1 @@
+"""How loaded the stages are, and who is let in."""

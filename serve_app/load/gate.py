@@ -1,0 +1,167 @@
+"""The way from an ingress into the stages: lets in what can be served in time, refuses the rest.
+
+A request is refused twice as cheaply as it could be: before its body is read, by what is known
+then, and before a call is made, when it counts. Either way no stage hears of it.
+"""
+
+import logging
+import time
+from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+
+from serve_app import metrics
+from serve_app.errors import Overloaded
+from serve_app.load.admission import Admission
+from serve_app.load.places import Places
+from serve_app.resumption import Resumable
+from serve_app.types import SpeechRequest
+
+_LOG_EVERY_S: Final = 5.0
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """One that every stream has a place in.
+
+    known: asked for what is known of its replicas; None: nothing yet.
+    places: streams of one replica.
+    """
+
+    known: Callable[[], Places[Any] | None]
+    places: int
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What an ingress has to know of the stages.
+
+    places: streams of one replica of each stage, the one that is called first.
+    max_queued, max_wait_s: as of `Admission`.
+    """
+
+    places: tuple[tuple[str, int], ...]
+    max_queued: int
+    max_wait_s: float
+
+
+class Gate:
+    """Counts the calls of one ingress and predicts the wait of the next one.
+
+    The fairness between clients or their priorities would be a part of `check`: it is where all
+    requests of an ingress pass, with all that is known of the load.
+
+    Args:
+        stages: first the one that is called; what other ingresses have there counts as well. The
+            one with the fewest places in all decides.
+        admission: the rule.
+    """
+
+    def __init__(
+        self,
+        stages: Sequence[Stage],
+        admission: Admission,
+        recorder: metrics.Recorder,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._entry = stages[0]
+        self._stages = stages
+        self._admission = admission
+        self._recorder = recorder
+        self._clock = clock
+        self._listened = 0
+        self._background = 0
+        self._refused = 0
+        self._logged_s = float("-inf")
+
+    def look(self) -> None:
+        """Before anything of a listener's request is read; background work would give way to it.
+
+        Raises:
+            Overloaded: it could not be let in now.
+        """
+        self._check(self._listened, goes_on=False, background=False)
+
+    def into(self, call: Resumable[Any]) -> Resumable[Any]:
+        """The calls of `call`, one of which is refused where it would wait for too long.
+
+        A replica may refuse what was let in, since others have come there meanwhile: then another
+        one is asked as long as one has room.
+        """
+
+        async def passed(
+            request: SpeechRequest, done: np.ndarray | None
+        ) -> AsyncGenerator[Any, None]:
+            goes_on, background = done is not None and len(done) > 0, request.background
+            self._check(self._listened + self._background, goes_on=goes_on, background=background)
+            self._count(background, 1)
+            first_s: float | None = None
+            try:
+                async with aclosing(elsewhere(call, self._entry)(request, done)) as items:
+                    async for item in items:
+                        first_s = first_s or self._clock()
+                        yield item
+            finally:
+                self._count(background, -1)
+                if first_s is not None:
+                    self._admission.note(self._clock() - first_s)
+
+        return passed
+
+    def _count(self, background: bool, change: int) -> None:
+        if background:
+            self._background += change
+        else:
+            self._listened += change
+
+    def _check(self, own: int, *, goes_on: bool, background: bool) -> None:
+        known = [(stage.known(), stage.places) for stage in self._stages]
+        totals = [len(replicas) * places for replicas, places in known if replicas is not None]
+        entry = known[0][0]
+        if entry is None or not totals:
+            return
+        inside = own + entry.others
+        try:
+            self._admission.check(inside, min(totals), goes_on=goes_on, background=background)
+        except Overloaded as error:
+            if not background:
+                self._note_refused(error)
+            raise
+
+    def _note_refused(self, error: Overloaded) -> None:
+        """One line for all that were refused of late."""
+        self._recorder.count(metrics.REFUSED_AT_INGRESS)
+        self._refused += 1
+        now_s = self._clock()
+        if now_s - self._logged_s >= _LOG_EVERY_S:
+            logger.warning("refused %d requests: %s", self._refused, error)
+            self._refused, self._logged_s = 0, now_s
+
+
+def elsewhere(call: Resumable[Any], stage: Stage) -> Resumable[Any]:
+    """The calls of `call`, made again where a replica refuses and another has a place."""
+
+    async def again(request: SpeechRequest, done: np.ndarray | None) -> AsyncGenerator[Any, None]:
+        attempts = 0
+        while True:
+            begun = False
+            try:
+                async with aclosing(call(request, done)) as items:
+                    async for item in items:
+                        begun = True
+                        yield item
+                return
+            except Overloaded:
+                attempts += 1
+                replicas = stage.known()
+                if begun or replicas is None or attempts >= len(replicas):
+                    raise
+                if not replicas.has_room(stage.places):
+                    raise
+
+    return again

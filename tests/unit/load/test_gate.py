@@ -1,0 +1,165 @@
+"""Who gets past the ingress into the stages, and who is refused before they hear of it."""
+
+import asyncio
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from serve_app.errors import Overloaded
+from serve_app.fakes import fake_codes
+from serve_app.load.admission import Admission
+from serve_app.load.gate import Gate, Stage, elsewhere
+from serve_app.load.places import Places
+from serve_app.metrics import NoRecorder
+from serve_app.types import CodecFrames, SpeechRequest
+
+PLACES = 3
+REQUEST = SpeechRequest("r", "m", "Hello.", None, "auto", seed=1)
+
+
+def replicas(*keys: str) -> Places[str]:
+    places = Places[str](lambda: 0.0)
+    places.set_live(keys)
+    return places
+
+
+class Replica:
+    """Makes one frame of each request once it may; `refuses` so many first."""
+
+    def __init__(self, refuses: int = 0) -> None:
+        self.may_end = asyncio.Event()
+        self.asked = 0
+        self._refuses = refuses
+
+    async def speak(
+        self, request: SpeechRequest, done: np.ndarray | None
+    ) -> AsyncGenerator[CodecFrames, None]:
+        del request, done
+        self.asked += 1
+        if self.asked <= self._refuses:
+            raise Overloaded("full")
+        yield CodecFrames(fake_codes(1, 0), 0)
+        await self.may_end.wait()
+        yield CodecFrames(fake_codes(1, 1), 1, "stop")
+
+
+def gate_of(*stages: Places[str], places: int = PLACES) -> Gate:
+    admission = Admission(max_queued=4, max_wait_s=0.0)
+    return Gate([Stage(lambda s=s: s, places) for s in stages], admission, NoRecorder())
+
+
+async def all_of(frames: AsyncGenerator[CodecFrames, None]) -> int:
+    async with aclosing(frames):
+        return len([item async for item in frames])
+
+
+async def burst(gate: Gate, replica: Replica, num: int, request: SpeechRequest = REQUEST):
+    """What became of `num` requests at the same moment: those under way, and the refusals."""
+    call = gate.into(replica.speak)
+    tasks = [asyncio.create_task(all_of(call(request, None))) for _ in range(num)]
+    for _ in range(5):
+        await asyncio.sleep(0)
+    over = [task for task in tasks if task.done()]
+    assert all(isinstance(task.exception(), Overloaded) for task in over)
+    return [task for task in tasks if not task.done()], len(over)
+
+
+def test_of_a_burst_as_many_come_in_as_all_live_replicas_hold() -> None:
+    async def main() -> None:
+        live, replica = replicas("a", "b"), Replica()
+        gate = gate_of(live)
+        gate.look()
+        running, refused = await burst(gate, replica, 20)
+        assert (len(running), refused, replica.asked) == (6, 14, 6)
+        with pytest.raises(Overloaded):
+            gate.look()
+        replica.may_end.set()
+        assert await asyncio.gather(*running) == [2] * 6
+        gate.look()
+
+    asyncio.run(main())
+
+
+def test_what_other_ingresses_have_there_takes_places() -> None:
+    async def main() -> None:
+        live = replicas("a", "b")
+        live.heard("b", 2)
+        running, _ = await burst(gate_of(live), Replica(), 20)
+        assert len(running) == 4
+        for task in running:
+            task.cancel()
+
+    asyncio.run(main())
+
+
+def test_the_stage_with_the_fewest_places_decides() -> None:
+    async def main() -> None:
+        gate = gate_of(replicas("a", "b"), replicas("t"))
+        running, _ = await burst(gate, Replica(), 20)
+        assert len(running) == PLACES
+        for task in running:
+            task.cancel()
+
+    asyncio.run(main())
+
+
+def test_a_stream_that_was_heard_already_is_let_in_where_others_are_refused() -> None:
+    async def main() -> None:
+        gate, replica = gate_of(replicas("a")), Replica()
+        running, refused = await burst(gate, replica, 4)
+        assert (len(running), refused) == (3, 1)
+        going_on = gate.into(replica.speak)(REQUEST, fake_codes(1, 0))
+        await anext(going_on)
+        await going_on.aclose()
+        for task in running:
+            task.cancel()
+
+    asyncio.run(main())
+
+
+def test_a_listener_is_read_where_work_in_the_background_would_give_way() -> None:
+    async def main() -> None:
+        gate, replica = gate_of(replicas("a", "b", "c")), Replica()
+        background = replace(REQUEST, background=True)
+        working, refused = await burst(gate, replica, 9, background)
+        assert (len(working), refused) == (7, 2)
+        listening, _ = await burst(gate, replica, 9)
+        assert len(listening) == 2
+        gate.look()
+        for task in (*working, *listening):
+            task.cancel()
+
+    asyncio.run(main())
+
+
+def test_nobody_is_refused_before_anything_is_known() -> None:
+    async def main() -> None:
+        gate = Gate([Stage(lambda: None, 1)], Admission(0, 0.0), NoRecorder())
+        gate.look()
+        running, refused = await burst(gate, Replica(), 9)
+        assert (len(running), refused) == (9, 0)
+        for task in running:
+            task.cancel()
+
+    asyncio.run(main())
+
+
+def test_what_one_replica_refuses_is_asked_of_another_while_one_has_a_place() -> None:
+    async def main() -> None:
+        live, replica = replicas("a", "b"), Replica(refuses=1)
+        replica.may_end.set()
+        call = elsewhere(replica.speak, Stage(lambda: live, PLACES))
+        assert await all_of(call(REQUEST, None)) == 2
+        assert replica.asked == 2
+
+        live.heard("a", PLACES)
+        live.heard("b", PLACES)
+        full = Replica(refuses=9)
+        with pytest.raises(Overloaded):
+            await all_of(elsewhere(full.speak, Stage(lambda: live, PLACES))(REQUEST, None))
+        assert full.asked == 1
+
+    asyncio.run(main())

@@ -1,0 +1,97 @@
+"""Which replica gets the next stream, by what one caller knows of all of them."""
+
+import pytest
+
+from serve_app.load.places import Places
+
+STREAMS = 4
+
+
+class Clock:
+    now_s = 100.0
+
+    def __call__(self) -> float:
+        return self.now_s
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def places(clock: Clock) -> Places[str]:
+    places = Places[str](clock, pick=min)
+    places.set_live(["a", "b"])
+    return places
+
+
+def test_all_places_are_filled_and_none_is_overfilled(places: Places[str]) -> None:
+    taken = [places.take(STREAMS) for _ in range(2 * STREAMS)]
+    assert sorted(filter(None, taken)) == ["a"] * STREAMS + ["b"] * STREAMS
+    assert places.take(STREAMS) is None
+    places.give_back("b")
+    assert places.take(STREAMS) == "b"
+
+
+def test_what_others_have_there_counts(places: Places[str]) -> None:
+    assert places.take(STREAMS) == "a"
+    places.heard("a", 4)
+    assert (places.load("a"), places.others) == (4, 3)
+    assert [places.take(STREAMS) for _ in range(5)] == ["b"] * 4 + [None]
+    # Own calls that end are known at once, those of others when the replica tells.
+    places.give_back("a")
+    assert places.take(STREAMS) == "a"
+    places.heard("a", 1)
+    assert (places.load("a"), places.others) == (1, 0)
+
+
+def test_who_has_just_rejected_a_call_is_the_last_choice_for_a_moment(
+    places: Places[str], clock: Clock
+) -> None:
+    places.close("a")
+    assert [places.take(STREAMS) for _ in range(3)] == ["b", "b", "b"]
+    clock.now_s += 1.0
+    assert places.take(STREAMS) == "a"
+
+
+def test_who_does_not_answer_is_the_last_choice_until_it_does(places: Places[str]) -> None:
+    assert (places.not_heard("a"), places.not_heard("a")) == (1, 2)
+    assert places.answering == 1
+    assert [places.take(STREAMS) for _ in range(5)] == ["b"] * STREAMS + ["a"]
+    places.heard("a", 1)
+    assert places.answering == 2
+    assert places.take(STREAMS) == "a"
+
+
+def test_a_replica_that_is_gone_takes_its_streams_with_it(places: Places[str]) -> None:
+    for _ in range(4):
+        places.take(STREAMS)
+    places.heard("a", 4)
+    places.set_live(["b", "c"])
+    assert (len(places), places.others, places.load("a")) == (2, 0, 0)
+    places.give_back("a")
+    places.heard("a", 3)
+    assert places.not_heard("a") == 0
+    assert places.take(STREAMS) == "c"
+    assert places.load("b") == 2
+
+
+def test_only_who_has_streams_is_asked_and_only_after_a_while(
+    places: Places[str], clock: Clock
+) -> None:
+    assert places.to_ask(0.5) == []
+    places.take(STREAMS)
+    assert places.to_ask(0.5) == ["a"]
+    places.heard("a", 1)
+    assert places.to_ask(0.5) == []
+    clock.now_s += 0.5
+    assert places.to_ask(0.5) == ["a"]
+
+
+def test_room_is_for_those_that_are_not_excluded(places: Places[str]) -> None:
+    for _ in range(7):
+        places.take(STREAMS)
+    assert places.has_room(STREAMS)
+    assert not places.has_room(STREAMS, {"b"})
+    assert places.take(STREAMS, {"b"}) is None
