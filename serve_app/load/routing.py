@@ -17,7 +17,7 @@ from typing import ClassVar, Final
 
 from ray.exceptions import RayActorError
 from ray.serve._private.replica_result import ReplicaResult
-from ray.serve.metrics import Counter, Histogram
+from ray.serve.metrics import Counter, Gauge, Histogram
 from ray.serve.request_router import PendingRequest, ReplicaID, RequestRouter, RunningReplica
 
 from serve_app import metrics
@@ -59,7 +59,7 @@ class FewestStreams(RequestRouter):
         self._last: dict[str, ReplicaID] = {}
         self._results: defaultdict[ReplicaID, dict[str, ReplicaResult]] = defaultdict(dict)
         self._asking: asyncio.Task[None] | None = None
-        self._recorder = metrics.MetricsRecorder(Counter, Histogram)
+        self._recorder = metrics.MetricsRecorder(Counter, Histogram, Gauge)
         self.known.setdefault(self._deployment_id.name, self)
 
     @classmethod

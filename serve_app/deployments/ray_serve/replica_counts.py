@@ -59,7 +59,10 @@ def ask_serve(application: str) -> Counts:
     return {
         name: {
             "ready": sum(n for state, n in deployment.replica_states.items() if state == "RUNNING"),
-            "total": sum(deployment.replica_states.values()),
+            # One that is to go is not missed.
+            "total": sum(
+                n for state, n in deployment.replica_states.items() if state != "STOPPING"
+            ),
         }
         for name, deployment in deployments.items()
     }
