@@ -5,7 +5,6 @@
 
 PYTHON ?= python3
 CONFIG ?= configs/serve.yaml
-PYTEST_ARGS ?=
 
 VENV := .venv/bin
 # One thread per process: the stages are processes of their own, and on a small machine more threads only take turns.
@@ -21,9 +20,15 @@ serve:
 	@PYTHON="$(PYTHON)" scripts/setup-venv.sh
 	@exec $(VENV)/python -m serve_app $(CONFIG)
 
+# Most tests take one core, so they run side by side; real servers take all there are, one after the other.
 test:
 	@PYTHON="$(PYTHON)" scripts/setup-venv.sh dev
+ifdef PYTEST_ARGS
 	@$(TEST_ENV) $(VENV)/python -m pytest $(PYTEST_ARGS)
+else
+	@$(TEST_ENV) $(VENV)/python -m pytest -n 2 --dist loadfile tests/unit tests/integration tests/parity tests/gpu
+	@$(TEST_ENV) $(VENV)/python -m pytest tests/e2e
+endif
 
 check:
 	@PYTHON="$(PYTHON)" scripts/setup-venv.sh dev
