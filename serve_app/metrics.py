@@ -83,11 +83,6 @@ REFUSED_AT_INGRESS: Final = Metric(
     "tts_refused_at_ingress_total",
     "Requests that would have waited too long for a place, refused before a stage heard of them.",
 )
-STREAMS_MOVED: Final = Metric(
-    "tts_streams_moved_total",
-    "Streams taken away from a replica that did not answer, by its deployment.",
-    ("deployment",),
-)
 STAGE_REFUSED: Final = Metric(
     "tts_stage_refused_total",
     "Calls that a stage had no room for, also those that are made again.",

@@ -11,16 +11,12 @@ It replaces `_choose_replica_for_request`, as `ray.serve.experimental.capacity_q
 import asyncio
 import logging
 import time
-from collections import defaultdict
 from functools import partial
 from typing import ClassVar, Final
 
 from ray.exceptions import RayActorError
-from ray.serve._private.replica_result import ReplicaResult
-from ray.serve.metrics import Counter, Gauge, Histogram
 from ray.serve.request_router import PendingRequest, ReplicaID, RequestRouter, RunningReplica
 
-from serve_app import metrics
 from serve_app.errors import Overloaded, StageUnavailable
 from serve_app.load.gate import Stage
 from serve_app.load.places import Places
@@ -29,8 +25,7 @@ from serve_app.load.places import Places
 # long one may take to answer.
 _ASK_EVERY_S: Final = 0.5
 _ANSWER_S: Final = 1.0
-# Times in a row that a replica may not answer before its streams go on elsewhere, where there is an
-# elsewhere. Serve's health checks take longer to find out, and then kill it.
+# Times in a row that a replica may not answer before the log says so.
 _UNHEARD: Final = 4
 
 logger = logging.getLogger(__name__)
@@ -54,12 +49,7 @@ class FewestStreams(RequestRouter):
         self._ask_every_s = ask_every_s
         self._answer_s = answer_s
         self.places: Places[ReplicaID] = Places(time.monotonic)
-        # Replicas that have rejected a request, and calls under way, by replica.
-        self._rejected: defaultdict[str, set[ReplicaID]] = defaultdict(set)
-        self._last: dict[str, ReplicaID] = {}
-        self._results: defaultdict[ReplicaID, dict[str, ReplicaResult]] = defaultdict(dict)
         self._asking: asyncio.Task[None] | None = None
-        self._recorder = metrics.MetricsRecorder(Counter, Histogram, Gauge)
         self.known.setdefault(self._deployment_id.name, self)
 
     @classmethod
@@ -88,49 +78,32 @@ class FewestStreams(RequestRouter):
     async def _choose_replica_for_request(
         self, pending_request: PendingRequest, *, is_retry: bool = False
     ) -> RunningReplica:
-        number = pending_request.metadata.internal_request_id
-        rejected = self._rejected[number] if is_retry else set[ReplicaID]()
-        if is_retry and number in self._last:
-            last = self._last[number]
-            rejected.add(last)
-            self.places.close(last)
+        # With the request, so that nothing is left of one that is given up.
+        asked: list[ReplicaID] = vars(pending_request).setdefault("asked", [])
+        if is_retry and asked:
+            self.places.close(asked[-1])
         while True:
             while not self._replicas:
                 self._replicas_updated_event.clear()
                 await self._replicas_updated_event.wait()
             limit = min(replica.max_ongoing_requests for replica in self._replicas.values())
-            chosen = self.places.take(limit, rejected)
+            chosen = self.places.take(limit, asked)
             if chosen is None:
-                self._forget(number)
                 if self.places.has_room(limit):
                     raise StageUnavailable("the replicas that have room are about to go")
                 raise Overloaded(f"{len(self.places)} replicas have {limit} requests each")
             if chosen in self._replicas:
-                self._last[number] = chosen
+                asked.append(chosen)
                 return self._replicas[chosen]
 
     def on_new_queue_len_info(self, replica_id: ReplicaID, num_ongoing_requests: int) -> None:
         super().on_new_queue_len_info(replica_id, num_ongoing_requests)
         self.places.heard(replica_id, num_ongoing_requests)
 
-    def on_request_routed(
-        self, pending_request: PendingRequest, replica_id: ReplicaID, result: ReplicaResult
-    ) -> None:
-        number = pending_request.metadata.internal_request_id
-        self._rejected.pop(number, None)
-        self._results[replica_id][number] = result
-
     def on_request_completed(self, replica_id: ReplicaID, internal_request_id: str) -> None:
-        """Called once for each call that was chosen for, also for those that were rejected."""
+        """Called once for each choice, also where the replica has rejected the request."""
+        del internal_request_id
         self.places.give_back(replica_id)
-        if self._results[replica_id].pop(internal_request_id, None) is not None:
-            self._forget(internal_request_id)
-        if not self._results[replica_id]:
-            del self._results[replica_id]
-
-    def _forget(self, number: str) -> None:
-        self._last.pop(number, None)
-        self._rejected.pop(number, None)
 
     async def _ask(self) -> None:
         """Keep the numbers true, and find who hangs."""
@@ -151,25 +124,12 @@ class FewestStreams(RequestRouter):
             self.places.heard(replica_id, num_streams)
         except TimeoutError:
             times = self.places.not_heard(replica_id)
-            if times >= _UNHEARD and self.places.answering:
-                self._move_streams_of(replica_id, times)
+            if times == _UNHEARD:
+                logger.warning("%s has not answered %d times: it hangs", replica_id, times)
         except RayActorError:
             pass  # Serve tells who is live
         except Exception:
             logger.warning("cannot ask %s", replica_id, exc_info=True)
-
-    def _move_streams_of(self, replica_id: ReplicaID, times: int) -> None:
-        results = list(self._results.get(replica_id, {}).values())
-        if results:
-            logger.warning(
-                "%s has not answered %d times: its %d streams go on elsewhere",
-                replica_id,
-                times,
-                len(results),
-            )
-        for result in results:
-            self._recorder.count(metrics.STREAMS_MOVED, deployment=self._deployment_id.name)
-            result.cancel()
 
 
 def stage(deployment: str, places: int) -> Stage:
