@@ -74,8 +74,8 @@ class SpeechRequest:
     the prompt layout that feeds one text token per frame instead of the whole text in the prefill.
     `seed` is always set: the ingress draws one where the client gave none, so that any replica can
     repeat the request exactly. `background`: nobody listens while it is made, so that it takes only
-    places that listeners will not miss. `priority`: of two that wait, the higher one is served
-    first; it is what the operator gave the caller's key.
+    places that listeners will not miss. `priority`: what the operator gave the
+    caller's key; carried this far, read by nobody yet.
     """
 
     request_id: str
