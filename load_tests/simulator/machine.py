@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 import numpy as np
-from serve_app.models.talker.admission import Admission
+from serve_app.load.admission import Admission
 
 from load_tests.simulator.measured import Service
 from serve_app.errors import Overloaded
