@@ -10,10 +10,10 @@ from dataclasses import dataclass, field
 from typing import Final
 
 import numpy as np
-from serve_app.load.admission import Admission
 
 from load_tests.simulator.measured import Service
 from serve_app.errors import Overloaded
+from serve_app.load.admission import Admission
 
 # Streams by frames that are left, in bins so wide.
 BIN_FRAMES: Final = 16
@@ -137,9 +137,7 @@ class Fleet:
         """
         if not slots:
             return min(arrived, self.service.max_queued)
-        gate = Admission(
-            slots, self.service.max_queued * max(1, self.ready), self.service.max_wait_s
-        )
+        gate = Admission(self.service.max_queued * max(1, self.ready), self.service.max_wait_s)
         gate.note(self.kept_s)
         inside = int(self.streams + self.waiting)
         freed = int(slots / self.kept_s)
@@ -147,7 +145,7 @@ class Fleet:
         while low < high:
             middle = (low + high + 1) // 2
             try:
-                gate.check(max(0, inside + middle - 1 - freed), goes_on=False)
+                gate.check(max(0, inside + middle - 1 - freed), slots)
                 low = middle
             except Overloaded:
                 high = middle - 1

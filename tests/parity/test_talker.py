@@ -170,7 +170,7 @@ def test_a_full_queue_and_bad_requests_are_refused_before_the_engine(path) -> No
         outcomes = await asyncio.gather(*together, return_exceptions=True)
         assert [isinstance(outcome, Overloaded) for outcome in outcomes].count(True) == 2
 
-    with talker(path, max_num_seqs=1, max_queued=1) as engine:
+    with talker(path, max_num_seqs=1, max_queued=1, max_wait_s=10.0) as engine:
         asyncio.run(run(engine))
 
 

@@ -38,6 +38,8 @@ def test_a_kernel_that_does_not_fit_is_found() -> None:
     assert Built("wide", 32, 0, 128, 0).problem(90)
 
 
+# What Triton says of its own defaults.
+@pytest.mark.filterwarnings("ignore:TRITON_DEFAULT_FP_FUSION")
 def test_a_card_without_overlap_refuses_kernels_that_overlap() -> None:
     """The negative: what is compiled really is for the card that was named."""
     with absent_gpu(86) as built, pytest.raises(Exception, match=r"griddepcontrol|ptxas"):

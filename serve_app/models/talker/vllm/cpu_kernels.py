@@ -6,6 +6,7 @@ talker's path reaches are here (sampling is ours). They are looked up by their p
 `install` fails loudly when one of them has gone.
 """
 
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -157,6 +158,11 @@ def install() -> None:
     import vllm.triton_utils as triton_utils
     from vllm.v1.worker.gpu import block_table, buffer_utils, input_batch
 
+    # vLLM looks for kernels through all that is imported, and trips over an object of llvmlite's
+    # (numba's) that makes a function of whatever attribute it is asked for, `__dict__` too.
+    ffi = sys.modules.get("llvmlite.binding.ffi")
+    if ffi is not None:
+        ffi.lib._fntab["__dict__"] = {}
     if not triton_utils.HAS_TRITON:
         # The configuration refuses the runner without Triton; with the kernels replaced it needs
         # none.
