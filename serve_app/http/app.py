@@ -28,6 +28,7 @@ from serve_app.http.observe.tracing import Tracer, make_tracer
 from serve_app.http.realtime import routes as realtime
 from serve_app.http.speech import endpoint
 from serve_app.http.speech.accept import Speech
+from serve_app.http.speech.writer import AudioWriter
 from serve_app.http.web import routes as web
 from serve_app.resumption import Speak
 
@@ -56,11 +57,12 @@ def build_api(
     app = FastAPI(
         title="Qwen3-TTS", version=__version__, lifespan=long_texts.lifespan, responses=ERRORS
     )
-    answers = endpoint.add_routes(app, speech, background.live, config, recorder, look)
+    writer = AudioWriter(background.live, config.read_ahead_s, recorder, speech.clock)
+    answers = endpoint.add_routes(app, speech, writer, config, recorder, look)
     vapi.add_routes(app, answers)
     batch.add_routes(app, speech, background, config, recorder)
-    live.add_routes(app, speech, background.live, config, recorder)
-    realtime.add_routes(app, speech, background.live, config, recorder)
+    live.add_routes(app, speech, background.live, writer, config, recorder)
+    realtime.add_routes(app, speech, writer, config, recorder)
     jobs.add_routes(app, long_texts)
     lists.add_routes(app, catalog)
     health.add_routes(app, catalog, status)

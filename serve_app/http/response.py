@@ -2,12 +2,16 @@
 
 import asyncio
 from collections.abc import AsyncGenerator, Coroutine, Mapping
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 from fastapi.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 T = TypeVar("T")
+
+# The status of what its client did not wait for: nginx's number. Nobody receives it, it is for log
+# and metrics.
+CLIENT_GONE: Final = 499
 
 
 class ClientGone(Exception):

@@ -15,10 +15,10 @@ def add_routes(
     app: FastAPI,
     speech: Speech,
     speak: Speak,
+    audio: AudioWriter,
     config: IngressConfig,
     recorder: metrics.Recorder,
 ) -> None:
-    audio = AudioWriter(speak, config.read_ahead_s, recorder, speech.clock)
     writer = LiveWriter(speak, audio, config.read_ahead_s)
 
     @app.websocket("/v1/audio/speech/stream")

@@ -33,7 +33,7 @@ from serve_app.http.live.connection import (
 from serve_app.http.live.turns import Turns
 from serve_app.http.live.utterance import Utterance
 from serve_app.http.live.writer import Event, LiveWriter, UnitAudio, UnitBegun
-from serve_app.http.response import ClientGone, ReaderStalled
+from serve_app.http.response import CLIENT_GONE, ClientGone, ReaderStalled
 from serve_app.http.speech.accept import Job, Speech
 from serve_app.text.incremental import Granularity
 
@@ -41,7 +41,6 @@ MAX_CONFIG_CHARS: Final = 4 << 20
 MAX_TEXT_CHARS: Final = 128 << 10
 # Utterances whose text has come, one of them being spoken.
 _MAX_UTTERANCES: Final = 64
-_CLIENT_GONE: Final = "499"
 
 logger = logging.getLogger(__name__)
 
@@ -117,7 +116,7 @@ class LiveSession:
         await self._socket.accept()
         await converse(self._socket, self._connection, self._read(), self._turns.run())
         for _ in self._pending:
-            self._recorder.count(metrics.REQUESTS, status=_CLIENT_GONE)
+            self._recorder.count(metrics.REQUESTS, status=str(CLIENT_GONE))
 
     async def _read(self) -> None:
         while True:
@@ -233,7 +232,7 @@ class LiveSession:
         dropped = self._pending
         await self._turns.stop()
         for utterance in [one for one in dropped if not one.is_settled]:
-            await self._settle(utterance, _CLIENT_GONE, cancelled=True)
+            await self._settle(utterance, str(CLIENT_GONE), cancelled=True)
 
     async def _speak(self, utterance: Utterance, settings: Settings) -> None:
         """Speak one utterance and say that it is done; what fails ends it and nothing else."""

@@ -13,8 +13,8 @@ from serve_app.http.access.credentials import is_open, is_speech, path_of
 from serve_app.http.observe import log
 from serve_app.http.observe.record import Record, begin
 from serve_app.http.observe.tracing import Tracer
+from serve_app.http.response import CLIENT_GONE
 
-_CLIENT_GONE: Final = 499
 _MAX_SHOWN: Final = 200
 
 
@@ -70,7 +70,7 @@ class Observed:
         finally:
             self._note_running(is_work, -1)
             if record.status is None:  # a client that left before there was an answer
-                record.status = _CLIENT_GONE
+                record.status = CLIENT_GONE
             if is_work and record.retry:
                 self._recorder.count(metrics.RETRIED)
             failed = record.status >= 400 and not is_open(scope)

@@ -28,7 +28,7 @@ from serve_app.http.live.turns import Turns
 from serve_app.http.realtime.items import spoken_text, texts_of
 from serve_app.http.realtime.response import Event, Response, Status, new_id
 from serve_app.http.realtime.settings import Output, model_name
-from serve_app.http.response import ClientGone, ReaderStalled
+from serve_app.http.response import CLIENT_GONE, ClientGone, ReaderStalled
 from serve_app.http.speech.accept import Speech
 from serve_app.http.speech.writer import AudioCut, AudioWriter
 
@@ -71,7 +71,7 @@ class RealtimeSession:
         await self._socket.accept("realtime" if "realtime" in offered else None)
         await converse(self._socket, self._connection, self._read(), self._turns.run())
         if self._response is not None:
-            self._recorder.count(metrics.REQUESTS, status="499")
+            self._recorder.count(metrics.REQUESTS, status=str(CLIENT_GONE))
 
     async def _read(self) -> None:
         try:
@@ -159,7 +159,7 @@ class RealtimeSession:
             )
         await self._turns.stop()
         if not response.is_done:
-            await self._end(response, "cancelled", {"reason": "client_cancelled"}, "499")
+            await self._end(response, "cancelled", {"reason": "client_cancelled"}, str(CLIENT_GONE))
 
     async def _speak(self, response: Response) -> None:
         """Make one response; what fails ends it and nothing else."""

@@ -19,15 +19,13 @@ from serve_app.config import IngressConfig
 from serve_app.errors import SpeechError, StageFailed
 from serve_app.http.errors import error_response
 from serve_app.http.reading import read_body
-from serve_app.http.response import AudioResponse, ClientGone, until_gone
+from serve_app.http.response import CLIENT_GONE, AudioResponse, ClientGone, until_gone
 from serve_app.http.speech import sse
 from serve_app.http.speech.accept import Job, Speech, Translate
 from serve_app.http.speech.document import SPEECH
 from serve_app.http.speech.sse import openai_events, together_events
 from serve_app.http.speech.writer import AudioWriter
-from serve_app.resumption import Speak
 
-_CLIENT_GONE: Final = 499  # nginx's number for it; nobody receives it, it is for log and metrics
 MAX_BODY_BYTES: Final = 1 << 20
 logger = logging.getLogger(__name__)
 
@@ -35,13 +33,13 @@ logger = logging.getLogger(__name__)
 def add_routes(
     app: FastAPI,
     speech: Speech,
-    speak: Speak,
+    writer: AudioWriter,
     config: IngressConfig,
     recorder: metrics.Recorder,
     look: Callable[[], None],
 ) -> "SpeechEndpoint":
     """The routes, and what answers them, for other dialects."""
-    endpoint = SpeechEndpoint(speech, speak, config, recorder, look)
+    endpoint = SpeechEndpoint(speech, writer, config, recorder, look)
 
     @app.post("/v1/audio/speech", tags=["speech"], response_class=Response, openapi_extra=SPEECH)
     @app.post("/audio/speech", include_in_schema=False)
@@ -60,7 +58,7 @@ class SpeechEndpoint:
     def __init__(
         self,
         speech: Speech,
-        speak: Speak,
+        writer: AudioWriter,
         config: IngressConfig,
         recorder: metrics.Recorder,
         look: Callable[[], None],
@@ -69,13 +67,13 @@ class SpeechEndpoint:
         self._look = look
         self._stall_s = config.reader_timeout_s
         self._recorder = recorder
-        self._writer = AudioWriter(speak, config.read_ahead_s, recorder, speech.clock)
+        self._writer = writer
 
     async def respond(self, http: Request, translate: Translate) -> Response:
         """Answer with audio or with the error that came before it; count the outcome, whatever
         it is.
         """
-        status = _CLIENT_GONE  # unless there is an answer: a server cancels what nobody waits for
+        status = CLIENT_GONE  # unless there is an answer: a server cancels what nobody waits for
         try:
             response = await self._answer(http, translate)
             status = response.status_code
@@ -90,7 +88,7 @@ class SpeechEndpoint:
         try:
             return await self._audio(http, translate)
         except (ClientGone, ClientDisconnect):
-            return Response(status_code=_CLIENT_GONE)
+            return Response(status_code=CLIENT_GONE)
         except (SpeechError, HTTPException) as error:
             if isinstance(error, StageFailed):
                 logger.error("speech failed before its first audio", exc_info=error)
