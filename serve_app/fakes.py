@@ -5,6 +5,7 @@ any chunking, any interruption and any replica gives the same audio, as with the
 """
 
 import asyncio
+import zlib
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -16,6 +17,7 @@ from serve_app.errors import SpeechError
 from serve_app.types import (
     VOICE_SOURCES,
     CodecFrames,
+    EncodedClip,
     FinishReason,
     Health,
     ModelCard,
@@ -28,6 +30,7 @@ Sleep = Callable[[float], Awaitable[Any]]
 
 _CODEBOOK_SIZE = 2048
 _TONE_HZ = 220.0
+_VECTOR_SIZE = 8
 
 
 def fake_card(**changes: Any) -> ModelCard:
@@ -47,6 +50,7 @@ def fake_card(**changes: Any) -> ModelCard:
         path="fakes/qwen3-tts-fake",
         voice_languages={"dylan": "beijing_dialect"},
         control_strings=("<|im_start|>", "<|im_end|>", "<tts_pad>", "<think>"),
+        speaker_vector_size=_VECTOR_SIZE if task == "base" else None,
     )
     return replace(card, **changes)
 
@@ -150,6 +154,38 @@ class FakeSpeechDecoder:
 
     def close(self) -> None:
         return
+
+
+class FakeVoiceEncoder:
+    """Makes a vector and codes that are a function of the samples.
+
+    Args:
+        error: what every call raises instead.
+    """
+
+    def __init__(
+        self,
+        vector_size: int = _VECTOR_SIZE,
+        num_code_groups: int = 4,
+        samples_per_frame: int = 1920,
+        error: SpeechError | None = None,
+    ) -> None:
+        self._vector_size = vector_size
+        self._num_code_groups = num_code_groups
+        self._samples_per_frame = samples_per_frame
+        self._error = error
+        self.clips: list[np.ndarray] = []
+
+    async def encode(self, samples: np.ndarray) -> EncodedClip:
+        self.clips.append(samples)
+        if self._error is not None:
+            raise self._error
+        seed = zlib.crc32(np.ascontiguousarray(samples, dtype=np.float32).tobytes())
+        vector = np.random.default_rng(seed).standard_normal(self._vector_size, dtype=np.float32)
+        frames = -(-len(samples) // self._samples_per_frame)
+        codes = [fake_codes(seed, frame, self._num_code_groups) for frame in range(frames)]
+        empty = np.zeros((0, self._num_code_groups), dtype=np.int64)
+        return EncodedClip(vector, np.concatenate([empty, *codes]))
 
 
 def fake_codes(seed: int, frame: int, num_code_groups: int = 4) -> np.ndarray:

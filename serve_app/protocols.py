@@ -6,7 +6,7 @@ from typing import Protocol
 import numpy as np
 
 from serve_app.errors import StageFailed, StageUnavailable
-from serve_app.types import CodecFrames, Health, PcmChunk, SpeechRequest
+from serve_app.types import CodecFrames, EncodedClip, Health, PcmChunk, SpeechRequest
 
 
 def require(health: Health) -> None:
@@ -99,4 +99,19 @@ class SlottedDecoder(SpeechDecoder, Protocol):
         slot: int | None = None,
     ) -> AsyncGenerator[PcmChunk, None]:
         """As `SpeechDecoder.pcm`, in a slot that the caller holds; None: in one of its own."""
+        ...
+
+
+class VoiceEncoder(Protocol):
+    """A recording to what a cloned voice is made of."""
+
+    async def encode(self, samples: np.ndarray) -> EncodedClip:
+        """Encode a clip: float32 [N] mono at the card's sample rate, -1..1.
+
+        Raises:
+            InvalidRequest: the clip is too short or too long, or no samples.
+            Overloaded: too many clips are being encoded.
+            StageUnavailable: nothing can encode at the moment.
+            StageFailed: the device failed.
+        """
         ...

@@ -60,9 +60,40 @@ class NamedVoice:
         return self.name
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class ClonedVoice:
+    """A voice made of a recording, whole: any replica can speak and resume with it.
+
+    speaker_vector: float32 [H], H = hidden size of the talker it was made for.
+    reference_codes: int64 [T, Q] of the recording (in-context clone), or None (x-vector only).
+    reference_text: what is said in the recording; set exactly where reference_codes is.
+    name: for logs and headers only.
+    """
+
+    speaker_vector: np.ndarray
+    reference_codes: np.ndarray | None = None
+    reference_text: str | None = None
+    name: str = "clone"
+
+    def __str__(self) -> str:
+        return self.name
+
+
 # How a voice travels: everything that the talker needs of it, so that no stage keeps voices and any
-# replica can go on with a stream. A cloned voice (vector, codes, text) will be a second member.
-Voice = NamedVoice
+# replica can go on with a stream.
+Voice = NamedVoice | ClonedVoice
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class EncodedClip:
+    """What a voice encoder makes of a recording.
+
+    speaker_vector: float32 [H].
+    codes: int64 [T, Q], one row per 80 ms begun.
+    """
+
+    speaker_vector: np.ndarray
+    codes: np.ndarray
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,6 +212,7 @@ class ModelCard:
     task: for display and `task_type` only; what can be asked for are the capabilities below.
     voice_aliases: other names of its voices that the checkpoint brings along.
     control_strings: what the tokenizer would not read as text.
+    speaker_vector_size: width of a cloned voice's vector; None: the checkpoint clones no voice.
     """
 
     name: str
@@ -198,6 +230,7 @@ class ModelCard:
     voice_languages: Mapping[str, str] = field(default_factory=dict)
     voice_aliases: Mapping[str, str] = field(default_factory=dict)
     control_strings: tuple[str, ...] = ()
+    speaker_vector_size: int | None = None
 
     @property
     def frame_rate_hz(self) -> float:
