@@ -11,6 +11,7 @@
         RateLimited       429  a limit of the caller's key, not of the server
       StageUnavailable    503  starting, draining, unreachable, silent for too long
         StageLost         503  its process ended while it worked on the request
+        ModelStarting     503  the model that is asked for is not ready yet
       StageFailed         500  a bug or a device fault
         RepeatedFailure   500  the request broke several replicas
 
@@ -84,6 +85,10 @@ class StageUnavailable(SpeechError):
 
 class StageLost(StageUnavailable):
     """The process of a stage ended while it worked on a request, which may be the reason."""
+
+
+class ModelStarting(StageUnavailable):
+    """The model that a request needs is configured, and has not said yet what it can do."""
 
 
 class StageFailed(SpeechError):

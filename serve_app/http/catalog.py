@@ -6,25 +6,63 @@ from typing import Any
 
 from fastapi import FastAPI
 
-from serve_app.errors import StageUnavailable, UnknownModel
-from serve_app.http.names import TASK_NAMES, alias_names, alias_target, find_spoken
+from serve_app.errors import ModelStarting, StageUnavailable, UnknownModel
+from serve_app.http.names import (
+    TASK_NAMES,
+    alias_names,
+    alias_target,
+    find_card,
+    known_as,
+    stands_for_any,
+)
+from serve_app.text.languages import split_model_name
 from serve_app.types import ModelCard
 
 
 class Catalog:
-    """The cards of what is served; it grows as applications come up."""
+    """The cards of what is served; it grows and shrinks as applications come and go."""
 
     def __init__(self, cards: Iterable[ModelCard] = ()) -> None:
-        self._cards = {card.name: card for card in cards}
+        self._cards: tuple[ModelCard, ...] = ()
+        self._ranks: dict[str, tuple[Any, ...]] = {}
+        self._coming: Mapping[str, frozenset[str]] = {}
+        self._preferred: str | None = None
+        for card in cards:
+            self.add(card)
 
-    def add(self, card: ModelCard) -> None:
-        """Serve a model from now on, or know it better."""
-        self._cards[card.name] = card
+    def add(self, card: ModelCard, rank: tuple[Any, ...] = ()) -> None:
+        """Serve a model from now on, or know it better.
+
+        Of several with the lowest rank, the one that was added first is the default.
+        """
+        others = [known for known in self._cards if known.name != card.name]
+        self._ranks[card.name] = rank
+        self._order([*others, card])
+
+    def remove(self, name: str) -> None:
+        """Serve a model no longer."""
+        self._order([card for card in self._cards if card.name != name])
+
+    def prefer(self, name: str | None) -> None:
+        """Make a model the default, now or when it comes; None: the one that comes first."""
+        self._preferred = None if name is None else name.strip().casefold()
+        self._order(self._cards)
+
+    def expect(self, names: Mapping[str, frozenset[str]]) -> None:
+        """Know the models that are starting: what each is called in a message, and its names in
+        lower case.
+        """
+        self._coming = dict(names)
 
     @property
     def cards(self) -> tuple[ModelCard, ...]:
         """All of them, the default first."""
-        return tuple(self._cards.values())
+        return self._cards
+
+    @property
+    def coming(self) -> tuple[str, ...]:
+        """The models that are starting."""
+        return tuple(self._coming)
 
     @property
     def default(self) -> ModelCard:
@@ -33,31 +71,60 @@ class Catalog:
         Raises:
             StageUnavailable: nothing is served yet.
         """
-        for card in self._cards.values():
+        for card in self._cards:
             return card
+        if self._coming:
+            raise ModelStarting(_starting(self.coming))
         raise StageUnavailable("no model is served yet")
 
     def get(self, name: str) -> ModelCard:
         """The card of any name that a client may have for a model; raises what `find` raises."""
-        return self.find(name)[0]
+        card, _ = self.find(name)
+        return card or self.default
 
-    def find(self, name: str) -> tuple[ModelCard, str | None]:
-        """The card of any name that a client may have for a model, and the language in that name.
+    def find(self, name: str) -> tuple[ModelCard | None, str | None]:
+        """The card of a model's name, and the language in that name; no card where it is one of
+        OpenAI's names, which leave the choice to the server.
 
         Raises:
             UnknownModel: none has it.
+            ModelStarting: it is not ready yet.
             StageUnavailable: nothing is served yet.
         """
-        default = self.default
-        card, language = find_spoken(name, self.cards, default)
-        if card is None:
-            served = ", ".join(self._cards)
-            raise UnknownModel(
-                f"The model '{name}' does not exist. Served here: {served}.",
-                "model",
-                "model_not_found",
-            )
-        return card, language
+        model, language = split_model_name(name)
+        card = find_card(name, self._cards)
+        if card is not None:
+            return card, None
+        card = find_card(model, self._cards)
+        if card is not None or stands_for_any(name):
+            return card, language
+        known = {name.strip().casefold(), model.strip().casefold()}
+        for coming, names in self._coming.items():
+            if known & names:
+                raise ModelStarting(_starting((coming,)))
+        if not self._cards and not self._coming:
+            raise StageUnavailable("no model is served yet")
+        served = ", ".join(card.name for card in self._cards) or "none yet"
+        also = f"; starting: {', '.join(self._coming)}" if self._coming else ""
+        raise UnknownModel(
+            f"The model '{name}' does not exist. Served here: {served}{also}.",
+            "model",
+            "model_not_found",
+        )
+
+    def _order(self, cards: Iterable[ModelCard]) -> None:
+        def place(card: ModelCard) -> tuple[Any, ...]:
+            is_preferred = self._preferred in known_as(card.name, card.path)
+            return (not is_preferred, self._ranks[card.name])
+
+        self._cards = tuple(sorted(cards, key=place))
+
+
+def _starting(names: Sequence[str]) -> str:
+    """For clients: which models they have to wait for."""
+    verb = "is" if len(names) == 1 else "are"
+    listed = ", ".join(f"'{name}'" for name in names)
+    return f"{listed} {verb} still starting. Please try again."
 
 
 def add_routes(app: FastAPI, catalog: Catalog) -> None:

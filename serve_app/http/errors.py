@@ -12,6 +12,7 @@ from starlette.exceptions import HTTPException
 from serve_app.errors import (
     Conflict,
     InvalidRequest,
+    ModelStarting,
     NotAllowed,
     NotAuthenticated,
     NotFound,
@@ -21,6 +22,9 @@ from serve_app.errors import (
     StageUnavailable,
 )
 from serve_app.http.observe.record import current
+
+# A start takes some tens of seconds; who asks again this often comes soon after its end.
+_STARTING_S: Final = 5.0
 
 
 class AsciiJSONResponse(JSONResponse):
@@ -67,6 +71,9 @@ def error_response(error: Exception) -> AsciiJSONResponse:
         case Overloaded():
             status, kind, code = 429, "rate_limit_error", "server_overloaded"
             headers = _retry_headers(error.retry_after_s)
+        case ModelStarting():
+            status, kind, code, param = 503, "server_error", "model_starting", "model"
+            headers = _retry_headers(_STARTING_S)
         case StageUnavailable():
             status, kind, code = 503, "server_error", "service_unavailable"
             headers = _retry_headers(1.0)
@@ -117,7 +124,9 @@ async def _on_error(request: Request, error: Exception) -> Response:
 def _message(error: Exception, status: int) -> str:
     if isinstance(error, HTTPException):
         return str(error.detail)
-    if isinstance(error, InvalidRequest | NotAuthenticated | NotAllowed | Overloaded):
+    if isinstance(
+        error, InvalidRequest | NotAuthenticated | NotAllowed | Overloaded | ModelStarting
+    ):
         return str(error)
     if status == 503:
         return "The speech service is not available at the moment. Please try again."

@@ -1,6 +1,6 @@
 """The names that clients have for models, voices and languages, and what is served under each."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Final
 
 from serve_app.text.languages import AUTO, language_name, split_model_name
@@ -33,28 +33,23 @@ _DEFAULT_VOICE: Final = "alloy"
 TASK_NAMES: Final = {"custom_voice": "CustomVoice", "voice_design": "VoiceDesign", "base": "Base"}
 
 
-def find_card(name: str, cards: Iterable[ModelCard], default: ModelCard) -> ModelCard | None:
-    """The card of a model name: the served name, the hub id or folder, or one of OpenAI's names.
+def known_as(name: str, path: str) -> frozenset[str]:
+    """The names of a model, in lower case: the served one, its hub id or folder, and that's end."""
+    path = path.rstrip("/")
+    names = (name, path, path.rsplit("/", 1)[-1])
+    return frozenset(known.strip().casefold() for known in names if known)
 
-    OpenAI's names stand for the default.
-    """
+
+def find_card(name: str, cards: Iterable[ModelCard]) -> ModelCard | None:
+    """The card of a model name: the served name, the hub id or folder."""
     wanted = name.strip().casefold()
-    for card in cards:
-        path = card.path.rstrip("/")
-        if wanted in {card.name.casefold(), path.casefold(), path.rsplit("/", 1)[-1].casefold()}:
-            return card
-    return default if wanted in MODEL_ALIASES else None
+    return next((card for card in cards if wanted in known_as(card.name, card.path)), None)
 
 
-def find_spoken(
-    name: str, cards: Sequence[ModelCard], default: ModelCard
-) -> tuple[ModelCard | None, str | None]:
-    """The card of a model name that may end in a language (`tts-1-es`), and that language."""
-    card = find_card(name, cards, default)
-    if card is not None:
-        return card, None
-    model, language = split_model_name(name)
-    return find_card(model, cards, default), language
+def stands_for_any(name: str) -> bool:
+    """Whether a name is one of OpenAI's, which mean no checkpoint, with a language or without."""
+    names = (name.strip().casefold(), split_model_name(name)[0].strip().casefold())
+    return any(known in MODEL_ALIASES for known in names)
 
 
 def find_voice(name: str | None, card: ModelCard) -> str | None:

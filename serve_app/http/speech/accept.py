@@ -12,8 +12,9 @@ from serve_app.config import IngressConfig
 from serve_app.http.catalog import Catalog
 from serve_app.http.speech.body import parse, read_json
 from serve_app.http.speech.checks import checked_format, checked_units
+from serve_app.http.speech.choice import find_model
 from serve_app.http.speech.joining import speak_units
-from serve_app.http.speech.request import engine_request_id, find_model, ignored, to_domain
+from serve_app.http.speech.request import engine_request_id, ignored, to_domain
 from serve_app.resumption import Speak
 from serve_app.text.script import Unit
 from serve_app.types import FinishReason, ModelCard, PcmChunk, SpeechRequest

@@ -11,13 +11,7 @@ import uuid
 from typing import Final
 
 from serve_app.errors import InvalidRequest
-from serve_app.http.catalog import Catalog
-from serve_app.http.names import (
-    TASK_NAMES,
-    VOICE_ALIASES,
-    find_language,
-    find_voice,
-)
+from serve_app.http.names import VOICE_ALIASES, find_language, find_voice
 from serve_app.http.observe.record import current
 from serve_app.http.speech.body import MAX_SEED, SpeechBody
 from serve_app.http.speech.checks import (
@@ -81,33 +75,6 @@ def engine_request_id(client_id: str | None) -> str:
     """
     valid = client_id is not None and _REQUEST_ID.fullmatch(client_id)
     return f"{client_id if valid else uuid.uuid4().hex}-{secrets.token_hex(4)}"
-
-
-def find_model(body: SpeechBody, catalog: Catalog) -> tuple[ModelCard, str | None]:
-    """The card of the model that a body asks for, by name or by task, and the language in the name.
-
-    Raises:
-        UnknownModel: no served model has this name.
-        InvalidRequest: the model does another task.
-        StageUnavailable: nothing is served yet.
-    """
-    task = re.sub(r"[^a-z]", "", body.task_type.lower()) if body.task_type else None
-    language: str | None = None
-    if not body.model or not body.model.strip():
-        # Without a name the task may choose.
-        card = next((c for c in catalog.cards if task == _task_key(c)), catalog.default)
-    else:
-        card, language = catalog.find(body.model)
-    if task is not None and task != _task_key(card):
-        raise InvalidRequest(
-            f"The model '{card.name}' does {TASK_NAMES[card.task]}, not '{body.task_type}'.",
-            "task_type",
-        )
-    return card, language
-
-
-def _task_key(card: ModelCard) -> str:
-    return card.task.replace("_", "")
 
 
 def _voice(name: str | None, card: ModelCard) -> Voice | None:
