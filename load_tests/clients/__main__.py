@@ -1,5 +1,5 @@
 """`python -m load_tests.clients`: the client code of others, as it comes from the registry, on a
-server that is running, or on one with fake stages.
+server that is running, or on one with fake stages. `matrix` has OpenAI's own clients, of all ages.
 
 Each client gets a virtual environment of its own below --venvs, made once. Exit status 1: one of
 them got no audio, or too little.
@@ -10,14 +10,14 @@ import json
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
 from typing import Any, Final
 
+from load_tests.clients import matrix
+from load_tests.clients.environments import DEFAULT, installed, python_environment
 from load_tests.servers.child import say
-from load_tests.servers.fake import AUDIO_S, fake_server, free_port
+from load_tests.servers.fake import AUDIO_S, running_or_fake
 
 PROGRAMS: Final = Path(__file__).parent
 # What a server makes that is no fake, at least.
@@ -48,9 +48,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m load_tests.clients", description=__doc__)
     parser.add_argument("clients", nargs="*", metavar="client", help=f"of {', '.join(CLIENTS)}")
     parser.add_argument("--url", help="a server that is running; default: one with fake stages")
-    parser.add_argument(
-        "--venvs", type=Path, default=Path.home() / ".cache" / "tts-clients", help="folder"
-    )
+    parser.add_argument("--venvs", type=Path, default=DEFAULT, help="folder")
     parser.add_argument(
         "--python", action="append", default=[], help="an interpreter for them; may be repeated"
     )
@@ -59,35 +57,6 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     if unknown:
         parser.error(f"no such client: {', '.join(sorted(unknown))}")
     return args
-
-
-def environment(name: str, venvs: Path, pythons: Sequence[str]) -> Path | None:
-    """The interpreter of the client's virtual environment, made where there is none; None where no
-    interpreter here is new enough.
-    """
-    program = CLIENTS[name]
-    folder = venvs / name
-    python = folder / "bin" / "python"
-    done = folder / "installed"
-    if done.exists():
-        return python
-    base = next((one for one in pythons if _version(one) > program.newer_than), None)
-    if base is None:
-        return None
-    say(f"{name}: installing {', '.join(program.packages)} with {base}")
-    subprocess.run([base, "-m", "venv", "--clear", str(folder)], check=True)
-    subprocess.run([str(python), "-m", "pip", "install", "-q", *program.packages], check=True)
-    done.touch()
-    return python
-
-
-def _version(python: str) -> tuple[int, int]:
-    ask = "import sys; print(*sys.version_info[:2])"
-    done = subprocess.run([python, "-c", ask], capture_output=True, text=True, check=False)
-    if done.returncode:
-        return (0, 0)
-    major, minor = map(int, done.stdout.split())
-    return major, minor
 
 
 def cases(name: str, python: Path, url: str) -> Iterator[dict[str, Any]]:
@@ -121,28 +90,23 @@ def problem(case: Mapping[str, Any], expected_s: float | None) -> str | None:
     return None
 
 
-@contextmanager
-def server(url: str | None) -> Iterator[tuple[str, float | None]]:
-    if url:
-        yield url.rstrip("/").removesuffix("/v1"), None
-        return
-    port = free_port()
-    with fake_server(port):
-        yield f"http://127.0.0.1:{port}", AUDIO_S
-
-
 def main(arguments: Sequence[str]) -> int:
+    if arguments and arguments[0] == "matrix":
+        return matrix.main(arguments[1:])
     args = parse(arguments)
     pythons = [*args.python, sys.executable]
     bad = 0
-    with server(args.url) as (url, expected_s):
+    with running_or_fake(args.url) as (url, is_fake):
+        expected_s = AUDIO_S if is_fake else None
         for name in args.clients or CLIENTS:
-            python = environment(name, args.venvs, pythons)
+            program = CLIENTS[name]
+            folder = args.venvs / name
+            python = python_environment(folder, program.packages, pythons, program.newer_than)
             if python is None:
-                older = ".".join(map(str, CLIENTS[name].newer_than))
+                older = ".".join(map(str, program.newer_than))
                 say(f"{name}: skipped, needs a Python newer than {older}: --python")
                 continue
-            say(f"{name} {_installed(python, CLIENTS[name].packages[0])}")
+            say(f"{name} {installed(python, program.packages[0])}")
             for case in cases(name, python, url):
                 wrong = problem(case, expected_s)
                 bad += wrong is not None
@@ -151,12 +115,6 @@ def main(arguments: Sequence[str]) -> int:
                 told = wrong or f"{case['audio_s']:.2f} s{first}"
                 say(f"  {case['case']}: {told}")
     return int(bad > 0)
-
-
-def _installed(python: Path, package: str) -> str:
-    folders = (python.parents[1] / "lib").glob("python*/site-packages")
-    found = metadata.distributions(name=package.split("[")[0], path=[str(f) for f in folders])
-    return next((one.version for one in found), "")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,5 @@
-"""`python -m load_tests.servers.fake PORT`: the HTTP application around stages that only wait.
+"""`python -m load_tests.servers.fake PORT [SECONDS]`: the HTTP application around stages that only
+wait, SECONDS for each frame.
 
 What it costs is what the ingress costs: text, encoders, buffers, connections. It runs on no Ray.
 """
@@ -19,6 +20,7 @@ import uvicorn
 from load_tests.servers.child import REPOSITORY, search_path, start_server, stop_server
 from load_tests.servers.server import not_ready
 from serve_app.config import IngressConfig
+from serve_app.errors import StageFailed
 from serve_app.fakes import FakeSpeechDecoder, FakeTalker, fake_card
 from serve_app.http.app import build_api
 from serve_app.http.catalog import Catalog
@@ -29,6 +31,8 @@ from serve_app.types import PcmChunk, SpeechRequest
 _NUM_FRAMES: Final = 60
 # Of every request, at the usual speed.
 AUDIO_S: Final = _NUM_FRAMES * 0.08
+# Of a text with this in it the stages fail in the middle.
+BREAKS: Final = "breaks off"
 # An eighth of real time.
 _FRAME_S: Final = 0.01
 _CHUNK_FRAMES: Final = (1, 3, 8, 12)
@@ -37,12 +41,18 @@ _KEEP_ALIVE_S: Final = 130
 _START_S: Final = 60.0
 
 
-def main(port: int) -> None:
-    talker = FakeTalker(_NUM_FRAMES, frame_s=_FRAME_S, chunk_frames=_CHUNK_FRAMES)
+def main(port: int, frame_s: float = _FRAME_S) -> None:
+    failure = StageFailed("broken on request")
+    talkers = [
+        FakeTalker(
+            _NUM_FRAMES, frame_s=frame_s, chunk_frames=_CHUNK_FRAMES, fail_at=at, error=failure
+        )
+        for at in (None, _NUM_FRAMES // 2)
+    ]
     decoder = FakeSpeechDecoder()
 
     def speak(request: SpeechRequest) -> AsyncGenerator[PcmChunk, None]:
-        return synthesize(talker, decoder, request)
+        return synthesize(talkers[BREAKS in request.text], decoder, request)
 
     async def status() -> Status:
         return Status("healthy", ready=True)
@@ -54,9 +64,9 @@ def main(port: int) -> None:
 
 
 @contextmanager
-def fake_server(port: int) -> Iterator["subprocess.Popen[bytes]"]:
+def fake_server(port: int, frame_s: float = _FRAME_S) -> Iterator["subprocess.Popen[bytes]"]:
     """One in a process of its own, ready, on the loopback interface."""
-    command = [sys.executable, "-m", "load_tests.servers.fake", str(port)]
+    command = [sys.executable, "-m", "load_tests.servers.fake", str(port), str(frame_s)]
     with tempfile.TemporaryDirectory(prefix="tts-fake-") as folder:
         log = Path(folder) / "server.log"
         process = start_server(
@@ -73,6 +83,19 @@ def fake_server(port: int) -> Iterator["subprocess.Popen[bytes]"]:
             stop_server(process, lambda: [], 10.0)
 
 
+@contextmanager
+def running_or_fake(url: str | None) -> Iterator[tuple[str, bool]]:
+    """The address of the server at `url`, or of a fake one where there is no URL, and whether it is
+    that.
+    """
+    if url:
+        yield url.rstrip("/").removesuffix("/v1"), False
+        return
+    port = free_port()
+    with fake_server(port):
+        yield f"http://127.0.0.1:{port}", True
+
+
 def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -80,4 +103,4 @@ def free_port() -> int:
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]))
+    main(int(sys.argv[1]), *map(float, sys.argv[2:]))
