@@ -216,6 +216,33 @@ class SpeechDecoderConfig(StageConfig):
     )
 
 
+class VoiceEncoderConfig(StageConfig):
+    """What makes voices of recordings, with a checkpoint that clones voices: a deployment of its
+    own in both placements, without a replica while nobody needs one.
+    """
+
+    num_gpus: float = Field(
+        default=0.0,
+        ge=0,
+        description="share of a GPU that Ray reserves per replica; with 0, a replica uses the first"
+        " GPU of its node beside what runs there, or the CPU where there is none",
+    )
+    num_cpus: float = Field(default=1.0, ge=0, description="also threads, where it runs on a CPU")
+    min_clip_s: float = Field(default=1.0, ge=0.1, description="shortest recording")
+    max_clip_s: float = Field(default=30.0, gt=0, le=120, description="longest recording")
+    max_queued: int = Field(
+        default=16, ge=0, description="recordings that wait for an encoder; then 429"
+    )
+    timeout_s: float = Field(
+        default=60.0,
+        gt=0,
+        description="longest time for one recording, a replica's start included; then 503",
+    )
+    idle_s: float = Field(
+        default=600.0, ge=0, description="without recordings for so long, its last replica ends"
+    )
+
+
 class BatchConfig(Strict):
     """`POST /v1/audio/speech/batch`."""
 
@@ -406,6 +433,7 @@ class AppConfig(Strict):
     talker: TalkerConfig = TalkerConfig()
     code_predictor: CodePredictorConfig = CodePredictorConfig()
     speech_decoder: SpeechDecoderConfig = SpeechDecoderConfig()
+    voice_encoder: VoiceEncoderConfig = VoiceEncoderConfig()
     ingress: IngressConfig = IngressConfig()
 
     @model_validator(mode="before")

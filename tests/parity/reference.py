@@ -78,18 +78,29 @@ class Reference:
             0
         ].tolist()
 
+    def clone(self, samples: np.ndarray, text: str | None) -> Any:
+        """The prompt item of a recording (float32 [N], 24 kHz); without its text, x-vector only."""
+        (item,) = self.tts.create_voice_clone_prompt(
+            (samples, 24000), ref_text=text, x_vector_only_mode=text is None
+        )
+        return item
+
     def speak(
         self,
         text: str,
         *,
         speaker: str | None = None,
+        cloned: Any = None,
         language: str = "Auto",
         instruct: str | None = None,
         non_streaming_mode: bool = True,
         max_new_tokens: int = 40,
         **sampling: Any,
     ) -> ReferenceRun:
-        """Synthesise greedily; without an EOS the reference returns max_new_tokens - 1 frames."""
+        """Synthesise greedily; without an EOS the reference returns max_new_tokens - 1 frames.
+
+        `cloned` is what `clone` returns, and of a Base checkpoint all that speaks.
+        """
         record: dict[str, Any] = {}
         model, talker = self.model, self.model.talker
         talker_generate, generate = talker.generate, model.generate
@@ -114,7 +125,9 @@ class Reference:
         }
         talker.generate, model.generate = recorded_talker_generate, recorded_generate
         try:
-            if model.tts_model_type == "voice_design":
+            if cloned is not None:
+                wavs, _ = self.tts.generate_voice_clone(voice_clone_prompt=[cloned], **options)
+            elif model.tts_model_type == "voice_design":
                 wavs, _ = self.tts.generate_voice_design(instruct=instruct or "", **options)
             else:
                 wavs, _ = self.tts.generate_custom_voice(

@@ -92,6 +92,7 @@ RULES = (
     Rule("models.layers", (*BOTTOM, *FLAT, "models.checkpoint"), (*OUTER, "vllm")),
     Rule("models.code_predictor", _STAGE, (*OUTER, "vllm")),
     Rule("models.speech_decoder", _STAGE, (*OUTER, "vllm")),
+    Rule("models.voice_encoder", _STAGE, (*OUTER, "vllm")),
     Rule("models.speech_decoder.queue", (*BOTTOM, "models.speech_decoder.jobs")),
     Rule("models.speech_decoder.jobs", (*BOTTOM, "models.event_loops")),
     Rule("models.talker", (*_STAGE, _CONTRACT, _FIRST_AUDIO), OUTER),

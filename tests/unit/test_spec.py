@@ -173,3 +173,45 @@ def test_a_missing_or_damaged_file_is_refused(
 def test_reading_facts_needs_no_torch() -> None:
     code = "import sys, serve_app.models.checkpoint.spec; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_a_base_checkpoint_says_how_its_voices_are_encoded(tiny_checkpoint: TinyCheckpoint) -> None:
+    path = tiny_checkpoint("base", "tiny-0b6")
+    spec = read_spec(path)
+    assert spec.voice_encoder is not None
+    assert spec.voice_encoder.speaker.kernel_sizes == (5, 3, 3, 3, 1)
+    assert spec.voice_encoder.speech.num_code_groups == 16
+    assert spec.card("tiny", str(path), embedded=False).speaker_vector_size == 32
+    other = read_spec(tiny_checkpoint("custom_voice", "tiny"))
+    assert other.voice_encoder is None
+    assert other.card("tiny", "", embedded=False).speaker_vector_size is None
+
+
+@pytest.mark.parametrize(
+    ("file", "section", "key", "value", "message"),
+    [
+        (CONFIG, "speaker_encoder_config", "enc_dim", 96, "enc_dim is 96"),
+        (CONFIG, "speaker_encoder_config", "enc_channels", [32] * 5, "sum of its blocks"),
+        (CONFIG, "speaker_encoder_config", "sample_rate", 16000, "sample_rate is 16000"),
+        (SPEECH_CONFIG, "encoder_config", "num_quantizers", 8, "encoder_valid_num_quantizers"),
+        (SPEECH_CONFIG, "encoder_config", "use_causal_conv", False, "use_causal_conv"),
+        (SPEECH_CONFIG, "encoder_config", "head_dim", None, "head_dim"),
+    ],
+)
+def test_encoders_that_do_not_fit_are_refused(
+    tiny_checkpoint: TinyCheckpoint,
+    tmp_path: Path,
+    file: str,
+    section: str,
+    key: str,
+    value: object,
+    message: str,
+) -> None:
+    path = edited(
+        tiny_checkpoint("base"),
+        tmp_path / "c",
+        file,
+        lambda data: data[section].update({key: value}),
+    )
+    with pytest.raises(CheckpointError, match=message):
+        read_spec(path)

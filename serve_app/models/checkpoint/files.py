@@ -16,6 +16,10 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from serve_app.errors import CheckpointError
+from serve_app.models.checkpoint.encoder_shapes import (
+    speaker_encoder_shapes,
+    speech_encoder_shapes,
+)
 from serve_app.models.checkpoint.reading import read_spec
 from serve_app.models.checkpoint.shapes import (
     Shapes,
@@ -54,7 +58,8 @@ class Checkpoint:
 def open_checkpoint(path: Path) -> Checkpoint:
     """Read the facts of a checkpoint and verify name and shape of every tensor that serving needs.
 
-    Only headers are read. Tensors that serving does not need (encoders) may be absent or present.
+    Only headers are read. Encoders, which serving needs of a Base checkpoint only, may be absent
+    from others.
 
     Raises:
         CheckpointError: names the file, and the tensor with its expected and found shape.
@@ -63,8 +68,12 @@ def open_checkpoint(path: Path) -> Checkpoint:
     model_files = _files(path, MODEL_WEIGHTS)
     speech_files = _files(path, SPEECH_WEIGHTS)
     model_shapes = talker_shapes(spec.talker) | code_predictor_shapes(spec.code_predictor)
+    speech_shapes = speech_decoder_shapes(spec.speech_decoder)
+    if spec.voice_encoder is not None:
+        model_shapes |= speaker_encoder_shapes(spec.voice_encoder.speaker)
+        speech_shapes |= speech_encoder_shapes(spec.voice_encoder.speech.mimi)
     _verify(path / MODEL_WEIGHTS, model_files, model_shapes)
-    _verify(path / SPEECH_WEIGHTS, speech_files, speech_decoder_shapes(spec.speech_decoder))
+    _verify(path / SPEECH_WEIGHTS, speech_files, speech_shapes)
     return Checkpoint(path, spec, model_files, speech_files)
 
 

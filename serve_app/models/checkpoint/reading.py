@@ -4,13 +4,12 @@ Source of the layout: config.json, generation_config.json and speech_tokenizer/c
 Qwen3-TTS 12Hz releases.
 """
 
-import json
-from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Final, Literal
 
 from serve_app.errors import CheckpointError
+from serve_app.models.checkpoint.encoder_reading import read_voice_encoder
+from serve_app.models.checkpoint.sections import Section
 from serve_app.models.checkpoint.spec import (
     CodePredictorSpec,
     GenerationSpec,
@@ -43,15 +42,16 @@ def read_spec(path: Path) -> ModelSpec:
             or the checkpoint is of a kind that is not supported (a 25Hz tokenizer, an unknown
             tts_model_type).
     """
-    config = _Section.read(path, CONFIG)
-    speech = _Section.read(path, SPEECH_CONFIG)
+    config = Section.read(path, CONFIG)
+    speech = Section.read(path, SPEECH_CONFIG)
     config.require("tokenizer_type", _TOKENIZER_TYPE)
     speech.require("model_type", _TOKENIZER_TYPE)
     talker = config.section("talker_config")
     code_predictor = talker.section("code_predictor_config")
     talker_spec = _talker(talker)
+    task = _task(config)
     spec = ModelSpec(
-        task=_task(config),
+        task=task,
         size=config.text("tts_model_size"),
         talker=talker_spec,
         code_predictor=CodePredictorSpec(
@@ -62,7 +62,7 @@ def read_spec(path: Path) -> ModelSpec:
             talker_vocab_size=talker.integer("vocab_size"),
         ),
         speech_decoder=_speech_decoder(speech),
-        generation=_generation(_Section.read(path, GENERATION_CONFIG)),
+        generation=_generation(Section.read(path, GENERATION_CONFIG)),
         text=TextSpec(
             im_start_id=config.integer("im_start_token_id"),
             im_end_id=config.integer("im_end_token_id"),
@@ -72,96 +72,21 @@ def read_spec(path: Path) -> ModelSpec:
             tts_eos_id=config.integer("tts_eos_token_id"),
         ),
         voice_aliases=read_voice_aliases(path, talker_spec.speaker_ids),
+        voice_encoder=read_voice_encoder(config, speech) if task == "base" else None,
     )
     _check_groups(spec)
     _check_ids(path, spec)
     _check_codes(path, spec)
+    _check_voice_encoder(path, spec)
     return spec
 
 
-@dataclass(frozen=True, slots=True)
-class _Section:
-    """One JSON object of a file; every read names the file and the key when it fails."""
-
-    file: str
-    where: str
-    data: Mapping[str, Any]
-
-    @classmethod
-    def read(cls, path: Path, name: str) -> "_Section":
-        file = path / name
-        try:
-            data = json.loads(file.read_text(encoding="utf-8"))
-        except OSError as error:
-            reason = error.strerror or str(error)
-            raise CheckpointError(str(file), f"cannot be read: {reason}") from error
-        except ValueError as error:
-            raise CheckpointError(str(file), f"is not valid JSON: {error}") from error
-        if not isinstance(data, dict):
-            raise CheckpointError(str(file), f"must hold a JSON object, not {type(data).__name__}")
-        return cls(str(file), "", data)
-
-    def fail(self, key: str, reason: str) -> CheckpointError:
-        return CheckpointError(self.file, f"{self.where}{key} {reason}")
-
-    def value(self, key: str) -> Any:
-        if key not in self.data:
-            raise self.fail(key, "is missing")
-        return self.data[key]
-
-    def section(self, key: str) -> "_Section":
-        value = self.value(key)
-        if not isinstance(value, dict):
-            raise self.fail(key, f"must be an object, not {value!r}")
-        return _Section(self.file, f"{self.where}{key}.", value)
-
-    def integer(self, key: str) -> int:
-        value = self.value(key)
-        if not isinstance(value, int) or isinstance(value, bool):
-            raise self.fail(key, f"must be an integer, not {value!r}")
-        return value
-
-    def number(self, key: str) -> float:
-        value = self.value(key)
-        if not isinstance(value, int | float) or isinstance(value, bool):
-            raise self.fail(key, f"must be a number, not {value!r}")
-        return float(value)
-
-    def flag(self, key: str) -> bool:
-        value = self.value(key)
-        if not isinstance(value, bool):
-            raise self.fail(key, f"must be true or false, not {value!r}")
-        return value
-
-    def text(self, key: str) -> str:
-        value = self.value(key)
-        if not isinstance(value, str):
-            raise self.fail(key, f"must be a string, not {value!r}")
-        return value
-
-    def integers(self, key: str) -> tuple[int, ...]:
-        value = self.value(key)
-        if not isinstance(value, list) or not all(type(item) is int for item in value):
-            raise self.fail(key, f"must be a list of integers, not {value!r}")
-        return tuple(value)
-
-    def ids(self, key: str) -> dict[str, int]:
-        section = self.section(key)
-        return {name.lower(): section.integer(name) for name in section.data}
-
-    def require(self, key: str, *supported: object) -> None:
-        value = self.value(key)
-        if value not in supported:
-            names = " or ".join(repr(item) for item in supported)
-            raise self.fail(key, f"is {value!r}; supported: {names}")
-
-
-def _task(config: _Section) -> TaskType:
+def _task(config: Section) -> TaskType:
     config.require("tts_model_type", "custom_voice", "voice_design", "base")
     return config.value("tts_model_type")
 
 
-def _rope_theta(section: _Section) -> float:
+def _rope_theta(section: Section) -> float:
     # transformers 5 writes rope_theta into rope_parameters, earlier versions beside it.
     if "rope_theta" in section.data:
         return section.number("rope_theta")
@@ -170,7 +95,7 @@ def _rope_theta(section: _Section) -> float:
     raise section.fail("rope_theta", "is missing (also from rope_parameters)")
 
 
-def _transformer(section: _Section) -> TransformerSpec:
+def _transformer(section: Section) -> TransformerSpec:
     section.require("hidden_act", "silu")
     section.require("attention_bias", False)
     return TransformerSpec(
@@ -185,7 +110,7 @@ def _transformer(section: _Section) -> TransformerSpec:
     )
 
 
-def _talker(section: _Section) -> TalkerSpec:
+def _talker(section: Section) -> TalkerSpec:
     language_ids = section.ids("codec_language_id")
     speaker_ids = section.ids("spk_id")
     dialects = section.section("spk_is_dialect")
@@ -216,7 +141,7 @@ def _talker(section: _Section) -> TalkerSpec:
     )
 
 
-def _speech_decoder(config: _Section) -> SpeechDecoderSpec:
+def _speech_decoder(config: Section) -> SpeechDecoderSpec:
     section = config.section("decoder_config")
     section.require("num_semantic_quantizers", 1)
     return SpeechDecoderSpec(
@@ -235,7 +160,7 @@ def _speech_decoder(config: _Section) -> SpeechDecoderSpec:
     )
 
 
-def _generation(section: _Section) -> GenerationSpec:
+def _generation(section: Section) -> GenerationSpec:
     def sampling(prefix: Literal["", "subtalker_"], switch: str, penalty: float) -> Sampling:
         return Sampling(
             temperature=section.number(f"{prefix}temperature") if section.flag(switch) else 0.0,
@@ -307,3 +232,20 @@ def _check_groups(spec: ModelSpec) -> None:
     }
     if len(set(groups.values())) > 1:
         raise CheckpointError(CONFIG, f"the files disagree on the number of code groups: {groups}")
+
+
+def _check_voice_encoder(path: Path, spec: ModelSpec) -> None:
+    """What the encoders make must fit into the talker's prompt, and before the decoder's codes."""
+    encoder = spec.voice_encoder
+    if encoder is None:
+        return
+    hidden = spec.talker.transformer.hidden_size
+    if encoder.speaker.output_size != hidden:
+        reason = f"enc_dim is {encoder.speaker.output_size}, and the talker is {hidden} wide"
+        raise CheckpointError(str(path / CONFIG), f"speaker_encoder_config.{reason}")
+    decoder, speech = spec.speech_decoder, encoder.speech
+    made = (speech.num_code_groups, speech.samples_per_frame, speech.sample_rate_hz)
+    read = (decoder.num_code_groups, decoder.samples_per_frame, decoder.sample_rate_hz)
+    if made != read:
+        reason = "code groups, samples per frame and sample rate of encoder and decoder differ"
+        raise CheckpointError(str(path / SPEECH_CONFIG), f"{reason}: {made}, {read}")

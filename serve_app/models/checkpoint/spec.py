@@ -5,7 +5,7 @@ Torch-free, so that a model can be described without being loaded.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 from serve_app.types import VOICE_SOURCES, ModelCard, Sampling, TaskType
 
@@ -90,6 +90,43 @@ class SpeechDecoderSpec:
 
 
 @dataclass(frozen=True, slots=True)
+class SpeakerEncoderSpec:
+    """The ECAPA-TDNN that makes a voice's vector; its blocks are the middle of `channels`."""
+
+    output_size: int
+    sample_rate_hz: int
+    num_mel_bands: int
+    channels: tuple[int, ...]
+    kernel_sizes: tuple[int, ...]
+    dilations: tuple[int, ...]
+    attention_channels: int
+    res2net_scale: int
+    squeezed_channels: int
+
+
+@dataclass(frozen=True, slots=True)
+class SpeechEncoderSpec:
+    """The encoder half of the speech tokenizer, a Mimi encoder.
+
+    mimi: the keys of its configuration, as transformers' MimiConfig knows them.
+    num_code_groups: of its codes, the first so many count.
+    """
+
+    mimi: Mapping[str, Any]
+    num_code_groups: int
+    samples_per_frame: int
+    sample_rate_hz: int
+
+
+@dataclass(frozen=True, slots=True)
+class VoiceEncoderSpec:
+    """What a recording becomes a voice by."""
+
+    speaker: SpeakerEncoderSpec
+    speech: SpeechEncoderSpec
+
+
+@dataclass(frozen=True, slots=True)
 class GenerationSpec:
     """generation_config.json; `min_new_tokens` is the reference's constant 2."""
 
@@ -113,7 +150,10 @@ class TextSpec:
 
 @dataclass(frozen=True, slots=True)
 class ModelSpec:
-    """One checkpoint; `size` is the file's tts_model_size ("0b6" or "1b7")."""
+    """One checkpoint; `size` is the file's tts_model_size ("0b6" or "1b7").
+
+    voice_encoder: of a checkpoint that clones voices; None: it does not.
+    """
 
     task: TaskType
     size: str
@@ -123,6 +163,7 @@ class ModelSpec:
     generation: GenerationSpec
     text: TextSpec
     voice_aliases: Mapping[str, str]
+    voice_encoder: VoiceEncoderSpec | None
 
     @property
     def languages(self) -> tuple[str, ...]:
@@ -153,4 +194,5 @@ class ModelSpec:
             embedded=embedded,
             voice_languages=dict(self.talker.speaker_dialects),
             voice_aliases=dict(self.voice_aliases),
+            speaker_vector_size=self.voice_encoder and self.voice_encoder.speaker.output_size,
         )

@@ -14,6 +14,10 @@ from typing import get_args
 import torch
 from safetensors.torch import save_file
 
+from serve_app.models.checkpoint.encoder_shapes import (
+    speaker_encoder_shapes,
+    speech_encoder_shapes,
+)
 from serve_app.models.checkpoint.files import MODEL_WEIGHTS, SPEECH_WEIGHTS
 from serve_app.models.checkpoint.reading import CONFIG, SPEECH_CONFIG, read_spec
 from serve_app.models.checkpoint.shapes import (
@@ -31,12 +35,7 @@ from serve_app.models.random_checkpoint.configuration import (
     write_shared_configs,
 )
 from serve_app.models.random_checkpoint.tokenizer import write_text_tokenizer
-from serve_app.models.random_checkpoint.weights import (
-    Eos,
-    RandomWeights,
-    encoder_shapes,
-    speaker_encoder_shapes,
-)
+from serve_app.models.random_checkpoint.weights import Eos, RandomWeights
 from serve_app.types import TaskType
 
 
@@ -80,10 +79,10 @@ def write_configuration(folder: Path, *, size: Size, variant: TaskType) -> tuple
     write_shared_configs(folder)
     spec = read_spec(folder)
     shapes = talker_shapes(spec.talker) | code_predictor_shapes(spec.code_predictor)
-    if variant == "base":
-        shapes |= speaker_encoder_shapes(config["speaker_encoder_config"])
+    if spec.voice_encoder is not None:
+        shapes |= speaker_encoder_shapes(spec.voice_encoder.speaker)
     speech_shapes = speech_decoder_shapes(spec.speech_decoder)
-    return shapes, speech_shapes | encoder_shapes(speech["encoder_config"])
+    return shapes, speech_shapes | speech_encoder_shapes(speech["encoder_config"])
 
 
 def _save(file: Path, tensors: dict[str, torch.Tensor]) -> None:

@@ -6,13 +6,13 @@ from pathlib import Path
 import pytest
 
 from serve_app.http.names import VOICE_ALIASES
+from serve_app.models.checkpoint.encoder_shapes import speech_encoder_shapes
 from serve_app.models.checkpoint.reading import read_spec
 from serve_app.models.checkpoint.shapes import (
     code_predictor_shapes,
     speech_decoder_shapes,
     talker_shapes,
 )
-from serve_app.models.random_checkpoint.weights import encoder_shapes
 from tests.unit.training.shapes import TEXTS
 from training.shape import VoiceShape, voice_speech_config
 from training.text import Splitter, write_configuration
@@ -43,7 +43,7 @@ def test_the_checkpoint_fits_into_the_repository(folder: Path) -> None:
     spec = read_spec(folder)
     shapes = talker_shapes(spec.talker) | code_predictor_shapes(spec.code_predictor)
     shapes |= speech_decoder_shapes(spec.speech_decoder)
-    shapes |= encoder_shapes(voice_speech_config(VoiceShape())["encoder_config"])
+    shapes |= speech_encoder_shapes(voice_speech_config(VoiceShape())["encoder_config"])
     # The tokenizer of the test is smaller than the voice's.
     missing = (VoiceShape().text_tokens - 320) * VoiceShape().text_hidden
     weights = sum(math.prod(shape) for shape in shapes.values()) + missing
