@@ -10,7 +10,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Annotated, Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -102,27 +102,29 @@ class Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
 
 
+GpuShare = Annotated[
+    float,
+    Field(ge=0, description="share of a GPU that Ray reserves per replica; ignored on CPU"),
+]
+Cores = Annotated[float, Field(ge=0, description="CPU cores that Ray reserves per replica")]
+
+
 class StageConfig(Strict):
-    """What every stage has."""
+    """What every stage has; its share of a GPU is its own."""
 
     device: Device | None = Field(
         default=None,
         description="in `split`, where this stage's device is another one than the application's",
     )
+    num_gpus: GpuShare = 0.0
+    num_cpus: Cores = 0.5
+    dtype: Dtype = "auto"
 
 
 class TalkerConfig(StageConfig):
     """The vLLM engine of one talker replica."""
 
-    num_gpus: float = Field(
-        default=0.5,
-        ge=0,
-        description="share of a GPU that Ray reserves per replica; ignored on CPU",
-    )
-    num_cpus: float = Field(
-        default=0.5, ge=0, description="CPU cores that Ray reserves per replica"
-    )
-    dtype: Dtype = "auto"
+    num_gpus: GpuShare = 0.5
     max_num_seqs: int = Field(default=64, ge=1, description="streams decoded together in one step")
     max_model_len: int = Field(
         default=16384,
@@ -165,9 +167,7 @@ class TalkerConfig(StageConfig):
 class CodePredictorConfig(StageConfig):
     """The code predictor: its own deployment in `split`, in the talker's process in `fused`."""
 
-    num_gpus: float = Field(default=0.2, ge=0)
-    num_cpus: float = Field(default=0.5, ge=0)
-    dtype: Dtype = "auto"
+    num_gpus: GpuShare = 0.2
     batch_sizes: tuple[int, ...] = Field(
         default=(1, 2, 4, 8, 16, 32, 64, 128, 256), description="captured CUDA graphs"
     )
@@ -185,9 +185,7 @@ class CodePredictorConfig(StageConfig):
 class SpeechDecoderConfig(StageConfig):
     """The streaming speech decoder."""
 
-    num_gpus: float = Field(default=0.3, ge=0)
-    num_cpus: float = Field(default=0.5, ge=0)
-    dtype: Dtype = "auto"
+    num_gpus: GpuShare = 0.3
     max_streams: int = Field(default=128, ge=1, description="slots of the state arena")
     chunk_frames: tuple[int, ...] = Field(
         default=(1, 3, 8, 12),
@@ -366,7 +364,7 @@ class ObserveConfig(Strict):
 
 
 class IngressConfig(Strict):
-    num_cpus: float = Field(default=0.5, ge=0)
+    num_cpus: Cores = 0.5
     max_input_chars: int = Field(
         default=32768, ge=1, description="text of a request; long text is spoken in units"
     )
