@@ -106,7 +106,7 @@ class SpeechRequest:
     `seed` is always set: the ingress draws one where the client gave none, so that any replica can
     repeat the request exactly. `background`: nobody listens while it is made, so that it takes only
     places that listeners will not miss. `priority`: what the operator gave the
-    caller's key; carried this far, read by nobody yet.
+    caller's key; decides at the ingress who comes in when there is not room for all.
     """
 
     request_id: str

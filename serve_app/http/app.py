@@ -41,7 +41,7 @@ def build_api(
     recorder: metrics.Recorder | None = None,
     gather: Gather | None = None,
     tracer: Tracer | None = None,
-    look: Callable[[], None] = lambda: None,
+    look: Callable[[int], None] = lambda priority: None,
 ) -> FastAPI:
     """The application: `speak` makes the audio, `catalog` says what is served.
 

@@ -30,7 +30,7 @@ class Key(Strict):
     Attributes:
         hash: of the key; see `digest`.
         requests_per_minute, concurrent: of requests for speech; None: what `ingress.access` says.
-        priority: who is served first where there is not room for all; higher comes first.
+        priority: who comes in where there is not room for all; a higher one has the last places.
     """
 
     name: str = Field(pattern=r"^[A-Za-z0-9_.@-]{1,64}$")

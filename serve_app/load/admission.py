@@ -13,6 +13,8 @@ _WEIGHT: Final = 1 / 16
 _LEAST_RETRY_S: Final = 1.0
 # Of the places, for listeners who come while work in the background takes what is free.
 _KEPT_FREE: Final = 0.25
+# And for those of a higher priority, while some come.
+_RESERVED: Final = 0.125
 # What a stream takes while none has ended: a sentence or two. With nothing assumed, a burst at the
 # start would be let in whole and its last ones wait for many times what anybody may wait for.
 _UNKNOWN_S: Final = 2.0
@@ -37,7 +39,13 @@ class Admission:
         self._service_s: float | None = None
 
     def check(
-        self, inside: int, places: int, *, goes_on: bool = False, background: bool = False
+        self,
+        inside: int,
+        places: int,
+        *,
+        goes_on: bool = False,
+        background: bool = False,
+        gives_way: bool = False,
     ) -> None:
         """Let a request in beside `inside` others, or not.
 
@@ -47,6 +55,7 @@ class Admission:
                 waits until somebody is.
             goes_on: it has been heard already, and is not sent away for a wait.
             background: nobody listens; it comes in only where enough places stay free.
+            gives_way: others of a higher priority come; the last places and all waiting are theirs.
 
         Raises:
             Overloaded: it would wait too long, or too many wait; says when to come again.
@@ -54,6 +63,13 @@ class Admission:
         if background and inside >= places - int(places * _KEPT_FREE):
             raise Overloaded(
                 f"{inside} requests are running or waiting; the places left are for listeners",
+                _LEAST_RETRY_S,
+                stage=self._stage,
+            )
+        if gives_way and not goes_on and inside >= places - int(places * _RESERVED) > 0:
+            raise Overloaded(
+                f"{inside} requests are running or waiting; the places left are for requests of a"
+                " higher priority",
                 _LEAST_RETRY_S,
                 stage=self._stage,
             )

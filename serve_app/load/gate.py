@@ -21,6 +21,8 @@ from serve_app.resumption import Resumable
 from serve_app.types import SpeechRequest
 
 _LOG_EVERY_S: Final = 5.0
+# So long after a request of a higher priority others give way: more of its kind may come.
+_HIGHER_S: Final = 60.0
 
 logger = logging.getLogger(__name__)
 
@@ -53,8 +55,8 @@ class Limits:
 class Gate:
     """Counts the calls of one ingress and predicts the wait of the next one.
 
-    The fairness between clients or their priorities would be a part of `check`: it is where all
-    requests of an ingress pass, with all that is known of the load.
+    A request gives way where others of a higher priority have come here within the last minute:
+    the last places and those that become free are theirs. Nobody is sent away who is inside.
 
     Args:
         stages: first the one that is called; what other ingresses have there counts as well. The
@@ -78,14 +80,16 @@ class Gate:
         self._background = 0
         self._refused = 0
         self._logged_s = float("-inf")
+        # When each priority was last seen.
+        self._seen_s: dict[int, float] = {}
 
-    def look(self) -> None:
+    def look(self, priority: int = 0) -> None:
         """Before anything of a listener's request is read; background work would give way to it.
 
         Raises:
             Overloaded: it could not be let in now.
         """
-        self._check(self._listened, goes_on=False, background=False)
+        self._check(self._listened, priority, goes_on=False, background=False)
 
     def into(self, call: Resumable[Any]) -> Resumable[Any]:
         """The calls of `call`, one of which is refused where it would wait for too long.
@@ -98,7 +102,12 @@ class Gate:
             request: SpeechRequest, done: np.ndarray | None
         ) -> AsyncGenerator[Any, None]:
             goes_on, background = done is not None and len(done) > 0, request.background
-            self._check(self._listened + self._background, goes_on=goes_on, background=background)
+            self._check(
+                self._listened + self._background,
+                request.priority,
+                goes_on=goes_on,
+                background=background,
+            )
             self._count(background, 1)
             first_s: float | None = None
             try:
@@ -119,7 +128,8 @@ class Gate:
         else:
             self._listened += change
 
-    def _check(self, own: int, *, goes_on: bool, background: bool) -> None:
+    def _check(self, own: int, priority: int, *, goes_on: bool, background: bool) -> None:
+        gives_way = not background and self._gives_way(priority)
         known = [(stage.known(), stage.places) for stage in self._stages]
         totals = [len(replicas) * places for replicas, places in known if replicas is not None]
         entry = known[0][0]
@@ -127,11 +137,25 @@ class Gate:
             return
         inside = own + entry.others
         try:
-            self._admission.check(inside, min(totals), goes_on=goes_on, background=background)
+            self._admission.check(
+                inside,
+                min(totals),
+                goes_on=goes_on,
+                background=background,
+                gives_way=gives_way,
+            )
         except Overloaded as error:
             if not background:
                 self._note_refused(error)
             raise
+
+    def _gives_way(self, priority: int) -> bool:
+        """Note that one of this priority is here; whether higher ones were of late."""
+        now_s = self._clock()
+        self._seen_s[priority] = now_s
+        return any(
+            seen_s > now_s - _HIGHER_S for other, seen_s in self._seen_s.items() if other > priority
+        )
 
     def _note_refused(self, error: Overloaded) -> None:
         """One line for all that were refused of late."""

@@ -21,15 +21,16 @@ from serve_app.errors import Conflict, InvalidRequest, NotFound, Overloaded
 from serve_app.http.background import Background
 from serve_app.http.document import AUDIO, EVENTS, JSON, Content, operation
 from serve_app.http.errors import AsciiJSONResponse
+from serve_app.http.jobs.fields import fields_of
 from serve_app.http.jobs.lease import Leases
 from serve_app.http.jobs.making import Making, accepted
 from serve_app.http.jobs.runner import Runner
 from serve_app.http.jobs.store import NoSuchJob, Record, Spec, State, Store, Wanted, new_id
 from serve_app.http.jobs.view import followed, job_object, progress_events
+from serve_app.http.observe.record import current
 from serve_app.http.reading import read_body
 from serve_app.http.response import AudioResponse, until_gone
 from serve_app.http.speech.accept import Speech, TextSize
-from serve_app.http.speech.body import read_json
 from serve_app.http.speech.document import FIELDS
 from serve_app.http.speech.sse import CONTENT_TYPE
 
@@ -39,8 +40,6 @@ Change = Literal["pause", "resume", "cancel", "retry"]
 # The most bytes of JSON that a character takes ("\\ud83d\\ude00"), and room for the other fields.
 _BYTES_PER_CHAR: Final = 12
 _OTHER_BYTES: Final = 1 << 16
-# Of a text that comes as it is, the fields stand in the query; those that are numbers:
-_NUMBERS: Final = ("speed", "sample_rate", "seed", "temperature", "top_k", "top_p")
 # Its text is in its units, and how it is sent says who fetches it.
 _NOT_OF_JOBS: Final = ("input", "stream", "stream_format")
 _PATH: Final = "/v1/audio/speech/long"
@@ -97,7 +96,7 @@ class Jobs:
         return AsciiJSONResponse(self._object(record), 202, headers)
 
     def _create(self, raw: bytes, http: Request) -> Record:
-        fields = _fields(raw, http)
+        fields = fields_of(raw, http)
         for name in ("max_new_tokens", "max_tokens", "min_new_tokens"):
             if fields.get(name) is not None:
                 raise InvalidRequest(f"'{name}' is not for long texts.", name)
@@ -116,6 +115,7 @@ class Jobs:
             content_type=job.output.content_type,
             num_chars=len(job.request.text),
             num_units=len(job.units),
+            owner=current().key,
         )
         self._store.create(spec, job.units)
         return self._store.record(spec.id)
@@ -132,11 +132,11 @@ class Jobs:
             )
 
     async def listed(self, limit: int, after: str | None, status: State | None) -> Response:
-        """The newest jobs first, those behind `after`."""
+        """The newest jobs first of who asks, those behind `after`."""
         records = [
             record
             for record in reversed(await self._call(self._store.records))
-            if status is None or record.state == status
+            if _is_own(record) and status in (None, record.state)
         ]
         if after is not None:
             ids = [record.spec.id for record in records]
@@ -158,6 +158,7 @@ class Jobs:
         return AsciiJSONResponse(self._object(await self._record(job_id)))
 
     async def deleted(self, job_id: str) -> Response:
+        await self._record(job_id)
         await self._call(self._store.delete, job_id)
         return AsciiJSONResponse({"id": job_id, "object": "audio.speech.job", "deleted": True})
 
@@ -168,7 +169,7 @@ class Jobs:
 
     def _change(self, job_id: str, change: Change) -> Record:
         wanted, allowed = _CHANGES[change]
-        record = self._store.record(job_id)
+        record = self._own(job_id)
         if record.state not in allowed:
             raise Conflict(f"The job is {record.state}; '{change}' is not possible.", None, "state")
         if record.state == "failed":
@@ -220,7 +221,18 @@ class Jobs:
         return job_object(record, self._config.keep_s)
 
     async def _record(self, job_id: str) -> Record:
-        return await self._call(self._store.record, job_id)
+        return await self._call(self._own, job_id)
+
+    def _own(self, job_id: str) -> Record:
+        """The job of that id; another's is not there, as far as a client can tell.
+
+        Raises:
+            NoSuchJob: it does not exist, or belongs to another key.
+        """
+        record = self._store.record(job_id)
+        if not _is_own(record):
+            raise NoSuchJob(job_id)
+        return record
 
     async def _call(self, work: Callable[..., T], *arguments: Any) -> T:
         """Call what waits for a disk, on a thread."""
@@ -228,6 +240,12 @@ class Jobs:
             return await asyncio.to_thread(work, *arguments)
         except NoSuchJob as error:
             raise NotFound("There is no such job.", None, "not_found") from error
+
+
+def _is_own(record: Record) -> bool:
+    """Whether the job belongs to the key of this request; without keys everybody may do all."""
+    key = current().key
+    return key is None or key == record.spec.owner
 
 
 async def _next(pieces: AsyncGenerator[bytes, None]) -> bytes:
@@ -290,24 +308,3 @@ def add_routes(app: FastAPI, jobs: Jobs) -> None:
     @route("/{job_id}/{change}", "PUT", "POST", document=_responds(JSON))
     async def change_job(job_id: str, change: Change) -> Response:
         return await jobs.changed(job_id, change)
-
-
-def _fields(raw: bytes, http: Request) -> dict[str, Any]:
-    """The fields of JSON, or those of the query around a text that comes as it is.
-
-    Raises:
-        InvalidRequest: it is neither.
-    """
-    kind = http.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if kind != "text/plain":
-        return dict(read_json(raw))
-    fields: dict[str, Any] = dict(http.query_params)
-    try:
-        fields["input"] = raw.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise InvalidRequest("The text is not UTF-8.", "input") from error
-    for name in _NUMBERS:
-        with contextlib.suppress(KeyError, ValueError):
-            number = float(fields[name])
-            fields[name] = int(number) if number.is_integer() else number
-    return fields

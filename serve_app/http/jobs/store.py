@@ -42,6 +42,7 @@ class Spec:
 
     Attributes:
         fields: of the request but for its text, and always with a seed.
+        owner: name of the API key that it belongs to; None: made when no key was asked for.
     """
 
     id: str
@@ -52,6 +53,7 @@ class Spec:
     content_type: str
     num_chars: int
     num_units: int
+    owner: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,6 +18,7 @@ from serve_app.audio import provenance
 from serve_app.config import IngressConfig
 from serve_app.errors import SpeechError, StageFailed
 from serve_app.http.errors import error_response
+from serve_app.http.observe.record import current
 from serve_app.http.reading import read_body
 from serve_app.http.response import CLIENT_GONE, AudioResponse, ClientGone, until_gone
 from serve_app.http.speech import sse
@@ -36,7 +37,7 @@ def add_routes(
     writer: AudioWriter,
     config: IngressConfig,
     recorder: metrics.Recorder,
-    look: Callable[[], None],
+    look: Callable[[int], None],
 ) -> "SpeechEndpoint":
     """The routes, and what answers them, for other dialects."""
     endpoint = SpeechEndpoint(speech, writer, config, recorder, look)
@@ -61,7 +62,7 @@ class SpeechEndpoint:
         writer: AudioWriter,
         config: IngressConfig,
         recorder: metrics.Recorder,
-        look: Callable[[], None],
+        look: Callable[[int], None],
     ) -> None:
         self._speech = speech
         self._look = look
@@ -98,7 +99,7 @@ class SpeechEndpoint:
             return error_response(error)
 
     async def _audio(self, http: Request, translate: Translate) -> Response:
-        self._look()
+        self._look(current().priority)
         raw = await read_body(http, MAX_BODY_BYTES)
         job = await self._speech.read(raw, translate, http.headers.get("x-request-id"))
         if job.transport == "file":

@@ -31,7 +31,9 @@ def samples(num_frames=NUM_FRAMES):
 class Service:
     """The application around fake stages, and what it did."""
 
-    def __init__(self, cards=(CARD,), status=None, config=None, look=lambda: None, **talker):
+    def __init__(
+        self, cards=(CARD,), status=None, config=None, look=lambda priority: None, **talker
+    ):
         self.talker = FakeTalker(**{"num_frames": NUM_FRAMES, "chunk_frames": SCHEDULE, **talker})
         self.decoder = FakeSpeechDecoder()
         self.counts = {}

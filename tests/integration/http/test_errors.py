@@ -277,7 +277,7 @@ def test_the_control_strings_are_the_ones_of_the_tokenizer():
 
 
 def test_who_is_refused_for_load_is_answered_before_the_body_is_read() -> None:
-    def full() -> None:
+    def full(priority: int) -> None:
         raise Overloaded("64 requests are running", 2.5)
 
     async def main() -> None:

@@ -88,3 +88,22 @@ def test_work_in_the_background_finds_a_place_where_there_is_only_one() -> None:
     found.check(0, 1, background=True)
     with pytest.raises(Overloaded):
         found.check(1, 1, goes_on=True, background=True)
+
+
+def test_who_gives_way_leaves_the_last_places_and_does_not_wait() -> None:
+    found = admission(service_s=0.4)
+    found.check(6, CAPACITY, gives_way=True)
+    for inside in (7, 8):
+        with pytest.raises(Overloaded, match="higher priority"):
+            found.check(inside, CAPACITY, gives_way=True)
+        found.check(inside, CAPACITY)
+    # What was heard already is not sent away, and where nobody is there all wait.
+    found.check(8, CAPACITY, goes_on=True, gives_way=True)
+    found.check(3, 0, gives_way=True)
+
+
+def test_of_few_places_none_is_kept_for_a_higher_priority() -> None:
+    found = admission(service_s=0.1)
+    found.check(3, 4, gives_way=True)
+    with pytest.raises(Overloaded):
+        found.check(4, 4, gives_way=True)

@@ -135,6 +135,35 @@ def test_a_listener_is_read_where_work_in_the_background_would_give_way() -> Non
     asyncio.run(main())
 
 
+def test_a_higher_priority_takes_the_last_places_for_as_long_as_it_comes() -> None:
+    async def main() -> None:
+        now_s, live, replica = 0.0, replicas("a"), Replica()
+        admission = Admission(max_queued=4, max_wait_s=0.0)
+        gate = Gate([Stage(lambda: live, 16)], admission, NoRecorder(), lambda: now_s)
+        first, _ = await burst(gate, replica, 1, replace(REQUEST, priority=5))
+        # An eighth is left, to those of at least as high a priority.
+        usual, refused = await burst(gate, replica, 16)
+        assert (len(usual), refused) == (13, 3)
+        with pytest.raises(Overloaded, match="higher priority"):
+            gate.look()
+        gate.look(5)
+        more, refused = await burst(gate, replica, 3, replace(REQUEST, priority=7))
+        assert (len(more), refused) == (2, 1)
+        with pytest.raises(Overloaded):
+            gate.look(7)
+        for task in (*first, *more):
+            task.cancel()
+        await asyncio.gather(*first, *more, return_exceptions=True)
+        # Once none has come for a minute, the places are for all.
+        now_s = 61.0
+        last, refused = await burst(gate, replica, 3)
+        assert (len(last), refused) == (3, 0)
+        for task in (*usual, *last):
+            task.cancel()
+
+    asyncio.run(main())
+
+
 def test_nobody_is_refused_before_anything_is_known() -> None:
     async def main() -> None:
         gate = Gate([Stage(lambda: None, 1)], Admission(0, 0.0), NoRecorder())

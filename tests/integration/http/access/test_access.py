@@ -61,10 +61,12 @@ def answers(service, *requests):
     ],
 )
 def test_a_key_opens_wherever_clients_put_it(tmp_path, headers):
-    service = locked(tmp_path, priority=3)
+    looked = []
+    service = Service(config=config_of(tmp_path, priority=3), look=looked.append)
     (response,) = answers(service, ("POST", PATH, headers))
     assert response.status_code == 200
     assert service.talker.requests[0].priority == 3
+    assert looked == [3]
 
 
 @pytest.mark.parametrize(
