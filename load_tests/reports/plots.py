@@ -138,3 +138,22 @@ def timeline(path: Path, series: Mapping[str, Sequence[float]], title: str) -> b
             axes.set(title=title, xlabel="minutes", ylabel=name)
             axes.set_ylim(bottom=0)
     return True
+
+
+def steps(
+    path: Path,
+    panels: Mapping[str, Mapping[str, tuple[Sequence[float], Sequence[float]]]],
+    marks: Sequence[float] = (),
+) -> bool:
+    """Series that keep their values until they change, over seconds; `marks` are moments."""
+    if not is_available():
+        return False
+    with _figure(path, len(panels)) as grid:
+        for axes, (name, series) in zip(grid, panels.items(), strict=True):
+            for label, (times, values) in series.items():
+                axes.step(times, values, where="post", label=label)
+            for at_s in marks:
+                axes.axvline(at_s, color="grey", linestyle=":")
+            axes.set(xlabel="s", ylabel=name)
+            axes.set_ylim(bottom=0)
+    return True

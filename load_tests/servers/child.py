@@ -50,13 +50,20 @@ def start_server(
 def stop_server(
     process: "subprocess.Popen[bytes]", left_of_it: Callable[[], list[int]], grace_s: float
 ) -> None:
-    """Interrupt a server, as Ctrl-C does, then kill what `left_of_it` still finds.
+    """Interrupt a server, then kill what `left_of_it` still finds.
 
     Args:
         process: what `start_server` returned.
         left_of_it: the ids of its living processes.
         grace_s: for it to end by itself.
     """
+    interrupt(process, grace_s)
+    kill_left(left_of_it)
+    process.wait(10)
+
+
+def interrupt(process: "subprocess.Popen[bytes]", grace_s: float) -> None:
+    """End a server as Ctrl-C does; what is not gone within `grace_s` is killed."""
     began_s = time.monotonic()
     if process.poll() is None:
         process.send_signal(signal.SIGINT)
@@ -64,11 +71,17 @@ def stop_server(
             process.wait(grace_s)
         except subprocess.TimeoutExpired:
             say(f"it did not end within {grace_s:.0f} s")
-    # Once more: what is killed first may still have been starting others.
+            process.kill()
+            process.wait(10)
+    say(f"server stopped in {time.monotonic() - began_s:.1f} s")
+
+
+def kill_left(left_of_it: Callable[[], list[int]]) -> None:
+    # More than once: what is killed first may still have been starting others.
     for _ in range(3):
         left = left_of_it()
         if not left:
-            break
+            return
         say(f"killing {len(left)} processes that are left")
         for pid in left:
             try:
@@ -76,8 +89,6 @@ def stop_server(
             except ProcessLookupError:
                 continue
         time.sleep(1.0)
-    process.wait(10)
-    say(f"server stopped in {time.monotonic() - began_s:.1f} s")
 
 
 def write_checkpoint(folder: Path, size: str, device: str) -> None:

@@ -119,6 +119,20 @@ def usage(pid: int) -> Usage | None:
         return None
 
 
+def descendants(pid: int) -> list[int]:
+    """The children of a process, theirs, and so on."""
+    children: dict[int, list[int]] = {}
+    for folder in Path("/proc").glob("[0-9]*"):
+        if fields := _stat(int(folder.name)):
+            children.setdefault(int(fields[1]), []).append(int(folder.name))
+    found, left = [], [pid]
+    while left:
+        below = children.get(left.pop(), [])
+        found += below
+        left += below
+    return found
+
+
 def _command(pid: int) -> str:
     try:
         raw = (Path("/proc") / str(pid) / "cmdline").read_bytes()

@@ -15,7 +15,7 @@ import time
 import urllib.error
 import urllib.request
 import uuid
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +24,15 @@ from typing import Any, Final
 import yaml
 
 from load_tests.reports import circumstances, files
-from load_tests.servers.child import REPOSITORY, say, search_path, start_server, stop_server
+from load_tests.servers.child import (
+    REPOSITORY,
+    interrupt,
+    kill_left,
+    say,
+    search_path,
+    start_server,
+)
+from load_tests.servers.nodes import ON_LOOPBACK, Nodes
 from load_tests.servers.processes import ServerProcess, processes
 
 # In the environment of everything that a server starts: how its processes are found again, when
@@ -45,6 +53,7 @@ class Server:
     folder: Path
     started_s: float
     mark: str
+    nodes: Nodes | None = None
 
     @property
     def log(self) -> Path:
@@ -119,9 +128,17 @@ def not_ready(url: str) -> str | None:
 
 @contextmanager
 def serving(
-    config: Mapping[str, Any], checkpoint: Path | None, port: int, env: Mapping[str, str]
+    config: Mapping[str, Any],
+    checkpoint: Path | None,
+    port: int,
+    env: Mapping[str, str],
+    nodes: Sequence[int] = (),
 ) -> Generator[Server, None, None]:
-    """Run `python -m serve_app` in a session of its own; nothing of it is left afterwards."""
+    """Run `python -m serve_app` in a session of its own; nothing of it is left afterwards.
+
+    `nodes` are the CPUs of each node of a cluster to run it on, the head first; by default it has
+    one of its own.
+    """
     # Ray puts sockets below it, whose paths must be short.
     folder = Path(tempfile.mkdtemp(prefix="ttsb-", dir="/tmp"))
     mark = uuid.uuid4().hex
@@ -143,15 +160,23 @@ def serving(
         environment.pop(name, None)
     if checkpoint is not None:
         environment["TTS_MODEL"] = str(checkpoint.resolve())
-    started_s = time.monotonic()
     command = [sys.executable, "-m", "serve_app", str(file)]
-    process = start_server(command, folder / "server.log", environment, REPOSITORY)
     try:
-        yield Server(process, f"http://127.0.0.1:{port}", folder, started_s, mark)
+        held = None
+        if nodes:
+            environment.update(ON_LOOPBACK)
+            held = Nodes.start(nodes[0], nodes[1:], folder, environment)
+            environment["RAY_ADDRESS"] = held.address
+        started_s = time.monotonic()
+        process = start_server(command, folder / "server.log", environment, REPOSITORY)
+        try:
+            yield Server(process, f"http://127.0.0.1:{port}", folder, started_s, mark, held)
+        finally:
+            interrupt(process, STOP_S)
     finally:
         # Ray's daemons leave the process group and outlive their parents, and `ray stop` would end
         # clusters of others too.
-        stop_server(process, lambda: marked(mark), STOP_S)
+        kill_left(lambda: marked(mark))
         shutil.rmtree(folder, ignore_errors=True)
 
 

@@ -9,7 +9,6 @@ from typing import Final, Protocol, TypeVar
 
 from serve_app.scaling import snapshot as names
 
-_WINDOW_S: Final = 10.0
 _WEIGHT: Final = 1 / 16
 _FRAME_S: Final = 0.08
 # The first chunks are short, and nobody can be ahead of its listener by more than it has sent.
@@ -69,14 +68,14 @@ class Board:
     def report(self) -> dict[str, float]:
         """By the names of `scaling.snapshot`; without what nothing is known of."""
         now_s = self._clock()
-        while self._begun and now_s - self._begun[0] > _WINDOW_S:
+        while self._begun and now_s - self._begun[0] > names.WINDOW_S:
             self._begun.popleft()
         for timed in (self._firsts, self._slacks):
-            while timed and now_s - timed[0][0] > _WINDOW_S:
+            while timed and now_s - timed[0][0] > names.WINDOW_S:
                 timed.popleft()
         found = {
             names.CAPACITY: float(self._capacity),
-            names.ARRIVALS: len(self._begun) / _WINDOW_S,
+            names.ARRIVALS: len(self._begun) / names.WINDOW_S,
         }
         if self._service_s is not None:
             found[names.SERVICE] = self._service_s

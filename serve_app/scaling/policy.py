@@ -113,7 +113,7 @@ def _stages(
         speaker.requests,
         carrier.requests,
     )
-    arrivals = speaker.total(names.ARRIVALS)
+    arrivals = _surely(speaker.total(names.ARRIVALS))
     service_s = speaker.worst(names.SERVICE) or 0.0
     memory, growth = _grown(tuning, memory, now_s, arrivals)
     by_load = math.ceil(streams / (capacity * tuning.up_share))
@@ -132,7 +132,7 @@ def _stages(
     if pressed and is_loaded and is_settled and target + 1 > want:
         want, cause = target + 1, pressed
         keep = max(keep, want)
-    is_busy = streams > 0 or arrivals > 0
+    is_busy = streams > 0 or speaker.total(names.ARRIVALS) > 0
     memory = replace(memory, busy_s=now_s if is_busy or memory.busy_s is None else memory.busy_s)
     inputs = {
         "streams": round(streams, 2),
@@ -140,9 +140,9 @@ def _stages(
         "arrivals_per_s": round(arrivals, 3),
         "growth": round(growth, 3),
         "service_s": round(service_s, 3),
-        "first_audio_p95_s": speaker.worst(names.FIRST_AUDIO) or 0.0,
-        "slack_p05_s": speaker.worst(names.SLACK, low=True) or 0.0,
-        "kv": carrier.worst(names.KV) or 0.0,
+        "first_audio_p95_s": round(speaker.worst(names.FIRST_AUDIO) or 0.0, 4),
+        "slack_p05_s": round(speaker.worst(names.SLACK, low=True) or 0.0, 3),
+        "kv": round(carrier.worst(names.KV) or 0.0, 4),
         "want": want,
         "target": target,
         "ready": ready,
@@ -231,6 +231,15 @@ def _grown(tuning: Tuning, memory: Memory, now_s: float, arrivals: float) -> tup
     if arrivals > before > 0 and now_s - begin_s >= _TREND_S / 2:
         growth += (arrivals - before) / arrivals * tuning.start_s / (now_s - begin_s)
     return replace(memory, arrivals=kept), min(growth, tuning.growth_limit)
+
+
+def _surely(arrivals: float) -> float:
+    """Arrivals per second without what may be chance in the few seconds that they are counted in.
+
+    Two requests in ten seconds where there was one are no load that has doubled.
+    """
+    count = arrivals * names.WINDOW_S
+    return max(0.0, count - math.sqrt(count)) / names.WINDOW_S
 
 
 def _ingresses(

@@ -206,3 +206,12 @@ def test_ingresses_change_in_steps_and_slowly_down() -> None:
     assert counts[10] == counts[1500] == 4
     assert counts[-1] == 1
     assert set(counts) <= {1, 2, 4}
+
+
+def test_what_may_be_chance_in_a_few_requests_starts_nothing() -> None:
+    # One listener, whose long requests follow one another: now one in ten seconds, now two.
+    application = Application(capacity=4)
+    for second in range(120):
+        arrivals = 0.2 if second % 10 < 3 else 0.1
+        decision = application.tick(1, arrivals_per_s=arrivals, service_s=17.0)
+        assert decision.targets["Talker"] == 1

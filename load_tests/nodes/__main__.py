@@ -1,0 +1,132 @@
+"""`python -m load_tests.nodes`: a server over several nodes that are lost under load.
+
+Starts a cluster of several raylets on this machine, learns each request's audio undisturbed, and
+then, under steady load, loses nodes that hold no client's connection, the GCS and Serve's
+controller. Every stream is compared. Exit status 1: one was lost, broken or unequal, or the server
+did not become whole again.
+"""
+
+import argparse
+import asyncio
+import signal
+import sys
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from load_tests.chaos.__main__ import save_to
+from load_tests.chaos.compare import References
+from load_tests.chaos.loads import Driver
+from load_tests.chaos.outcomes import Turn
+from load_tests.chaos.record import Record
+from load_tests.chaos.watch import Watch
+from load_tests.loops.client import SpeechClient
+from load_tests.loops.options import frames_of
+from load_tests.loops.runner import run_loop
+from load_tests.loops.workload import Workload
+from load_tests.nodes.blows import BLOWS, Blows
+from load_tests.nodes.settings import (
+    NODE_CPUS,
+    add_server_options,
+    default_out,
+    node_cpus,
+    spread_config,
+)
+from load_tests.reports import chaos_report, circumstances
+from load_tests.servers.child import say
+from load_tests.servers.server import Server, ServerFailed, keep, serving, show
+from serve_app.launch.haproxy import is_free
+
+
+def parse(arguments: Sequence[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m load_tests.nodes", description=__doc__)
+    add_server_options(parser)
+    parser.add_argument("--replicas", type=int, default=2, help="of each stage")
+    parser.add_argument("--streams", type=int, default=4, help="in flight")
+    parser.add_argument(
+        "--lose", nargs="+", choices=BLOWS, default=["node", "raylet", "node", "gcs", "controller"]
+    )
+    parser.add_argument("--pause", type=float, default=5.0, help="s before each")
+    parser.add_argument("--out", type=Path, default=default_out("nodes"))
+    return parser.parse_args(arguments)
+
+
+async def watched(args: argparse.Namespace, server: Server, save: Any) -> Record:
+    """Lose what `args.lose` names, one after the other, under steady load."""
+    record = Record(began_s=time.perf_counter())
+    low, high = frames_of(args.frames)
+    workload = Workload(
+        voice=args.voice,
+        min_frames=low,
+        max_frames=high,
+        seed=args.seed,
+        distinct=args.requests,
+    )
+    driver = Driver(
+        server.url,
+        workload,
+        References(args.tolerance),
+        streams=args.streams,
+        size=args.streams,
+        seed=args.seed,
+        timeout_s=args.timeout_s,
+    )
+
+    def done(turn: Turn) -> None:
+        record.turns.append(turn)
+        say(chaos_report.turn_line(turn))
+        save(record)
+
+    async with SpeechClient(server.url, driver.shape) as health:
+        record.watch = Watch(server.processes, lambda: health.get_json("/health"))
+        watching = asyncio.create_task(record.watch.run())
+        blows = Blows(server, record.watch, NODE_CPUS, args.pause)
+        record.strikes = blows.strikes
+        try:
+            done(await driver.learn())
+            turn = Turn("losses", time.perf_counter())
+            dealing = asyncio.create_task(blows.run(args.lose))
+            while not dealing.done():
+                await driver.steady(turn, time.perf_counter() + 2.0)
+            await dealing
+            turn.end_s = time.perf_counter()
+            done(turn)
+        finally:
+            watching.cancel()
+            with suppress(asyncio.CancelledError):
+                await watching
+    save(record)
+    return record
+
+
+def main(arguments: Sequence[str]) -> int:
+    args = parse(arguments)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    if not is_free("127.0.0.1", args.port):
+        say(f"port {args.port} is in use; choose another: --port")
+        return 2
+    config = spread_config(args, args.replicas, args.replicas)
+    facts: dict[str, Any] = {**circumstances.environment(args.commit), "config": config}
+    env = dict(pair.split("=", 1) for pair in args.env)
+    with serving(config, None, args.port, env, node_cpus(args)) as server:
+        try:
+            facts["ready_s"] = server.wait_until_ready(args.ready_timeout)
+        except ServerFailed as error:
+            say(str(error))
+            show(server)
+            keep(server, args.out / "server.log")
+            return 2
+        say(f"ready after {facts['ready_s']:.1f} s")
+        try:
+            record = run_loop(lambda: watched(args, server, save_to(args.out, facts)))
+        finally:
+            keep(server, args.out / "server.log")
+    say("\n" + (args.out / "report.md").read_text(encoding="utf-8"))
+    unhealed = any(strike.healed_s is None for strike in record.strikes)
+    return int(record.is_bad or unhealed or len(record.strikes) < len(args.lose))
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,166 @@
+"""A Ray cluster of several nodes on this machine, each a raylet of its own, and what befalls them.
+
+A process of its own holds them, since what measures must not import Ray. Run as a module it is that
+process: it obeys lines of JSON and answers each with one. Serve's proxies of several nodes on one
+machine would want the same ports, so the server's config needs `proxy_location: HeadOnly`.
+"""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final, Self
+
+from load_tests.servers.child import REPOSITORY
+from load_tests.servers.processes import descendants
+
+_HOST: Final = "127.0.0.1"
+# For all that speaks to the cluster, or Ray takes the machine's outer address for this one.
+ON_LOOPBACK: Final = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
+# A machine that is gone is noticed after five seconds and not, as Ray has it, after a minute.
+_HEALTH: Final = {
+    "RAY_health_check_initial_delay_ms": "1000",
+    "RAY_health_check_period_ms": "1000",
+    "RAY_health_check_timeout_ms": "2000",
+    "RAY_health_check_failure_threshold": "4",
+}
+
+
+class NodesFailed(Exception):
+    """The cluster did not do what it was told."""
+
+
+@dataclass(slots=True)
+class Nodes:
+    """The other side of the process; all calls block.
+
+    Attributes:
+        address: of the cluster's GCS.
+        head: process id of the head's raylet.
+        workers: process ids of the other nodes' raylets.
+    """
+
+    process: "subprocess.Popen[str]"
+    log: Path
+    address: str = ""
+    head: int = 0
+    workers: list[int] = field(default_factory=list)
+
+    @classmethod
+    def start(
+        cls, head_cpus: int, cpus: Sequence[int], folder: Path, environment: Mapping[str, str]
+    ) -> Self:
+        """Start a head and a node for each of `cpus`; GCS keeps what it knows below `folder`.
+
+        Raises:
+            NodesFailed: they do not come up.
+        """
+        storage = folder / "gcs"
+        storage.mkdir()
+        log = folder / "nodes.log"
+        process = subprocess.Popen(
+            [sys.executable, "-m", "load_tests.servers.nodes"],
+            cwd=REPOSITORY,
+            env={
+                **environment,
+                **_HEALTH,
+                "RAY_gcs_storage": "rocksdb",
+                "RAY_gcs_storage_path": str(storage),
+            },
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=log.open("w"),
+            text=True,
+            start_new_session=True,
+        )
+        made = cls(process, log)
+        said = made._ask({"do": "start", "cpus": head_cpus})
+        made.address, made.head = said["address"], said["raylet"]
+        for count in cpus:
+            made.add(count)
+        return made
+
+    def add(self, cpus: int) -> int:
+        """A node more; the process id of its raylet."""
+        raylet = int(self._ask({"do": "add", "cpus": cpus})["raylet"])
+        self.workers.append(raylet)
+        return raylet
+
+    def lose(self, raylet: int) -> None:
+        """Kill a node and all that runs on it at one moment, as when a machine loses power."""
+        for pid in [raylet, *descendants(raylet)]:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        self.workers.remove(raylet)
+        self._ask({"do": "forget", "raylet": raylet})
+
+    def restart_gcs(self, down_s: float) -> None:
+        """Kill the GCS, and start it again on what it had stored."""
+        self._ask({"do": "gcs", "down_s": down_s})
+
+    def end(self) -> None:
+        assert self.process.stdin is not None
+        with suppress(BrokenPipeError):
+            self.process.stdin.close()
+        try:
+            self.process.wait(15)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+
+    def _ask(self, what: Mapping[str, Any]) -> dict[str, Any]:
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        try:
+            self.process.stdin.write(json.dumps(what) + "\n")
+            self.process.stdin.flush()
+        except BrokenPipeError as error:
+            raise NodesFailed(self._said()) from error
+        # Ray itself prints as well.
+        for line in self.process.stdout:
+            if line.startswith("{"):
+                return json.loads(line)
+        raise NodesFailed(self._said())
+
+    def _said(self) -> str:
+        return self.log.read_text(errors="replace")[-3000:]
+
+
+def hold() -> None:
+    """Hold the nodes until the input ends."""
+    from ray.cluster_utils import Cluster
+
+    cluster: Any = Cluster()
+    nodes: dict[int, Any] = {}
+
+    def added(cpus: int, **more: Any) -> dict[str, Any]:
+        node = cluster.add_node(num_cpus=cpus, node_ip_address=_HOST, **more)
+        (raylet,) = node.all_processes["raylet"]
+        nodes[raylet.process.pid] = node
+        return {"raylet": raylet.process.pid}
+
+    for line in sys.stdin:
+        order = json.loads(line)
+        said: dict[str, Any] = {}
+        if order["do"] == "start":
+            said = {**added(order["cpus"], include_dashboard=False), "address": cluster.address}
+        elif order["do"] == "add":
+            said = added(order["cpus"])
+        elif order["do"] == "forget":
+            cluster.remove_node(nodes.pop(order["raylet"]), allow_graceful=False)
+        else:
+            cluster.head_node.kill_gcs_server()
+            time.sleep(order["down_s"])
+            cluster.head_node.start_gcs_server()
+        print(json.dumps(said), flush=True)
+    cluster.shutdown()
+
+
+if __name__ == "__main__":
+    hold()

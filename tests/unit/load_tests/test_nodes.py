@@ -1,0 +1,50 @@
+"""A server over several nodes: what its configuration makes room for."""
+
+import pytest
+
+from load_tests.nodes.__main__ import parse
+from load_tests.nodes.blows import BLOWS
+from load_tests.nodes.settings import HEAD_CPUS, NODE_CPUS, node_cpus, spread_config
+from serve_app.app import make_plan
+from serve_app.config import AppConfig
+from serve_app.serve_config import find_problems
+
+
+@pytest.mark.parametrize("placement", ["split", "fused"])
+def test_a_node_holds_one_replica_of_each_stage_and_no_ingress_besides(placement: str) -> None:
+    args = parse(["--placement", placement, "--nodes", "3"])
+    config = spread_config(args, 1, 3, {"down_after_s": 20.0})
+    assert not list(find_problems(config))
+    assert config["proxy_location"] == "HeadOnly"
+    app = AppConfig.model_validate(config["applications"][0]["args"])
+    plan = make_plan(app, {"CPU": float(sum(node_cpus(args)))})
+    cpus = {name: options["num_cpus"] for name, options in plan.actor_options.items()}
+    ingress = cpus.pop("Ingress")
+    node = sum(cpus.values())
+    assert node <= NODE_CPUS < node + ingress
+    assert 2 * node > NODE_CPUS
+    assert ingress <= HEAD_CPUS < ingress + min(cpus.values())
+
+
+def test_stages_may_have_as_many_replicas_as_there_are_nodes() -> None:
+    args = parse(["--placement", "split", "--nodes", "2"])
+    (application,) = spread_config(args, 1, 2)["applications"]
+    bounds = {
+        deployment["name"]: (
+            deployment["autoscaling_config"]["min_replicas"],
+            deployment["autoscaling_config"]["max_replicas"],
+        )
+        for deployment in application["deployments"]
+    }
+    assert bounds == {
+        "Ingress": (1, 1),
+        "SpeechDecoder": (1, 2),
+        "Talker": (1, 2),
+        "CodePredictor": (1, 2),
+    }
+    # What ships, where nothing else is asked for.
+    assert application["autoscaling_policy"]["policy_kwargs"] == {}
+
+
+def test_by_default_everything_that_can_be_lost_is() -> None:
+    assert set(parse([]).lose) == set(BLOWS)

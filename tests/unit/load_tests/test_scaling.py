@@ -1,0 +1,122 @@
+"""The trace of a step of load: series, decisions, and what counts as a fault."""
+
+from pathlib import Path
+from typing import Any
+
+from load_tests.chaos.outcomes import Outcome
+from load_tests.scaling import report
+from load_tests.scaling.trace import (
+    Step,
+    apart_s,
+    decisions,
+    first_audio_steps,
+    replica_steps,
+    stream_steps,
+)
+from load_tests.servers.steering import Reading
+from tests.unit.load_tests.values import result
+
+LOG = """\
+INFO 2026-11-25 23:50:01,250 c 1 -- scaling {"targets": {"Talker": 1}, "reason": "steady", "want": 1}
+INFO 2026-11-25 23:50:02,000 controller 12 -- Adding 1 replica to Deployment(name='Talker')
+INFO 2026-11-25 23:50:11,500 c 1 -- scaling {"targets": {"Talker": 2}, "reason": "load", "want": 2}
+"""
+
+
+def outcome(sent_at_s: float, first_s: float, end_s: float) -> Outcome:
+    arrivals = ((first_s, 3840), (end_s, 96000))
+    return Outcome("step", 0, result(sent_at_s=sent_at_s, arrivals=arrivals, end_s=end_s))
+
+
+def test_replicas_are_series_of_changes() -> None:
+    readings = [
+        Reading(10.0, {"Talker": 1}, {"Talker": 1}),
+        Reading(11.0, {"Talker": 1}, {"Talker": 2}),
+        Reading(12.0, {"Talker": 1}, {"Talker": 2}),
+        Reading(15.0, {"Talker": 2}, {"Talker": 2}),
+        Reading(18.0, {"Talker": 1}, {"Talker": 1}),
+        Reading(20.0, {"Talker": 1}, {"Talker": 1}),
+    ]
+    running, target = replica_steps(readings, 10.0)
+    assert running["Talker"] == Step((0.0, 5.0, 8.0, 10.0), (1, 2, 1, 1))
+    assert target["Talker"].first(2) == 1.0
+    assert running["Talker"].first(2) == 5.0
+    assert running["Talker"].first(3) is None
+    assert running["Talker"].settled(1) == 8.0
+    assert running["Talker"].settled(2) is None
+
+
+def test_streams_are_counted_from_sending_to_their_end() -> None:
+    streams, waiting = stream_steps([outcome(1.0, 0.5, 4.0), outcome(2.0, 1.0, 2.0)], 0.0)
+    assert streams == Step((1.0, 2.0, 4.0, 5.0), (1, 2, 1, 0))
+    assert waiting == Step((1.0, 1.5, 2.0, 3.0), (1, 0, 1, 0))
+    assert streams.most == 2
+
+
+def test_first_audio_is_told_by_when_a_request_was_sent() -> None:
+    outcomes = [outcome(0.5, 0.1, 1.0), outcome(4.0, 0.3, 1.0), outcome(12.0, 0.2, 1.0)]
+    assert first_audio_steps(outcomes, 0.0) == Step((0.0, 10.0), (0.3, 0.2))
+
+
+def test_stages_are_apart_while_their_numbers_differ() -> None:
+    targets = {
+        "Talker": Step((0.0, 4.0, 10.0), (1, 2, 2)),
+        "SpeechDecoder": Step((0.0, 5.5, 10.0), (1, 2, 2)),
+    }
+    assert apart_s(targets, ["Talker", "SpeechDecoder"], 10.0) == 1.5
+
+
+def test_decisions_are_read_from_the_controllers_log() -> None:
+    first, second = decisions(LOG, 0.0)
+    assert (first["reason"], second["targets"]) == ("steady", {"Talker": 2})
+    assert second["at_s"] - first["at_s"] == 10.25
+
+
+def traced(**changes: Any) -> dict[str, Any]:
+    step = {"at_s": [0.0, 30.0], "values": [1.0, 2.0]}
+    fates = {"complete": 9, "refused": 1, "left": 0, "lost": 0, "broken": 0, "unequal": 0}
+    return {
+        "facts": {
+            "placement": "split",
+            "cpus": 2,
+            "capacity": 4,
+            "policy": {},
+            "commit": "abc",
+            "command": "python -m load_tests.scaling",
+        },
+        "stages": ["Talker"],
+        "most": 2,
+        "end_s": 60.0,
+        "apart_s": 1.5,
+        "phases": [{"phase": "step", "requests": 10, "fates": fates, "first_audio_p95_s": 0.4}],
+        "turns": [{"name": "step", "begin_s": 10.0, "end_s": 40.0}],
+        "running": {"Talker": step},
+        "target": {"Talker": step},
+        "streams": step,
+        "waiting": step,
+        "first_audio_p95_s": step,
+        "decisions": decisions(LOG, 0.0),
+        "asked_after_s": {"Talker": 2.0},
+        "ready_after_s": {"Talker": 20.0},
+        "back_after_s": {"Talker": 31.0},
+        **changes,
+    }
+
+
+def test_the_report_says_what_each_stage_took(tmp_path: Path) -> None:
+    text = report.compose(tmp_path, traced())
+    assert "As it should be." in text
+    assert "| Talker | 2.0 | 20.0 | 31.0 |" in text
+    assert "| load | 2 |" in text.replace("  ", " ")
+    assert (tmp_path / "report.md").read_text("utf-8") == text
+
+
+def test_a_stage_that_stays_and_a_stream_that_is_lost_are_faults() -> None:
+    lost = traced()["phases"][0]
+    lost["fates"] = {**lost["fates"], "lost": 2}
+    found = report.faults(traced(phases=[lost], back_after_s={"Talker": None}))
+    assert found == [
+        "Talker did not come back to one replica",
+        "2 streams were lost, broken or unequal",
+    ]
+    assert not report.faults(traced())
