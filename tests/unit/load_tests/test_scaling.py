@@ -17,7 +17,7 @@ from load_tests.servers.steering import Reading
 from tests.unit.load_tests.values import result
 
 LOG = """\
-INFO 2026-11-25 23:50:01,250 c 1 -- scaling {"targets": {"Talker": 1}, "reason": "steady", "want": 1}
+INFO 2026-11-25 23:50:01,250 c -- scaling {"targets": {"Talker": 1}, "reason": "steady", "want": 1}
 INFO 2026-11-25 23:50:02,000 controller 12 -- Adding 1 replica to Deployment(name='Talker')
 INFO 2026-11-25 23:50:11,500 c 1 -- scaling {"targets": {"Talker": 2}, "reason": "load", "want": 2}
 """
