@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from load_tests.chaos import settings
+from load_tests.chaos.changes import Operator
 from load_tests.chaos.compare import References
 from load_tests.chaos.killer import Killer
 from load_tests.chaos.listener import judge
@@ -31,6 +32,7 @@ from load_tests.servers.child import say, write_checkpoint
 from load_tests.servers.processes import ServerProcess
 from load_tests.servers.server import ServerFailed, keep, serving, show
 from serve_app.launch.haproxy import is_free
+from serve_app.launch.overrides import with_model
 
 # An accepted first audio may take so many times what it takes at full load.
 SLOWER: Final = 1.5
@@ -39,7 +41,11 @@ Save = Callable[[Record], None]
 
 
 async def watched(
-    args: Any, url: str, find: Callable[[], Sequence[ServerProcess]], save: Save
+    args: Any,
+    url: str,
+    find: Callable[[], Sequence[ServerProcess]],
+    save: Save,
+    operator: Operator | None = None,
 ) -> Record:
     """Put the server at `url` through everything that `args` ask for."""
     shape = AudioShape()
@@ -77,6 +83,11 @@ async def watched(
             figures = figures_of(full.phase, full.outcomes, full.span_s)
             driver.capacity_hz = figures.complete_per_s or None
             record.full_p95_s = figures.first_audio_p95_s
+
+            if operator is not None:
+                for number, name in enumerate(args.changes):
+                    change = operator.make(name, number, record.changes)
+                    done(await driver.during(name, change, _SETTLE_S))
             await _disturb(args, driver, record, find, watch, done)
             done(await driver.run("steady", args.phase_s))
         finally:
@@ -175,7 +186,21 @@ def main(arguments: Sequence[str]) -> int:
         say(f"ready after {facts['ready_s']:.1f} s")
         try:
             record = run_loop(
-                lambda: watched(args, server.url, server.processes, save_to(args.out, facts))
+                lambda: watched(
+                    args,
+                    server.url,
+                    server.processes,
+                    save_to(args.out, facts),
+                    Operator(
+                        with_model(
+                            config, args.checkpoint and str(args.checkpoint.resolve()), None
+                        ),
+                        server.folder,
+                        server.processes,
+                        args.placement,
+                        args.replicas,
+                    ),
+                )
             )
         finally:
             keep(server, args.out / "server.log")

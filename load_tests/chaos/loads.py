@@ -92,6 +92,23 @@ class Driver:
         async with self.listener(turn, patient=True) as client:
             await run_closed(client, self.workload, _until(end_s, streams or self.streams))
 
+    async def during(self, name: str, change: Awaitable[Any], after_s: float) -> Turn:
+        """Full load while `change` is made, and for `after_s` seconds more."""
+        turn = Turn(name, time.perf_counter())
+        over = asyncio.Event()
+        async with self.listener(turn, patient=True) as client, asyncio.TaskGroup() as group:
+            for stream in range(self.streams):
+                group.create_task(self._ask_until(client, over, stream))
+            await change
+            await asyncio.sleep(after_s)
+            over.set()
+        return _ended(turn)
+
+    async def _ask_until(self, client: Listener, over: asyncio.Event, number: int) -> None:
+        while not over.is_set():
+            await client.speak(self.workload.call(number))
+            number += self.streams
+
     async def _burst(self, turn: Turn, end_s: float) -> None:
         async with self.listener(turn) as client:
             while time.perf_counter() < end_s:

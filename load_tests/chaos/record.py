@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass, field
 from statistics import median
 from typing import Any, Final
 
+from load_tests.chaos.changes import Changed
 from load_tests.chaos.killer import Strike
 from load_tests.chaos.outcomes import BAD, Outcome, Turn, by_phase, longest_gap
 from load_tests.chaos.watch import Sample, Watch, gone_at
@@ -25,6 +26,7 @@ class Record:
     began_s: float
     turns: list[Turn] = field(default_factory=list)
     strikes: list[Strike] = field(default_factory=list)
+    changes: list[Changed] = field(default_factory=list)
     recoveries_s: list[tuple[float, float | None]] = field(default_factory=list)
     full_p95_s: float | None = None
     watch: Watch | None = None
@@ -35,8 +37,12 @@ class Record:
 
     @property
     def is_bad(self) -> bool:
-        """Whether a stream was lost, broken or unequal, or none was made at all."""
+        """Whether a stream was lost, broken or unequal, none was made at all, or a planned change
+        did not come about.
+        """
         fates = [outcome.fate for outcome in self.outcomes()]
+        if any(made.done_s is None for made in self.changes):
+            return True
         return any(fate in BAD for fate in fates) or "complete" not in fates
 
 
@@ -52,6 +58,10 @@ def result_of(record: Record) -> dict[str, Any]:
         "bad": len(worst),
         "worst": [_told(outcome, record) for outcome in worst[:_WORST]],
         "strikes": [_struck(strike, outcomes, record) for strike in record.strikes],
+        "changes": [
+            {"change": made.change, "at_s": made.at_s - record.began_s, "done_s": made.done_s}
+            for made in record.changes
+        ],
         "recoveries": [
             {"factor": factor, "seconds": seconds} for factor, seconds in record.recoveries_s
         ],

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
+from load_tests.chaos.changes import CHANGES
 from load_tests.chaos.loads import LOADS
 from load_tests.loops.options import frames_of
 from load_tests.loops.workload import Workload
@@ -41,6 +42,14 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     )
     parser.add_argument(
         "--overlap", action="store_true", help="kill on, though the last loss has not healed"
+    )
+    parser.add_argument(
+        "--changes",
+        nargs="*",
+        choices=CHANGES,
+        default=[],
+        help="made one after the other under full load, before any kill: one replica of each stage"
+        " less, all of them again, other settings",
     )
     parser.add_argument("--loads", nargs="+", choices=LOADS, default=list(LOADS))
     parser.add_argument("--phase-s", type=float, default=20.0, help="of one turn of a load")

@@ -62,6 +62,7 @@ def compose(folder: Path, result: Mapping[str, Any]) -> str:
         _circumstances(result["facts"]),
         "## Loads\n\n" + _phases(result),
         *_refusals(result),
+        *_changes(result),
         *_strikes(result),
         *_worst(result),
         *_usage(result, usage.name if drawn else None),
@@ -141,6 +142,15 @@ def _refusals(result: Mapping[str, Any]) -> Iterator[str]:
     ]
     if rows or recoveries:
         yield "\n".join(["## Refused", "", *lines, *([""] if recoveries else []), *recoveries])
+
+
+def _changes(result: Mapping[str, Any]) -> Iterator[str]:
+    if result.get("changes"):
+        lines = [
+            f"- {made['change']}: all processes as they should be after {_seconds(made['done_s'])}"
+            for made in result["changes"]
+        ]
+        yield "\n".join(["## Planned changes", "", *lines])
 
 
 def _strikes(result: Mapping[str, Any]) -> Iterator[str]:

@@ -1,7 +1,7 @@
 """How deployments call each other: streams that fail with the errors of `serve_app.errors`."""
 
 import asyncio
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from contextlib import suppress
 from typing import Any, Final
 
@@ -26,6 +26,7 @@ from ray.serve.handle import DeploymentHandle
 
 from serve_app.errors import Overloaded, SpeechError, StageFailed, StageLost, StageUnavailable
 from serve_app.load.routing import FewestStreams
+from serve_app.load.streams import CALLING, Stream
 from serve_app.resumption import Resumable
 from serve_app.types import SpeechRequest
 
@@ -48,7 +49,7 @@ def through(handle: DeploymentHandle, method: str) -> Resumable[Any]:
     remote = getattr(stage, method).remote
 
     async def call(request: SpeechRequest, done: np.ndarray | None) -> AsyncGenerator[Any, None]:
-        response: Any = remote(request, done)
+        response = Response(remote, request, done)
         ended = False
         try:
             async for item in response:
@@ -65,10 +66,37 @@ def through(handle: DeploymentHandle, method: str) -> Resumable[Any]:
             ended = True
             raise from_ray(error) from error
         finally:
-            if not ended:
-                response.cancel()
+            response.close(ended)
 
     return call
+
+
+class Response:
+    """What `remote(*arguments)` of a streaming handle yields, as long as its replica answers.
+
+    Raises StageUnavailable, beside what Serve raises, where it does not and another one does.
+    """
+
+    def __init__(self, remote: Callable[..., Any], *arguments: Any) -> None:
+        self._stream = Stream()
+        calling = CALLING.set(self._stream)
+        self._response: Any = remote(*arguments)
+        CALLING.reset(calling)
+
+    def __aiter__(self) -> "Response":
+        return self
+
+    async def __anext__(self) -> Any:
+        return await self._stream.next(self._response)
+
+    def cancel(self) -> None:
+        self.close()
+
+    def close(self, ended: bool = False) -> None:
+        """Let go of it; `ended`: there is nothing left to cancel."""
+        self._stream.join(None)
+        if not ended or self._stream.has_left:
+            self._response.cancel()
 
 
 def reach(handle: DeploymentHandle) -> None:

@@ -88,7 +88,11 @@ def deployment_options(
             ("Talker", _stage(streams)),
             (
                 "CodePredictor",
-                {"max_ongoing_requests": _SESSIONS, "autoscaling_config": _scaling(1)},
+                {
+                    "max_ongoing_requests": _SESSIONS,
+                    "request_router_config": _router(_SESSIONS),
+                    "autoscaling_config": _scaling(1),
+                },
             ),
         ]
     return {
@@ -103,9 +107,13 @@ def deployment_options(
 def _stage(streams: int) -> dict[str, Any]:
     return {
         "max_ongoing_requests": 2 * streams,
-        "request_router_config": {"request_router_class": ROUTER},
+        "request_router_config": _router(streams),
         "autoscaling_config": _scaling(max(1, streams * 3 // 4)),
     }
+
+
+def _router(places: int) -> dict[str, Any]:
+    return {"request_router_class": ROUTER, "request_router_kwargs": {"places": places}}
 
 
 def _scaling(target: int) -> dict[str, Any]:

@@ -3,12 +3,14 @@
 import asyncio
 from collections.abc import AsyncGenerator
 from contextlib import aclosing, suppress
+from functools import partial
 
 import numpy as np
 from ray import serve
 from ray.serve.handle import DeploymentHandle
 
 from serve_app.config import AppConfig
+from serve_app.deployments.calls import Response
 from serve_app.deployments.predictor_session import PredictorSession
 from serve_app.deployments.ray_serve import port
 from serve_app.deployments.recorded import StageStats, ray_recorder, recorded
@@ -29,7 +31,8 @@ class Talker:
         # hidden states.
         with suppress(RuntimeError):  # already in use elsewhere, with the options it then has
             predictor._init(_prefer_local_routing=True)
-        self._predictor = PredictorSession(predictor.options(stream=True).session.remote)
+        session = predictor.options(stream=True).session.remote
+        self._predictor = PredictorSession(partial(Response, session))
         # On a thread: while it loads, the engine asks for a predictor, which this loop finds.
         self._talker = await asyncio.to_thread(_load, config, device, self._predictor)
 

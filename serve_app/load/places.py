@@ -68,15 +68,30 @@ class Places(Generic[K]):
             replica.load < places for key, replica in self._replicas.items() if key not in excluded
         )
 
-    def take(self, limit: int, excluded: Collection[K] = ()) -> K | None:
+    def room(self, places: int) -> int:
+        """Streams that there is room for beside those there are, with `places` in each replica;
+        one that does not answer has none.
+        """
+        return sum(
+            max(0, places - replica.load)
+            for replica in self._replicas.values()
+            if not replica.unheard
+        )
+
+    def take(self, limit: int, excluded: Collection[K] = (), near: Collection[K] = ()) -> K | None:
         """Choose the replica for one more call, and count it.
 
-        The one with the fewest streams; one that does not answer, or has just rejected a call, only
-        where there is no other. None: all have `limit` streams or are `excluded`.
+        The one with the fewest streams, of those that are `near` if there are any; one that does
+        not answer, or has just rejected a call, only where there is no other. None: all have
+        `limit` streams or are `excluded`.
         """
         now_s = self._clock()
         open_ = {
-            key: (replica.unheard > 0 or replica.closed_until_s > now_s, replica.load)
+            key: (
+                replica.unheard > 0 or replica.closed_until_s > now_s,
+                key not in near,
+                replica.load,
+            )
             for key, replica in self._replicas.items()
             if key not in excluded and replica.load < limit
         }

@@ -15,24 +15,39 @@ from functools import partial
 from typing import ClassVar, Final
 
 from ray.exceptions import RayActorError
-from ray.serve.request_router import PendingRequest, ReplicaID, RequestRouter, RunningReplica
+from ray.serve.request_router import (
+    LocalityMixin,
+    PendingRequest,
+    ReplicaID,
+    RequestRouter,
+    RunningReplica,
+)
 
 from serve_app.errors import Overloaded, StageUnavailable
 from serve_app.load.gate import Stage
 from serve_app.load.places import Places
+from serve_app.load.streams import CALLING, Streams
 
 # How often replicas with streams are asked how many they have, unless a call has just told, and how
 # long one may take to answer.
 _ASK_EVERY_S: Final = 0.5
 _ANSWER_S: Final = 1.0
-# Times in a row that a replica may not answer before the log says so.
-_UNHEARD: Final = 4
+# Times in a row that a replica may not answer before its streams go on elsewhere, where there is an
+# elsewhere. Serve's health checks take longer to find out, and then kill it.
+_UNHEARD: Final = 2
+# How long streams stay at a replica that is to go, since most of them end meanwhile, and how many
+# leave it at a time after that: each is prefilled elsewhere, beside streams that run.
+_STAY_S: Final = 5.0
+_AT_ONCE: Final = 4
 
 logger = logging.getLogger(__name__)
 
 
-class FewestStreams(RequestRouter):
+class FewestStreams(LocalityMixin, RequestRouter):
     """Sends each call to the replica with the fewest streams, and waits for none but the first.
+
+    A handle that prefers its own node has the replicas there asked first. Streams of a replica that
+    is to go finish there, or go on elsewhere where there is room for them.
 
     Raises (in the caller's stream):
         Overloaded: every replica has as many calls as it takes.
@@ -44,12 +59,25 @@ class FewestStreams(RequestRouter):
     known: ClassVar[dict[str, "FewestStreams"]] = {}
 
     def initialize_state(
-        self, *, ask_every_s: float = _ASK_EVERY_S, answer_s: float = _ANSWER_S
+        self,
+        *,
+        places: int | None = None,
+        ask_every_s: float = _ASK_EVERY_S,
+        answer_s: float = _ANSWER_S,
+        stay_s: float = _STAY_S,
     ) -> None:
+        """`places`: streams of one replica; None: as many as it takes calls."""
+        self._streams_each = places
+        self._stay_s = stay_s
         self._ask_every_s = ask_every_s
         self._answer_s = answer_s
         self.places: Places[ReplicaID] = Places(time.monotonic)
+        self._streams: dict[ReplicaID, Streams] = {}
+        # Since when replicas that still have streams are not live any more.
+        self._leaving: dict[ReplicaID, float] = {}
+        self._near: set[ReplicaID] = set()
         self._asking: asyncio.Task[None] | None = None
+        self._asked: dict[ReplicaID, asyncio.Task[None]] = {}
         self.known.setdefault(self._deployment_id.name, self)
 
     @classmethod
@@ -60,13 +88,28 @@ class FewestStreams(RequestRouter):
 
     def update_replicas(self, replicas: list[RunningReplica]) -> None:
         super().update_replicas(replicas)
-        self.places.set_live(self._replicas)
+        self._set_live()
+        if self._prefer_local_node_routing:
+            self._near = {r.replica_id for r in replicas if r.node_id == self._self_node_id}
         if self._asking is None:
             self._asking = self._event_loop.create_task(self._ask())
 
     def on_replica_actor_died(self, replica_id: ReplicaID) -> None:
         super().on_replica_actor_died(replica_id)
+        self._set_live()
+
+    def _set_live(self) -> None:
         self.places.set_live(self._replicas)
+        now_s = time.monotonic()
+        for key, streams in list(self._streams.items()):
+            if key in self._replicas:
+                self._leaving.pop(key, None)
+            elif streams.members:
+                self._leaving.setdefault(key, now_s)
+            else:
+                del self._streams[key]
+        for key in self._replicas:
+            self._streams.setdefault(key, Streams())
 
     async def choose_replicas(
         self,
@@ -87,13 +130,16 @@ class FewestStreams(RequestRouter):
                 self._replicas_updated_event.clear()
                 await self._replicas_updated_event.wait()
             limit = min(replica.max_ongoing_requests for replica in self._replicas.values())
-            chosen = self.places.take(limit, asked)
+            chosen = self.places.take(limit, asked, self._near)
             if chosen is None:
                 if self.places.has_room(limit):
                     raise StageUnavailable("the replicas that have room are about to go")
                 raise Overloaded(f"{len(self.places)} replicas have {limit} requests each")
             if chosen in self._replicas:
                 asked.append(chosen)
+                stream = CALLING.get()
+                if stream is not None:
+                    stream.join(self._streams[chosen])
                 return self._replicas[chosen]
 
     def on_new_queue_len_info(self, replica_id: ReplicaID, num_ongoing_requests: int) -> None:
@@ -109,27 +155,56 @@ class FewestStreams(RequestRouter):
         """Keep the numbers true, and find who hangs."""
         while True:
             await asyncio.sleep(self._ask_every_s)
-            asked = [
-                replica
-                for replica_id in self.places.to_ask(self._ask_every_s)
-                if (replica := self._replicas.get(replica_id)) is not None
-            ]
-            await asyncio.gather(*(self._ask_one(replica) for replica in asked))
+            self._let_go()
+            for replica_id in self.places.to_ask(self._ask_every_s):
+                replica = self._replicas.get(replica_id)
+                # One by one: those that answer are asked no less often for one that does not.
+                if replica is not None and replica_id not in self._asked:
+                    asking = self._event_loop.create_task(self._ask_one(replica))
+                    self._asked[replica_id] = asking
+                    asking.add_done_callback(partial(self._was_asked, replica_id))
+
+    def _let_go(self) -> None:
+        """Have streams leave the replicas that are to go."""
+        until_s = time.monotonic() - self._stay_s
+        for key, since_s in list(self._leaving.items()):
+            streams = self._streams[key]
+            if not streams.members:
+                del self._leaving[key], self._streams[key]
+            elif since_s <= until_s and self._replicas:
+                limit = min(replica.max_ongoing_requests for replica in self._replicas.values())
+                room = self.places.room(min(limit, self._streams_each or limit))
+                left = streams.leave("its replica is to go", min(room, _AT_ONCE))
+                if left:
+                    logger.info("%s is to go: %d streams go on elsewhere", key, left)
+
+    def _was_asked(self, replica_id: ReplicaID, asking: asyncio.Task[None]) -> None:
+        del self._asked[replica_id]
+        if not asking.cancelled() and asking.exception() is not None:
+            logger.warning("cannot ask %s", replica_id, exc_info=asking.exception())
 
     async def _ask_one(self, replica: RunningReplica) -> None:
-        replica_id = replica.replica_id
+        replica_id, began_s = replica.replica_id, time.monotonic()
         try:
             async with asyncio.timeout(self._answer_s):
                 num_streams = await replica.get_queue_len(deadline_s=self._answer_s)
             self.places.heard(replica_id, num_streams)
         except TimeoutError:
+            streams = self._streams.get(replica_id)
+            if streams is None or streams.heard_s >= began_s:
+                return  # gone; or slow to answer, yet its streams go on
             times = self.places.not_heard(replica_id)
-            if times == _UNHEARD:
-                logger.warning("%s has not answered %d times: it hangs", replica_id, times)
+            if times >= _UNHEARD and self.places.answering:
+                left = streams.leave("its replica does not answer")
+                if left:
+                    logger.warning(
+                        "%s has not answered %d times: %d streams go on elsewhere",
+                        replica_id,
+                        times,
+                        left,
+                    )
         except RayActorError:
             pass  # Serve tells who is live
-        except Exception:
-            logger.warning("cannot ask %s", replica_id, exc_info=True)
 
 
 def stage(deployment: str, places: int) -> Stage:

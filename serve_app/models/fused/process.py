@@ -18,8 +18,9 @@ import socket
 import struct
 import subprocess
 import sys
+import time
 from collections.abc import AsyncGenerator, Mapping
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from pathlib import Path
 from typing import Any, Final
 
@@ -36,8 +37,10 @@ _LENGTH: Final = struct.Struct("<I")
 _BUFFER_BYTES: Final = 1 << 22
 _ITEM, _END, _ERROR = "item", "end", "error"
 _PR_SET_PDEATHSIG: Final = 1
-# Its event loop answers between the steps of the engine, within milliseconds.
-_ANSWER_S: Final = 8.0
+# Its event loop answers between the steps of the engine, within milliseconds. Streams of one that
+# hangs are silent until it is killed.
+_ANSWER_S: Final = 5.0
+_WATCH_S: Final = 1.0
 
 logger = logging.getLogger(__name__)
 
@@ -82,7 +85,9 @@ class SpeechProcess:
         self._calls: dict[int, asyncio.Queue[tuple[str, Any]]] = {}
         self._number = 0
         self._gone = False
+        self._heard_s = time.monotonic()
         self._on_death: OnDeath | None = None
+        self._watching: asyncio.Task[None] | None = None
         self._receiving = asyncio.create_task(self._receive(reader))
 
     @classmethod
@@ -103,7 +108,7 @@ class SpeechProcess:
             device: auto, cuda or cpu.
             on_death: called with the reason when the process is lost after this has returned.
             standbys: folder in which a process may wait that has done its imports.
-            answer_s: how long it may take to say how it is; then it is killed.
+            answer_s: how long it may say nothing when it was asked how it is; then it is killed.
 
         Raises:
             CheckpointError, SpeechError: as `FusedSpeech.load`.
@@ -118,6 +123,7 @@ class SpeechProcess:
             speech.close()
             raise
         speech._on_death = on_death
+        speech._watching = asyncio.create_task(speech._watch())
         return speech
 
     async def speak(
@@ -133,20 +139,32 @@ class SpeechProcess:
 
     async def health(self) -> Health:
         """Of the stages; a process that does not answer is killed, which is its death."""
+        asked_s = time.monotonic()
         try:
             async with asyncio.timeout(self._answer_s):
                 return await self._ask("health")
         except StageUnavailable as error:
             return Health("unavailable", str(error))
         except TimeoutError:
+            if self._heard_s > asked_s:
+                return Health("works", "slow to answer", self._answer_s)
             reason = f"the process of the stages did not answer for {self._answer_s:g} s"
             logger.error("%s: killed", reason)
             self._process.kill()
             return Health("unavailable", reason, self._answer_s)
 
+    async def _watch(self) -> None:
+        """Find a process that hangs sooner than Serve's health checks do."""
+        while not self._gone:
+            await asyncio.sleep(_WATCH_S)
+            with suppress(SpeechError):  # it answers
+                await self.health()
+
     def close(self) -> None:
         """End the process; what still runs fails with StageUnavailable."""
         self._gone = True
+        if self._watching is not None:
+            self._watching.cancel()
         self._process.terminate()
 
     async def _ask(self, method: str, *arguments: Any) -> Any:
@@ -182,6 +200,7 @@ class SpeechProcess:
         try:
             while True:
                 number, kind, value = await _read(reader)
+                self._heard_s = time.monotonic()
                 answers = self._calls.get(number)
                 if answers is not None:  # else its caller has gone
                     answers.put_nowait((kind, value))

@@ -4,7 +4,7 @@ The router is Serve's base class with our choice; its replicas answer here as Se
 """
 
 import asyncio
-from collections.abc import Coroutine
+from collections.abc import AsyncGenerator, Coroutine
 from typing import Any
 
 import pytest
@@ -23,6 +23,7 @@ from ray.serve.config import RequestRouterConfig
 from serve_app.deployments.limits import ROUTER
 from serve_app.errors import Overloaded, StageUnavailable
 from serve_app.load.routing import FewestStreams
+from serve_app.load.streams import CALLING, Stream
 
 STAGE = DeploymentID("Stage", "tts")
 
@@ -30,24 +31,29 @@ STAGE = DeploymentID("Stage", "tts")
 class Replica:
     """What a router needs of a replica. It hangs while `answers` is not set."""
 
-    def __init__(self, name: str, limit: int) -> None:
+    def __init__(self, name: str, limit: int, node: str = "node") -> None:
         self.replica_id = ReplicaID(name, STAGE)
         self.max_ongoing_requests = limit
+        self.node_id = node
         self.streams = 0
+        self.asked = 0
         self.answers = asyncio.Event()
         self.answers.set()
 
     async def get_queue_len(self, *, deadline_s: float) -> int:
         del deadline_s
+        self.asked += 1
         await self.answers.wait()
         return self.streams
 
 
-def router_of(*replicas: Replica, **options: float) -> FewestStreams:
+def router_of(*replicas: Replica, own_node: str | None = None, **options: Any) -> FewestStreams:
     router = FewestStreams(
         deployment_id=STAGE,
         handle_source=DeploymentHandleSource.REPLICA,
         use_replica_queue_len_cache=True,
+        self_node_id=own_node,
+        prefer_local_node_routing=own_node is not None,
     )
     router.initialize_state(**options)
     router.update_replicas(list(replicas))  # pyright: ignore[reportArgumentType]
@@ -139,3 +145,124 @@ def test_a_replica_that_does_not_answer_gets_no_new_streams_until_it_does() -> N
                 await asyncio.sleep(0.01)
 
     run(main())
+
+
+async def silence() -> AsyncGenerator[int, None]:
+    await asyncio.Event().wait()
+    yield 0
+
+
+async def routed(router: FewestStreams, number: int) -> tuple[str, asyncio.Task[int]]:
+    """Where a stream was sent, and its wait for an item."""
+    stream = Stream()
+    CALLING.set(stream)
+    chosen = await router._choose_replica_for_request(pending(number))
+    return chosen.replica_id.unique_id, asyncio.create_task(stream.next(silence()))
+
+
+def test_streams_leave_a_replica_that_does_not_answer_while_another_one_does() -> None:
+    async def main() -> None:
+        hangs, works = Replica("a", 4), Replica("b", 4)
+        router = router_of(hangs, works, ask_every_s=0.01, answer_s=0.02)
+        waits = [await routed(router, number) for number in range(4)]
+        hangs.streams = works.streams = 2
+        hangs.answers.clear()
+        for name, wait in waits:
+            if name == "a":
+                with pytest.raises(StageUnavailable, match="does not answer"):
+                    await asyncio.wait_for(wait, 30)
+        assert not any(wait.done() for name, wait in waits if name == "b")
+
+    run(main())
+
+
+def test_streams_stay_where_no_replica_answers() -> None:
+    async def main() -> None:
+        replica = Replica("a", 4)
+        router = router_of(replica, ask_every_s=0.01, answer_s=0.02)
+        _, wait = await routed(router, 1)
+        replica.streams = 1
+        replica.answers.clear()
+        async with asyncio.timeout(30):
+            while replica.asked < 6:
+                await asyncio.sleep(0.01)
+        assert not wait.done()
+        # Until there is an elsewhere.
+        router.update_replicas([replica, Replica("b", 4)])  # pyright: ignore[reportArgumentType]
+        with pytest.raises(StageUnavailable, match="does not answer"):
+            await asyncio.wait_for(wait, 30)
+
+    run(main())
+
+
+def test_streams_of_a_replica_that_is_to_go_leave_when_others_have_room_for_them() -> None:
+    async def main() -> None:
+        goes, stays = Replica("a", 8), Replica("b", 8)
+        router = router_of(goes, places=4, ask_every_s=0.01, answer_s=30, stay_s=0.05)
+        waits = [(await routed(router, number))[1] for number in range(6)]
+        router.update_replicas([stays])  # pyright: ignore[reportArgumentType]
+        async with asyncio.timeout(30):
+            while sum(wait.done() for wait in waits) < 4:
+                await asyncio.sleep(0.01)
+        left = [wait for wait in waits if wait.done()]
+        for wait in left:
+            with pytest.raises(StageUnavailable, match="is to go"):
+                await wait
+        # They arrive there, and there is no room for the others.
+        for number in range(10, 14):
+            assert (await routed(router, number))[0] == "b"
+        stays.streams = 4
+        await asyncio.sleep(0.1)
+        assert sum(wait.done() for wait in waits) == 4
+
+    run(main())
+
+
+def test_streams_of_a_replica_that_comes_back_stay() -> None:
+    async def main() -> None:
+        replica, other = Replica("a", 8), Replica("b", 8)
+        router = router_of(replica, other, ask_every_s=0.01, answer_s=30, stay_s=0.2)
+        waits = [(await routed(router, number))[1] for number in range(4)]
+        router.update_replicas([other])  # pyright: ignore[reportArgumentType]
+        await asyncio.sleep(0.03)
+        router.update_replicas([replica, other])  # pyright: ignore[reportArgumentType]
+        await asyncio.sleep(0.4)
+        assert not any(wait.done() for wait in waits)
+
+    run(main())
+
+
+def test_a_handle_that_prefers_its_node_is_sent_there_while_there_is_room() -> None:
+    async def main() -> None:
+        far, near = Replica("far", 2, node="other"), Replica("near", 2, node="own")
+        router = router_of(far, near, own_node="own")
+        chosen = [
+            (await router._choose_replica_for_request(pending(number))).replica_id.unique_id
+            for number in range(4)
+        ]
+        assert chosen == ["near", "near", "far", "far"]
+
+    run(main())
+
+
+def test_a_replica_whose_streams_go_on_may_be_slow_to_answer() -> None:
+    async def main() -> None:
+        slow, works = Replica("a", 1), Replica("b", 1)
+        router = router_of(slow, works, ask_every_s=0.01, answer_s=0.05)
+        streams: dict[str, Stream] = {}
+        for number in range(2):
+            CALLING.set(stream := Stream())
+            chosen = await router._choose_replica_for_request(pending(number))
+            streams[chosen.replica_id.unique_id] = stream
+        slow.streams = works.streams = 1
+        slow.answers.clear()
+        for _ in range(30):
+            assert await streams["a"].next(numbers()) == 1
+            await asyncio.sleep(0.01)
+        assert router.places.answering == 2
+
+    run(main())
+
+
+async def numbers() -> AsyncGenerator[int, None]:
+    yield 1

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import yaml
 
+from load_tests.chaos.changes import CHANGES, changed, is_done
 from load_tests.chaos.compare import References, compare
 from load_tests.chaos.killer import Strike
 from load_tests.chaos.outcomes import Outcome, Turn, by_phase, longest_gap
@@ -20,6 +21,7 @@ from load_tests.chaos.settings import parse, replica_overrides, server_config, w
 from load_tests.chaos.watch import Reading, Sample, Watch, gone_at, healed_at
 from load_tests.reports import circumstances, files
 from load_tests.reports.chaos_report import compose
+from load_tests.servers.processes import ServerProcess
 from serve_app import serve_config
 from tests.unit.load_tests.values import at, result
 
@@ -247,3 +249,31 @@ def test_a_run_in_which_nothing_was_made_is_no_success() -> None:
     assert Record(began_s=0.0).is_bad
     good = Record(began_s=0.0, turns=[Turn("steady", 0.0, math.nan, [Outcome("s", 0, result())])])
     assert not good.is_bad
+
+
+def test_a_planned_change_is_made_of_the_config_and_seen_in_the_processes() -> None:
+    config = server_config(parse(["--replicas", "2"]))
+    replicas = {
+        change: {
+            deployment["name"]: deployment["autoscaling_config"]["max_replicas"]
+            for deployment in changed(config, change, 2, 0)["applications"][0]["deployments"]
+        }
+        for change in CHANGES
+    }
+    stages = {"SpeechDecoder", "Talker", "CodePredictor"}
+    assert replicas["remove"] == {"Ingress": 1, **dict.fromkeys(stages, 1)}
+    assert replicas["add"] == replicas["update"] == {"Ingress": 1, **dict.fromkeys(stages, 2)}
+    assert changed(config, "update", 2, 0) != changed(config, "update", 2, 1) != config
+    for change in CHANGES:
+        assert not list(serve_config.find_problems(changed(config, change, 2, 0)))
+
+    def server(*pids: int) -> list[ServerProcess]:
+        kinds = ("ingress", "talker", "talker")
+        return [ServerProcess(pid, kind, 0) for pid, kind in zip(pids, kinds, strict=False)]
+
+    before = server(1, 2, 3)
+    assert is_done("remove", before, server(1, 2), 2)
+    assert not is_done("remove", before, before, 2)
+    assert is_done("add", server(1, 2), before, 2)
+    assert not is_done("update", before, server(4, 5, 3), 2)
+    assert is_done("update", before, server(4, 5, 6), 2)

@@ -33,7 +33,9 @@ from serve_app.models.code_predictor.channel.wire import (
     to_bytes,
 )
 
-_CALL_TIMEOUT_S: Final = 10.0
+# A frame takes milliseconds. Longer than it takes to learn that a predictor does not answer, and to
+# open a session with another one (load/routing.py): the next attempt finds that one.
+_CALL_TIMEOUT_S: Final = 4.0
 _ATTEMPTS: Final = 5
 _MAX_HELLO_BYTES: Final = 64
 _CODE_BYTES: Final = 2

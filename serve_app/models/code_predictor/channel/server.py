@@ -27,7 +27,7 @@ from serve_app.models.process_end import OnDeath, end_process
 from serve_app.types import Health
 
 _HANDSHAKE_S: Final = 10.0
-# A frame takes milliseconds, and talkers try another predictor after ten seconds.
+# A frame takes milliseconds, and talkers try another predictor after four seconds.
 _STALL_S: Final = 10.0
 # Through each of the two ways in; a talker has one.
 _MAX_CONNECTIONS: Final = 256
