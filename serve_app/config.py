@@ -54,6 +54,7 @@ class Environment:
         host, port, profile: HOST, PORT, PROFILE, over the config file's.
         ray_address: RAY_ADDRESS, the cluster to join.
         cache: XDG_CACHE_HOME, folder of the embedded checkpoint.
+        data: XDG_DATA_HOME, folder of what is kept for good.
         standbys: TTS_STANDBYS, folder of the machine in which standby processes of `fused` wait;
             the launcher sets it.
         api_keys, api_keys_file: who may come in, beside `ingress.access`: TTS_API_KEY, the keys
@@ -67,6 +68,7 @@ class Environment:
     profile: str | None
     ray_address: str | None
     cache: Path
+    data: Path
     standbys: Path | None
     api_keys: str | None = field(default=None, repr=False)
     api_keys_file: Path | None = None
@@ -92,6 +94,7 @@ class Environment:
             profile=text("PROFILE"),
             ray_address=text("RAY_ADDRESS"),
             cache=Path(text("XDG_CACHE_HOME") or Path.home() / ".cache"),
+            data=Path(text("XDG_DATA_HOME") or Path.home() / ".local" / "share"),
             standbys=Path(standbys) if standbys else None,
             api_keys=text("TTS_API_KEY"),
             api_keys_file=Path(keys_file) if keys_file else None,
@@ -314,6 +317,50 @@ class JobsConfig(Strict):
         return Environment.read().cache / "qwen3-tts-serve" / "jobs"
 
 
+class VoicesConfig(Strict):
+    """The voice library, and voices that a request brings along."""
+
+    path: str | None = Field(
+        default=None,
+        description="where it is kept, the same for all ingresses: a folder (a shared file system"
+        " where they are on several nodes), or a URL that fsspec reads, such as s3://bucket/voices;"
+        " default: qwen3-tts-serve/voices in the user's data folder",
+    )
+    storage_options: Mapping[str, Any] = Field(
+        default={}, description="what fsspec's file system takes: endpoint_url, key, secret, ..."
+    )
+    uploads: bool = Field(
+        default=True, description="false: voices can be used, but not made, changed or deleted"
+    )
+    max_voices: int = Field(default=1000, ge=0, description="in the library")
+    max_voices_of_a_key: int = Field(default=100, ge=0, description="of them, one API key's")
+    max_upload_bytes: int = Field(default=10 << 20, ge=1, description="file of a recording")
+    min_s: float = Field(default=1.0, gt=0, description="shortest recording of a voice")
+    max_s: float = Field(default=30.0, gt=0, le=60, description="longest one")
+    require_consent: bool = Field(
+        default=False,
+        description="no voice is made of a recording or a vector without a recorded consent, and"
+        " none is used whose consent has been deleted",
+    )
+    share: bool = Field(
+        default=False, description="voices are for all keys, not only for the one that made them"
+    )
+    admins: tuple[str, ...] = Field(
+        default=(),
+        description="names of keys that may change every voice, and whose aliases and default hold"
+        " for everybody",
+    )
+    allowed_hosts: tuple[str, ...] = Field(
+        default=(), description="from which ref_audio may be fetched by https; none: from nowhere"
+    )
+
+    @property
+    def place(self) -> str:
+        if self.path is not None:
+            return self.path
+        return str(Environment.read().data / "qwen3-tts-serve" / "voices")
+
+
 class AccessConfig(Strict):
     """Who may come in, how often, and with how much. Without any key, everybody may."""
 
@@ -398,6 +445,7 @@ class IngressConfig(Strict):
     batch: BatchConfig = BatchConfig()
     live: LiveConfig = LiveConfig()
     jobs: JobsConfig = JobsConfig()
+    voices: VoicesConfig = VoicesConfig()
     access: AccessConfig = AccessConfig()
     observe: ObserveConfig = ObserveConfig()
 

@@ -1,5 +1,7 @@
 """What all tests share: markers by folder, one thread, checkpoints written once per session."""
 
+import os
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -18,7 +20,12 @@ TinyCheckpoint = Callable[..., Path]
 torch.set_num_threads(1)
 
 
+# The voice library of whoever runs the tests is not for them.
+DATA = tempfile.TemporaryDirectory(prefix="tts-tests-data-")
+
+
 def pytest_configure(config: pytest.Config) -> None:
+    os.environ["XDG_DATA_HOME"] = DATA.name
     for folder in FOLDERS:
         config.addinivalue_line("markers", f"{folder}: tests/{folder} (set from the folder)")
 

@@ -29,8 +29,10 @@ from serve_app.http.realtime import routes as realtime
 from serve_app.http.speech import endpoint
 from serve_app.http.speech.accept import Speech
 from serve_app.http.speech.writer import AudioWriter
+from serve_app.http.voices import wiring as voices
 from serve_app.http.web import routes as web
 from serve_app.resumption import Speak
+from serve_app.voices.making import EncoderOf
 
 
 def build_api(
@@ -42,15 +44,18 @@ def build_api(
     gather: Gather | None = None,
     tracer: Tracer | None = None,
     look: Callable[[int], None] = lambda priority: None,
+    encoder_of: EncoderOf = lambda _: None,
 ) -> FastAPI:
     """The application: `speak` makes the audio, `catalog` says what is served.
 
     `gather` knows the metrics of the whole cluster; without it there is no `/metrics`. `tracer` is
     the configuration's where it is not given. `look` raises Overloaded where a listener's request
-    could not be let in, before anything of it is read.
+    could not be let in, before anything of it is read. `encoder_of` gives what encodes recordings
+    for a checkpoint, or None.
     """
     recorder = recorder or metrics.NoRecorder()
-    speech = Speech(catalog, config)
+    library = voices.Voices.open(config, encoder_of)
+    speech = Speech(catalog, config, library.voicing)
     tracer = tracer or make_tracer(config.observe.tracing)
     background = Background(tracer.units(speak), config.background_streams)
     long_texts = jobs.Jobs(speech, background, config)

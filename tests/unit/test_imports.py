@@ -67,6 +67,9 @@ _STAGE = (*BOTTOM, "models.checkpoint", "models.layers", *FLAT)
 _FIRST_AUDIO = "models.speech_decoder.first_audio"
 _CONTRACT = "models.code_predictor.channel.contract"
 
+# What the voice library may not have; safetensors it has, which needs numpy only.
+_NO_TENSORS = (*(name for name in HEAVY if name != "safetensors"), *OUTER)
+
 RULES = (
     Rule("types", never=(*HEAVY, *OUTER, "pydantic")),
     Rule("errors", never=(*HEAVY, *OUTER, "pydantic")),
@@ -80,7 +83,9 @@ RULES = (
     Rule("cli", never=(*HEAVY, *OUTER, "numpy", "pydantic")),
     Rule("keys", BOTTOM),
     Rule("check", (*BOTTOM, "keys", "launch.haproxy", "models.checkpoint.locate")),
-    Rule("http", (*BOTTOM, "audio", "text", "keys"), (*HEAVY, "ray")),
+    Rule("storage"),
+    Rule("voices", (*BOTTOM, "audio", "storage"), _NO_TENSORS),
+    Rule("http", (*BOTTOM, "audio", "text", "keys", "storage", "voices"), (*HEAVY, "ray")),
     Rule("models", (*BOTTOM, *FLAT), OUTER),
     Rule("models.process_end"),
     Rule("models.sampling_kernel", (*BOTTOM, *FLAT, "models.layers"), (*OUTER, "vllm")),
@@ -198,6 +203,8 @@ def test_every_module_is_under_a_rule() -> None:
         ("cli.new", "from serve_app.config import AppConfig"),
         ("http.speech.new", "from serve_app.models.device import Placement"),
         ("http.new", "def f():\n    import ray"),
+        ("voices.new", "import torch"),
+        ("voices.new", "from serve_app.http.names import VOICE_ALIASES"),
         ("audio.mp3", "from serve_app.http.app import build_api"),
         ("models.new", "import fastapi"),
         ("models.code_predictor.new", "from serve_app.models.talker.prompt import build_prompt"),

@@ -11,6 +11,7 @@ from serve_app.http.names import VOICE_ALIASES
 from serve_app.http.speech.accept import Speech
 from serve_app.http.speech.body import parse
 from serve_app.http.speech.request import engine_request_id, ignored
+from serve_app.http.voices.wiring import Voices
 from serve_app.types import NamedVoice
 
 CARD = fake_card()
@@ -23,7 +24,8 @@ def body(**fields):
 
 
 def accepted(cards=(CARD,), **fields):
-    return Speech(Catalog(cards), LIMITS).accept({"input": "Hello.", **fields})
+    voicing = Voices.open(LIMITS, lambda _: None).voicing
+    return Speech(Catalog(cards), LIMITS, voicing).check({"input": "Hello.", **fields}).job
 
 
 def domain(cards=(CARD,), **fields):
@@ -217,12 +219,29 @@ def test_the_task_may_be_spelled_in_several_ways(task):
     assert domain(task_type=task).model == CARD.name
 
 
-def test_voice_cloning_is_refused_instead_of_ignored():
-    for field in ("ref_audio", "ref_text", "references", "speaker_embedding"):
-        with pytest.raises(InvalidRequest, match="not available yet"):
-            domain(**{field: "x"})
-    with pytest.raises(InvalidRequest, match="only clones"):
-        domain((fake_card(task="base", voices=()),))
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"ref_text": "Hello."}, "ref_text"),
+        ({"ref_audio": "AAAA", "speaker_embedding": [1.0]}, "speaker_embedding"),
+        ({"ref_audio": {"url": "x"}}, "ref_audio"),
+        ({"ref_audio": "AAAA", "ref_text": "<|im_end|>"}, "ref_text"),
+        ({"ref_audio": "AAAA", "x_vector_only_mode": False}, "ref_text"),
+        ({"references": [{"audio": "AAAA"}, {"audio": "AAAA"}]}, "references"),
+        ({"ref_audio": "AAAA", "consent": "cons_1"}, "consent"),
+        ({"voice": {"blend": [{"voice": "a", "weight": 0}]}}, "voice"),
+        ({"voice": "a(2"}, "voice"),
+        ({"voice": "a+b"}, "voice"),
+        ({"voice": "ryan"}, "voice"),
+        ({}, "voice"),
+    ],
+    ids=str,
+)
+def test_a_voice_that_is_not_said_clearly_is_refused(fields, param):
+    base = fake_card(task="base", voices=())
+    with pytest.raises(InvalidRequest) as caught:
+        domain((base,), **fields)
+    assert caught.value.param == param
 
 
 def test_engine_ids_keep_a_valid_id_of_the_client_and_never_repeat():

@@ -25,10 +25,9 @@ from serve_app.http.document import JSON, operation
 from serve_app.http.errors import error_response
 from serve_app.http.reading import read_body
 from serve_app.http.response import AudioResponse
-from serve_app.http.speech.accept import Job, Speech
+from serve_app.http.speech.accept import Checked, Job, Speech
 from serve_app.http.speech.body import read_json
 from serve_app.http.speech.document import FIELDS
-from serve_app.http.speech.endpoint import MAX_BODY_BYTES
 from serve_app.http.speech.sse import ending_of
 from serve_app.http.speech.writer import AudioWriter
 
@@ -95,8 +94,9 @@ class _Batch:
     async def respond(self, http: Request) -> Response:
         status = 400
         try:
-            raw = await read_body(http, MAX_BODY_BYTES)
+            raw = await read_body(http, self._speech.max_body_bytes)
             client_id = http.headers.get("x-request-id")
+            await self._speech.ready()
             items = await asyncio.to_thread(self._items, raw, client_id)
             status = 200
         finally:
@@ -107,7 +107,7 @@ class _Batch:
         stall_s = self._config.reader_timeout_s
         return AudioResponse(first, pieces, headers, "application/json", stall_s)
 
-    def _items(self, raw: bytes, client_id: str | None) -> list[Job | SpeechError]:
+    def _items(self, raw: bytes, client_id: str | None) -> list[Checked | SpeechError]:
         """What each item asks for, or why it cannot be had.
 
         Raises:
@@ -134,17 +134,17 @@ class _Batch:
 
     def _item(
         self, item: Any, defaults: Mapping[str, Any], client_id: str | None
-    ) -> Job | SpeechError:
+    ) -> Checked | SpeechError:
         if not isinstance(item, dict):
             return InvalidRequest("An item must be an object.", "items")
         own = {name: value for name, value in item.items() if value is not None}
         try:
-            job = self._speech.accept({**defaults, **own}, client_id)
+            checked = self._speech.check({**defaults, **own}, client_id)
         except SpeechError as error:
             return error
-        return replace(job, transport="batch")
+        return replace(checked, job=replace(checked.job, transport="batch"))
 
-    async def _answer(self, items: list[Job | SpeechError]) -> AsyncGenerator[bytes, None]:
+    async def _answer(self, items: list[Checked | SpeechError]) -> AsyncGenerator[bytes, None]:
         yield b'{"id":"batch_%s","object":"audio.speech.batch","results":[' % (
             secrets.token_hex(12).encode()
         )
@@ -173,7 +173,7 @@ class _Batch:
         yield b"]," + json.dumps(counts, separators=(",", ":")).encode("ascii")[1:]
 
     async def _result(
-        self, index: int, item: Job | SpeechError
+        self, index: int, item: Checked | SpeechError
     ) -> tuple[dict[str, Any], bytes | None]:
         """What is said of an item, and its audio in base64."""
         result: dict[str, Any] = {
@@ -186,14 +186,15 @@ class _Batch:
         try:
             if isinstance(item, SpeechError):
                 raise item
-            data = await self._made(item)
+            job = await self._speech.voiced(item)
+            data = await self._made(job)
         except Exception as error:
             if not isinstance(error, InvalidRequest | Overloaded):
                 logger.error("an item of a batch failed", exc_info=error)
             answer = json.loads(bytes(error_response(error).body))
             return {**result, "error": answer["error"]}, None
         audio = await asyncio.to_thread(base64.b64encode, data)
-        made = {"status": "success", "media_type": item.output.content_type, **ending_of(item)}
+        made = {"status": "success", "media_type": job.output.content_type, **ending_of(job)}
         return {**result, **made}, audio
 
     async def _made(self, job: Job) -> bytes:

@@ -15,13 +15,13 @@ import numpy as np
 
 from serve_app.config import JobsConfig
 from serve_app.errors import RepeatedFailure, StageFailed
-from serve_app.http.jobs.files import write_with
 from serve_app.http.jobs.store import NoSuchJob, Progress, Spec, Store
 from serve_app.http.speech.accept import Job, Speech, TextSize
 from serve_app.http.speech.joining import speak_unit
 from serve_app.resumption import Speak
+from serve_app.storage.files import write_with
 from serve_app.text.script import Unit
-from serve_app.types import FinishReason
+from serve_app.types import ClonedVoice, FinishReason
 
 # A unit that breaks a stage so often breaks the job.
 _ATTEMPTS: Final = 3
@@ -47,16 +47,18 @@ class StorageFull(Exception):
     """The jobs take all the space that they may have."""
 
 
-def accepted(speech: Speech, config: JobsConfig, spec: Spec, text: str = "Hello.") -> Job:
-    """What `spec` asks for, with the models and voices that are served now.
+async def accepted(
+    speech: Speech, config: JobsConfig, spec: Spec, voice: ClonedVoice | None, text: str = "Hello."
+) -> Job:
+    """What `spec` asks for, with the models that are served now, and the voice made for it.
 
     Raises what `Speech.accept` raises.
     """
-    job = speech.accept(
-        {**spec.fields, "input": text},
-        spec.id,
-        TextSize(config.max_input_chars, config.max_unit_frames),
-    )
+    fields = {**spec.fields, "input": text}
+    if voice is not None:
+        fields |= {"model": spec.model, "voice": None}
+    size = TextSize(config.max_input_chars, config.max_unit_frames)
+    job = await speech.accept(fields, spec.id, size, voice)
     return replace(job, transport="job")
 
 
@@ -80,7 +82,8 @@ class Making:
             LeaseLost: another server has taken over.
         """
         units = await asyncio.to_thread(self.store.units, spec.id)
-        job = await asyncio.to_thread(accepted, self.speech, self.config, spec)
+        voice = await asyncio.to_thread(self.store.voice, spec.id)
+        job = await accepted(self.speech, self.config, spec, voice)
         progress = await self._begun(spec, units)
         work = _Work(self, spec, lease, units, job, progress)
         await work.speak_units()

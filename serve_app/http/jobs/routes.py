@@ -15,7 +15,6 @@ from fastapi.responses import FileResponse, Response
 from starlette.exceptions import HTTPException
 
 from serve_app.audio import provenance
-from serve_app.audio.output import Output
 from serve_app.config import IngressConfig
 from serve_app.errors import Conflict, InvalidRequest, NotFound, Overloaded
 from serve_app.http.background import Background
@@ -30,9 +29,11 @@ from serve_app.http.jobs.view import followed, job_object, progress_events
 from serve_app.http.observe.record import current
 from serve_app.http.reading import read_body
 from serve_app.http.response import AudioResponse, until_gone
-from serve_app.http.speech.accept import Speech, TextSize
+from serve_app.http.speech.accept import Job, Speech, TextSize
 from serve_app.http.speech.document import FIELDS
 from serve_app.http.speech.sse import CONTENT_TYPE
+from serve_app.types import ClonedVoice
+from serve_app.voices.clips import voice_bytes
 
 T = TypeVar("T")
 Change = Literal["pause", "resume", "cancel", "retry"]
@@ -40,8 +41,12 @@ Change = Literal["pause", "resume", "cancel", "retry"]
 # The most bytes of JSON that a character takes ("\\ud83d\\ude00"), and room for the other fields.
 _BYTES_PER_CHAR: Final = 12
 _OTHER_BYTES: Final = 1 << 16
-# Its text is in its units, and how it is sent says who fetches it.
-_NOT_OF_JOBS: Final = ("input", "stream", "stream_format")
+# Its text is in its units, a voice that came along is kept as it was made, and how it is sent says
+# who fetches it.
+_NOT_OF_JOBS: Final = (
+    *("input", "stream", "stream_format"),
+    *("ref_audio", "ref_text", "references", "speaker_embedding", "x_vector_only_mode", "consent"),
+)
 _PATH: Final = "/v1/audio/speech/long"
 # How a client may change a job: what it then wants, and the states in which it can.
 _CHANGES: Final[Mapping[Change, tuple[Wanted, tuple[State, ...]]]] = {
@@ -90,19 +95,19 @@ class Jobs:
 
     async def create(self, http: Request) -> Response:
         raw = await read_body(http, _BYTES_PER_CHAR * self._config.max_input_chars + _OTHER_BYTES)
-        record = await self._call(self._create, raw, http)
+        fields = await asyncio.to_thread(fields_of, raw, http)
+        for name in ("max_new_tokens", "max_tokens", "min_new_tokens"):
+            if fields.get(name) is not None:
+                raise InvalidRequest(f"'{name}' is not for long texts.", name)
+        await self._call(self._check_room)
+        size = TextSize(self._config.max_input_chars, self._config.max_unit_frames)
+        job = await self._speech.accept(fields, http.headers.get("x-request-id"), size)
+        record = await self._call(self._create, fields, job)
         self._runner.wake(record.spec.id)
         headers = {"Location": f"{_PATH}/{record.spec.id}"}
         return AsciiJSONResponse(self._object(record), 202, headers)
 
-    def _create(self, raw: bytes, http: Request) -> Record:
-        fields = fields_of(raw, http)
-        for name in ("max_new_tokens", "max_tokens", "min_new_tokens"):
-            if fields.get(name) is not None:
-                raise InvalidRequest(f"'{name}' is not for long texts.", name)
-        self._check_room()
-        size = TextSize(self._config.max_input_chars, self._config.max_unit_frames)
-        job = self._speech.accept(fields, http.headers.get("x-request-id"), size)
+    def _create(self, fields: Mapping[str, Any], job: Job) -> Record:
         spec = Spec(
             id=new_id(),
             created_at=int(time.time()),
@@ -117,7 +122,10 @@ class Jobs:
             num_units=len(job.units),
             owner=current().key,
         )
-        self._store.create(spec, job.units)
+        voice = job.request.voice
+        # One that was made is kept whole: the job ends with the voice that it began with.
+        made = voice_bytes(voice) if isinstance(voice, ClonedVoice) else None
+        self._store.create(spec, job.units, made)
         return self._store.record(spec.id)
 
     def _check_room(self) -> None:
@@ -205,7 +213,10 @@ class Jobs:
                 None,
                 "not_completed",
             )
-        pieces = followed(self._store, record, await self._call(self._output, spec))
+        job = await accepted(
+            self._speech, self._config, spec, await self._call(self._store.voice, spec.id)
+        )
+        pieces = followed(self._store, record, job.output)
         try:
             first = await until_gone(http.receive, _next(pieces))
         except BaseException:
@@ -213,9 +224,6 @@ class Jobs:
             raise
         headers["Cache-Control"] = "no-store"
         return AudioResponse(first, pieces, headers, spec.content_type, self._stall_s)
-
-    def _output(self, spec: Spec) -> Output:
-        return accepted(self._speech, self._config, spec).output
 
     def _object(self, record: Record) -> dict[str, Any]:
         return job_object(record, self._config.keep_s)

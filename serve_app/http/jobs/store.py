@@ -2,6 +2,7 @@
 
     job_<id>/spec.json      what was asked for; never changes
              units.json     the units of its text, cut once, so that a newer server cuts no other
+             voice          the voice that was made for it, where one was
              wanted         "run", "pause" or "cancel": what a client wants, by whichever server
              status.json    how far it is, by the owner of the lease
              units/00012    the samples of a finished unit
@@ -24,8 +25,10 @@ from typing import Any, Final, Literal
 
 import numpy as np
 
-from serve_app.http.jobs.files import sync_folder, write_whole
+from serve_app.storage.files import sync_folder, write_whole
 from serve_app.text.script import Unit
+from serve_app.types import ClonedVoice
+from serve_app.voices.clips import voice_of
 
 Wanted = Literal["run", "pause", "cancel"]
 State = Literal["pending", "processing", "paused", "completed", "failed", "cancelled"]
@@ -112,13 +115,15 @@ class Store:
     def __init__(self, root: Path) -> None:
         self.root = root
 
-    def create(self, spec: Spec, units: Sequence[Unit]) -> None:
-        """A new job, which exists as a whole or not at all."""
+    def create(self, spec: Spec, units: Sequence[Unit], voice: bytes | None = None) -> None:
+        """A new job, which exists as a whole or not at all; `voice` as `voice_bytes` writes it."""
         self.root.mkdir(parents=True, exist_ok=True)
         draft = self.root / f".new-{secrets.token_hex(8)}"
         (draft / "units").mkdir(parents=True)
         write_whole(draft / "units.json", _json([asdict(unit) for unit in units]))
         write_whole(draft / "spec.json", _json(asdict(spec)))
+        if voice is not None:
+            write_whole(draft / "voice", voice)
         write_whole(draft / "wanted", b"run")
         write_whole(draft / "status.json", _json(asdict(Progress())))
         draft.rename(self.folder(spec.id))
@@ -157,6 +162,13 @@ class Store:
 
     def units(self, job_id: str) -> tuple[Unit, ...]:
         return tuple(Unit(**unit) for unit in _read(self.folder(job_id) / "units.json"))
+
+    def voice(self, job_id: str) -> ClonedVoice | None:
+        """The voice that was made for it; None: the fields say which one it is."""
+        try:
+            return voice_of((self.folder(job_id) / "voice").read_bytes())
+        except FileNotFoundError:
+            return None
 
     def wanted(self, job_id: str) -> Wanted:
         try:

@@ -56,7 +56,7 @@ class Settings:
     base64: bool
 
 
-def read_settings(message: dict[str, Any], speech: Speech, client_id: str | None) -> Settings:
+async def read_settings(message: dict[str, Any], speech: Speech, client_id: str | None) -> Settings:
     """Check a `session.config`; raises what `Speech.template` raises."""
     if message.get("word_timestamps") not in (None, False):
         raise InvalidRequest("'word_timestamps' is not available.", "word_timestamps")
@@ -67,7 +67,7 @@ def read_settings(message: dict[str, Any], speech: Speech, client_id: str | None
     transport = _one_of(message, "audio_transport", ("binary", "base64"))
     stated = {name: value for name, value in message.items() if name not in _NOT_OF_A_REQUEST}
     return Settings(
-        job=speech.template(stated, "websocket", client_id),
+        job=await speech.template(stated, "websocket", client_id),
         granularity=granularity,
         options=message.get("normalization_options"),
         whole_units=message.get("stream_audio") is False,
@@ -153,9 +153,7 @@ class LiveSession:
                     "A session.config comes between utterances: send input.done first.", "type"
                 )
             client_id = self._socket.headers.get("x-request-id")
-            self._settings = await asyncio.to_thread(
-                read_settings, message, self._speech, client_id
-            )
+            self._settings = await read_settings(message, self._speech, client_id)
             return
         if self._settings is None:
             raise InvalidRequest("The first message must be a session.config.", "type")

@@ -75,9 +75,11 @@ class RealtimeSession:
 
     async def _read(self) -> None:
         try:
-            self._check(self._output)
+            await self._check(self._output)
         except SpeechError as error:
-            raise SessionEnd(POLICY, error) from error
+            # Of a model that clones voices the client has had no chance yet to name one.
+            if not isinstance(error, InvalidRequest) or error.code != "voice_not_found":
+                raise SessionEnd(POLICY, error) from error
         await self._send({"type": "session.created", "session": self._session()})
         while True:
             message: dict[str, Any] = {}
@@ -91,8 +93,8 @@ class RealtimeSession:
             except SpeechError as error:
                 await self._tell(error, message.get("event_id"))
 
-    def _check(self, output: Output) -> None:
-        self._speech.template(output.request(model_name(self._model)), "realtime")
+    async def _check(self, output: Output) -> None:
+        await self._speech.template(output.request(model_name(self._model)), "realtime")
 
     async def _handle(self, message: dict[str, Any]) -> None:
         kind = message.get("type")
@@ -116,7 +118,7 @@ class RealtimeSession:
 
     async def _update(self, session: Any) -> None:
         output = self._output.changed(session, "session")
-        self._check(output)
+        await self._check(output)
         self._output = output
         names = ("output_modalities", "instructions", "tools", "tool_choice")
         self._shown |= {name: session[name] for name in names if session and name in session}
@@ -146,7 +148,7 @@ class RealtimeSession:
             raise InvalidRequest("There is no text to be spoken.", "response.input", "empty_string")
         request = {**output.request(model_name(self._model)), "input": text}
         client_id = self._socket.headers.get("x-request-id")
-        job = await asyncio.to_thread(self._speech.accept, request, client_id)
+        job = await self._speech.accept(request, client_id)
         response = Response(replace(job, transport="realtime"), text, output, metadata)
         self._response = response
         self._turns.add(lambda: self._speak(response))

@@ -15,15 +15,17 @@ from serve_app.http.speech.checks import checked_format, checked_units
 from serve_app.http.speech.choice import find_model
 from serve_app.http.speech.joining import speak_units
 from serve_app.http.speech.request import engine_request_id, ignored, to_domain
+from serve_app.http.speech.voice import OfLibrary, OfRecording, OfVector, Voicing, Wanted
 from serve_app.resumption import Speak
 from serve_app.text.script import Unit
-from serve_app.types import FinishReason, ModelCard, PcmChunk, SpeechRequest
+from serve_app.types import FinishReason, ModelCard, PcmChunk, SpeechRequest, Voice
 
 Transport = Literal["stream", "file", "sse", "batch", "job", "websocket", "realtime", "together"]
 # From the fields of a dialect to those of `SpeechBody`.
 Translate = Callable[[Mapping[str, Any]], Mapping[str, Any]]
 # A body up to here is read in less than 5 ms on a slow core.
 _QUICK_BYTES: Final = 2048
+_MAX_BODY_BYTES: Final = 1 << 20
 
 logger = logging.getLogger(__name__)
 
@@ -82,6 +84,14 @@ class TextSize:
     max_unit_frames: float | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Checked:
+    """A job whose voice, where it is `wanted`, has still to be made."""
+
+    job: Job
+    wanted: Wanted | None
+
+
 class Speech:
     """Checks what is asked for against what is served."""
 
@@ -89,10 +99,12 @@ class Speech:
         self,
         catalog: Catalog,
         config: IngressConfig,
+        voicing: Voicing,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         self._catalog = catalog
         self._config = config
+        self._voicing = voicing
         self.clock = clock
 
     @property
@@ -100,29 +112,69 @@ class Speech:
         """The model that answers where none is named; raises what `Catalog.default` raises."""
         return self._catalog.default.name
 
-    async def read(self, raw: bytes, translate: Translate, client_id: str | None) -> Job:
+    @property
+    def max_body_bytes(self) -> int:
+        """Of a request in JSON: more where it may bring a recording along."""
+        if all(card.speaker_vector_size is None for card in self._catalog.cards):
+            return _MAX_BODY_BYTES
+        return _MAX_BODY_BYTES + self._config.voices.max_upload_bytes * 4 // 3
+
+    async def ready(self) -> None:
+        """What `check` needs to know beforehand: the voice library as it is now."""
+        await self._voicing.ready()
+
+    async def read(self, raw: bytes, translate: Translate, client_id: str | None) -> Checked:
         """The job of a request's JSON body, whose fields are read as `translate` says.
 
         What takes long is read on a thread, so that the audio of others goes on.
 
-        Raises what `accept` and `translate` raise, and InvalidRequest for what is no JSON object.
+        Raises what `check` and `translate` raise, and InvalidRequest for what is no JSON object.
         """
+        await self.ready()
 
-        def read_whole() -> Job:
-            return self.accept(translate(read_json(raw)), client_id)
+        def read_whole() -> Checked:
+            return self.check(translate(read_json(raw)), client_id)
 
         is_quick = len(raw) <= _QUICK_BYTES and b"normalization_options" not in raw
         return read_whole() if is_quick else await asyncio.to_thread(read_whole)
 
-    def accept(
+    async def accept(
         self,
         fields: Mapping[str, Any],
         client_id: str | None = None,
         size: TextSize | None = None,
+        voice: Voice | None = None,
     ) -> Job:
-        """The job that `fields` (those of `SpeechBody`) ask for; a long text takes milliseconds.
+        """The job that `fields` (those of `SpeechBody`) ask for, whole.
 
-        `size` is for texts of another length than a request's.
+        `size` is for texts of another length than a request's, `voice` for one that is there
+        already, whatever the fields say.
+
+        Raises what `check` and `voiced` raise.
+        """
+        await self.ready()
+        checked = await asyncio.to_thread(self.check, fields, client_id, size, voice)
+        return await self.voiced(checked)
+
+    async def voiced(self, checked: Checked) -> Job:
+        """The job with its voice, which may have to be encoded: before any stage hears of it.
+
+        Raises what `Voicing.made` raises.
+        """
+        job, wanted = checked.job, checked.wanted
+        if wanted is None:
+            return job
+        voice = await self._voicing.made(wanted, job.card)
+        return replace(job, request=replace(job.request, voice=voice))
+
+    def check(
+        self,
+        fields: Mapping[str, Any],
+        client_id: str | None = None,
+        size: TextSize | None = None,
+        voice: Voice | None = None,
+    ) -> Checked:
+        """All of a job but a voice that has to be made; a long text takes milliseconds.
 
         Raises:
             InvalidRequest: a field is wrong, or the model cannot do what it says.
@@ -131,9 +183,13 @@ class Speech:
         """
         start_s = self.clock()
         size = size or TextSize(self._config.max_input_chars)
-        body = parse(fields)
-        card, language = find_model(body, self._catalog)
-        request = to_domain(body, card, size.max_chars, engine_request_id(client_id), language)
+        body = self._voicing.named(parse(fields))
+        card, language = find_model(body, self._catalog, self._voicing.is_stored)
+        found = voice or self._voicing.of_body(body, card)
+        wanted = found if isinstance(found, OfLibrary | OfRecording | OfVector) else None
+        ready = None if isinstance(found, OfLibrary | OfRecording | OfVector) else found
+        request_id = engine_request_id(client_id)
+        request = to_domain(body, card, size.max_chars, request_id, ready, language)
         units = checked_units(
             request.text,
             request.language,
@@ -152,12 +208,13 @@ class Speech:
         output = Output(
             checked_format(body), card.sample_rate_hz, body.sample_rate, body.speed or 1.0
         )
-        return Job(request, units, card, output, transport, start_s, warning)
+        return Checked(Job(request, units, card, output, transport, start_s, warning), wanted)
 
-    def template(
+    async def template(
         self, fields: Mapping[str, Any], transport: Transport, client_id: str | None = None
     ) -> Job:
         """The job of text that comes later, with everything else checked; raises what `accept`
         raises.
         """
-        return replace(self.accept({**fields, "input": "a"}, client_id), transport=transport)
+        job = await self.accept({**fields, "input": "a"}, client_id)
+        return replace(job, transport=transport)

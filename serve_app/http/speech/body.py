@@ -13,6 +13,8 @@ from pydantic import AliasChoices, BaseModel, BeforeValidator, ConfigDict, Field
 from serve_app.audio.filters import MAX_SPEED, MIN_SPEED
 from serve_app.errors import InvalidRequest
 
+# Of a voice in a blend.
+MAX_WEIGHT: Final = 1000
 MAX_SEED: Final = (1 << 63) - 1
 # What else clients call formats.
 _FORMAT_ALIASES: Final = {"ogg": "opus", "mpeg": "mp3", "pcm16": "pcm"}
@@ -21,8 +23,23 @@ _MIN_TEMPERATURE: Final = 0.01
 
 
 def _voice_name(value: Any) -> Any:
-    """Take the id out of OpenAI's voice object."""
-    return value.get("id", value) if isinstance(value, dict) else value
+    """Take the id out of OpenAI's voice object; write a blend as the text that it also may be."""
+    if not isinstance(value, dict):
+        return value
+    if "blend" not in value:
+        return value.get("id", value)
+    parts = value["blend"]
+    if not isinstance(parts, list) or not all(_is_part(part) for part in parts):
+        raise ValueError("'blend' must be a list of objects with 'voice' and 'weight'")
+    return "+".join(f"{part['voice']}({part.get('weight', 1):.6f})" for part in parts)
+
+
+def _is_part(part: Any) -> bool:
+    if not isinstance(part, dict) or not isinstance(part.get("voice"), str):
+        return False
+    weight = part.get("weight", 1)
+    is_number = isinstance(weight, int | float) and not isinstance(weight, bool)
+    return is_number and 0 < weight <= MAX_WEIGHT and not set(part["voice"]) & set("()+")
 
 
 def _lower(value: Any) -> Any:
@@ -95,10 +112,13 @@ class SpeechBody(BaseModel):
     non_streaming_mode: bool | None = None
     # Kokoro's; of its keys only `normalize` has a meaning here.
     normalization_options: Any = None
+    # A voice that comes with the request; `http/speech/voice` reads these.
     ref_audio: Any = None
     ref_text: Any = None
     references: Any = None
     speaker_embedding: Any = None
+    x_vector_only_mode: bool | None = None
+    consent: str | None = None
 
 
 def read_json(raw: bytes) -> Mapping[str, Any]:

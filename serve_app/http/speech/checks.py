@@ -14,7 +14,6 @@ from serve_app.types import ModelCard
 _MAX_INSTRUCTION_CHARS: Final = 4096
 # Of the frames that one generation may have, how many a unit is estimated to take at most.
 UNIT_SHARE: Final = 0.8
-_CLONE_FIELDS: Final = ("ref_audio", "ref_text", "references", "speaker_embedding")
 
 
 def refuse_unavailable(body: SpeechBody, card: ModelCard) -> None:
@@ -37,13 +36,6 @@ def refuse_unavailable(body: SpeechBody, card: ModelCard) -> None:
             f"The sample_rate {body.sample_rate} is not available;"
             f" available: {', '.join(map(str, SAMPLE_RATES_HZ))}.",
             "sample_rate",
-        )
-    for field in _CLONE_FIELDS:
-        if getattr(body, field):
-            raise InvalidRequest(f"Voice cloning ('{field}') is not available yet.", field)
-    if card.voice_sources == {"sample"}:
-        raise InvalidRequest(
-            f"The model '{card.name}' only clones voices, which is not available yet.", "model"
         )
 
 

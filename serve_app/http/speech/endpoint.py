@@ -6,7 +6,6 @@ status, what fails after breaks the connection off, so that no client takes a pa
 
 import logging
 from collections.abc import AsyncGenerator, Callable
-from typing import Final
 
 from fastapi import FastAPI, Request
 from fastapi.responses import Response
@@ -27,7 +26,6 @@ from serve_app.http.speech.document import SPEECH
 from serve_app.http.speech.sse import openai_events, together_events
 from serve_app.http.speech.writer import AudioWriter
 
-MAX_BODY_BYTES: Final = 1 << 20
 logger = logging.getLogger(__name__)
 
 
@@ -100,8 +98,11 @@ class SpeechEndpoint:
 
     async def _audio(self, http: Request, translate: Translate) -> Response:
         self._look(current().priority)
-        raw = await read_body(http, MAX_BODY_BYTES)
-        job = await self._speech.read(raw, translate, http.headers.get("x-request-id"))
+        raw = await read_body(http, self._speech.max_body_bytes)
+        checked = await self._speech.read(raw, translate, http.headers.get("x-request-id"))
+        job = checked.job
+        if checked.wanted is not None:
+            job = await until_gone(http.receive, self._speech.voiced(checked))
         if job.transport == "file":
             data, reason = await until_gone(http.receive, self._writer.file(job))
             headers = {**self._headers(job), "X-Finish-Reason": reason}

@@ -11,7 +11,7 @@ import uuid
 from typing import Final
 
 from serve_app.errors import InvalidRequest
-from serve_app.http.names import VOICE_ALIASES, find_language, find_voice
+from serve_app.http.names import find_language
 from serve_app.http.observe.record import current
 from serve_app.http.speech.body import MAX_SEED, SpeechBody
 from serve_app.http.speech.checks import (
@@ -21,7 +21,7 @@ from serve_app.http.speech.checks import (
     refuse_unavailable,
     stated,
 )
-from serve_app.types import ModelCard, NamedVoice, SamplingOverrides, SpeechRequest, Voice
+from serve_app.types import ModelCard, SamplingOverrides, SpeechRequest, Voice
 
 _REQUEST_ID: Final = re.compile(r"[A-Za-z0-9_.:-]{1,128}")
 
@@ -31,11 +31,12 @@ def to_domain(
     card: ModelCard,
     max_chars: int,
     request_id: str,
+    voice: Voice | None,
     language: str | None = None,
 ) -> SpeechRequest:
     """Turn a body into the request that the stages see; `language` is for one that names none.
 
-    `max_chars` limits its text.
+    `max_chars` limits its text. `voice` is the body's, or None where it has still to be made.
 
     Raises:
         InvalidRequest: the model cannot do what the body asks for.
@@ -48,7 +49,7 @@ def to_domain(
         request_id=request_id,
         model=card.name,
         text=checked_text(body.input, card, max_chars),
-        voice=_voice(body.voice, card),
+        voice=voice,
         language=_language(body.language or language, card),
         seed=secrets.randbelow(MAX_SEED) if body.seed is None else body.seed,
         instructions=instructions,
@@ -75,21 +76,6 @@ def engine_request_id(client_id: str | None) -> str:
     """
     valid = client_id is not None and _REQUEST_ID.fullmatch(client_id)
     return f"{client_id if valid else uuid.uuid4().hex}-{secrets.token_hex(4)}"
-
-
-def _voice(name: str | None, card: ModelCard) -> Voice | None:
-    if "named" not in card.voice_sources:
-        # OpenAI's clients cannot leave the name out; a designed voice has none.
-        return None
-    voice = find_voice(name, card)
-    if voice is None:
-        raise InvalidRequest(
-            f"The voice '{name}' does not exist. Voices of '{card.name}':"
-            f" {', '.join(card.voices)}; OpenAI's names: {', '.join(VOICE_ALIASES)}.",
-            "voice",
-            "voice_not_found",
-        )
-    return NamedVoice(voice)
 
 
 def _language(name: str | None, card: ModelCard) -> str:

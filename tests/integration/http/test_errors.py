@@ -51,7 +51,7 @@ BAD_FIELDS = [
     ({"max_new_tokens": 257}, 400, "max_new_tokens", None, "256"),
     ({"max_new_tokens": 2, "min_new_tokens": 3}, 400, "min_new_tokens", None, "limit of 2"),
     ({"task_type": "VoiceDesign"}, 400, "task_type", None, "CustomVoice"),
-    ({"ref_audio": "data:"}, 400, "ref_audio", None, "cloning"),
+    ({"ref_audio": "data:"}, 400, "ref_audio", "voice_not_supported", "clone"),
 ]
 
 

@@ -31,6 +31,7 @@ def environment(**fields):
             "profile": None,
             "ray_address": None,
             "cache": Path("/tmp"),
+            "data": Path("/tmp"),
             "standbys": None,
             **fields,
         }

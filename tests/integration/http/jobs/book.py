@@ -18,6 +18,7 @@ from serve_app.http.app import build_api
 from serve_app.http.catalog import Catalog
 from serve_app.http.health import Status
 from serve_app.http.speech.accept import Speech, TextSize
+from serve_app.http.voices.wiring import Voices
 from serve_app.types import PcmChunk
 
 CARD = fake_card(max_new_tokens=8192)
@@ -48,8 +49,9 @@ def expected(**fields):
     """Parts of int16 [N]: what the text is as one stream, never interrupted."""
     limits = config("").jobs
     size = TextSize(limits.max_input_chars, limits.max_unit_frames)
-    job = Speech(Catalog([CARD]), config("")).accept({"input": TEXT, **FIELDS, **fields}, size=size)
-    return job.chunks(speak)
+    voicing = Voices.open(config(""), lambda _: None).voicing
+    speech = Speech(Catalog([CARD]), config(""), voicing)
+    return speech.check({"input": TEXT, **FIELDS, **fields}, size=size).job.chunks(speak)
 
 
 def main(folder, port):

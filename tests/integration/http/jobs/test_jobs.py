@@ -12,6 +12,7 @@ import soundfile
 from serve_app.config import IngressConfig, JobsConfig
 from serve_app.errors import Overloaded, StageFailed
 from serve_app.http.speech.accept import Speech, TextSize
+from serve_app.http.voices.wiring import Voices
 from tests.integration.http.service import SEED, Service, served, until
 
 PATH = "/v1/audio/speech/long"
@@ -63,8 +64,9 @@ async def in_state(http, job_id, state):
 
 async def uninterrupted(service):
     """int16 [N] of the text as one stream."""
-    speech = Speech(service.catalog, IngressConfig())
-    job = speech.accept({**FIELDS, "input": TEXT}, size=TextSize(500_000, 200))
+    voicing = Voices.open(IngressConfig(), lambda _: None).voicing
+    speech = Speech(service.catalog, IngressConfig(), voicing)
+    job = await speech.accept({**FIELDS, "input": TEXT}, size=TextSize(500_000, 200))
     return np.concatenate([chunk.samples async for chunk in job.chunks(service.speak)])
 
 

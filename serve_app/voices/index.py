@@ -1,0 +1,216 @@
+"""What the library has, read from its objects. None of them ever changes, so each is read once.
+
+    voices/<id>/voice.json                  what a voice began as; without it there is none
+                recording.flac
+                vector.safetensors          of one that was brought as a vector
+                clips/<checkpoint>.safetensors
+                facts/<fact>/<stamp>.json   a later name, transcript, ...; the last stamp counts
+    consents/<id>/consent.json, recording.flac, facts/...
+    aliases/<key>/<stamp>.json              the last stamp counts
+    defaults/<key>/<stamp>.json
+    generation                              another content after each change
+
+A fact that changes is a new object, so that two servers that change different facts of a voice, or
+different voices, keep both.
+"""
+
+import json
+import logging
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, Final, TypeVar
+
+from serve_app.storage.objects import Storage
+from serve_app.voices.names import folded, is_consent_id, is_voice_id
+from serve_app.voices.values import Alias, Caller, Consent, StoredVoice, changed
+
+V = TypeVar("V", StoredVoice, Consent, Alias)
+
+GENERATION: Final = "generation"
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """The library at one moment.
+
+    Attributes:
+        defaults: id of the voice that answers where none is named, by owner; None: for everybody.
+        stamps: the last stamp below each folder of facts, aliases and defaults.
+    """
+
+    voices: Mapping[str, StoredVoice] = field(default_factory=dict)
+    consents: Mapping[str, Consent] = field(default_factory=dict)
+    aliases: tuple[Alias, ...] = ()
+    defaults: Mapping[str | None, str] = field(default_factory=dict)
+    stamps: Mapping[str, int] = field(default_factory=dict)
+    _named: dict[str, list[StoredVoice]] = field(init=False, repr=False, default_factory=dict)
+    _aliased: dict[str, list[Alias]] = field(init=False, repr=False, default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for voice in sorted(self.voices.values(), key=_age):
+            self._named.setdefault(folded(voice.name), []).append(voice)
+        for alias in self.aliases:
+            self._aliased.setdefault(folded(alias.name), []).append(alias)
+
+    def find(self, name: str | None, caller: Caller) -> StoredVoice | str | None:
+        """What `caller` means by `name`: a voice of the library, or by an alias one of a
+        checkpoint's speakers; None: the library knows nothing of it.
+
+        Ids come first, then names, then aliases: each time one's own before everybody's.
+        """
+        wanted = folded(name or "")
+        if wanted in ("", "default"):
+            for owner in (caller.name, None):
+                voice = self.voices.get(self.defaults.get(owner, ""))
+                if voice is not None and voice.is_open_to(caller):
+                    return voice
+            return None
+        voice = self.named(wanted, caller)
+        if voice is not None:
+            return voice
+        for owner in (caller.name, None):
+            for alias in self._aliased.get(wanted, ()):
+                if alias.owner != owner:
+                    continue
+                if not is_voice_id(alias.target):
+                    return alias.target
+                voice = self.voices.get(alias.target)
+                if voice is not None and voice.is_open_to(caller):
+                    return voice
+        return None
+
+    def named(self, name: str, caller: Caller) -> StoredVoice | None:
+        """The voice of this id or name."""
+        wanted = folded(name)
+        if is_voice_id(wanted):
+            voice = self.voices.get(wanted)
+            return voice if voice is not None and voice.is_open_to(caller) else None
+        found = [voice for voice in self._named.get(wanted, ()) if voice.is_open_to(caller)]
+        return min(found, key=lambda voice: voice.owner != caller.name, default=None)
+
+    def open_to(self, caller: Caller) -> list[StoredVoice]:
+        """The voices that `caller` may speak with, the oldest first."""
+        found = [voice for voice in self.voices.values() if voice.is_open_to(caller)]
+        return sorted(found, key=_age)
+
+    def aliases_for(self, caller: Caller) -> list[Alias]:
+        """Those that hold for `caller`; of two with one name, one's own."""
+        found: dict[str, Alias] = {}
+        for alias in sorted(self.aliases, key=lambda alias: alias.owner is not None):
+            if alias.owner in (None, caller.name):
+                found[folded(alias.name)] = alias
+        return list(found.values())
+
+    def twins(self, voice: StoredVoice) -> list[StoredVoice]:
+        """Other voices of the same owner and name."""
+        same = self._named.get(folded(voice.name), ())
+        return [other for other in same if other.id != voice.id and other.owner == voice.owner]
+
+
+def _age(voice: StoredVoice) -> tuple[int, str]:
+    return voice.created_at, voice.id
+
+
+class Index:
+    """Reads snapshots, and remembers the objects that it has read. For one thread at a time."""
+
+    def __init__(self, storage: Storage) -> None:
+        self._storage = storage
+        self._read: dict[str, Any] = {}
+
+    def load(self) -> Snapshot:
+        """The library as it is now.
+
+        Raises:
+            OSError: the storage cannot be read.
+        """
+        paths = [path for path in self._storage.paths("") if path.endswith(".json")]
+        last = _last_of(paths)
+        wanted = {path for path in paths if _is_beginning(path)} | set(last.values())
+        fresh = self._storage.read_all(path for path in wanted if path not in self._read)
+        self._read = {path: data for path, data in self._read.items() if path in wanted}
+        self._read |= {path: _parsed(path, data) for path, data in fresh.items()}
+        facts: dict[str, dict[str, Any]] = {}
+        for place, path in last.items():
+            owner, _, fact = place.partition("/facts/")
+            if fact and path in self._read and isinstance(self._read[path], dict):
+                facts.setdefault(owner, {})[fact] = self._read[path].get("value")
+        defaults = self._under("defaults/", last)
+        return Snapshot(
+            {
+                voice.id: changed(voice, facts.get(f"voices/{voice.id}", {}))
+                for voice in self._values("voices/", "/voice.json", StoredVoice)
+                if is_voice_id(voice.id)
+            },
+            {
+                consent.id: _renamed(consent, facts.get(f"consents/{consent.id}", {}))
+                for consent in self._values("consents/", "/consent.json", Consent)
+                if is_consent_id(consent.id)
+            },
+            tuple(
+                alias
+                for data in self._under("aliases/", last)
+                if (alias := _value(Alias, data)) is not None
+            ),
+            {data.get("owner"): data.get("voice") or "" for data in defaults},
+            {place: _stamp(path) for place, path in last.items()},
+        )
+
+    def _under(self, folder: str, last: Mapping[str, str]) -> list[dict[str, Any]]:
+        found = (self._read.get(path) for place, path in last.items() if place.startswith(folder))
+        return [data for data in found if isinstance(data, dict)]
+
+    def _values(self, folder: str, end: str, kind: type[V]) -> Iterator[V]:
+        for path, data in self._read.items():
+            if path.startswith(folder) and path.endswith(end) and path.count("/") == 2:
+                value = _value(kind, data)
+                if value is not None and getattr(value, "id", None) == path.split("/")[1]:
+                    yield value
+
+
+def stamped(place: str, stamps: Mapping[str, int], now_ns: int) -> str:
+    """The path of a new object below `place`, later than any that is known there."""
+    return f"{place}/{max(now_ns, stamps.get(place, 0) + 1):020d}.json"
+
+
+def _is_beginning(path: str) -> bool:
+    return path.endswith(("/voice.json", "/consent.json")) and path.count("/") == 2
+
+
+def _last_of(paths: Iterable[str]) -> dict[str, str]:
+    """The last object of each folder in which the last one counts."""
+    last: dict[str, str] = {}
+    for path in sorted(paths):
+        place, _, name = path.rpartition("/")
+        if name.removesuffix(".json").isdecimal():
+            last[place] = path
+    return last
+
+
+def _stamp(path: str) -> int:
+    return int(path.rpartition("/")[2].removesuffix(".json"))
+
+
+def _parsed(path: str, data: bytes) -> Any:
+    try:
+        return json.loads(data)
+    except ValueError:
+        logger.error("the voice library has an object that cannot be read: %s", path)
+        return None
+
+
+def _value(kind: type[V], data: Any) -> V | None:
+    """`data` as a value; None where it is none. Fields of a newer server are left out."""
+    if not isinstance(data, dict):
+        return None
+    known = {one.name for one in fields(kind)}
+    try:
+        return kind(**{name: value for name, value in data.items() if name in known})
+    except TypeError:
+        return None
+
+
+def _renamed(consent: Consent, facts: Mapping[str, Any]) -> Consent:
+    return replace(consent, name=facts.get("name") or consent.name)

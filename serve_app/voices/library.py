@@ -1,0 +1,258 @@
+"""The voice library: one folder for all servers, which each knows as it was within a second."""
+
+import asyncio
+import logging
+import random
+import time
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
+from typing import Any, Final, TypeVar
+
+from serve_app.errors import Conflict, NotAllowed, NotFound, Overloaded, StageUnavailable
+from serve_app.storage.objects import Storage
+from serve_app.types import EncodedClip
+from serve_app.voices.changes import Changes
+from serve_app.voices.clips import clip_bytes, clip_of
+from serve_app.voices.index import Snapshot
+from serve_app.voices.values import Alias, Caller, Change, Consent, StoredVoice
+
+T = TypeVar("T")
+
+# From this age on a snapshot is renewed behind the back of whoever looks at it; from the other on
+# they wait for it. Together with the time that it takes this is less than a second.
+_SOON_S: Final = 0.4
+_STALE_S: Final = 0.8
+# A library that does not answer holds no request up for longer, and is asked again after a pause.
+_PATIENCE_S: Final = 2.0
+_PAUSE_S: Final = 5.0
+_WORK_S: Final = 20.0
+_THREADS: Final = 4
+# Who meets another writer of the same name tries again, each after its own time.
+_ATTEMPTS: Final = 4
+
+logger = logging.getLogger(__name__)
+
+
+class Library:
+    """What there is, and every change to it.
+
+    All methods that write raise:
+        StageUnavailable: the storage cannot be reached.
+
+    Args:
+        max_voices, max_voices_of_a_key: then no more are taken.
+    """
+
+    def __init__(
+        self,
+        storage: Storage,
+        max_voices: int = 1000,
+        max_voices_of_a_key: int = 100,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._storage = storage
+        self._changes = Changes(storage)
+        self._max_voices = max_voices
+        self._max_of_a_key = max_voices_of_a_key
+        self._clock = clock
+        self._pool = ThreadPoolExecutor(_THREADS, thread_name_prefix="voices")
+        self._looked_s = float("-inf")
+        self._looking: Future[None] | None = None
+        self._is_reached = True
+
+    @property
+    def known(self) -> Snapshot:
+        """As it was when last looked at."""
+        return self._changes.snapshot
+
+    async def now(self) -> Snapshot:
+        """As it is now, or was less than a second ago.
+
+        A library that cannot be reached is as it was; `require` says so.
+        """
+        age_s = self._clock() - self._looked_s
+        if age_s < _SOON_S:
+            return self.known
+        if self._looking is None or self._looking.done():
+            self._looking = self._pool.submit(self._look)
+        if age_s >= _STALE_S:
+            await asyncio.wait({asyncio.wrap_future(self._looking)}, timeout=_PATIENCE_S)
+        return self.known
+
+    def require(self) -> None:
+        """
+        Raises:
+            StageUnavailable: what it has is not known.
+        """
+        if not self._is_reached:
+            raise StageUnavailable("the voice library cannot be reached")
+
+    def _look(self) -> None:
+        began_s = self._clock()
+        try:
+            self._changes.look()
+        except Exception as error:
+            if self._is_reached:
+                logger.error("the voice library cannot be read", exc_info=error)
+            self._is_reached = False
+            self._looked_s = self._clock() + _PAUSE_S
+        else:
+            self._is_reached = True
+            self._looked_s = began_s
+
+    async def add(self, voice: StoredVoice, parts: dict[str, bytes]) -> StoredVoice:
+        """Keep a new voice with its objects (`recording.flac`, `vector.safetensors`).
+
+        Raises:
+            Conflict: its owner has one of this name.
+            Overloaded: there are as many as there may be.
+        """
+        for attempt in range(_ATTEMPTS):
+            snapshot = await self._write(self._changes.look)
+            self._check_room(snapshot, voice)
+            if snapshot.twins(voice):
+                break
+            await self._write(self._changes.add, voice, parts)
+            # Two servers may have found the name free: whoever now sees the other's takes its own
+            # back, so that never two are promised.
+            if not self.known.twins(voice):
+                return voice
+            await self._write(self._changes.remove, voice.id)
+            await asyncio.sleep(random.uniform(0, 0.1 * 2**attempt))
+        raise _taken(voice.name)
+
+    def _check_room(self, snapshot: Snapshot, voice: StoredVoice) -> None:
+        own = sum(other.owner == voice.owner for other in snapshot.voices.values())
+        if len(snapshot.voices) >= self._max_voices or own >= self._max_of_a_key:
+            raise Overloaded(
+                "The voice library is full: delete a voice, or ask the operator for more room.",
+                60.0,
+            )
+
+    async def change(self, name: str, change: Change, caller: Caller) -> StoredVoice:
+        """Change facts of a voice.
+
+        Raises:
+            NotFound, NotAllowed: there is none for `caller`, or it is another's.
+            Conflict: its owner has another one of the new name.
+        """
+        voice = await self.get(name, caller, to_change=True)
+        facts = dict(change.facts())
+        if not facts:
+            return voice
+        renamed = replace(voice, name=facts.get("name", voice.name))
+        if self.known.twins(renamed):
+            raise _taken(renamed.name)
+        await self._write(self._changes.change, f"voices/{voice.id}", facts)
+        if "name" in facts and self.known.twins(renamed):
+            await self._write(self._changes.change, f"voices/{voice.id}", {"name": voice.name})
+            raise _taken(renamed.name)
+        return await self.get(voice.id, caller)
+
+    async def get(self, name: str, caller: Caller, to_change: bool = False) -> StoredVoice:
+        """The voice of an id or a name.
+
+        Raises:
+            NotFound: there is none that `caller` may see.
+            NotAllowed: with `to_change`, it is another's.
+        """
+        voice = (await self.now()).named(name, caller)
+        if voice is None:
+            self.require()
+            raise NotFound(f"The voice '{name[:80]}' does not exist.", "voice", "voice_not_found")
+        if to_change and not voice.may_change(caller):
+            raise NotAllowed("This voice belongs to another key.")
+        return voice
+
+    async def delete(self, name: str, caller: Caller) -> StoredVoice:
+        """Delete a voice, and the aliases of it; raises what `get` raises."""
+        voice = await self.get(name, caller, to_change=True)
+        if not await self._write(self._changes.remove, voice.id):
+            raise NotFound("The voice does not exist any more.", "voice", "voice_not_found")
+        return voice
+
+    async def recording(self, voice: StoredVoice) -> bytes | None:
+        """Its recording in FLAC; None: it was brought as a vector, or is gone."""
+        return await self._write(self._storage.read, f"voices/{voice.id}/recording.flac")
+
+    async def vector(self, voice: StoredVoice) -> bytes | None:
+        return await self._write(self._storage.read, f"voices/{voice.id}/vector.safetensors")
+
+    async def clip(self, voice: StoredVoice, key: str) -> EncodedClip | None:
+        """What was once encoded of it for the checkpoint of this key (see `clips.clip_key`)."""
+        data = await self._write(self._storage.read, _clip_path(voice, key))
+        try:
+            return None if data is None else clip_of(data)
+        except ValueError as error:
+            logger.error("%s: an encoded clip cannot be read: %s", voice.id, error)
+            return None
+
+    async def keep_clip(self, voice: StoredVoice, key: str, clip: EncodedClip) -> None:
+        await self._write(self._storage.write, _clip_path(voice, key), clip_bytes(clip))
+
+    async def set_alias(self, alias: Alias) -> None:
+        await self._write(self._changes.set_alias, alias)
+
+    async def drop_alias(self, name: str, owner: str | None) -> None:
+        """
+        Raises:
+            NotFound: `owner` has none of this name.
+        """
+        if not await self._write(self._changes.drop_alias, name, owner):
+            raise NotFound(f"The alias '{name[:80]}' does not exist.", "alias", "not_found")
+
+    async def set_default(self, owner: str | None, voice_id: str | None) -> None:
+        await self._write(self._changes.set_default, owner, voice_id)
+
+    async def add_consent(self, consent: Consent, recording: bytes) -> None:
+        await self._write(self._changes.add_consent, consent, recording)
+
+    async def consent(self, consent_id: str, caller: Caller) -> Consent:
+        """
+        Raises:
+            NotFound: there is none that `caller` may see.
+        """
+        consent = (await self.now()).consents.get(consent_id)
+        if consent is None or not consent.is_open_to(caller):
+            self.require()
+            raise NotFound(
+                f"The consent '{consent_id[:80]}' does not exist.", "consent", "consent_not_found"
+            )
+        return consent
+
+    async def rename_consent(self, consent_id: str, name: str, caller: Caller) -> Consent:
+        consent = await self.consent(consent_id, caller)
+        await self._write(self._changes.change, f"consents/{consent.id}", {"name": name})
+        return replace(consent, name=name)
+
+    async def delete_consent(self, consent_id: str, caller: Caller) -> None:
+        consent = await self.consent(consent_id, caller)
+        await self._write(self._changes.remove_consent, consent.id)
+
+    async def consent_recording(self, consent: Consent) -> bytes | None:
+        return await self._write(self._storage.read, f"consents/{consent.id}/recording.flac")
+
+    async def _write(self, work: Callable[..., T], *arguments: Any) -> T:
+        try:
+            return await self._on_thread(work, *arguments)
+        except OSError as error:
+            logger.error("the voice library cannot be reached", exc_info=error)
+            raise StageUnavailable("the voice library cannot be reached") from error
+
+    async def _on_thread(self, work: Callable[..., T], *arguments: Any) -> T:
+        """Call what waits for the storage. A storage that hangs keeps a thread, not the caller.
+
+        Raises what `work` raises, and TimeoutError (an OSError).
+        """
+        loop = asyncio.get_running_loop()
+        async with asyncio.timeout(_WORK_S):
+            return await loop.run_in_executor(self._pool, work, *arguments)
+
+
+def _clip_path(voice: StoredVoice, key: str) -> str:
+    return f"voices/{voice.id}/clips/{key}.safetensors"
+
+
+def _taken(name: str) -> Conflict:
+    return Conflict(f"There is a voice named '{name}' already.", "name", "voice_exists")

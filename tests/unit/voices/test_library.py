@@ -1,0 +1,293 @@
+"""One library, several servers: what each sees of the others, and that none loses anything."""
+
+import asyncio
+import json
+import secrets
+import threading
+
+import numpy as np
+import pytest
+
+from serve_app.errors import Conflict, NotAllowed, NotFound, Overloaded, StageUnavailable
+from serve_app.storage.objects import Folder, storage_at
+from serve_app.types import EncodedClip
+from serve_app.voices.library import Library
+from serve_app.voices.names import new_consent_id, new_voice_id
+from serve_app.voices.values import Alias, Caller, Change, Consent
+from tests.unit.voices.voices import voice
+
+ANNE, BOB, NOBODY = Caller("anne"), Caller("bob"), Caller()
+PARTS = {"recording.flac": b"fLaC"}
+
+
+@pytest.fixture(params=["folder", "file", "memory"])
+def place(request, tmp_path):
+    return {
+        "folder": str(tmp_path / "voices"),
+        "file": f"file://{tmp_path}/voices",
+        "memory": f"memory://{secrets.token_hex(8)}/voices",
+    }[request.param]
+
+
+def servers(place, count=2, **limits):
+    return [Library(storage_at(place, {}), **limits) for _ in range(count)]
+
+
+async def soon(condition):
+    """Wait as long as a change may take to be seen, and a bit more for a busy machine."""
+    async with asyncio.timeout(5):
+        while not await condition():
+            await asyncio.sleep(0.05)
+
+
+def test_what_one_server_makes_another_and_a_later_one_have(place):
+    async def main():
+        first, second = servers(place)
+        assert await second.now() == await first.now()
+        made = await first.add(voice("Ännchen von Tharau"), PARTS)
+
+        async def is_there():
+            return made.id in (await second.now()).voices
+
+        await soon(is_there)
+        (third,) = servers(place, 1)
+        for server in (first, second, third):
+            found = await server.get("ÄNNCHEN  von tharau", NOBODY)
+            assert found == made
+            assert await server.recording(found) == b"fLaC"
+        await second.delete(made.id, NOBODY)
+
+        async def is_gone():
+            return not (await first.now()).voices
+
+        await soon(is_gone)
+        with pytest.raises(NotFound):
+            await first.delete(made.id, NOBODY)
+
+    asyncio.run(main())
+
+
+def test_two_writers_at_once_lose_nothing(place):
+    async def main():
+        one, other = servers(place)
+        names = [f"voice {number}" for number in range(12)]
+        both = zip(names, (one, other) * 6, strict=True)
+        await asyncio.gather(*(server.add(voice(name), PARTS) for name, server in both))
+        changes = (
+            one.change("voice 3", Change(transcript="Good morning."), NOBODY),
+            other.change("voice 3", Change(description="calm"), NOBODY),
+        )
+        (third,) = servers(place, 1)
+        await other.now()
+        await asyncio.sleep(1)
+        await asyncio.gather(*changes)
+        snapshot = await third.now()
+        assert sorted(found.name for found in snapshot.voices.values()) == sorted(names)
+        found = await third.get("voice 3", NOBODY)
+        assert (found.transcript, found.description) == ("Good morning.", "calm")
+
+    asyncio.run(main())
+
+
+def test_of_two_that_want_one_name_at_once_at_most_one_gets_it(tmp_path):
+    async def main():
+        several = servers(str(tmp_path), 4)
+        got = await asyncio.gather(
+            *(server.add(voice("the one"), PARTS) for server in several), return_exceptions=True
+        )
+        assert sum(isinstance(result, Conflict) for result in got) >= 3
+        (later,) = servers(str(tmp_path), 1)
+        assert len((await later.now()).voices) <= 1
+
+    asyncio.run(main())
+
+
+def test_names_are_unique_for_an_owner_and_others_keep_theirs(tmp_path):
+    async def main():
+        (library,) = servers(str(tmp_path), 1)
+        mine = await library.add(voice("Erika", "anne"), PARTS)
+        theirs = await library.add(voice("erika", "bob", shared=True), PARTS)
+        with pytest.raises(Conflict):
+            await library.add(voice("ERIKA", "anne"), PARTS)
+        snapshot = await library.now()
+        assert snapshot.find("erika", ANNE) == mine
+        assert snapshot.find("erika", BOB) == theirs
+        assert snapshot.find("erika", NOBODY) == theirs
+        other = await library.add(voice("Otto", "anne"), PARTS)
+        with pytest.raises(Conflict):
+            await library.change(other.id, Change(name="erika"), ANNE)
+        renamed = await library.change(other.id, Change(name="Ottilie"), ANNE)
+        assert (await library.get("ottilie", ANNE)).id == renamed.id == other.id
+
+    asyncio.run(main())
+
+
+def test_a_voice_is_its_owners_and_an_admins(tmp_path):
+    async def main():
+        (library,) = servers(str(tmp_path), 1)
+        hers = await library.add(voice("hers", "anne"), PARTS)
+        for who in (BOB, NOBODY):
+            with pytest.raises(NotFound):
+                await library.get(hers.id, who)
+            with pytest.raises(NotFound):
+                await library.delete(hers.id, who)
+        await library.change(hers.id, Change(shared=True), ANNE)
+        assert (await library.get(hers.id, BOB)).shared
+        with pytest.raises(NotAllowed):
+            await library.delete(hers.id, BOB)
+        await library.delete(hers.id, Caller("root", is_admin=True))
+
+    asyncio.run(main())
+
+
+def test_aliases_and_defaults_are_ones_own_before_everybodys(tmp_path):
+    async def main():
+        (library,) = servers(str(tmp_path), 1)
+        first = await library.add(voice("first"), PARTS)
+        second = await library.add(voice("second"), PARTS)
+        await library.set_alias(Alias("Alloy", None, first.id))
+        await library.set_alias(Alias("alloy", "anne", second.id))
+        await library.set_alias(Alias("narrator", None, "ryan"))
+        await library.set_default(None, first.id)
+        await library.set_default("anne", second.id)
+        snapshot = await library.now()
+        assert snapshot.find("ALLOY", BOB) == first
+        assert snapshot.find("alloy", ANNE) == second
+        assert snapshot.find("narrator", ANNE) == "ryan"
+        assert snapshot.find("", BOB) == first
+        assert snapshot.find("default", ANNE) == second
+        await library.drop_alias("alloy", "anne")
+        await library.set_default("anne", None)
+        with pytest.raises(NotFound):
+            await library.drop_alias("alloy", "anne")
+        snapshot = await library.now()
+        assert snapshot.find("alloy", ANNE) == first
+        assert snapshot.find(None, ANNE) == first
+        # With the voice go the names that others have for it.
+        await library.delete(first.id, NOBODY)
+        assert (await library.now()).find("alloy", ANNE) is None
+        assert [alias.name for alias in (await library.now()).aliases] == ["narrator"]
+
+    asyncio.run(main())
+
+
+def test_a_full_library_takes_no_more(tmp_path):
+    async def main():
+        (library,) = servers(str(tmp_path), 1, max_voices=3, max_voices_of_a_key=2)
+        for name in ("a", "b"):
+            await library.add(voice(name, "anne"), PARTS)
+        with pytest.raises(Overloaded):
+            await library.add(voice("c", "anne"), PARTS)
+        await library.add(voice("c", "bob"), PARTS)
+        with pytest.raises(Overloaded):
+            await library.add(voice("d", "carol"), PARTS)
+
+    asyncio.run(main())
+
+
+def test_an_encoded_clip_is_kept_with_its_voice_for_each_checkpoint(place):
+    async def main():
+        first, second = servers(place)
+        made = await first.add(voice("a"), PARTS)
+        clip = EncodedClip(np.arange(8, dtype=np.float32), np.arange(12).reshape(3, 4))
+        assert await second.clip(made, "k1") is None
+        await first.keep_clip(made, "k1", clip)
+        found = await second.clip(made, "k1")
+        np.testing.assert_array_equal(found.speaker_vector, clip.speaker_vector)
+        np.testing.assert_array_equal(found.codes, clip.codes)
+        assert await second.clip(made, "k2") is None
+
+    asyncio.run(main())
+
+
+def test_consents_are_kept_renamed_and_withdrawn(place):
+    async def main():
+        first, second = servers(place)
+        consent = Consent(new_consent_id(), 1, "anne", "Anne's", "en-US", "0" * 64, 3.0)
+        await first.add_consent(consent, b"fLaC")
+        await first.rename_consent(consent.id, "Anne", ANNE)
+        assert (await second.consent(consent.id, ANNE)).name == "Anne"
+        assert await second.consent_recording(consent) == b"fLaC"
+        with pytest.raises(NotFound):
+            await second.delete_consent(consent.id, BOB)
+        await second.delete_consent(consent.id, ANNE)
+        assert (await second.now()).consents == {}
+
+    asyncio.run(main())
+
+
+def test_what_a_killed_server_left_half_done_is_no_voice(tmp_path):
+    async def main():
+        storage = Folder(tmp_path)
+        half = new_voice_id()
+        storage.write(f"voices/{half}/recording.flac", b"fLaC")
+        storage.write(f"voices/{new_voice_id()}/voice.json", b"{")
+        storage.write(f"voices/{new_voice_id()}/voice.json", json.dumps({"id": half}).encode())
+        storage.write("voices/../aliases/x/1.json", b'{"name": "a"}')
+        (library,) = servers(str(tmp_path), 1)
+        whole = await library.add(voice("whole"), PARTS)
+        assert list((await library.now()).voices) == [whole.id]
+
+    asyncio.run(main())
+
+
+class Broken(Folder):
+    """A folder that can be taken away."""
+
+    is_away = False
+    gate = threading.Event()
+
+    def read(self, path):
+        if self.is_away:
+            raise OSError("no such device")
+        return super().read(path)
+
+
+def test_a_library_that_is_away_is_as_it_was_and_says_so_when_it_matters(tmp_path):
+    async def main():
+        storage, now_s = Broken(tmp_path), 100.0
+        library = Library(storage, clock=lambda: now_s)
+        made = await library.add(voice("a"), PARTS)
+        storage.is_away = True
+        now_s += 10
+        assert (await library.now()).voices == {made.id: made}
+        assert await library.get("a", NOBODY) == made
+        with pytest.raises(StageUnavailable):
+            await library.get("b", NOBODY)
+        with pytest.raises(StageUnavailable):
+            await library.recording(made)
+        storage.is_away = False
+        now_s += 10
+        with pytest.raises(NotFound):
+            await library.get("b", NOBODY)
+
+    asyncio.run(main())
+
+
+def test_looking_at_a_library_that_does_not_change_reads_one_small_object(tmp_path):
+    class Counting(Folder):
+        reads = 0
+        listings = 0
+
+        def read(self, path):
+            self.reads += 1
+            return super().read(path)
+
+        def paths(self, folder):
+            self.listings += 1
+            return super().paths(folder)
+
+    async def main():
+        storage, now_s = Counting(tmp_path), 100.0
+        library = Library(storage, clock=lambda: now_s)
+        await library.add(voice("a"), PARTS)
+        await library.now()
+        reads, listings = storage.reads, storage.listings
+        for _ in range(10):
+            now_s += 1
+            for _ in range(5):
+                await library.now()
+        assert storage.reads - reads == 10
+        assert storage.listings == listings
+
+    asyncio.run(main())
