@@ -175,7 +175,9 @@ class CodePredictorConfig(StageConfig):
         default=(1, 2, 4, 8, 16, 32, 64, 128, 256), description="captured CUDA graphs"
     )
     kernels: Literal["auto", "eager"] = Field(
-        default="auto", description="auto = fused kernels on CUDA in bfloat16; eager = PyTorch only"
+        default="auto",
+        description="auto = fused kernels on CUDA in bfloat16, small models in float32 compiled for"
+        " the CPU; eager = PyTorch only",
     )
     deterministic: bool = Field(default=False, description="as for the whole application")
     channel: Literal["auto", "cuda_ipc", "socket"] = Field(

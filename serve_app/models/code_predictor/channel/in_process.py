@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, Final
 
 import torch
 from torch import Tensor
@@ -16,11 +16,25 @@ from serve_app.models.code_predictor.model import CodePredictor
 from serve_app.models.cuda_graph import BatchGraphs
 from serve_app.models.device import DeviceSpec, resolve_device
 
+# Weights that stay in a processor's cache from pass to pass. Larger ones come from memory, whose
+# speed decides then, and PyTorch's products are as good there.
+_MOST_COMPILED_BYTES: Final = 24 << 20
+
+
+def _pass_bytes(spec: CodePredictorSpec) -> int:
+    """Return the bytes of all layers in float32."""
+    shape = spec.transformer
+    heads = 2 * (shape.num_heads + shape.num_kv_heads) * shape.head_dim
+    return 4 * shape.num_layers * shape.hidden_size * (heads + 3 * shape.intermediate_size)
+
 
 def _predictor_class(
     config: CodePredictorConfig, place: DeviceSpec, spec: CodePredictorSpec
 ) -> Callable[..., CodePredictor]:
-    """The fused kernels are for CUDA, bfloat16 and widths such as the releases have; else eager."""
+    """The fused kernels are for CUDA, bfloat16 and widths such as the releases have.
+
+    A small model is compiled for the CPU in float32; everything else is eager.
+    """
     shape = spec.transformer
     widths = (shape.hidden_size, shape.intermediate_size, shape.num_kv_heads * shape.head_dim)
     suitable = all(width % 512 == 0 for width in widths) and shape.head_dim == 128
@@ -31,6 +45,14 @@ def _predictor_class(
                 "deterministic needs bfloat16, a checkpoint of a released shape, and not"
                 " code_predictor.kernels: eager"
             )
+        if (
+            config.kernels == "auto"
+            and (place.device.type, place.dtype) == ("cpu", torch.float32)
+            and _pass_bytes(spec) <= _MOST_COMPILED_BYTES
+        ):
+            from serve_app.models.code_predictor.compiled import CompiledCodePredictor
+
+            return CompiledCodePredictor
         return CodePredictor
     from serve_app.models.code_predictor.fast import DETERMINISTIC, FastCodePredictor
 
@@ -38,7 +60,7 @@ def _predictor_class(
 
 
 class InProcessFrames:
-    """Eager on CPU, one CUDA graph per batch size on GPU."""
+    """One CUDA graph per batch size on a GPU; on a CPU a compiled function or an eager one."""
 
     reached_s = -math.inf
 
