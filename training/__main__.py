@@ -76,6 +76,20 @@ def _say(args: argparse.Namespace) -> None:
     say(recipe.chorus(), recipe.codec("decoder").codec.eval(), texts, args.out, manner)
 
 
+def _speak_with(args: argparse.Namespace) -> None:
+    from training.listening.speaking import Manner, speak
+
+    texts = args.sentences.read_text(encoding="utf-8").splitlines()
+    manner = Manner(args.greedy, args.streaming, args.seed, args.together)
+    print(speak(args.work, texts, args.out, manner, args.device), flush=True)
+
+
+def _listen(args: argparse.Namespace) -> None:
+    from training.listening.listing import listen
+
+    listen(args.work, args.out, args.teacher, args.asr, args.dnsmos, args.speaker, args.pictures)
+
+
 def _resynthesise(args: argparse.Namespace) -> None:
     from training.evaluate import resynthesise
 
@@ -130,6 +144,20 @@ def main() -> None:
     spoken.add_argument("--streaming", action="store_true", help="text along with the frames")
     spoken.add_argument("--temperature", type=float, default=0.0, help="0: the likeliest codes")
     spoken.add_argument("--seed", type=int, default=0)
+    spoken = step("speak-with", _speak_with, "let a finished checkpoint (WORK) speak sentences")
+    spoken.add_argument("sentences", type=Path)
+    spoken.add_argument("out", type=Path)
+    spoken.add_argument("--greedy", action="store_true", help="the likeliest codes")
+    spoken.add_argument("--streaming", action="store_true", help="text along with the frames")
+    spoken.add_argument("--seed", type=int, default=0)
+    spoken.add_argument("--together", type=int, default=8, help="streams at a time")
+    heard = step("listen", _listen, "measure a list (WORK) of files and texts")
+    heard.add_argument("out", type=Path, help="folder of report and pictures")
+    heard.add_argument("--teacher", type=Path, help="folder with the same VOICE/NUMBER.wav")
+    heard.add_argument("--asr", type=Path, help="folder tiny-en; default: of moonshine-voice<0.1")
+    heard.add_argument("--dnsmos", type=Path, help="sig_bak_ovr.onnx; default: of speechmos")
+    heard.add_argument("--speaker", type=Path, help="pretrained.pt; default: of resemblyzer")
+    heard.add_argument("--pictures", type=int, default=0, help="spectrograms of so many a voice")
     again = step("resynthesise", _resynthesise, "pass held-out speech through the codec alone")
     again.add_argument("out", type=Path)
     again.add_argument("--count", type=int, default=40)

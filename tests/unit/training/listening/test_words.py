@@ -1,0 +1,42 @@
+"""Words are compared as they are said, whichever way they are written."""
+
+import pytest
+
+from training.listening.words import word_errors, words
+
+pytestmark = pytest.mark.unit
+
+
+@pytest.mark.parametrize(
+    ("written", "heard"),
+    [
+        ("It leaves at 10:30 from platform 4.", "it leaves at ten thirty from platform four"),
+        ("It costs $5.20, including tax.", "It costs five dollars and twenty cents including tax"),
+        ("She was born on March 3, 1984.", "She was born on March third nineteen eighty-four."),
+        ("Call me at 555-0142 after six.", "Call me at five five five oh one four two after 6"),
+        ("There were 1,250 people.", "There were one thousand two hundred and fifty people."),
+        ("It dropped to -12 degrees.", "It dropped to minus twelve degrees."),
+        ("221 Baker Street", "Two twenty-one Baker Street"),
+        ("221 Baker Street", "Two hundred and twenty one Baker Street"),
+        ("1,200,000 or 37%", "one million two hundred thousand or thirty seven percent"),
+        ("Dr. Smith, the colour of wood smoke", "Doctor Smith the color of woodsmoke"),
+        ("You should practise at 5 p.m.", "you should practice at five p m"),
+        ("the 21st of May, 2007", "The twenty-first of May, two thousand and seven."),
+    ],
+)  # fmt: skip
+def test_numbers_and_spellings_may_differ(written: str, heard: str) -> None:
+    assert word_errors(written, heard)[0] == 0, (words(written), words(heard))
+
+
+@pytest.mark.parametrize(
+    ("text", "heard", "wrong"),
+    [
+        ("the cat sat", "the cat", 1),
+        ("the cat sat", "a cat sat down", 2),
+        ("the cat sat", "", 3),
+        ("at 10:30", "at ten forty", 1),
+        ("two and three apples", "two or three apples", 1),
+    ],
+)
+def test_errors_are_counted(text: str, heard: str, wrong: int) -> None:
+    assert word_errors(text, heard)[0] == wrong, (words(text), words(heard))

@@ -1,0 +1,1 @@
+"""Speech heard and measured: words by a recogniser, quality, pitch, likeness, pictures."""
