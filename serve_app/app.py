@@ -3,6 +3,9 @@ deployments.
 
 split:  Ingress -> SpeechDecoder -> Talker -> CodePredictor
 fused:  Ingress -> Fused
+
+`build` makes one application of all of it; `build_http` and `build_model` make one of the ingress
+and one of each model, so that models come and go by themselves (docs/several.md).
 """
 
 import logging
@@ -15,12 +18,20 @@ import ray
 from ray import serve
 from ray.serve import Application
 
-from serve_app.config import AppConfig, Device
-from serve_app.deployments.limits import deployment_options, places_of
+from serve_app.config import AppConfig, Device, HttpConfig
+from serve_app.deployments.limits import (
+    LONGEST_S,
+    deployment_options,
+    ingress_options,
+    places_of,
+)
 
 # What one replica of everything may take of the CPUs of a machine that has fewer than were asked
 # for.
 _SMALL_MACHINE_SHARE: Final = 0.9
+# The same where it is one application of several, of which more may come.
+_SHARE_OF_SEVERAL: Final = _SMALL_MACHINE_SHARE / 8
+BACKEND: Final = "vllm"
 
 # Before torch is imported; what vLLM reads is set by models/talker/vllm/core.py.
 _CPU_ENV: Final = {
@@ -49,24 +60,66 @@ class Plan:
 
 
 def build(args: AppConfig) -> Application:
-    """Build the application that configs/*.yaml describe.
+    """Build the application that configs/serve.yaml and configs/serve.fused.yaml describe.
 
     Raises:
         ValueError: the device asked for does not exist.
         CheckpointError: the checkpoint cannot be served.
     """
+    from serve_app.deployments.ingress import Ingress
+
+    model = _model(args.resolved(), small_share=_SMALL_MACHINE_SHARE)
+    ingress = _options(Ingress, model.plan, model.limits)
+    return ingress.bind(args.ingress, model.info, model.speech)
+
+
+def build_model(args: AppConfig) -> Application:
+    """Build an application that serves a model to the ingresses of other applications.
+
+    Raises:
+        ValueError: as `build`, and for settings of an ingress, which it does not have.
+        CheckpointError: as `build`.
+    """
+    if args.misplaced():
+        raise ValueError(
+            f"ingress: {', '.join(args.misplaced())} have no effect in an application without one"
+        )
+    return _model(args.resolved(), small_share=_SHARE_OF_SEVERAL, ingress=False).speech
+
+
+def build_http(args: HttpConfig) -> Application:
+    """Build an application of ingresses only, for the models of other applications."""
+    from serve_app.deployments.ingress import Ingress
+
+    cluster = ray.cluster_resources()
+    plan = make_http_plan(args, cluster)
+    limits = ingress_options(args.streams, LONGEST_S, cluster.get("CPU", 0.0))
+    ingress = _options(Ingress, plan, {"Ingress": limits})
+    return ingress.bind(args.ingress, {"backend": BACKEND})
+
+
+@dataclass(frozen=True)
+class _Model:
+    """The stages of a model, bound; plan and limits of its whole application; for `/health`."""
+
+    speech: Application
+    plan: Plan
+    limits: Mapping[str, dict[str, Any]]
+    info: Mapping[str, Any]
+
+
+def _model(config: AppConfig, *, small_share: float, ingress: bool = True) -> _Model:
     from serve_app.models.checkpoint.card import describe
     from serve_app.models.checkpoint.locate import description_folder
 
-    config = args.resolved()
     cluster = ray.cluster_resources()
-    plan = make_plan(config, cluster)
+    plan = make_plan(config, cluster, small_share=small_share, ingress=ingress)
     # Limits follow from it, and what cannot be served is refused here. Ingresses ask the stages.
     card = describe(config, description_folder(config))
     longest_s = card.max_new_tokens / card.frame_rate_hz
     limits = deployment_options(config, longest_s, cluster.get("CPU", 0.0))
     info = {
-        "backend": "vllm",
+        "backend": BACKEND,
         "placement": config.placement,
         "devices": dict(plan.devices),
         "device_reason": plan.reason,
@@ -89,41 +142,52 @@ def build(args: AppConfig) -> Application:
             "the embedded checkpoint has random weights: audio of the right format, not words;"
             " set TTS_MODEL to hear speech"
         )
-    return bind(config, plan, limits, info)
+    return _Model(bind(config, plan, limits, info), plan, limits, info)
 
 
 def bind(
     config: AppConfig,
     plan: Plan,
     limits: Mapping[str, dict[str, Any]],
-    info: dict[str, Any],
+    info: Mapping[str, Any],
 ) -> Application:
-    """Compose the deployments of one placement."""
+    """Compose the stages of one placement; what an ingress calls."""
     from serve_app.deployments.code_predictor import CodePredictor
     from serve_app.deployments.fused import Fused
-    from serve_app.deployments.ingress import Ingress
     from serve_app.deployments.speech_decoder import SpeechDecoder
     from serve_app.deployments.talker import Talker
     from serve_app.load.gate import Limits
+    from serve_app.load.served import About
 
-    # Any: the decorator's type says that a class becomes a function.
-    def options(deployment: Any) -> serve.Deployment:
-        name = deployment.name
-        return deployment.options(ray_actor_options=plan.actor_options[name], **limits[name])
-
-    devices, talker = plan.devices, None
+    devices = plan.devices
+    about = About(
+        Limits(places_of(config), config.talker.max_queued, config.talker.max_wait_s), info
+    )
     if config.placement == "fused":
-        speech = options(Fused).bind(config, devices["Fused"])
-    else:
-        predictor = options(CodePredictor).bind(config, devices["CodePredictor"])
-        talker = options(Talker).bind(config, devices["Talker"], predictor)
-        speech = options(SpeechDecoder).bind(config, devices["SpeechDecoder"], talker)
-    limits_of_stages = Limits(places_of(config), config.talker.max_queued, config.talker.max_wait_s)
-    return options(Ingress).bind(speech, config.ingress, info, limits_of_stages, talker)
+        return _options(Fused, plan, limits).bind(config, devices["Fused"], about)
+    predictor = _options(CodePredictor, plan, limits).bind(config, devices["CodePredictor"])
+    talker = _options(Talker, plan, limits).bind(config, devices["Talker"], predictor)
+    decoder = _options(SpeechDecoder, plan, limits)
+    return decoder.bind(config, devices["SpeechDecoder"], talker, about)
 
 
-def make_plan(config: AppConfig, cluster: Mapping[str, float]) -> Plan:
+# Any: the decorator's type says that a class becomes a function.
+def _options(deployment: Any, plan: Plan, limits: Mapping[str, dict[str, Any]]) -> serve.Deployment:
+    name = deployment.name
+    return deployment.options(ray_actor_options=plan.actor_options[name], **limits[name])
+
+
+def make_plan(
+    config: AppConfig,
+    cluster: Mapping[str, float],
+    *,
+    small_share: float = _SMALL_MACHINE_SHARE,
+    ingress: bool = True,
+) -> Plan:
     """Decide device and resources from the configuration and what `ray.cluster_resources()` says.
+
+    `small_share` is what the application may reserve of the CPUs of a machine that has few,
+    `ingress` whether it has one.
 
     Raises:
         ValueError: a device is cuda, and no node has a GPU.
@@ -151,13 +215,29 @@ def make_plan(config: AppConfig, cluster: Mapping[str, float]) -> Plan:
         cpus = {"Fused": round(sum(cpus.values()), 4)}
         gpu_shares = {"Fused": round(sum(gpu_shares.values()), 4)}
         devices = {"Fused": devices["Talker"]}
-    cpus["Ingress"] = config.ingress.num_cpus
-    cpus, scaled = _fit(cpus, cluster.get("CPU", math.inf))
+    if ingress:
+        cpus["Ingress"] = config.ingress.num_cpus
+    cpus, scaled = _fit(cpus, cluster.get("CPU", math.inf), small_share)
 
-    env: dict[str, Mapping[str, str]] = {"Ingress": _NO_GPU_ENV}
+    env: dict[str, Mapping[str, str]] = {"Ingress": _NO_GPU_ENV} if ingress else {}
     for name, device in devices.items():
         env[name] = {**_CPU_ENV, **_NO_GPU_ENV} if device == "cpu" else {}
-    options = {
+    return Plan(devices, reason + scaled, _actor_options(cpus, gpu_shares, env))
+
+
+def make_http_plan(config: HttpConfig, cluster: Mapping[str, float]) -> Plan:
+    """As `make_plan`, of an application that has an ingress only."""
+    available = cluster.get("CPU", math.inf)
+    cpus, scaled = _fit({"Ingress": config.ingress.num_cpus}, available, _SHARE_OF_SEVERAL)
+    return Plan({}, scaled, _actor_options(cpus, {}, {"Ingress": _NO_GPU_ENV}))
+
+
+def _actor_options(
+    cpus: Mapping[str, float],
+    gpu_shares: Mapping[str, float],
+    env: Mapping[str, Mapping[str, str]],
+) -> dict[str, dict[str, Any]]:
+    return {
         name: {
             "num_cpus": cpus[name],
             "num_gpus": gpu_shares.get(name, 0.0),
@@ -165,7 +245,6 @@ def make_plan(config: AppConfig, cluster: Mapping[str, float]) -> Plan:
         }
         for name in cpus
     }
-    return Plan(devices, reason + scaled, options)
 
 
 def _device(wanted: Device, gpus: float) -> str:
@@ -174,17 +253,17 @@ def _device(wanted: Device, gpus: float) -> str:
     return ("cuda" if gpus else "cpu") if wanted == "auto" else wanted
 
 
-def _fit(cpus: dict[str, float], available: float) -> tuple[dict[str, float], str]:
+def _fit(cpus: dict[str, float], available: float, share: float) -> tuple[dict[str, float], str]:
     """Scale the reservations down where one replica of everything would not fit.
 
     Ray's CPU numbers are bookkeeping: a machine with two cores runs all stages, only it must not be
     asked for more than it has, or a replica would wait for ever.
     """
     wanted = sum(cpus.values())
-    if not available or wanted <= available * _SMALL_MACHINE_SHARE:
+    if not available or wanted <= available * share:
         return cpus, ""
-    factor = available * _SMALL_MACHINE_SHARE / wanted
-    scaled = {name: math.floor(cpu * factor * 100) / 100 for name, cpu in cpus.items()}
+    factor = available * share / wanted
+    scaled = {name: max(math.floor(cpu * factor * 1000), 1) / 1000 for name, cpu in cpus.items()}
     return (
         scaled,
         f"; {wanted:g} CPUs reserved as {sum(scaled.values()):g}, the cluster has {available:g}",

@@ -18,6 +18,12 @@ Device = Literal["auto", "cuda", "cpu"]
 Dtype = Literal["auto", "float32", "bfloat16"]
 Profile = Literal["latency", "balanced", "throughput"]
 
+# What an application of a Serve config file may be built by: everything, a model alone, the ingress
+# alone.
+BUILDER: Final = "serve_app.app:build"
+MODEL_BUILDER: Final = "serve_app.app:build_model"
+HTTP_BUILDER: Final = "serve_app.app:build_http"
+
 # What a profile changes of the defaults below; `balanced` is the defaults.
 PROFILES: Final[Mapping[Profile, Mapping[str, Mapping[str, Any]]]] = {
     # Few streams: the device is never far from free, and little has to be captured at the start.
@@ -452,6 +458,46 @@ class IngressConfig(Strict):
     observe: ObserveConfig = ObserveConfig()
 
 
+class AdmissionSettings(Strict):
+    """Who may wait, where it is another than `talker` says."""
+
+    max_queued: int | None = Field(default=None, ge=0, description="as of `talker`")
+    max_wait_s: float | None = Field(default=None, ge=0, description="as of `talker`")
+
+
+class LiveSettings(Strict):
+    """`user_config` of the ingress: what Serve applies while it runs, without a restart."""
+
+    default_model: str | None = Field(
+        default=None,
+        description="what answers a request that needs no other one: a served name, hub id or"
+        " folder; default: the model of the ingress's own application, else CustomVoice before"
+        " VoiceDesign before Base, then by name",
+    )
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(
+        default="INFO", description="of this package's messages"
+    )
+    admission: AdmissionSettings = Field(
+        default=AdmissionSettings(), description="for all models but those below"
+    )
+    models: Mapping[str, AdmissionSettings] = Field(
+        default={}, description="by served name, instead of `admission`"
+    )
+
+
+class HttpConfig(Strict):
+    """`args:` of an application that has an ingress only; the models are applications beside it."""
+
+    ingress: IngressConfig = IngressConfig()
+    streams: int = Field(
+        default=64, ge=1, description="streams of all models that there are ingresses for at first"
+    )
+
+
+# Of the ingress's settings, what the stages of a model go by as well.
+SHARED_WITH_STAGES: Final = ("first_audio_timeout_s", "chunk_timeout_s", "resume_timeout_s")
+
+
 class AppConfig(Strict):
     """`args:` of configs/*.yaml.
 
@@ -509,6 +555,10 @@ class AppConfig(Strict):
         if self.placement == "fused" and any(stage.device is not None for stage in stages):
             raise ValueError("in placement 'fused' all stages have the application's device")
         return self
+
+    def misplaced(self) -> tuple[str, ...]:
+        """Settings of the ingress that mean nothing in an application that has none."""
+        return tuple(sorted(self.ingress.model_fields_set - set(SHARED_WITH_STAGES)))
 
     def resolved(self) -> "AppConfig":
         """A copy with the environment applied (TTS_MODEL, TTS_REVISION)."""

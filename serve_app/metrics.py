@@ -24,7 +24,8 @@ class Metric:
     is_gauge: bool = False
 
 
-_FORMAT: Final = ("format", "transport")
+# `model` is the served name.
+_FORMAT: Final = ("model", "format", "transport")
 
 TIME_TO_FIRST_AUDIO: Final = Metric(
     "tts_time_to_first_audio_seconds",
@@ -82,6 +83,7 @@ STREAM_SILENCE: Final = Metric(
 REFUSED_AT_INGRESS: Final = Metric(
     "tts_refused_at_ingress_total",
     "Requests that would have waited too long for a place, refused before a stage heard of them.",
+    ("model",),
 )
 STAGE_REFUSED: Final = Metric(
     "tts_stage_refused_total",
@@ -171,7 +173,13 @@ READY: Final = Metric("tts_ready", "1 where requests can be served, else 0.", is
 REPLICAS: Final = Metric(
     "tts_replicas",
     "Replicas of a deployment: ready, and total with those that start or end.",
-    ("deployment", "state"),
+    ("application", "deployment", "state"),
+    is_gauge=True,
+)
+MODEL_READY: Final = Metric(
+    "tts_model_ready",
+    "1 where requests for a model can be served, else 0.",
+    ("model",),
     is_gauge=True,
 )
 

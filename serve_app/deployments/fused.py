@@ -11,17 +11,18 @@ from ray import serve
 from serve_app.config import AppConfig, Environment
 from serve_app.deployments.ray_serve import port
 from serve_app.deployments.recorded import StageStats, ray_recorder, recorded
+from serve_app.load.served import About, Served
 from serve_app.pipeline import timed
 from serve_app.protocols import require
 from serve_app.scaling.board import Board
-from serve_app.types import ModelCard, PcmChunk, SpeechRequest
+from serve_app.types import PcmChunk, SpeechRequest
 
 
 @serve.deployment
 class Fused:
     """All stages on one side of one process boundary; to the ingress the same as SpeechDecoder."""
 
-    async def __init__(self, config: AppConfig, device: str) -> None:
+    async def __init__(self, config: AppConfig, device: str, about: About) -> None:
         from serve_app.models.checkpoint.card import describe
         from serve_app.models.checkpoint.locate import checkpoint_folder
         from serve_app.models.fused import standby
@@ -32,6 +33,7 @@ class Fused:
         self._board = Board(config.talker.max_num_seqs)
         self._stage_stats = StageStats(self._recorder, "fused")
         folder = await asyncio.to_thread(checkpoint_folder, config)
+        self._about = about
         self._card = await asyncio.to_thread(describe, config, folder)
         standbys = Environment.read().standbys
         self._speech = await SpeechProcess.start(folder, config, device, standbys=standbys)
@@ -50,9 +52,9 @@ class Fused:
             async for chunk in chunks:
                 yield chunk
 
-    async def card(self) -> ModelCard:
-        """What is served."""
-        return self._card
+    async def served(self) -> Served:
+        """What is served, for an ingress."""
+        return Served(self._card, self._about)
 
     async def stats(self) -> dict[str, dict[str, float]]:
         return {stage: dict(load) for stage, load in (await self._speech.stats()).items()}

@@ -1,29 +1,36 @@
-"""The Serve deployment that speaks HTTP: `build_api` around a handle, readiness, replica counts."""
+"""The Serve deployment that speaks HTTP: `build_api` around the models that it finds."""
 
 import asyncio
+import logging
 from collections.abc import Mapping
-from functools import partial
-from typing import Any
+from functools import cache
+from typing import Any, Final
 
 from fastapi import FastAPI
+from pydantic import ValidationError
 from ray import serve
 from ray.serve.handle import DeploymentHandle
 
-from serve_app.config import IngressConfig
+from serve_app.config import IngressConfig, LiveSettings
 from serve_app.deployments.agents import Agents
 from serve_app.deployments.calls import reach, through
 from serve_app.deployments.ray_serve import port
-from serve_app.deployments.ray_serve.replica_counts import ReplicaCounts, ask_serve
+from serve_app.deployments.ray_serve.applications import Following, ask_serve
 from serve_app.deployments.recorded import of_hop, ray_recorder
 from serve_app.http.app import build_api
 from serve_app.http.catalog import Catalog
-from serve_app.http.health import State, Status
+from serve_app.http.health import Status, overall
 from serve_app.http.observe.record import current
-from serve_app.http.warm_up import WarmUp
-from serve_app.load.admission import Admission
-from serve_app.load.gate import Gate, Limits
+from serve_app.http.served.models import Models
+from serve_app.load.gate import Stage
 from serve_app.load.routing import stage
-from serve_app.resumption import Observe, Outcome, Policy, resumed
+from serve_app.load.served import Served
+from serve_app.resumption import Observe, Outcome, Policy, Resumable
+from serve_app.types import PcmChunk
+
+_FOLLOW_EVERY_S: Final = 1.0
+
+logger = logging.getLogger(__name__)
 
 
 @serve.deployment
@@ -31,78 +38,103 @@ from serve_app.resumption import Observe, Outcome, Policy, resumed
 class Ingress:
     """The Serve deployment: each replica builds the application for itself.
 
+    It serves the models of all applications of the cluster, its own among them, and asks each what
+    that is. Applications may come and go.
+
     Args:
-        speech: the deployment whose `speak(request, done)` yields `PcmChunk`s, and whose `card()`
-            says what is served.
-        info: what `Status.info` shows.
-        limits: of the stages.
-        talker: the deployment behind `speech` where it is one of its own; never called from here.
+        info: what `Status.info` shows beside what the models tell.
+        stages: of its own application, so that Serve starts them with it; found like any others.
     """
 
     def __init__(
-        self,
-        speech: DeploymentHandle,
-        config: IngressConfig,
-        info: Mapping[str, Any],
-        limits: Limits,
-        talker: DeploymentHandle | None = None,
+        self, config: IngressConfig, info: Mapping[str, Any], *stages: DeploymentHandle
     ) -> None:
-        self._catalog = Catalog()
+        del stages
         port.narrow()
+        self._application = serve.get_replica_context().app_name
+        self._catalog = Catalog()
         self._config = config
         self._info = info
-        policy = Policy(
-            config.first_audio_timeout_s, config.chunk_timeout_s, config.resume_timeout_s
-        )
         self._recorder = ray_recorder()
-        self._talker = talker
-        self._gate = Gate(
-            [stage(name, places) for name, places in limits.places],
-            Admission(limits.max_queued, limits.max_wait_s),
+        self._models = Models(
+            self._catalog,
+            cache(Stages),
+            Policy(config.first_audio_timeout_s, config.chunk_timeout_s, config.resume_timeout_s),
             self._recorder,
+            _noted(of_hop(self._recorder, "ingress")),
+            self._application,
         )
-        call = self._gate.into(through(speech, "speak"))
-        self._speak = resumed(call, policy, _noted(of_hop(self._recorder, "ingress")))
-        # Not observed: it asks before there is a stage to lose.
-        self._warm_up = WarmUp(speech.card.remote, resumed(call, policy), self._catalog)
-        self._warming: asyncio.Task[None] | None = None
-        self._replicas: ReplicaCounts | None = None
+        self._applications = Following(ask_serve)
+        self._following: asyncio.Task[None] | None = None
 
     async def __serve_build_asgi_app__(self) -> FastAPI:
         """Called by Serve on the event loop that the application runs on."""
-        if self._talker is not None:
-            reach(self._talker)
-        self._replicas = ReplicaCounts(partial(ask_serve, serve.get_replica_context().app_name))
-        self._warming = asyncio.create_task(self._warm_up.run())
+        self._following = asyncio.create_task(self._follow())
         return build_api(
-            self._speak,
+            self._models.speak,
             self._catalog,
             self._config,
             self.status,
             self._recorder,
             Agents().texts,
-            look=self._gate.look,
+            look=self._models.look,
         )
 
+    def reconfigure(self, user_config: Mapping[str, Any]) -> None:
+        """Take `user_config`; where it is wrong, the settings stay as they are.
+
+        What is raised here would make Serve take the replica for broken, with its streams.
+        """
+        try:
+            settings = LiveSettings.model_validate(user_config)
+        except ValidationError as error:
+            logger.error("user_config is refused, nothing is changed: %s", error)
+            return
+        logging.getLogger("serve_app").setLevel(settings.log_level)
+        self._catalog.prefer(settings.default_model)
+        self._models.limit(settings.models, settings.admission)
+        logger.info("settings are now: %s", settings.model_dump_json())
+
     async def status(self) -> Status:
-        replicas = await self._replicas.now() if self._replicas is not None else {}
-        dead = [name for name, n in replicas.items() if n["total"] and not n["ready"]]
-        state: State
-        if not self._warm_up.passed:
-            state, reason = "initializing", self._warm_up.reason
-        elif dead:
-            state, reason = "unhealthy", f"no running replica of {', '.join(dead)}"
-        elif any(n["ready"] < n["total"] for n in replicas.values()):
-            state, reason = "degraded", None
-        else:
-            state, reason = "healthy", None
-        return Status(
-            state=state,
-            ready=state in ("healthy", "degraded"),
-            reason=reason,
-            replicas=replicas,
-            info=self._info,
+        applications = await self._applications.now()
+        self._models.follow(applications.values())
+        own = applications.get(self._application)
+        return overall(
+            self._application,
+            own.replicas if own is not None else {},
+            self._models.statuses(),
+            self._info,
         )
+
+    async def _follow(self) -> None:
+        while True:
+            self._models.follow((await self._applications.now()).values())
+            await asyncio.sleep(_FOLLOW_EVERY_S)
+
+
+class Stages:
+    """The way to the stages of an application; the same for its life, as its routers are."""
+
+    def __init__(self, application: str, entry: str) -> None:
+        self._application = application
+        self._entry = DeploymentHandle(entry, application)
+        self._behind: dict[str, DeploymentHandle] = {}
+        # All handles made from it share what it knows.
+        reach(self._entry)
+        self.call: Resumable[PcmChunk] = through(self._entry, "speak")
+
+    async def ask(self) -> Served:
+        return await self._entry.served.remote()
+
+    def stage(self, deployment: str, places: int) -> Stage:
+        handle = self._entry
+        if deployment != handle.deployment_name:
+            # Never called from here: its replicas count.
+            if deployment not in self._behind:
+                self._behind[deployment] = DeploymentHandle(deployment, self._application)
+                reach(self._behind[deployment])
+            handle = self._behind[deployment]
+        return stage(handle.deployment_id, places)
 
 
 def _noted(observe: Observe) -> Observe:

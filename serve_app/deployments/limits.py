@@ -21,6 +21,8 @@ ROUTER: Final = "serve_app.deployments.calls.ROUTER"
 # Sessions of a code predictor: one per talker, which opens another when it is over.
 _SESSIONS: Final = 64
 _MAX_REPLICAS: Final = 8
+# The longest speech of any release: 8,192 frames of 80 ms.
+LONGEST_S: Final = 8192 * 0.08
 
 # A stream is made at least as fast as it is listened to, or its listener would not stay; this is
 # for its start, and for what the ingress holds ready for a listener who lags behind.
@@ -64,22 +66,7 @@ def deployment_options(
         cpus: cores of the cluster.
     """
     streams = config.talker.max_num_seqs
-    stages: list[tuple[str, dict[str, Any]]] = [
-        (
-            "Ingress",
-            {
-                "max_ongoing_requests": _INGRESS_ONGOING,
-                # Each change of its replicas reloads HAProxy: scaled slowly.
-                "autoscaling_config": {
-                    **_scaling(STREAMS_PER_INGRESS),
-                    "min_replicas": ingresses(streams, cpus),
-                    "look_back_period_s": 20,
-                    "upscale_delay_s": 10,
-                    "downscale_delay_s": 900,
-                },
-            },
-        )
-    ]
+    stages: list[tuple[str, dict[str, Any]]] = [("Ingress", _ingress(streams, cpus))]
     if config.placement == "fused":
         stages.append(("Fused", _stage(streams)))
     else:
@@ -101,6 +88,25 @@ def deployment_options(
             "graceful_shutdown_timeout_s": longest_s + _DRAIN_SLACK_S + index * _DRAIN_STEP_S,
         }
         for index, (name, options) in enumerate(stages)
+    }
+
+
+def ingress_options(streams: int, longest_s: float, cpus: float) -> dict[str, Any]:
+    """Those of an ingress in an application of its own, before so many streams of its models."""
+    return {**_ingress(streams, cpus), "graceful_shutdown_timeout_s": longest_s + _DRAIN_SLACK_S}
+
+
+def _ingress(streams: int, cpus: float) -> dict[str, Any]:
+    return {
+        "max_ongoing_requests": _INGRESS_ONGOING,
+        # Each change of its replicas reloads HAProxy: scaled slowly.
+        "autoscaling_config": {
+            **_scaling(STREAMS_PER_INGRESS),
+            "min_replicas": ingresses(streams, cpus),
+            "look_back_period_s": 20,
+            "upscale_delay_s": 10,
+            "downscale_delay_s": 900,
+        },
     }
 
 

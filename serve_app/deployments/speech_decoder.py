@@ -14,18 +14,21 @@ from serve_app.deployments.ray_serve import port
 from serve_app.deployments.recorded import StageStats, of_hop, ray_recorder, recorded
 from serve_app.load.gate import elsewhere
 from serve_app.load.routing import stage
+from serve_app.load.served import About, Served
 from serve_app.pipeline import synthesize, timed
 from serve_app.protocols import require
 from serve_app.resumption import Observe, Policy, Resumed, resumed
 from serve_app.scaling.board import Board
-from serve_app.types import CodecFrames, ModelCard, PcmChunk, SpeechRequest
+from serve_app.types import CodecFrames, PcmChunk, SpeechRequest
 
 
 @serve.deployment
 class SpeechDecoder:
     """The stage that the ingress talks to in placement `split`."""
 
-    async def __init__(self, config: AppConfig, device: str, talker: DeploymentHandle) -> None:
+    async def __init__(
+        self, config: AppConfig, device: str, talker: DeploymentHandle, about: About
+    ) -> None:
         port.narrow()
         self._recorder = ray_recorder()
         self._board = Board(config.speech_decoder.max_streams)
@@ -33,6 +36,7 @@ class SpeechDecoder:
         observe = of_hop(self._recorder, "speech_decoder")
         self._talker = RemoteTalker(talker, config, observe)
         self._talker_stats = talker.stats
+        self._about = about
         self._decoder, self._card = await asyncio.to_thread(_load, config, device)
 
     async def speak(
@@ -50,9 +54,9 @@ class SpeechDecoder:
             async for chunk in chunks:
                 yield chunk
 
-    async def card(self) -> ModelCard:
-        """What is served."""
-        return self._card
+    async def served(self) -> Served:
+        """What is served, for an ingress."""
+        return Served(self._card, self._about)
 
     async def stats(self) -> dict[str, dict[str, float]]:
         """Load of this replica, and of one replica of each stage behind it."""
@@ -87,7 +91,8 @@ class RemoteTalker:
             gap_s=patience.chunk_timeout_s / 2,
             deadline_s=patience.resume_timeout_s,
         )
-        call = elsewhere(through(talker, "frames"), stage("Talker", config.talker.max_num_seqs))
+        places = stage(talker.deployment_id, config.talker.max_num_seqs)
+        call = elsewhere(through(talker, "frames"), places)
         self._frames: Resumed[CodecFrames] = resumed(call, policy, observe)
 
     def frames(

@@ -11,6 +11,9 @@ from serve_app import __version__
 from serve_app.http.catalog import Catalog
 from serve_app.types import ModelCard
 
+# Of what a model tells of itself.
+_OF_VERSION: Final = ("placement", "profile", "config_digest")
+
 State = Literal["healthy", "initializing", "degraded", "unhealthy"]
 
 _EMBEDDED_NOTE: Final = (
@@ -20,15 +23,15 @@ _EMBEDDED_NOTE: Final = (
 
 
 @dataclass(frozen=True, slots=True)
-class Status:
-    """Whether requests can be served, and the facts that `/health` shows.
+class ModelStatus:
+    """Of one model: as of `Status`, for what its own application has.
 
-    `replicas` counts the running ("ready") and all ("total") replicas of each deployment. `info`
-    comes from the application: "backend", "placement", "devices" and whatever else it tells.
+    `name` is the served one, or what it is called before it has said so.
     """
 
+    name: str
+    application: str
     state: State
-    ready: bool
     reason: str | None = None
     replicas: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     info: Mapping[str, Any] = field(default_factory=dict)
@@ -36,6 +39,66 @@ class Status:
     @property
     def can_serve(self) -> bool:
         return self.state in ("healthy", "degraded")
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    """Whether requests can be served, and the facts that `/health` shows.
+
+    `replicas` counts the running ("ready") and all ("total") replicas of each deployment of the
+    application that answers. `info` is the default model's: "backend", "placement", "devices" and
+    whatever else it tells. `models` has all of them, the default first.
+    """
+
+    state: State
+    ready: bool
+    reason: str | None = None
+    replicas: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    info: Mapping[str, Any] = field(default_factory=dict)
+    application: str = ""
+    models: Sequence[ModelStatus] = ()
+
+    @property
+    def can_serve(self) -> bool:
+        return self.state in ("healthy", "degraded")
+
+
+def overall(
+    application: str,
+    replicas: Mapping[str, Mapping[str, int]],
+    models: Sequence[ModelStatus],
+    info: Mapping[str, Any],
+) -> Status:
+    """The state of a server from those of its models: it serves as long as one of them does.
+
+    `application` is the one that answers, `replicas` are of its deployments, `info` is its own; of
+    `models` the default comes first.
+    """
+    state: State
+    if any(model.can_serve for model in models):
+        missing = any(n["ready"] < n["total"] for n in replicas.values())
+        whole = all(model.state == "healthy" for model in models)
+        state = "healthy" if whole and not missing else "degraded"
+    elif any(model.state == "initializing" for model in models) or not models:
+        state = "initializing"
+    else:
+        state = "unhealthy"
+    reasons = [(model.name, model.reason) for model in models if model.reason is not None]
+    if not models:
+        reason = "no application with a model is known yet"
+    elif len(models) == 1:
+        reason = models[0].reason
+    else:
+        reason = "; ".join(f"{name}: {why}" for name, why in reasons) or None
+    return Status(
+        state,
+        state in ("healthy", "degraded"),
+        reason,
+        replicas,
+        {**info, **models[0].info} if models else info,
+        application,
+        tuple(models),
+    )
 
 
 def add_routes(app: FastAPI, catalog: Catalog, status: Callable[[], Awaitable[Status]]) -> None:
@@ -46,8 +109,14 @@ def add_routes(app: FastAPI, catalog: Catalog, status: Callable[[], Awaitable[St
 
     @app.get("/ready")
     @app.get("/readyz", include_in_schema=False)
-    async def ready() -> JSONResponse:
+    async def ready(model: str | None = None) -> JSONResponse:
+        """Whether requests can be served; with `model`, those for that one."""
         now = await status()
+        if model is not None:
+            card = catalog.get(model)
+            one = next((known for known in now.models if known.name == card.name), None)
+            if one is not None and not one.can_serve:
+                return JSONResponse({"ready": False, "reason": one.reason}, 503)
         return JSONResponse({"ready": now.ready, "reason": now.reason}, 200 if now.ready else 503)
 
     @app.get("/livez", include_in_schema=False)
@@ -55,8 +124,12 @@ def add_routes(app: FastAPI, catalog: Catalog, status: Callable[[], Awaitable[St
         return {"status": "alive"}
 
     @app.get("/version")
-    async def version() -> dict[str, str]:
-        return {"version": __version__}
+    async def version() -> dict[str, Any]:
+        models = {
+            model.name: {key: value for key, value in model.info.items() if key in _OF_VERSION}
+            for model in (await status()).models
+        }
+        return {"version": __version__, "models": models}
 
     @app.get("/", include_in_schema=False)
     async def root(request: Request) -> Response:
@@ -91,9 +164,21 @@ def health_body(status: Status, cards: Sequence[ModelCard]) -> dict[str, Any]:
         },
         "replicas": status.replicas,
         "embedded": embedded,
+        "served": [_model_body(model) for model in status.models],
     }
     if embedded:
         body["note"] = _EMBEDDED_NOTE
     if status.reason is not None:
         body["reason"] = status.reason
     return body
+
+
+def _model_body(model: ModelStatus) -> dict[str, Any]:
+    body = {
+        "model": model.name,
+        "application": model.application,
+        "status": model.state,
+        **model.info,
+        "replicas": model.replicas,
+    }
+    return body if model.reason is None else {**body, "reason": model.reason}

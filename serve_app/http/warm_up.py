@@ -9,7 +9,6 @@ from itertools import count
 from typing import Any, Final, TypeVar
 
 from serve_app.errors import SpeechError
-from serve_app.http.catalog import Catalog
 from serve_app.http.speech.request import engine_request_id
 from serve_app.pipeline import join
 from serve_app.resumption import Speak
@@ -27,9 +26,8 @@ class WarmUp:
     """Learns what is served and makes one short synthesis through all stages.
 
     Args:
-        ask: for the card of what the stages serve.
+        ask: for the card of what the stages serve, and makes it known.
         speak: through all stages.
-        catalog: which the card is added to.
         sleep: between attempts, which go on until one has passed.
     """
 
@@ -37,12 +35,10 @@ class WarmUp:
         self,
         ask: Callable[[], Awaitable[ModelCard]],
         speak: Speak,
-        catalog: Catalog,
         sleep: Callable[[float], Awaitable[Any]] = asyncio.sleep,
     ) -> None:
         self._ask = ask
         self._speak = speak
-        self._catalog = catalog
         self._sleep = sleep
         self.reason: str | None = "the stages are starting: none has said yet what it serves"
 
@@ -52,7 +48,6 @@ class WarmUp:
 
     async def run(self) -> None:
         card = await self._repeated(self._ask, "asking the stages for their model")
-        self._catalog.add(card)
         self.reason = "the first synthesis has not finished yet"
         await self._repeated(partial(self._synthesize, card), "the first synthesis")
         self.reason = None

@@ -86,6 +86,11 @@ class Admission:
                 stage=self._stage,
             )
 
+    def limit(self, max_queued: int, max_wait_s: float) -> None:
+        """Other limits, from now on."""
+        self._max_queued = max_queued
+        self._max_wait_s = max_wait_s
+
     def note(self, service_s: float) -> None:
         """A stream has left its place, which it had for so long."""
         before = service_s if self._service_s is None else self._service_s

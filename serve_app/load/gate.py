@@ -62,6 +62,7 @@ class Gate:
         stages: first the one that is called; what other ingresses have there counts as well. The
             one with the fewest places in all decides.
         admission: the rule.
+        model: whose stages they are, for the metrics.
     """
 
     def __init__(
@@ -70,7 +71,10 @@ class Gate:
         admission: Admission,
         recorder: metrics.Recorder,
         clock: Callable[[], float] = time.monotonic,
+        *,
+        model: str,
     ) -> None:
+        self._model = model
         self._entry = stages[0]
         self._stages = stages
         self._admission = admission
@@ -159,11 +163,11 @@ class Gate:
 
     def _note_refused(self, error: Overloaded) -> None:
         """One line for all that were refused of late."""
-        self._recorder.count(metrics.REFUSED_AT_INGRESS)
+        self._recorder.count(metrics.REFUSED_AT_INGRESS, model=self._model)
         self._refused += 1
         now_s = self._clock()
         if now_s - self._logged_s >= _LOG_EVERY_S:
-            logger.warning("refused %d requests: %s", self._refused, error)
+            logger.warning("refused %d requests for %s: %s", self._refused, self._model, error)
             self._refused, self._logged_s = 0, now_s
 
 

@@ -15,6 +15,7 @@ from functools import partial
 from typing import ClassVar, Final
 
 from ray.exceptions import RayActorError
+from ray.serve._private.common import DeploymentID
 from ray.serve.request_router import (
     LocalityMixin,
     PendingRequest,
@@ -56,7 +57,7 @@ class FewestStreams(LocalityMixin, RequestRouter):
 
     # By deployment, for whoever wants to know how much room there is; of several handles in a
     # process, the one that was used first.
-    known: ClassVar[dict[str, "FewestStreams"]] = {}
+    known: ClassVar[dict[DeploymentID, "FewestStreams"]] = {}
 
     def initialize_state(
         self,
@@ -78,10 +79,10 @@ class FewestStreams(LocalityMixin, RequestRouter):
         self._near: set[ReplicaID] = set()
         self._asking: asyncio.Task[None] | None = None
         self._asked: dict[ReplicaID, asyncio.Task[None]] = {}
-        self.known.setdefault(self._deployment_id.name, self)
+        self.known.setdefault(self._deployment_id, self)
 
     @classmethod
-    def places_of(cls, deployment: str) -> Places[ReplicaID] | None:
+    def places_of(cls, deployment: DeploymentID) -> Places[ReplicaID] | None:
         """What this process knows of a deployment; None: nothing yet."""
         router = cls.known.get(deployment)
         return router.places if router is not None else None
@@ -207,6 +208,6 @@ class FewestStreams(LocalityMixin, RequestRouter):
             pass  # Serve tells who is live
 
 
-def stage(deployment: str, places: int) -> Stage:
+def stage(deployment: DeploymentID, places: int) -> Stage:
     """A stage as its router in this process knows it."""
     return Stage(partial(FewestStreams.places_of, deployment), places)

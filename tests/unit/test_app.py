@@ -6,9 +6,22 @@ from typing import Any
 
 import pytest
 from pydantic import ValidationError
+from ray.serve import Application
 
-from serve_app.app import bind, make_plan
-from serve_app.config import AppConfig, CodePredictorConfig, SpeechDecoderConfig, TalkerConfig
+from serve_app.app import (
+    _SHARE_OF_SEVERAL,
+    bind,
+    build_model,
+    make_http_plan,
+    make_plan,
+)
+from serve_app.config import (
+    AppConfig,
+    CodePredictorConfig,
+    HttpConfig,
+    SpeechDecoderConfig,
+    TalkerConfig,
+)
 from serve_app.deployments.limits import deployment_options
 from serve_app.errors import CheckpointError
 from serve_app.models.checkpoint.card import describe
@@ -125,18 +138,43 @@ def test_the_graph_holds_the_deployments_that_the_plan_names(
 ) -> None:
     args = config(placement=placement)
     limits = deployment_options(args, 300.0, cpus=2)
-    application = bind(args, make_plan(args, LAPTOP), limits, {})
+    found = deployments_of(bind(args, make_plan(args, LAPTOP), limits, {}))
+    assert set(found) == names - {"Ingress"}
+    for name, deployment in found.items():
+        options = make_plan(args, LAPTOP).actor_options[name]
+        assert deployment.ray_actor_options["num_cpus"] == options["num_cpus"]
+        assert deployment.max_ongoing_requests == limits[name]["max_ongoing_requests"]
+
+
+def deployments_of(application: Application) -> dict[str, Any]:
     found: dict[str, Any] = {}
     pending = [application]
     while pending:
         deployment = pending.pop()._bound_deployment
         found[deployment.name] = deployment
         pending.extend(a for a in deployment.init_args if hasattr(a, "_bound_deployment"))
-    assert set(found) == names
-    for name, deployment in found.items():
-        options = make_plan(args, LAPTOP).actor_options[name]
-        assert deployment.ray_actor_options["num_cpus"] == options["num_cpus"]
-        assert deployment.max_ongoing_requests == limits[name]["max_ongoing_requests"]
+    return found
+
+
+@pytest.mark.parametrize("placement", ["split", "fused"])
+@pytest.mark.parametrize("cpus", [1.0, 2.0, 4.0])
+def test_several_applications_fit_a_small_machine(placement: str, cpus: float) -> None:
+    share = _SHARE_OF_SEVERAL
+    model = make_plan(config(placement=placement), {"CPU": cpus}, small_share=share, ingress=False)
+    http = make_http_plan(HttpConfig(), {"CPU": cpus})
+    assert "Ingress" not in model.actor_options
+    assert set(http.actor_options) == {"Ingress"}
+    reserved = [
+        sum(options["num_cpus"] for options in plan.actor_options.values())
+        for plan in (model, http)
+    ]
+    assert 7 * reserved[0] + reserved[1] < cpus
+    assert min(reserved) > 0
+
+
+def test_a_model_alone_takes_no_settings_of_an_ingress() -> None:
+    with pytest.raises(ValueError, match="ingress: max_input_chars, read_ahead_s have no effect"):
+        build_model(config(ingress={"max_input_chars": 5, "read_ahead_s": 1.0}))
 
 
 def test_without_configuration_the_embedded_checkpoint_is_served(

@@ -28,6 +28,8 @@ _HEADS: Final = ("# HELP ", "# TYPE ")
 _LABEL: Final = re.compile(r'(\w+)="((?:[^"\\]|\\.)*)"')
 _SAMPLE: Final = re.compile(r"(\w+)(?:\{(.*)\})? (\S+)(?: \S+)?")
 
+_ESCAPED: Final = str.maketrans({"\\": "\\\\", '"': '\\"', "\n": "\\n"})
+
 # The texts of all agents.
 Gather = Callable[[], Awaitable[Sequence[str]]]
 
@@ -89,10 +91,17 @@ def _own(status: Status) -> list[str]:
         f"{metrics.READY.name} {int(status.ready)}\n",
         *_head(metrics.REPLICAS),
     ]
-    for deployment, counts in sorted(status.replicas.items()):
-        for state, number in sorted(counts.items()):
-            labels = f'{{deployment="{deployment}",state="{state}"}}'
-            lines.append(f"{metrics.REPLICAS.name}{labels} {number}\n")
+    replicas = {model.application: model.replicas for model in status.models}
+    replicas[status.application] = status.replicas
+    for application, deployments in sorted(replicas.items()):
+        for deployment, counts in sorted(deployments.items()):
+            of = f'application="{application}",deployment="{deployment}"'
+            for state, number in sorted(counts.items()):
+                lines.append(f'{metrics.REPLICAS.name}{{{of},state="{state}"}} {number}\n')
+    lines += _head(metrics.MODEL_READY)
+    for model in status.models:
+        label = model.name.translate(_ESCAPED)
+        lines.append(f'{metrics.MODEL_READY.name}{{model="{label}"}} {int(model.can_serve)}\n')
     return lines
 
 

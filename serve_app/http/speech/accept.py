@@ -65,7 +65,11 @@ class Job:
 
     @property
     def labels(self) -> dict[str, str]:
-        return {"format": self.output.format, "transport": self.transport}
+        return {
+            "model": self.card.name,
+            "format": self.output.format,
+            "transport": self.transport,
+        }
 
     def chunks(self, speak: Speak) -> AsyncGenerator[PcmChunk, None]:
         """All the audio of the job, at the model's rate."""

@@ -7,7 +7,6 @@ import pytest
 
 from serve_app.errors import StageUnavailable
 from serve_app.fakes import FakeTalker, fake_card
-from serve_app.http.catalog import Catalog
 from serve_app.http.health import Status
 from serve_app.http.warm_up import WarmUp
 from tests.integration.http.service import CARD, Service, get
@@ -90,8 +89,7 @@ def test_ready_follows_the_warm_up():
                 raise answer
             return answer
 
-        catalog = Catalog()
-        warm_up = WarmUp(ask, speak, catalog, sleep)
+        warm_up = WarmUp(ask, speak, sleep)
         assert not warm_up.passed
         async with service.http() as http:
             await warm_up.run()
@@ -99,7 +97,6 @@ def test_ready_follows_the_warm_up():
             response = await http.get("/ready")
             assert response.status_code == 200
             assert response.json() == {"ready": True, "reason": None}
-        assert catalog.cards == (CARD,)
         assert len(pauses) == 3
         assert reasons[0].endswith("is tried again: importing")
         assert reasons[1].endswith("is tried again: starting")

@@ -48,7 +48,7 @@ class Replica:
 
 def gate_of(*stages: Places[str], places: int = PLACES) -> Gate:
     admission = Admission(max_queued=4, max_wait_s=0.0)
-    return Gate([Stage(lambda s=s: s, places) for s in stages], admission, NoRecorder())
+    return Gate([Stage(lambda s=s: s, places) for s in stages], admission, NoRecorder(), model="m")
 
 
 async def all_of(frames: AsyncGenerator[CodecFrames, None]) -> int:
@@ -139,7 +139,7 @@ def test_a_higher_priority_takes_the_last_places_for_as_long_as_it_comes() -> No
     async def main() -> None:
         now_s, live, replica = 0.0, replicas("a"), Replica()
         admission = Admission(max_queued=4, max_wait_s=0.0)
-        gate = Gate([Stage(lambda: live, 16)], admission, NoRecorder(), lambda: now_s)
+        gate = Gate([Stage(lambda: live, 16)], admission, NoRecorder(), lambda: now_s, model="m")
         first, _ = await burst(gate, replica, 1, replace(REQUEST, priority=5))
         # An eighth is left, to those of at least as high a priority.
         usual, refused = await burst(gate, replica, 16)
@@ -166,7 +166,7 @@ def test_a_higher_priority_takes_the_last_places_for_as_long_as_it_comes() -> No
 
 def test_nobody_is_refused_before_anything_is_known() -> None:
     async def main() -> None:
-        gate = Gate([Stage(lambda: None, 1)], Admission(0, 0.0), NoRecorder())
+        gate = Gate([Stage(lambda: None, 1)], Admission(0, 0.0), NoRecorder(), model="m")
         gate.look()
         running, refused = await burst(gate, Replica(), 9)
         assert (len(running), refused) == (9, 0)

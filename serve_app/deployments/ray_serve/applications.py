@@ -1,0 +1,119 @@
+"""What Serve's controller tells of its applications: which have a model, and how they do."""
+
+import asyncio
+import hashlib
+import json
+import logging
+import time
+from collections.abc import Callable, Mapping
+from pathlib import PurePath
+from typing import Any, Final, TypeAlias
+
+from ray.serve.context import _get_global_client
+
+from serve_app.config import BUILDER, MODEL_BUILDER
+from serve_app.http.names import known_as
+from serve_app.http.served.application import Application, ApplicationState
+
+_MAX_AGE_S: Final = 2.0
+# The deployments that an ingress calls, by placement.
+_ENTRIES: Final = {"fused": "Fused", "split": "SpeechDecoder"}
+_STATES: Final[Mapping[str, ApplicationState]] = {
+    "NOT_STARTED": "starting",
+    "DEPLOYING": "starting",
+    "RUNNING": "running",
+    "UNHEALTHY": "running",
+    "DEPLOY_FAILED": "failed",
+    "DELETING": "stopping",
+}
+# Of an application's configuration, what Serve replaces all replicas for.
+_RESTARTS: Final = ("import_path", "args", "runtime_env")
+
+# All applications, by name.
+Applications: TypeAlias = Mapping[str, Application]
+
+logger = logging.getLogger(__name__)
+
+
+class Following:
+    """Asks at most once in a while; what was known last if the controller is away.
+
+    Args:
+        ask: blocks, for as long as the controller is away.
+        max_age_s: how old an answer may be.
+        wait_s: how long anybody waits for a new one.
+    """
+
+    def __init__(
+        self,
+        ask: Callable[[], Applications],
+        max_age_s: float = _MAX_AGE_S,
+        wait_s: float = _MAX_AGE_S,
+    ) -> None:
+        self._ask = ask
+        self._max_age_s = max_age_s
+        self._wait_s = wait_s
+        self._known: Applications = {}
+        self._asked_s = float("-inf")
+        self._asking: asyncio.Task[Applications] | None = None
+
+    async def now(self) -> Applications:
+        now_s = time.monotonic()
+        if now_s - self._asked_s > self._max_age_s:
+            self._asked_s = now_s
+            if self._asking is None or self._asking.done():
+                # The event loop carries the audio of other requests, so that a thread waits: one,
+                # not one per try.
+                self._asking = asyncio.create_task(asyncio.to_thread(self._ask))
+            try:
+                asking = asyncio.shield(self._asking)
+                self._known = await asyncio.wait_for(asking, self._wait_s)
+            except Exception as error:
+                logger.warning("cannot ask Serve for its applications", exc_info=error)
+        return self._known
+
+
+def ask_serve() -> Applications:
+    client = _get_global_client()
+    details: Mapping[str, Any] = client.get_serve_details() if client is not None else {}
+    return {
+        name: application_of(name, application)
+        for name, application in details.get("applications", {}).items()
+    }
+
+
+def application_of(name: str, details: Mapping[str, Any]) -> Application:
+    """One application of Serve's instance details."""
+    config = details.get("deployed_app_config") or {}
+    args: Mapping[str, Any] = config.get("args") or {}
+    deployments: Mapping[str, Any] = details.get("deployments") or {}
+    entry = next((entry for entry in _ENTRIES.values() if entry in deployments), "")
+    if not entry and config.get("import_path") in (BUILDER, MODEL_BUILDER):
+        # Serve has not built it yet.
+        entry = _ENTRIES.get(str(args.get("placement", "split")), "")
+    model = str(args.get("model") or "")
+    served = str(args.get("served_model_name") or model or name)
+    restarts = [config.get(key) for key in _RESTARTS]
+    version = hashlib.sha256(json.dumps(restarts, sort_keys=True, default=str).encode())
+    return Application(
+        name=name,
+        entry=entry,
+        state=_STATES.get(str(details.get("status")), "starting"),
+        version=version.hexdigest()[:12],
+        # Of a folder only its own name is anybody's business.
+        label=PurePath(served).name if served.startswith(("/", ".", "~")) else served,
+        known_as=known_as(served, model),
+        reason=str(details.get("message") or "") or None,
+        replicas={
+            deployment: _counts([replica["state"] for replica in found.get("replicas", ())])
+            for deployment, found in deployments.items()
+        },
+    )
+
+
+def _counts(states: list[str]) -> Mapping[str, int]:
+    return {
+        "ready": states.count("RUNNING"),
+        # One that is to go is not missed.
+        "total": sum(state != "STOPPING" for state in states),
+    }

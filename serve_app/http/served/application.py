@@ -1,0 +1,33 @@
+"""An application, as whoever runs the applications tells of it."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+# failed: its operator has to do something; what it served before may still run.
+ApplicationState = Literal["starting", "running", "failed", "stopping"]
+
+
+@dataclass(frozen=True, slots=True)
+class Application:
+    """One application, of this package or of another.
+
+    Attributes:
+        name: of the application.
+        entry: the deployment that an ingress calls; empty where it serves no model.
+        version: another one means that all replicas are replaced, maybe by another checkpoint.
+        label: what to call its model before it has said its name.
+        known_as: names that clients may have for it, in lower case.
+        reason: why it is as it is, where there is anything to say.
+        replicas: running ("ready") and all ("total") replicas by deployment; empty before it is
+            built.
+    """
+
+    name: str
+    entry: str
+    state: ApplicationState
+    version: str = ""
+    label: str = ""
+    known_as: frozenset[str] = frozenset()
+    reason: str | None = None
+    replicas: Mapping[str, Mapping[str, int]] = field(default_factory=dict)

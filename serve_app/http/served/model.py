@@ -1,0 +1,140 @@
+"""One served model behind an ingress: the way to its stages, its gate, its warm-up, its health."""
+
+import asyncio
+from collections.abc import AsyncGenerator, Callable
+from contextlib import aclosing
+from typing import Any, Protocol
+
+import numpy as np
+
+from serve_app import metrics
+from serve_app.config import AdmissionSettings
+from serve_app.errors import StageUnavailable
+from serve_app.http.health import ModelStatus, State
+from serve_app.http.served.application import Application
+from serve_app.http.warm_up import WarmUp
+from serve_app.load.admission import Admission
+from serve_app.load.gate import Gate, Stage
+from serve_app.load.served import Served
+from serve_app.resumption import Observe, Policy, Resumable, resumed
+from serve_app.types import ModelCard, PcmChunk, SpeechRequest
+
+
+class Way(Protocol):
+    """The way from an ingress to the stages of one application; it stays when they are replaced."""
+
+    @property
+    def call(self) -> Resumable[PcmChunk]: ...
+
+    async def ask(self) -> Served:
+        """What is served; waits for a replica that has loaded it.
+
+        Raises:
+            SpeechError, or whatever a call raises: it cannot say so now.
+        """
+        ...
+
+    def stage(self, deployment: str, places: int) -> Stage:
+        """One of the stages, as far as this process knows it."""
+        ...
+
+
+class Model:
+    """Learns what an application serves, lets requests in and makes the audio.
+
+    Args:
+        learn: told the card when it is known, and sets it; where it raises, all is tried again.
+    """
+
+    def __init__(
+        self,
+        application: Application,
+        way: Way,
+        policy: Policy,
+        recorder: metrics.Recorder,
+        observe: Observe,
+        learn: Callable[["Model", ModelCard], None],
+    ) -> None:
+        self.application = application
+        self.card: ModelCard | None = None
+        self.served: Served | None = None
+        self._way = way
+        self._recorder = recorder
+        self._learn = learn
+        self._gate: Gate | None = None
+        self._admission: Admission | None = None
+        self._passed: Resumable[PcmChunk] | None = None
+        self.speak = resumed(self._call, policy, observe)
+        # Not observed: it asks before there is a stage to lose.
+        self._warm_up = WarmUp(self._ask, resumed(self._call, policy))
+        self._warming: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        self._warming = asyncio.create_task(self._warm_up.run())
+
+    def stop(self) -> None:
+        """No new requests; those under way go on as long as the stages do."""
+        if self._warming is not None:
+            self._warming.cancel()
+
+    def limit(self, settings: AdmissionSettings) -> None:
+        """Change who may wait, from now on."""
+        if self._admission is not None and self.served is not None:
+            limits = self.served.about.limits
+            queued, wait_s = settings.max_queued, settings.max_wait_s
+            self._admission.limit(
+                limits.max_queued if queued is None else queued,
+                limits.max_wait_s if wait_s is None else wait_s,
+            )
+
+    def look(self, priority: int = 0) -> None:
+        """Raises Overloaded where a listener's request could not be let in now."""
+        if self._gate is not None:
+            self._gate.look(priority)
+
+    def status(self) -> ModelStatus:
+        application = self.application
+        replicas = application.replicas
+        dead = [name for name, n in replicas.items() if n["total"] and not n["ready"]]
+        state: State
+        reason: str | None = None
+        if not self._warm_up.passed:
+            state, reason = "initializing", self._warm_up.reason
+            if application.state == "failed" and self.card is None:
+                state, reason = "unhealthy", application.reason or "it failed to start"
+        elif dead:
+            state, reason = "unhealthy", f"no running replica of {', '.join(dead)}"
+        elif application.state == "failed":
+            state, reason = "degraded", application.reason
+        elif any(n["ready"] < n["total"] for n in replicas.values()):
+            state = "degraded"
+        else:
+            state = "healthy"
+        return ModelStatus(
+            name=self.card.name if self.card is not None else application.label,
+            application=application.name,
+            state=state,
+            reason=reason,
+            replicas=replicas,
+            info=self.served.about.info if self.served is not None else {},
+        )
+
+    async def _ask(self) -> ModelCard:
+        served = await self._way.ask()
+        limits = served.about.limits
+        self._admission = Admission(limits.max_queued, limits.max_wait_s)
+        stages = [self._way.stage(name, places) for name, places in limits.places]
+        self._gate = Gate(stages, self._admission, self._recorder, model=served.card.name)
+        self.served = served
+        self._passed = self._gate.into(self._way.call)
+        self._learn(self, served.card)
+        return served.card
+
+    async def _call(
+        self, request: SpeechRequest, done: np.ndarray | None
+    ) -> AsyncGenerator[Any, None]:
+        if self._passed is None:
+            raise StageUnavailable("the model has not said yet what it serves")
+        async with aclosing(self._passed(request, done)) as items:
+            async for item in items:
+                yield item

@@ -1,0 +1,111 @@
+"""What the ingress knows of Serve's applications, also while Serve's controller is away."""
+
+import asyncio
+import threading
+from collections.abc import Mapping
+from typing import Any
+
+from serve_app.deployments.ray_serve.applications import Following, application_of
+from serve_app.http.served.application import Application
+
+APPLICATIONS = {"tts": Application("tts", "Fused", "running")}
+
+
+def test_one_thread_waits_for_a_controller_that_does_not_answer() -> None:
+    asked: list[int] = []
+    back = threading.Event()
+
+    def ask() -> Mapping[str, Application]:
+        asked.append(threading.get_ident())
+        assert back.wait(60)
+        return APPLICATIONS
+
+    async def main() -> None:
+        following = Following(ask, max_age_s=0.01, wait_s=0.01)
+        for _ in range(5):
+            assert await following.now() == {}
+            await asyncio.sleep(0.02)
+        assert len(asked) == 1
+        back.set()
+        while not await following.now():
+            await asyncio.sleep(0.02)
+        assert await following.now() == APPLICATIONS
+
+    asyncio.run(main())
+
+
+def test_what_was_known_last_holds_while_the_controller_is_away() -> None:
+    answers = [APPLICATIONS, None]
+
+    def ask() -> Mapping[str, Application]:
+        answer = answers.pop(0) if answers else None
+        if answer is None:
+            raise ConnectionError("the controller is away")
+        return answer
+
+    async def main() -> None:
+        following = Following(ask, max_age_s=0.0)
+        for _ in range(3):
+            assert await following.now() == APPLICATIONS
+
+    asyncio.run(main())
+
+
+def details(**changes: Any) -> dict[str, Any]:
+    """As Serve tells of an application, in what is read of it."""
+    config = {
+        "name": "a",
+        "import_path": "serve_app.app:build_model",
+        "args": {"model": "/data/checkpoints/voices", "placement": "fused"},
+    }
+    replicas = [{"state": "RUNNING"}, {"state": "STARTING"}, {"state": "STOPPING"}]
+    told = {
+        "status": "RUNNING",
+        "message": "",
+        "deployed_app_config": config,
+        "deployments": {"Fused": {"replicas": replicas}},
+    }
+    return {**told, **changes}
+
+
+def with_args(**args: Any) -> dict[str, Any]:
+    config = details()["deployed_app_config"]
+    return {**config, "args": {**config["args"], **args}}
+
+
+def test_an_application_is_read_from_what_serve_tells() -> None:
+    found = application_of("a", details())
+    assert (found.name, found.entry, found.state, found.reason) == ("a", "Fused", "running", None)
+    assert found.replicas == {"Fused": {"ready": 1, "total": 2}}
+    assert found.label == "voices"
+    assert found.known_as == {"/data/checkpoints/voices", "voices"}
+
+
+def test_an_application_that_is_not_built_yet_is_expected_by_its_name() -> None:
+    named = with_args(served_model_name="narrator")
+    told = details(status="DEPLOYING", deployments={}, deployed_app_config=named)
+    found = application_of("a", told)
+    assert (found.entry, found.state, found.replicas) == ("Fused", "starting", {})
+    assert (found.label, found.known_as) == (
+        "narrator",
+        {"narrator", *application_of("a", details()).known_as},
+    )
+
+
+def test_what_others_serve_is_no_model() -> None:
+    other = {"name": "b", "import_path": "theirs:app"}
+    told = details(deployed_app_config=other, deployments={"Theirs": {"replicas": []}})
+    assert application_of("b", told).entry == ""
+
+
+def test_a_change_that_replaces_the_replicas_is_another_version() -> None:
+    before = application_of("a", details())
+    other = application_of("a", details(deployed_app_config=with_args(profile="latency")))
+    assert other.version != before.version
+    in_place = {**details()["deployed_app_config"], "deployments": [{"name": "Fused"}]}
+    assert application_of("a", details(deployed_app_config=in_place)).version == before.version
+
+
+def test_an_application_that_is_deleted_has_no_configuration_any_more() -> None:
+    found = application_of("a", details(status="DELETING", deployed_app_config=None))
+    assert (found.entry, found.state) == ("Fused", "stopping")
