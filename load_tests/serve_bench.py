@@ -173,7 +173,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         help="measure each placement once more with these overrides, e.g. deterministic=true",
     )
     parser.add_argument(
-        "--profile", choices=tuple(PROFILES), help="as PROFILE of the launcher, limits included"
+        "--profile", choices=(*PROFILES, "auto"), help="as PROFILE of the launcher, limits included"
     )
     parser.add_argument("--capacity", type=int, help="streams per replica: all limits at once")
     parser.add_argument("--env", action="append", default=[], metavar="KEY=VALUE")

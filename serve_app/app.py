@@ -25,6 +25,7 @@ from serve_app.deployments.limits import (
     ingress_options,
     places_of,
 )
+from serve_app.deployments.ray_serve import gpu_memory
 
 # What one replica of everything may take of the CPUs of a machine that has fewer than were asked
 # for.
@@ -63,7 +64,7 @@ def build(args: AppConfig) -> Application:
     """Build the application that configs/serve.yaml and configs/serve.fused.yaml describe.
 
     Raises:
-        ValueError: the device asked for does not exist.
+        ValueError: the device asked for does not exist, or has too little memory.
         CheckpointError: the checkpoint cannot be served.
     """
     from serve_app.deployments.ingress import Ingress
@@ -115,7 +116,10 @@ def _model(config: AppConfig, *, small_share: float, ingress: bool = True) -> _M
     cluster = ray.cluster_resources()
     plan = make_plan(config, cluster, small_share=small_share, ingress=ingress)
     # Limits follow from it, and what cannot be served is refused here. Ingresses ask the stages.
-    card = describe(config, description_folder(config))
+    folder = description_folder(config)
+    if "cuda" in plan.devices.values():
+        config = gpu_memory.suited(config, folder)
+    card = describe(config, folder)
     longest_s = card.max_new_tokens / card.frame_rate_hz
     limits = deployment_options(config, longest_s, cluster.get("CPU", 0.0))
     info = {

@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 Device = Literal["auto", "cuda", "cpu"]
 Dtype = Literal["auto", "float32", "bfloat16"]
-Profile = Literal["latency", "balanced", "throughput"]
+Profile = Literal["latency", "balanced", "throughput", "auto"]
 
 # What an application of a Serve config file may be built by: everything, a model alone, the ingress
 # alone.
@@ -24,7 +24,8 @@ BUILDER: Final = "serve_app.app:build"
 MODEL_BUILDER: Final = "serve_app.app:build_model"
 HTTP_BUILDER: Final = "serve_app.app:build_http"
 
-# What a profile changes of the defaults below; `balanced` is the defaults.
+# What a profile changes of the defaults below; `balanced` is the defaults. `auto` is not here: the
+# builder sets what fits the GPUs (models/memory/presets.py); without a GPU it is the defaults.
 PROFILES: Final[Mapping[Profile, Mapping[str, Mapping[str, Any]]]] = {
     # Few streams: the device is never far from free, and little has to be captured at the start.
     "latency": {
@@ -506,7 +507,13 @@ class AppConfig(Strict):
 
     profile: Profile = Field(
         default="balanced",
-        description="latency: up to 32 streams per replica; balanced: 64; throughput: 256",
+        description="latency: up to 32 streams per replica; balanced: 64; throughput: 256; auto: as"
+        " many as the memory of the GPUs holds, up to 256, in the manner of balanced",
+    )
+    gpu_memory_gib: float | None = Field(
+        default=None,
+        gt=0,
+        description="memory of a GPU, which decides what fits; default: of the smallest there is",
     )
     model: str | None = Field(
         default=None,

@@ -91,6 +91,7 @@ RULES = (
     Rule("models.sampling_kernel", (*BOTTOM, *FLAT, "models.layers"), (*OUTER, "vllm")),
     Rule("models.checkpoint", (*BOTTOM, "models.random_checkpoint"), (*OUTER, "vllm")),
     Rule("models.random_checkpoint", (*BOTTOM, "models.checkpoint"), (*OUTER, "vllm")),
+    Rule("models.memory", (*BOTTOM, "models.checkpoint")),
     Rule("models.rehearsal", (*BOTTOM, "models.checkpoint"), (*OUTER, "vllm")),
     Rule("models.kernel_cache", (*_STAGE, *STAGES, "models.split"), (*OUTER, "vllm")),
     Rule("models.split", (*_STAGE, *STAGES, "models.kernel_cache.ahead"), (*OUTER, "vllm")),
@@ -100,7 +101,7 @@ RULES = (
     Rule("models.voice_encoder", _STAGE, (*OUTER, "vllm")),
     Rule("models.speech_decoder.queue", (*BOTTOM, "models.speech_decoder.jobs")),
     Rule("models.speech_decoder.jobs", (*BOTTOM, "models.event_loops")),
-    Rule("models.talker", (*_STAGE, _CONTRACT, _FIRST_AUDIO), OUTER),
+    Rule("models.talker", (*_STAGE, "models.memory", _CONTRACT, _FIRST_AUDIO), OUTER),
     Rule("models.fused", (*_STAGE, *STAGES, "models.kernel_cache.ahead"), (*OUTER, "vllm")),
     Rule(
         "models.fused.process",
@@ -120,6 +121,11 @@ RULES = (
     Rule("deployments.autoscaling", (*BOTTOM, "scaling"), (*HEAVY, *WEB)),
     Rule("deployments.predictor_session", BOTTOM),
     Rule("deployments.limits", BOTTOM),
+    Rule(
+        "deployments.ray_serve.gpu_memory",
+        (*BOTTOM, "models.memory", "models.checkpoint.reading"),
+        (*HEAVY, *WEB),
+    ),
     Rule("deployments", (*BOTTOM, "http", "audio"), HEAVY),
     Rule("app", ("",), ("torch", "vllm", *WEB)),
     Rule("serve_config", (*BOTTOM, "scaling.tuning"), (*HEAVY, *WEB)),

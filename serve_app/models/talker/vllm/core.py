@@ -14,8 +14,9 @@ from typing import Any, Final
 import torch
 
 from serve_app.config import TalkerConfig
-from serve_app.models.checkpoint.spec import TalkerSpec, TransformerSpec
+from serve_app.models.checkpoint.spec import TalkerSpec
 from serve_app.models.device import DeviceSpec
+from serve_app.models.memory.pool import kv_cache_bytes
 from serve_app.models.talker.runtime import (
     DETERMINISTIC_KEY,
     PROMPT_KEY,
@@ -28,10 +29,7 @@ from serve_app.models.talker.vllm.stepper import Stepper
 
 # Free memory that vLLM may find besides what it reserves itself; see `_configuration`.
 _RESERVE_BYTES: Final = 3 * 2**30
-# What most requests take up: 70 s of speech and its text.
-_TYPICAL_POSITIONS: Final = 1024
-# The longer one of vLLM's defaults: 16 positions on CUDA, 128 on CPU.
-_DEFAULT_BLOCK: Final = 128
+_OF_FREE: Final = 0.98
 
 
 class TalkerCore:
@@ -200,16 +198,23 @@ def _configuration(
     from serve_app.models.talker.vllm.scheduler import FrameScheduler
 
     cuda = place.device.type == "cuda"
-    kv_bytes = kv_cache_bytes(config, checkpoint.spec.talker.transformer, place.dtype)
+    shape = checkpoint.spec.talker.transformer
+    kv_bytes = kv_cache_bytes(config, shape, place.dtype.itemsize)
     settings: dict[str, Any] = {}
     if config.block_size is not None:
         settings["block_size"] = config.block_size
     if cuda:
         # vLLM refuses to start unless this share of the whole card is free; what it takes is
-        # fixed by the KV bytes.
-        total = torch.cuda.get_device_properties(place.device).total_memory
+        # fixed by the KV bytes. On a small card nothing is left besides.
+        free, total = torch.cuda.mem_get_info(place.device)
         weights = sum(f.stat().st_size for f in checkpoint.path.glob("*.safetensors"))
-        needed = weights + kv_bytes + _RESERVE_BYTES
+        if weights + kv_bytes > free:
+            raise ValueError(
+                f"the talker needs {(weights + kv_bytes) >> 20} MiB of GPU memory for weights and"
+                f" KV pool, {free >> 20} of {total >> 20} MiB are free: profile 'auto' takes what"
+                " fits, talker.kv_cache_bytes and talker.max_num_seqs may be stated smaller"
+            )
+        needed = min(weights + kv_bytes + _RESERVE_BYTES, _OF_FREE * free)
         settings["gpu_memory_utilization"] = min(0.95, needed / total)
     graphs = cuda and config.cuda_graphs
     args = EngineArgs(
@@ -233,18 +238,3 @@ def _configuration(
     # everywhere.
     vllm_config.scheduler_config.async_scheduling = True
     return vllm_config
-
-
-def kv_cache_bytes(config: TalkerConfig, shape: TransformerSpec, dtype: torch.dtype) -> int:
-    """The KV pool: as configured, else what `max_num_seqs` requests of typical length need.
-
-    Longer ones take from it what they need, at the price of preemptions; one of full length always
-    fits, since vLLM would not start without.
-    """
-    if config.kv_cache_bytes is not None:
-        return config.kv_cache_bytes
-    per_position = 2 * shape.num_layers * shape.num_kv_heads * shape.head_dim * dtype.itemsize
-    typical = min(config.max_model_len, _TYPICAL_POSITIONS)
-    block = config.block_size or _DEFAULT_BLOCK
-    whole = (-(-config.max_model_len // block) + 1) * block  # vLLM keeps one block to itself
-    return max(config.max_num_seqs * typical, whole) * per_position

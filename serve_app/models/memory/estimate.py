@@ -1,0 +1,106 @@
+"""How much of a GPU's memory the stages take, at their peak.
+
+Weights, KV pool and arena follow from checkpoint and settings. The rest, what CUDA, vLLM, cuDNN and
+captured graphs take, is arithmetic with constants that were fitted to measured servers
+(docs/performance.md, "Start and memory"); tests/gpu/test_memory.py compares it with a device.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from serve_app.config import AppConfig, StageConfig
+from serve_app.models.checkpoint.shapes import (
+    Shapes,
+    code_predictor_shapes,
+    speech_decoder_shapes,
+    talker_shapes,
+)
+from serve_app.models.checkpoint.spec import ModelSpec, SpeechDecoderSpec
+from serve_app.models.memory.pool import kv_cache_bytes
+
+MIB: Final = 1 << 20
+STAGES: Final = ("talker", "code_predictor", "speech_decoder")
+# Context, modules and libraries of each process that uses the GPU.
+_PROCESS: Final = 650 * MIB
+# Workspaces of vLLM and of a prefill, the larger part as wide as the model; graphs by streams.
+_TALKER: Final = 850 * MIB
+_PER_HIDDEN: Final = int(0.4 * MIB)
+_PER_STREAM: Final = int(2.9 * MIB)
+_PREDICTOR: Final = 150 * MIB
+# Graphs of the largest step, by frames of all its streams. Where cuDNN is not told to try its
+# algorithms, those that it guesses take a workspace for each frame as well.
+_DECODER: Final = 300 * MIB
+_PER_FRAME: Final = MIB // 4
+_WORKSPACE_PER_FRAME: Final = int(4.24 * MIB)
+# With the histories of convolutions, beside the attention's: a tenth of it.
+_HISTORIES: Final = 1.11
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """Bytes by what takes them; `fixed` names the parts that no workspace could make smaller."""
+
+    parts: Mapping[str, int]
+    fixed: tuple[str, ...] = ("weights", "KV pool", "slots")
+
+    @property
+    def total(self) -> int:
+        return sum(self.parts.values())
+
+    @property
+    def least(self) -> int:
+        """What is certain: weights, KV pool and slots."""
+        return sum(self.parts[name] for name in self.fixed)
+
+    def text(self) -> str:
+        named = ", ".join(f"{name} {gib(size)}" for name, size in self.parts.items() if size)
+        return f"{gib(self.total)} GiB ({named})"
+
+
+def gib(size: float) -> str:
+    return f"{size / 2**30:.1f}"
+
+
+def estimate(config: AppConfig, spec: ModelSpec, stages: Sequence[str] = STAGES) -> Estimate:
+    """One replica of each of `stages` on one GPU."""
+    talker, decoder = config.talker, config.speech_decoder
+    parts: dict[str, int] = dict.fromkeys(
+        ("weights", "KV pool", "slots", "workspaces", "processes"), 0
+    )
+    if "talker" in stages:
+        shape, itemsize = spec.talker.transformer, _itemsize(talker)
+        parts["weights"] += _weights(talker_shapes(spec.talker), talker)
+        parts["KV pool"] = kv_cache_bytes(talker, shape, itemsize)
+        parts["workspaces"] += _TALKER + _PER_HIDDEN * shape.hidden_size
+        parts["workspaces"] += _PER_STREAM * talker.max_num_seqs
+    if "code_predictor" in stages:
+        shapes = code_predictor_shapes(spec.code_predictor)
+        parts["weights"] += _weights(shapes, config.code_predictor)
+        parts["workspaces"] += _PREDICTOR
+    if "speech_decoder" in stages:
+        parts["weights"] += _weights(speech_decoder_shapes(spec.speech_decoder), decoder)
+        row = _row_bytes(spec.speech_decoder, _itemsize(decoder))
+        parts["slots"] = (decoder.max_streams + 1) * row
+        frames = min(max(decoder.batch_sizes), decoder.max_streams) * max(decoder.chunk_frames)
+        per_frame = _PER_FRAME + (0 if decoder.cudnn_benchmark else _WORKSPACE_PER_FRAME)
+        parts["workspaces"] += _DECODER + frames * per_frame
+    parts["processes"] = _PROCESS * (1 if config.placement == "fused" else len(stages))
+    return Estimate(parts)
+
+
+def _weights(shapes: Shapes, stage: StageConfig) -> int:
+    return sum(math.prod(shape) for shape in shapes.values()) * _itemsize(stage)
+
+
+def _row_bytes(spec: SpeechDecoderSpec, itemsize: int) -> int:
+    """The state of one stream."""
+    shape = spec.transformer
+    window = spec.sliding_window * shape.num_kv_heads * shape.head_dim
+    return math.ceil(2 * shape.num_layers * window * itemsize * _HISTORIES)
+
+
+def _itemsize(stage: StageConfig) -> int:
+    """Bytes of a value, on a GPU."""
+    return 4 if stage.dtype == "float32" else 2

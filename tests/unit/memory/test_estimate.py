@@ -1,0 +1,71 @@
+"""The memory model beside what was measured (docs/performance.md, "Start and memory")."""
+
+from functools import cache
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import pytest
+
+from serve_app.config import AppConfig
+from serve_app.models.checkpoint.reading import read_spec
+from serve_app.models.checkpoint.spec import ModelSpec
+from serve_app.models.memory.estimate import MIB, Estimate, _row_bytes, estimate
+from serve_app.models.random_checkpoint.write import write_configuration
+from serve_app.models.speech_decoder.network.model import SpeechDecoderModel
+
+
+@cache
+def spec_of(size: Any) -> ModelSpec:
+    with TemporaryDirectory() as folder:
+        write_configuration(Path(folder), size=size, variant="custom_voice")
+        return read_spec(Path(folder))
+
+
+def estimated(size: str, placement: str, **changes: Any) -> Estimate:
+    config = AppConfig.model_validate({"placement": placement, **changes})
+    return estimate(config, spec_of(size))
+
+
+ROOM = {"talker": {"max_num_seqs": 256}, "speech_decoder": {"max_streams": 256}}
+
+
+@pytest.mark.parametrize(
+    ("size", "placement", "changes", "peak_mib"),
+    [
+        ("1.7b", "fused", {}, 17_753),
+        ("1.7b", "fused", ROOM, 40_165),
+        ("1.7b", "fused", {"profile": "throughput"}, 37_361),
+        ("1.7b", "split", {}, 19_222),
+        ("1.7b", "split", ROOM, 41_361),
+        ("0.6b", "fused", ROOM, 37_813),
+        ("0.6b", "split", {}, 17_013),
+        ("0.6b", "split", ROOM, 38_945),
+    ],
+)
+def test_what_was_measured_is_estimated_within_three_percent(
+    size: str, placement: str, changes: dict[str, Any], peak_mib: int
+) -> None:
+    found = estimated(size, placement, **changes).total / MIB
+    assert found == pytest.approx(peak_mib, rel=0.03)
+
+
+def test_the_state_of_a_stream_is_that_of_the_network_or_a_little_more() -> None:
+    spec = spec_of("1.7b").speech_decoder
+    real = SpeechDecoderModel(spec).state_layout.size * 2
+    assert real <= _row_bytes(spec, 2) <= 1.02 * real
+
+
+def test_float32_weighs_twice_and_each_process_of_split_has_a_context() -> None:
+    plain, fused = estimated("1.7b", "split"), estimated("1.7b", "fused")
+    assert plain.parts["processes"] == 3 * fused.parts["processes"]
+    wide = estimated("1.7b", "fused", talker={"dtype": "float32"})
+    assert wide.parts["KV pool"] == 2 * fused.parts["KV pool"]
+    assert wide.parts["weights"] > 1.8 * fused.parts["weights"]
+
+
+def test_stages_apart_take_what_they_take_together() -> None:
+    config, spec = AppConfig(placement="split"), spec_of("0.6b")
+    together = estimate(config, spec).total
+    stages = ("talker", "code_predictor", "speech_decoder")
+    assert sum(estimate(config, spec, (name,)).total for name in stages) == together

@@ -1,0 +1,105 @@
+"""Settings by the memory that there is."""
+
+from typing import Any
+
+import pytest
+
+from serve_app.config import AppConfig
+from serve_app.deployments.limits import deployment_options
+from serve_app.models.memory.estimate import MIB, estimate
+from serve_app.models.memory.presets import check, fitted, groups
+from tests.unit.memory.test_estimate import spec_of
+
+# What nvidia-smi says, in MiB: RTX 4060, 4070, 4060 Ti, 4090, L40S, H100.
+CARDS = {8: 8_188, 12: 12_282, 16: 16_380, 24: 24_564, 48: 46_068, 80: 81_559}
+
+
+def auto(**changes: Any) -> AppConfig:
+    return AppConfig.model_validate({"profile": "auto", "placement": "fused", **changes})
+
+
+@pytest.mark.parametrize(
+    ("size", "placement", "streams"),
+    [
+        ("0.6b", "fused", {8: 16, 12: 32, 16: 32, 24: 64, 48: 256, 80: 256}),
+        ("1.7b", "fused", {8: 4, 12: 16, 16: 32, 24: 64, 48: 256, 80: 256}),
+        ("0.6b", "split", {8: 8, 12: 32, 16: 32, 24: 64, 48: 256, 80: 256}),
+        ("1.7b", "split", {12: 16, 16: 32, 24: 64, 48: 256, 80: 256}),
+    ],
+)
+def test_a_card_carries_as_many_streams_as_its_memory_holds(
+    size: str, placement: str, streams: dict[int, int]
+) -> None:
+    spec = spec_of(size)
+    for card, expected in streams.items():
+        memory = CARDS[card] * MIB
+        config = fitted(auto(placement=placement), spec, memory)
+        assert config.talker.max_num_seqs == expected, (card, config.talker)
+        assert estimate(config, spec).total < 0.95 * memory
+        assert config.code_predictor.batch_sizes[-1] == expected
+        assert config.speech_decoder.max_streams >= expected
+        assert config.speech_decoder.batch_sizes[-1] == min(64, expected)
+        # All of it is still what a strict reader of the file would take.
+        assert AppConfig.model_validate(config.model_dump()) == config
+        assert deployment_options(config, 100.0, 16)
+
+
+@pytest.mark.parametrize("size", ["0.6b", "1.7b"])
+@pytest.mark.parametrize("placement", ["fused", "split"])
+def test_more_memory_never_carries_fewer_streams(size: str, placement: str) -> None:
+    spec, last = spec_of(size), 0
+    for gib in range(12, 100, 2):
+        config = fitted(auto(placement=placement), spec, gib << 30)
+        assert config.talker.max_num_seqs >= last
+        last = config.talker.max_num_seqs
+
+
+def test_a_request_of_full_length_fits_the_pool_of_every_preset() -> None:
+    for card in CARDS.values():
+        talker = fitted(auto(), spec_of("0.6b"), card * MIB).talker
+        per_position = 2 * 28 * 8 * 128 * 2
+        assert talker.kv_cache_bytes is not None
+        assert talker.kv_cache_bytes >= (talker.max_model_len + 128) * per_position
+
+
+def test_what_cannot_fit_is_refused_with_what_it_needs() -> None:
+    with pytest.raises(ValueError, match=r"checkpoint of size 1b7 with 2 streams need more"):
+        fitted(auto(), spec_of("1.7b"), 6 << 30)
+    with pytest.raises(ValueError, match=r"weights 3.*a smaller checkpoint or a larger GPU"):
+        fitted(auto(placement="split"), spec_of("1.7b"), CARDS[8] * MIB)
+
+
+def test_what_is_stated_stays() -> None:
+    stated = auto(talker={"max_num_seqs": 12, "kv_cache_bytes": 2 << 30})
+    config = fitted(stated, spec_of("0.6b"), CARDS[24] * MIB)
+    assert (config.talker.max_num_seqs, config.talker.kv_cache_bytes) == (12, 2 << 30)
+    assert config.talker.max_model_len == 16384
+
+
+def test_a_share_of_a_gpu_is_a_share_of_its_memory() -> None:
+    half = {"talker": {"num_gpus": 0.2}, "code_predictor": {"num_gpus": 0.1}}
+    config = auto(**half, speech_decoder={"num_gpus": 0.2})
+    whole = fitted(auto(), spec_of("0.6b"), 12 << 30).talker.max_num_seqs
+    assert fitted(config, spec_of("0.6b"), 24 << 30).talker.max_num_seqs == whole
+
+
+def test_stages_on_gpus_of_their_own_are_looked_at_apart() -> None:
+    shares = {"talker": {"num_gpus": 1.0}, "code_predictor": {"num_gpus": 0.5}}
+    config = auto(placement="split", **shares, speech_decoder={"num_gpus": 0.5})
+    assert [group.stages for group in groups(config)] == [
+        ("talker",), ("code_predictor",), ("speech_decoder",)
+    ]  # fmt: skip
+    assert [group.share for group in groups(config)] == [1.0, 0.5, 0.5]
+    together = fitted(auto(placement="split"), spec_of("1.7b"), 16 << 30)
+    apart = fitted(config, spec_of("1.7b"), 16 << 30)
+    assert apart.talker.max_num_seqs > together.talker.max_num_seqs
+
+
+def test_a_stated_profile_is_refused_only_where_it_is_certain_not_to_fit() -> None:
+    config, spec = AppConfig(placement="fused"), spec_of("1.7b")
+    assert check(config, spec, 24 << 30) is None
+    said = check(config, spec, 16 << 30)
+    assert said is not None
+    assert "profile: auto" in said
+    with pytest.raises(ValueError, match=r"KV pool 7\.0"):
+        check(config, spec, 10 << 30)
