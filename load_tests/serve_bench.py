@@ -45,7 +45,7 @@ from load_tests.servers.server import (
 )
 from load_tests.servers.settings import CONFIGS, configured
 from serve_app.config import PROFILES, AppConfig
-from serve_app.launch.haproxy import is_free
+from serve_app.launch.ports import is_free
 
 
 def measure(

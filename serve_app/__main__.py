@@ -19,6 +19,7 @@ from serve_app.check import command as check
 from serve_app.config import Environment
 from serve_app.keys import command as keys
 from serve_app.launch import cluster, configs, haproxy
+from serve_app.launch.ports import Ports
 
 DEFAULT_CONFIG: Final = "configs/serve.yaml"
 _USAGE: Final = """\
@@ -59,7 +60,8 @@ def main(arguments: list[str]) -> int:
     config = overrides.with_address(config, environment.host, environment.port)
     options = config["http_options"]
     host, port = options.get("host", "127.0.0.1"), options.get("port", 8000)
-    if not haproxy.is_free(host, port):
+    ports = Ports(claims=environment.ray_address is None)
+    if not ports.claim(host, port):
         print(f"{host}:{port} is in use; choose another: make serve PORT=...", file=sys.stderr)
         return 2
     if not haproxy.is_loopback(host) and not _asks_for_keys(config, environment):
@@ -68,8 +70,8 @@ def main(arguments: list[str]) -> int:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     # A shell that starts this in the background has Ctrl-C ignored, and with it the way to stop.
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    with tempfile.TemporaryDirectory(prefix="tts-serve-") as folder:
-        config = overrides.with_env(config, haproxy.environment(Path(folder)))
+    with ports, tempfile.TemporaryDirectory(prefix="tts-serve-") as folder:
+        config = overrides.with_env(config, haproxy.environment(Path(folder), ports))
         config = ahead.with_standbys(config, Path(folder) / "standby")
         path = Path(folder) / "serve.yaml"
         path.write_text(yaml.safe_dump(config, sort_keys=False), encoding="utf-8")

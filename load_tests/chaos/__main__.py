@@ -31,8 +31,8 @@ from load_tests.reports import chaos_report, circumstances, files
 from load_tests.servers.child import say, write_checkpoint
 from load_tests.servers.processes import ServerProcess
 from load_tests.servers.server import ServerFailed, keep, serving, show
-from serve_app.launch.haproxy import is_free
 from serve_app.launch.overrides import with_model
+from serve_app.launch.ports import is_free
 
 # An accepted first audio may take so many times what it takes at full load.
 SLOWER: Final = 1.5

@@ -37,7 +37,7 @@ from load_tests.servers.server import (
 )
 from load_tests.servers.settings import CONFIGS, configured
 from load_tests.servers.steering import Steering
-from serve_app.launch.haproxy import is_free
+from serve_app.launch.ports import is_free
 from serve_app.serve_config import STAGES
 
 _GPUS: Final = (1, 2, 4, 8)

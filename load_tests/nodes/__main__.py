@@ -37,7 +37,7 @@ from load_tests.nodes.settings import (
 from load_tests.reports import chaos_report, circumstances
 from load_tests.servers.child import say
 from load_tests.servers.server import Server, ServerFailed, keep, serving, show
-from serve_app.launch.haproxy import is_free
+from serve_app.launch.ports import is_free
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:

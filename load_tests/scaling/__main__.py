@@ -34,7 +34,7 @@ from load_tests.scaling.trace import (
 from load_tests.servers.child import say
 from load_tests.servers.server import Server, ServerFailed, keep, serving, show
 from load_tests.servers.steering import Steering
-from serve_app.launch.haproxy import is_free
+from serve_app.launch.ports import is_free
 from serve_app.serve_config import STAGES
 
 # What ships is minutes; a test of some minutes sees nothing given back by it.

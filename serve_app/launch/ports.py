@@ -1,0 +1,74 @@
+"""Ports of this machine that the launcher chooses now and others listen to seconds later."""
+
+import contextlib
+import socket
+from typing import Self
+
+
+class Ports:
+    """A context: claimed ports are this launcher's until it is left.
+
+    A claimed port is bound and not listened to. Who shares ports (SO_REUSEPORT), as HAProxy and
+    Serve's proxy do, listens to it; another launcher finds it in use, also in the seconds before
+    anybody listens.
+
+    Args:
+        claims: False where others than this user's processes listen, on nodes of a cluster: ports
+            are looked at only.
+    """
+
+    def __init__(self, claims: bool = True) -> None:
+        self._claims = claims
+        self._held = contextlib.ExitStack()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._held.close()
+
+    def claim(self, host: str, port: int) -> bool:
+        """Whether the port is free, and with that this launcher's."""
+        try:
+            self._hold(host, port)
+        except OSError:
+            return False
+        return True
+
+    def preferred(self, port: int) -> int:
+        """`port` if it is free, else another one."""
+        return port if self.claim("0.0.0.0", port) else self.any()
+
+    def any(self) -> int:
+        return self._hold("0.0.0.0", 0)
+
+    def _hold(self, host: str, port: int) -> int:
+        bound = _bound(host, port)
+        port = int(bound.getsockname()[1])
+        if self._claims:
+            bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 0)
+            bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+            self._held.enter_context(bound)
+        else:
+            bound.close()
+        return port
+
+
+def is_free(host: str, port: int) -> bool:
+    try:
+        _bound(host, port).close()
+    except OSError:
+        return False
+    return True
+
+
+def _bound(host: str, port: int) -> socket.socket:
+    bound = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+    try:
+        # What is left of connections of a server that has ended does not matter.
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        bound.bind((host, port))
+    except OSError:
+        bound.close()
+        raise
+    return bound
