@@ -72,6 +72,8 @@ def main(arguments: list[str]) -> int:
     signal.signal(signal.SIGINT, signal.default_int_handler)
     with ports, tempfile.TemporaryDirectory(prefix="tts-serve-") as folder:
         config = overrides.with_env(config, haproxy.environment(Path(folder), ports))
+        if environment.ray_address is None:
+            config = overrides.with_env(config, {"TTS_OWN_CLUSTER": "1"})
         config = ahead.with_standbys(config, Path(folder) / "standby")
         path = Path(folder) / "serve.yaml"
         path.write_text(yaml.safe_dump(config, sort_keys=False), encoding="utf-8")

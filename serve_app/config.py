@@ -64,6 +64,8 @@ class Environment:
         data: XDG_DATA_HOME, folder of what is kept for good.
         standbys: TTS_STANDBYS, folder of the machine in which standby processes of `fused` wait;
             the launcher sets it.
+        own_cluster: TTS_OWN_CLUSTER, whether the Ray cluster is the launcher's own, one
+            machine that no other can join; the launcher sets it.
         api_keys, api_keys_file: who may come in, beside `ingress.access`: TTS_API_KEY, the keys
             themselves, and TTS_API_KEYS_FILE.
     """
@@ -77,6 +79,7 @@ class Environment:
     cache: Path
     data: Path
     standbys: Path | None
+    own_cluster: bool = False
     api_keys: str | None = field(default=None, repr=False)
     api_keys_file: Path | None = None
 
@@ -103,6 +106,7 @@ class Environment:
             cache=Path(text("XDG_CACHE_HOME") or Path.home() / ".cache"),
             data=Path(text("XDG_DATA_HOME") or Path.home() / ".local" / "share"),
             standbys=Path(standbys) if standbys else None,
+            own_cluster=text("TTS_OWN_CLUSTER") is not None,
             api_keys=text("TTS_API_KEY"),
             api_keys_file=Path(keys_file) if keys_file else None,
         )

@@ -5,6 +5,7 @@ file may state something else per deployment; Serve takes what stands there, and
 `autoscaling_config` as a whole.
 """
 
+from collections.abc import Mapping
 from typing import Any, Final
 
 from serve_app.config import AppConfig
@@ -49,8 +50,27 @@ def places_of(config: AppConfig) -> tuple[tuple[str, int], ...]:
     return (("SpeechDecoder", decoder), ("Talker", talker))
 
 
+def most_replicas(
+    actor_options: Mapping[str, Mapping[str, Any]], cluster: Mapping[str, float]
+) -> int:
+    """Replicas of every stage that a cluster of these resources holds beside one ingress, at least
+    one; all stages have the same number. `actor_options` are those of the plan, by deployment.
+
+    For a cluster that cannot grow: replicas beyond that would wait for ever.
+    """
+    fit = float(_MAX_REPLICAS)
+    for resource, option in (("CPU", "num_cpus"), ("GPU", "num_gpus")):
+        shares = {name: options[option] for name, options in actor_options.items()}
+        free = cluster.get(resource, 0.0) - shares.pop("Ingress", 0.0)
+        each = sum(shares.values())
+        if each:
+            # The shares of one whole GPU may add up to a little more than one.
+            fit = min(fit, free / each + 1e-6)
+    return max(1, int(fit))
+
+
 def deployment_options(
-    config: AppConfig, longest_s: float, cpus: float
+    config: AppConfig, longest_s: float, cpus: float, most: int = _MAX_REPLICAS
 ) -> dict[str, dict[str, Any]]:
     """Options for `.options()` by the names of the deployments of a placement.
 
@@ -64,21 +84,22 @@ def deployment_options(
         config: resolved.
         longest_s: duration of the longest speech that a request may ask for.
         cpus: cores of the cluster.
+        most: replicas of a stage.
     """
     streams = config.talker.max_num_seqs
     stages: list[tuple[str, dict[str, Any]]] = [("Ingress", _ingress(streams, cpus))]
     if config.placement == "fused":
-        stages.append(("Fused", _stage(streams)))
+        stages.append(("Fused", _stage(streams, most)))
     else:
         stages += [
-            ("SpeechDecoder", _stage(config.speech_decoder.max_streams)),
-            ("Talker", _stage(streams)),
+            ("SpeechDecoder", _stage(config.speech_decoder.max_streams, most)),
+            ("Talker", _stage(streams, most)),
             (
                 "CodePredictor",
                 {
                     "max_ongoing_requests": _SESSIONS,
                     "request_router_config": _router(_SESSIONS),
-                    "autoscaling_config": _scaling(1),
+                    "autoscaling_config": _scaling(1, most),
                 },
             ),
         ]
@@ -110,11 +131,11 @@ def _ingress(streams: int, cpus: float) -> dict[str, Any]:
     }
 
 
-def _stage(streams: int) -> dict[str, Any]:
+def _stage(streams: int, most: int) -> dict[str, Any]:
     return {
         "max_ongoing_requests": 2 * streams,
         "request_router_config": _router(streams),
-        "autoscaling_config": _scaling(max(1, streams * 3 // 4)),
+        "autoscaling_config": _scaling(max(1, streams * 3 // 4), most),
     }
 
 
@@ -122,10 +143,10 @@ def _router(places: int) -> dict[str, Any]:
     return {"request_router_class": ROUTER, "request_router_kwargs": {"places": places}}
 
 
-def _scaling(target: int) -> dict[str, Any]:
+def _scaling(target: int, most: int = _MAX_REPLICAS) -> dict[str, Any]:
     return {
         "min_replicas": 1,
-        "max_replicas": _MAX_REPLICAS,
+        "max_replicas": most,
         "target_ongoing_requests": target,
         "metrics_interval_s": 1,
         "look_back_period_s": 5,

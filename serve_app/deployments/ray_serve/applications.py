@@ -105,15 +105,21 @@ def application_of(name: str, details: Mapping[str, Any]) -> Application:
         known_as=known_as(served, model),
         reason=str(details.get("message") or "") or None,
         replicas={
-            deployment: _counts([replica["state"] for replica in found.get("replicas", ())])
+            deployment: _counts(
+                str(found.get("status")),
+                [replica["state"] for replica in found.get("replicas", ())],
+            )
             for deployment, found in deployments.items()
         },
     )
 
 
-def _counts(states: list[str]) -> Mapping[str, int]:
-    return {
-        "ready": states.count("RUNNING"),
-        # One that is to go is not missed.
-        "total": sum(state != "STOPPING" for state in states),
-    }
+def _counts(deployment: Mapping[str, Any]) -> Mapping[str, int]:
+    """One that is to go is not missed. Nor is one that comes because there is more to do: the
+    cluster may have no room for it for a long time, and those that run are well.
+    """
+    states = [replica["state"] for replica in deployment.get("replicas", ())]
+    ready = states.count("RUNNING")
+    if ready and deployment.get("status") == "UPSCALING":
+        return {"ready": ready, "total": ready}
+    return {"ready": ready, "total": sum(state != "STOPPING" for state in states)}

@@ -5,6 +5,8 @@ import threading
 from collections.abc import Mapping
 from typing import Any
 
+import pytest
+
 from serve_app.deployments.ray_serve.applications import Following, application_of
 from serve_app.http.served.application import Application
 
@@ -109,3 +111,21 @@ def test_a_change_that_replaces_the_replicas_is_another_version() -> None:
 def test_an_application_that_is_deleted_has_no_configuration_any_more() -> None:
     found = application_of("a", details(status="DELETING", deployed_app_config=None))
     assert (found.entry, found.state) == ("Fused", "stopping")
+
+
+@pytest.mark.parametrize(
+    ("status", "states", "expected"),
+    [
+        # A replica that comes for more load is not missed, one that was lost is.
+        ("UPSCALING", ["RUNNING", "STARTING", "STARTING"], (1, 1)),
+        ("UPSCALING", ["STARTING"], (0, 1)),
+        ("UNHEALTHY", ["RUNNING", "STARTING"], (1, 2)),
+        ("DOWNSCALING", ["RUNNING", "STOPPING"], (1, 1)),
+    ],
+)
+def test_only_replicas_that_should_run_are_missed(
+    status: str, states: list[str], expected: tuple[int, int]
+) -> None:
+    fused = {"status": status, "replicas": [{"state": state} for state in states]}
+    counts = application_of("a", details(deployments={"Fused": fused})).replicas["Fused"]
+    assert (counts["ready"], counts["total"]) == expected
