@@ -70,7 +70,7 @@ async def watched(
         return turn
 
     async with SpeechClient(url, shape) as health:
-        watch = Watch(find, lambda: health.get_json("/health"))
+        watch = Watch(find, lambda: health.get_json("/health"), lambda: health.get_text("/metrics"))
         record.watch = watch
         watching = asyncio.create_task(watch.run())
         try:

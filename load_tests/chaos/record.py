@@ -37,11 +37,13 @@ class Record:
 
     @property
     def is_bad(self) -> bool:
-        """Whether a stream was lost, broken or unequal, none was made at all, or a planned change
-        did not come about.
+        """Whether a stream was lost, broken or unequal, none was made at all, a planned change did
+        not come about, or a kernel was compiled while somebody waited.
         """
         fates = [outcome.fate for outcome in self.outcomes()]
         if any(made.done_s is None for made in self.changes):
+            return True
+        if self.watch is not None and self.watch.late_kernels:
             return True
         return any(fate in BAD for fate in fates) or "complete" not in fates
 
@@ -56,6 +58,7 @@ def result_of(record: Record) -> dict[str, Any]:
         "phases": [asdict(figures) for figures in by_phase(record.turns)],
         "compared": sum(outcome.comparison is not None for outcome in outcomes),
         "bad": len(worst),
+        "late_kernels": watch.late_kernels if watch else 0,
         "worst": [_told(outcome, record) for outcome in worst[:_WORST]],
         "strikes": [_struck(strike, outcomes, record) for strike in record.strikes],
         "changes": [

@@ -1,6 +1,7 @@
 """What the server consists of, looked at again and again while it is under load."""
 
 import asyncio
+import re
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -13,7 +14,16 @@ _PERIOD_S: Final = 0.5
 # Longer than the server's own count of its replicas may be old: it must stay healthy for so long.
 HOLD_S: Final = 3.0
 
+_LATE_KERNELS: Final = re.compile(
+    r"^(?:ray_)?tts_kernels_compiled_late_total(?:\{[^}]*\})? (\S+)", re.MULTILINE
+)
+
 Health = Callable[[], Awaitable[Mapping[str, Any] | None]]
+Metrics = Callable[[], Awaitable[str]]
+
+
+async def _no_metrics() -> str:
+    return ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,15 +93,22 @@ class Watch:
     Args:
         find: the processes of the server; called on a thread.
         health: the server's `/health`.
-        sample_s: between two looks at what the processes take.
+        metrics: its `/metrics`.
+        sample_s: between two looks at what the processes take, and at the metrics.
+
+    Attributes:
+        late_kernels: kernels that stages met after they were ready, the most that was read at a
+            time: the count of a process ends with it.
     """
 
     find: Callable[[], Sequence[ServerProcess]]
     health: Health
+    metrics: Metrics = _no_metrics
     sample_s: float = 10.0
     clock: Callable[[], float] = time.perf_counter
     readings: list[Reading] = field(default_factory=list)
     samples: list[Sample] = field(default_factory=list)
+    late_kernels: int = 0
 
     async def run(self) -> None:
         sampled_s = float("-inf")
@@ -103,7 +120,13 @@ class Watch:
             if now_s - sampled_s >= self.sample_s:
                 sampled_s = now_s
                 self.samples += await asyncio.to_thread(_sample, found, now_s)
+                self.late_kernels = max(self.late_kernels, late_kernels_of(await self.metrics()))
             await asyncio.sleep(_PERIOD_S)
+
+
+def late_kernels_of(exposition: str) -> int:
+    """Sum over all stages and replicas, of an answer of `/metrics`."""
+    return round(sum(map(float, _LATE_KERNELS.findall(exposition))))
 
 
 def _reading(now_s: float, found: Sequence[ServerProcess], health: Mapping[str, Any]) -> Reading:

@@ -324,6 +324,15 @@ class SpeechClient:
         except (aiohttp.ClientError, TimeoutError, ValueError):
             return None
 
+    async def get_text(self, path: str) -> str:
+        """The answer to a GET of `path`; "" where there is none, or an error."""
+        url = self._url.removesuffix(SPEECH_PATH) + path
+        try:
+            async with self._http.get(url, timeout=aiohttp.ClientTimeout(total=10)) as response:
+                return await response.text() if response.status == 200 else ""
+        except (aiohttp.ClientError, TimeoutError, ValueError):
+            return ""
+
 
 def server_timings(header: str) -> dict[str, float]:
     """Seconds by name, of a `Server-Timing` header; what has no duration is left out."""

@@ -87,6 +87,8 @@ def _verdict(result: Mapping[str, Any]) -> str:
         f" {_seconds(max(healed, default=None))} at the longest."
         f" Longest gap within a stream: {_seconds(max(gaps, default=None))}.",
     ]
+    if result["late_kernels"]:
+        lines.append(f"**{result['late_kernels']} kernels were compiled after ready.**")
     return "\n\n".join(lines)
 
 

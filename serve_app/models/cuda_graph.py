@@ -6,8 +6,10 @@ pool are replayed by one thread, since a replay may overwrite what another graph
 behind (outputs excepted). Another thread may capture further sizes meanwhile.
 """
 
+import gc
 from bisect import bisect_left
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -16,6 +18,21 @@ from torch import Tensor
 # Warm-up calls before a capture: libraries load their kernels and allocate their workspaces in the
 # first ones.
 _NUM_WARMUP_CALLS = 2
+
+
+@contextmanager
+def without_collections() -> Iterator[None]:
+    """Let Python collect no garbage by itself, in the whole process.
+
+    Threads that overlap here leave collections as the first one has found them.
+    """
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
 
 
 class GraphRunner:
@@ -38,13 +55,16 @@ class GraphRunner:
         # thread_local: other threads of a fused replica may use CUDA while this one captures.
         # Not by torch.cuda.graph, which first waits for the whole device and collects garbage: that
         # would stop whoever is served meanwhile.
-        self._graph.capture_begin(
-            *(() if pool is None else (pool,)), capture_error_mode="thread_local"
-        )
-        try:
-            self._output = fn(*inputs)
-        finally:
-            self._graph.capture_end()
+        # And without collections meanwhile: a graph among the garbage, destroyed on the thread that
+        # captures, would spoil the capture.
+        with without_collections():
+            self._graph.capture_begin(
+                *(() if pool is None else (pool,)), capture_error_mode="thread_local"
+            )
+            try:
+                self._output = fn(*inputs)
+            finally:
+                self._graph.capture_end()
 
     def __call__(self) -> Tensor:
         """Replay on the current stream; the result is static, valid until the next call."""

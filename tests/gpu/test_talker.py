@@ -3,12 +3,12 @@ step.
 
 Greedy argmax over random weights meets near ties, where bf16 kernels of another batch size may
 choose differently and the streams part for good. So whole streams are compared where the arithmetic
-is the same, and
-elsewhere one frame
-at a time from a common past (`done` frames), as the share of equal codes.
+is the same, and elsewhere one frame at a time from a common past (`done` frames), as the share of
+equal codes. Each engine has a process of its own.
 """
 
 import os
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -22,8 +22,9 @@ from serve_app.models.code_predictor.channel.in_process import InProcessFrames
 from serve_app.models.code_predictor.channel.server import FrameServer
 from serve_app.models.random_checkpoint.write import write_checkpoint
 from serve_app.protocols import require
+from tests.gpu.apart import apart
 from tests.parity.channel import Listed
-from tests.parity.engines import assert_same_codes, request, speak, talker
+from tests.parity.engines import assert_same_codes, open_talker, request, speak
 
 SIZES = tuple(os.environ.get("TTS_GPU_SIZES", "0.6b").split(","))
 BATCHES = (1, 2, 4, 8, 16)
@@ -113,32 +114,42 @@ def teacher_forced(
     return np.stack(out)
 
 
+def continued(
+    path: Path, cuda_graphs: bool, streams: list[np.ndarray] | None = None
+) -> tuple[list[np.ndarray], np.ndarray, np.ndarray]:
+    """Streams (given, or made here), the first request's codes alone, and two frames from each of
+    several places of each stream.
+    """
+    requests = [request(TEXTS[i % len(TEXTS)], seed=i, max_new_tokens=24) for i in range(16)]
+    engine = open_talker(path, device="cuda", cuda_graphs=cuda_graphs, **SERVED)
+    streams = speak(engine, requests) if streams is None else streams
+    alone = speak(engine, requests[:1])[0]
+    return streams, alone, teacher_forced(engine, streams, [4, 9, 14, 19])
+
+
 def test_full_graphs_equal_eager(path) -> None:
     """The first decoded frame after a prefill comes from a graph; its past is the same in both
     engines.
     """
-    requests = [request(TEXTS[i % len(TEXTS)], seed=i, max_new_tokens=24) for i in range(16)]
-    cuts = [4, 9, 14, 19]
-    with talker(path, device="cuda", cuda_graphs=False, **SERVED) as eager:
-        streams = speak(eager, requests)
-        alone = speak(eager, requests[:1])[0]
-        forced_eager = teacher_forced(eager, streams, cuts)
-    with talker(path, device="cuda", cuda_graphs=True, **SERVED) as graphs:
-        assert_same_codes(speak(graphs, requests[:1])[0], alone, "one stream, graph against eager:")
-        forced_graph = teacher_forced(graphs, streams, cuts)
+    streams, alone, forced_eager = apart(continued, path, False)
+    _, alone_graph, forced_graph = apart(continued, path, True, streams)
+    assert_same_codes(alone_graph, alone, "one stream, graph against eager:")
     for frame in (0, 1):
         same = (forced_graph[:, :, frame, 0] == forced_eager[:, :, frame, 0]).mean()
         print(f"frame {frame} after the prefill: {same:.1%} of code 0 equal")
         assert same > 0.9
 
 
-def test_steps_run_under_the_synchronisation_check(path) -> None:
-    """The check (tests/gpu/conftest.py) raises inside the step, which would fail every stream."""
+def checked(path: Path) -> set[str]:
+    """Speak under the check; how strict it says it is."""
     from vllm.utils import gpu_sync_debug
 
-    with talker(path, device="cuda", cuda_graphs=True, **SERVED) as engine:
-        speak(engine, [request(text, max_new_tokens=12) for text in TEXTS])
-        assert "error" in {
-            value for value in vars(gpu_sync_debug).values() if isinstance(value, str)
-        }
-        require(engine.health())
+    engine = open_talker(path, device="cuda", cuda_graphs=True, **SERVED)
+    speak(engine, [request(text, max_new_tokens=12) for text in TEXTS])
+    require(engine.health())
+    return {value for value in vars(gpu_sync_debug).values() if isinstance(value, str)}
+
+
+def test_steps_run_under_the_synchronisation_check(path) -> None:
+    """The check (tests/gpu/conftest.py) raises inside the step, which would fail every stream."""
+    assert "error" in apart(checked, path)

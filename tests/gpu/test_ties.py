@@ -9,6 +9,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import fields
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -22,7 +23,8 @@ from serve_app.models.code_predictor.model import CodePredictor
 from serve_app.models.random_checkpoint.write import write_checkpoint
 from serve_app.models.talker.vllm.transformer import OwnTransformer
 from serve_app.types import SamplingOverrides
-from tests.parity.engines import request, speak, talker
+from tests.gpu.apart import apart
+from tests.parity.engines import open_talker, request, speak
 
 TIE = 0.1
 SIZES = tuple(os.environ.get("TTS_GPU_SIZES", "0.6b").split(","))
@@ -88,8 +90,8 @@ def first_logits(engine) -> Iterator[list[Tensor]]:
     out.extend(logits[(order == seed).nonzero()[0, 0]] for seed in order.unique())
 
 
-def after_prefill(engine, streams: list[np.ndarray], cut: int, together: bool) -> Tensor:
-    """Logits [streams, V] of the frame after `cut` known ones."""
+def after_prefill(engine, streams: list[np.ndarray], cut: int, together: bool) -> np.ndarray:
+    """Logits float32 [streams, V] of the frame after `cut` known ones."""
     asked = [
         request("Hello there.", seed=i, talker=PLAIN, max_new_tokens=cut + 1)
         for i in range(len(streams))
@@ -101,25 +103,37 @@ def after_prefill(engine, streams: list[np.ndarray], cut: int, together: bool) -
         else:
             for index, each in enumerate(asked):
                 speak(engine, [each], done=[done[index]])
-    return torch.stack(logits)[:, :2048]
+    return torch.stack(logits)[:, :2048].cpu().numpy()
 
 
-@pytest.mark.parametrize("size", SIZES)
-def test_talker_choices_differ_at_ties_only(size, tmp_path, monkeypatch) -> None:
-    """Batch against singles, and our attention in graphs against vLLM's own without them."""
-    folder = tmp_path / size
-    write_checkpoint(folder, size=size, variant="custom_voice", eos="unreachable", device="cuda")
+def ours(folder: Path) -> tuple[list[np.ndarray], np.ndarray, np.ndarray]:
+    """Streams, and the logits after each cut: all streams together, and one by one."""
     asked = [
         request("Hello there.", seed=i, talker=PLAIN, max_new_tokens=max(CUTS) + 1)
         for i in range(STREAMS)
     ]
-    with talker(folder, device="cuda", **SERVED) as engine:
-        assert engine.inspect.core.runner.model.own_layers
-        streams = speak(engine, asked)
-        batched = [after_prefill(engine, streams, cut, together=True) for cut in CUTS]
-        alone = [after_prefill(engine, streams, cut, together=False) for cut in CUTS]
-    monkeypatch.setattr(OwnTransformer, "suits", staticmethod(lambda _: False))
-    with talker(folder, device="cuda", cuda_graphs=False, **SERVED) as engine:
-        theirs = [after_prefill(engine, streams, cut, together=False) for cut in CUTS]
-    assert_ties(torch.cat(batched), torch.cat(alone), f"talker {size}, batch against singles")
-    assert_ties(torch.cat(alone), torch.cat(theirs), f"talker {size}, ours against vLLM's, eager")
+    engine = open_talker(folder, device="cuda", **SERVED)
+    assert engine.inspect.core.runner.model.own_layers
+    streams = speak(engine, asked)
+    batched = [after_prefill(engine, streams, cut, together=True) for cut in CUTS]
+    alone = [after_prefill(engine, streams, cut, together=False) for cut in CUTS]
+    return streams, np.concatenate(batched), np.concatenate(alone)
+
+
+def vllms(folder: Path, streams: list[np.ndarray]) -> np.ndarray:
+    """The logits after each cut of vLLM's own layers, one by one and without graphs."""
+    OwnTransformer.suits = staticmethod(lambda _: False)
+    engine = open_talker(folder, device="cuda", cuda_graphs=False, **SERVED)
+    return np.concatenate([after_prefill(engine, streams, cut, together=False) for cut in CUTS])
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_talker_choices_differ_at_ties_only(size, tmp_path) -> None:
+    """Batch against singles, and our attention in graphs against vLLM's own without them."""
+    folder = tmp_path / size
+    write_checkpoint(folder, size=size, variant="custom_voice", eos="unreachable", device="cuda")
+    streams, batched, alone = apart(ours, folder)
+    theirs = apart(vllms, folder, streams)
+    batched, alone, theirs = map(torch.from_numpy, (batched, alone, theirs))
+    assert_ties(batched, alone, f"talker {size}, batch against singles")
+    assert_ties(alone, theirs, f"talker {size}, ours against vLLM's, eager")

@@ -2,9 +2,10 @@
 
 import asyncio
 import dataclasses
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Iterator, Sequence
 from contextlib import aclosing, contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -19,16 +20,15 @@ from serve_app.types import CodecFrames, NamedVoice, SamplingOverrides, SpeechRe
 GREEDY = SamplingOverrides(temperature=0.0)
 
 
-@contextmanager
-def talker(
+def open_talker(
     path: Path,
     predictor: FrameClient | None = None,
     device: str = "cpu",
     on_death: OnDeath = lambda _: None,
     stall_s: float = 30.0,
     **config: object,
-):
-    """An engine sized for tests, closed at the end; when it fails, its streams do."""
+) -> VllmTalker:
+    """An engine sized for tests; when it fails, its streams do."""
     settings = {
         "max_num_seqs": 32,
         "max_model_len": 512,
@@ -37,7 +37,7 @@ def talker(
     }
     checkpoint = open_checkpoint(path)
     predictor = predictor or InProcessFrames.load(checkpoint, CodePredictorConfig(), device)
-    engine = VllmTalker(
+    return VllmTalker(
         checkpoint,
         TalkerConfig(**{**settings, **config}),
         device,
@@ -45,6 +45,12 @@ def talker(
         on_death=on_death,
         stall_s=stall_s,
     )
+
+
+@contextmanager
+def talker(path: Path, *args: Any, **kwargs: Any) -> Iterator[VllmTalker]:
+    """`open_talker`, closed at the end."""
+    engine = open_talker(path, *args, **kwargs)
     try:
         yield engine
     finally:

@@ -47,11 +47,12 @@ def started(checkpoint: Checkpoint, config: AppConfig, device: str) -> Iterator[
     from serve_app.models import split
 
     with split.ready_predictor(checkpoint, config, device).serve() as server:
-        decoder = split.ready_decoder(checkpoint, config, device)
         # Memory of a GPU cannot be shared with the process that one is.
         channel = config.code_predictor.model_copy(update={"channel": "socket"})
         near = config.model_copy(update={"code_predictor": channel})
         talker = split.ready_talker(checkpoint, near, device, _Here(server))
+        # Last: it goes on to capture on a thread, which a talker that is being loaded would spoil.
+        decoder = split.ready_decoder(checkpoint, config, device)
         try:
             decoder.runner.wait_until_captured()
             yield partial(synthesize, talker, decoder)

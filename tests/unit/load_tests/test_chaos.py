@@ -1,5 +1,6 @@
 """The arithmetic of the chaos test: what falls when, what is equal, what is a gap."""
 
+import asyncio
 import json
 import math
 import signal
@@ -277,3 +278,33 @@ def test_a_planned_change_is_made_of_the_config_and_seen_in_the_processes() -> N
     assert is_done("add", server(1, 2), before, 2)
     assert not is_done("update", before, server(4, 5, 3), 2)
     assert is_done("update", before, server(4, 5, 6), 2)
+
+
+def test_a_run_in_which_a_kernel_was_compiled_after_ready_is_no_success(tmp_path: Path) -> None:
+    exposition = """# TYPE tts_kernels_compiled_late_total counter
+tts_kernels_compiled_late_total{stage="talker",replica="a"} 2.0
+tts_kernels_compiled_late_total{stage="speech_decoder"} 1.0
+tts_stage_steps_total{stage="talker"} 90.0
+"""
+
+    async def health() -> None:
+        return None
+
+    async def metrics() -> str:
+        return exposition
+
+    async def look() -> Watch:
+        watch = Watch(list, health, metrics)
+        watching = asyncio.create_task(watch.run())
+        while not watch.late_kernels:
+            await asyncio.sleep(0.01)
+        watching.cancel()
+        return watch
+
+    record = Record(began_s=0.0, turns=[Turn("steady", 0.0, 1.0, [Outcome("s", 0, result())])])
+    assert not record.is_bad
+    record.watch = asyncio.run(look())
+    assert record.is_bad
+    facts = {**circumstances.environment("abc"), "ready_s": 12.0}
+    text = compose(tmp_path, files.to_json({"facts": facts, **result_of(record)}))
+    assert "**3 kernels were compiled after ready.**" in text.splitlines()

@@ -123,4 +123,6 @@ class InProcessFrames:
         hidden, *rest = batch.tensors()
         return self.predictor.frame(hidden.to(self.hidden_dtype), *rest)
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        """Free the graphs; idempotent."""
+        self.run.close()

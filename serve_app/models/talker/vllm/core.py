@@ -7,14 +7,13 @@ import gc
 import os
 import secrets
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any, Final
 
 import torch
 
 from serve_app.config import TalkerConfig
 from serve_app.models.checkpoint.spec import TalkerSpec
+from serve_app.models.cuda_graph import without_collections
 from serve_app.models.device import DeviceSpec
 from serve_app.models.memory.pool import kv_cache_bytes
 from serve_app.models.talker.runtime import (
@@ -92,14 +91,20 @@ class TalkerCore:
         return len(scheduler.running), len(scheduler.waiting), usage
 
     def shutdown(self) -> None:
-        self.engine.shutdown()
-        RUNTIMES.pop(self._runtime_key, None)
+        graphs = self.runner.sampler.graphs
+        try:
+            self.engine.shutdown()  # which waits for the device
+        finally:
+            # Not left to the collector, which might destroy them while others are captured.
+            if graphs is not None:
+                graphs.close()
+            RUNTIMES.pop(self._runtime_key, None)
 
 
 def import_engine(device: torch.device) -> None:
     """Import vLLM, which takes seconds, before the engine is built for `device`."""
     _prepare_environment(device)
-    with _without_collections():
+    with without_collections():
         import vllm.v1.engine.core
 
         if device.type == "cuda":
@@ -132,7 +137,7 @@ def build_core(
 def _build_engine(
     checkpoint: Any, config: TalkerConfig, place: DeviceSpec, runtime_key: str
 ) -> Any:
-    with _without_collections():
+    with without_collections():
         from vllm import ModelRegistry
         from vllm.plugins import load_general_plugins
         from vllm.v1.engine.core import EngineCore
@@ -176,18 +181,6 @@ def _prepare_environment(device: torch.device) -> None:
     os.environ["VLLM_ENABLE_CUDAGRAPH_GC"] = "1"
     if device.type == "cpu":
         os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
-
-
-@contextmanager
-def _without_collections() -> Iterator[None]:
-    """Let Python collect no garbage by itself, in the whole process."""
-    was_enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_enabled:
-            gc.enable()
 
 
 def _configuration(
