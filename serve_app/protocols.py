@@ -65,7 +65,7 @@ class SampleSource(Protocol):
         """Yield one chunk of samples per item of `frames`; any chunking gives the same samples.
 
         `done` (int64 [T, Q]) are frames whose samples the listener already has: they prime the
-        state and are not yielded. Holds one stream slot for the life of the generator.
+        state and are not yielded. Holds one stream slot from the first item on.
 
         Raises:
             Overloaded: no stream slot is free. Before any sample.

@@ -44,8 +44,8 @@ class SpeechDecoder:
     ) -> AsyncGenerator[PcmChunk, None]:
         """Yield the audio after `done` (int64 [T, Q]); raises what talker and decoder raise.
 
-        The talker is asked once a stream slot is taken, and again when it is lost: the slot and
-        its state stay.
+        The talker is asked where a stream slot is free, which is taken once it has begun. It is
+        asked again when it is lost: the slot and its state stay.
         """
         stream = synthesize(self._talker, self._decoder, request, done)
         stream = recorded(stream, request, done, self._recorder, "speech_decoder")

@@ -85,6 +85,16 @@ class SpeechDecoderRunner:
         self._thread.start()
         self._capturing: threading.Thread | None = None
 
+    def look(self) -> None:
+        """Whether a new stream would find a slot now; raises as `acquire` does if not."""
+        with self._wake:
+            require(self.health())
+            if not self._free:
+                raise Overloaded(
+                    f"all {self.steps.max_streams} streams of the speech decoder are in use",
+                    stage="speech_decoder",
+                )
+
     def acquire(self) -> int:
         """Take a free slot for a new stream.
 
@@ -93,12 +103,7 @@ class SpeechDecoderRunner:
             StageFailed, StageUnavailable: as `health` says.
         """
         with self._wake:
-            require(self.health())
-            if not self._free:
-                raise Overloaded(
-                    f"all {self.steps.max_streams} streams of the speech decoder are in use",
-                    stage="speech_decoder",
-                )
+            self.look()
             # First in, first out: a slot just released may still have a piece of its old stream on
             # the device.
             slot = self._free.popleft()

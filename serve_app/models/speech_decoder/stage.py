@@ -76,6 +76,9 @@ class StreamingSpeechDecoder:
     ) -> AsyncGenerator[PcmChunk, None]:
         """Yield a chunk of samples per item of `frames`; any chunking gives the same samples.
 
+        Nothing is asked of `frames` where no slot is free, and no slot is taken before they have
+        begun: one that waits for its talker keeps none from those that run.
+
         Args:
             frames: the stream; closed when this generator ends, however it ends.
             done: int64 [T, Q], frames before the first of `frames` whose samples nobody wants. They
@@ -93,9 +96,14 @@ class StreamingSpeechDecoder:
             StageFailed: the device failed, or `frames` are not consecutive or not decodable.
         """
         try:
+            if slot is None:
+                self.runner.look()
+            first = await anext(frames, None)
+            if first is None:
+                return
             mine = self.runner.acquire() if slot is None else slot
             try:
-                async with aclosing(self._decoded(mine, frames, done)) as chunks:
+                async with aclosing(self._decoded(mine, first, frames, done)) as chunks:
                     async for chunk in chunks:
                         yield chunk
             finally:
@@ -106,14 +114,18 @@ class StreamingSpeechDecoder:
                 await frames.aclose()
 
     async def _decoded(
-        self, slot: int, frames: AsyncIterator[CodecFrames], done: np.ndarray | None
+        self,
+        slot: int,
+        first: CodecFrames,
+        rest: AsyncIterator[CodecFrames],
+        done: np.ndarray | None,
     ) -> AsyncGenerator[PcmChunk, None]:
         if done is not None and len(done):
             # No later sample depends on what was before these.
             await self._decode(slot, done[-self._num_context :], discard=True)
-        expected: int | None = None
-        async for item in frames:
-            if expected is not None and item.first_frame != expected:
+        item, expected = first, first.first_frame
+        while item is not None:
+            if item.first_frame != expected:
                 raise StageFailed(f"frame {item.first_frame} follows frame {expected - 1}")
             expected = item.first_frame + len(item.codes)
             began_s = time.perf_counter()
@@ -136,6 +148,7 @@ class StreamingSpeechDecoder:
                 finish_reason=item.finish_reason,
                 timings=timings,
             )
+            item = await anext(rest, None)
 
     def rehearse(self, chunk_frames: Sequence[int]) -> None:
         """Go through every size of load once; blocks, and not where an event loop runs.

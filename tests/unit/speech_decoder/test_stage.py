@@ -81,6 +81,37 @@ def test_a_full_decoder_is_overloaded_before_any_sample(stage: StreamingSpeechDe
     asyncio.run(run())
 
 
+def test_who_waits_for_its_talker_has_no_slot(
+    stage: StreamingSpeechDecoder, counting: CountingModel
+) -> None:
+    """Three streams where there are two slots; nothing is decoded before a talker has begun."""
+
+    async def run() -> None:
+        admitted = asyncio.Event()
+
+        async def waiting() -> AsyncGenerator[CodecFrames, None]:
+            await admitted.wait()
+            yield CodecFrames(codes_of(3), 3, "stop")
+
+        streams = [stage.pcm(waiting(), codes_of(0, 3)) for _ in range(3)]
+        tasks = [asyncio.ensure_future(anext(stream)) for stream in streams]
+        await asyncio.sleep(0.01)
+        assert stage.stats()["streams"] == 0
+        assert counting.steps == []
+        (running,) = [
+            chunk async for chunk in stage.pcm(items(CodecFrames(codes_of(9), 9, "stop")))
+        ]
+        assert running.samples[0] == 9000
+        admitted.set()
+        done = await asyncio.gather(*tasks, return_exceptions=True)
+        assert [type(each) for each in done] == [PcmChunk, PcmChunk, Overloaded]
+        for stream in streams:
+            await stream.aclose()
+        assert stage.stats()["streams"] == 0
+
+    asyncio.run(run())
+
+
 def test_a_cancelled_listener_frees_slot_and_upstream(
     stage: StreamingSpeechDecoder, counting: CountingModel
 ) -> None:
