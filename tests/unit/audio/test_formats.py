@@ -1,5 +1,7 @@
 import io
+import re
 import wave
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -8,6 +10,9 @@ import soundfile
 from serve_app.audio.formats import AudioFormat
 from serve_app.audio.output import Output
 from serve_app.audio.wav import wav_header
+from serve_app.check import packages
+from serve_app.cli import options
+from serve_app.http import web
 
 RATE_HZ = 24000
 SAMPLES = np.array([0, 1, -1, 32767, -32768, 258], dtype=np.int16)
@@ -72,3 +77,18 @@ def test_content_types_name_the_rate_of_the_model():
     assert AudioFormat.MP3.content_type(RATE_HZ) == "audio/mpeg"
     assert AudioFormat.OPUS.content_type(RATE_HZ) == "audio/ogg; codecs=opus"
     assert AudioFormat.PCM.content_type(16000) == "audio/pcm;rate=16000;channels=1"
+
+
+def test_what_lists_the_formats_and_cannot_import_them_lists_all() -> None:
+    """A new format is missed by the command, the playground and `check`, if not by this."""
+    formats = {str(form) for form in AudioFormat}
+    assert set(options.FORMATS) == formats
+    assert {*packages.ENCODERS, "wav", "pcm"} == formats
+    static = Path(web.__file__).with_name("static")
+    page = (static / "index.html").read_text(encoding="utf-8")
+    choices = re.search(r'name="response_format">(.*?)</select>', page, re.DOTALL)
+    assert choices is not None
+    assert set(re.findall(r'value="(\w+)"', choices[1])) == formats
+    types = re.search(r"TYPES = \{(.*?)\}", (static / "js/take.js").read_text(encoding="utf-8"))
+    assert types is not None
+    assert set(re.findall(r"(\w+): ", types[1])) == formats
