@@ -104,13 +104,7 @@ def application_of(name: str, details: Mapping[str, Any]) -> Application:
         label=PurePath(served).name if served.startswith(("/", ".", "~")) else served,
         known_as=known_as(served, model),
         reason=str(details.get("message") or "") or None,
-        replicas={
-            deployment: _counts(
-                str(found.get("status")),
-                [replica["state"] for replica in found.get("replicas", ())],
-            )
-            for deployment, found in deployments.items()
-        },
+        replicas={deployment: _counts(found) for deployment, found in deployments.items()},
     )
 
 
