@@ -36,6 +36,8 @@ def environment(folder: Path, ports: Ports) -> dict[str, str]:
         # servers on the default ports, 8500 and 9500, each would answer half of the other's.
         "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(ports.any()),
         "RAY_SERVE_FALLBACK_PROXY_GRPC_PORT": str(ports.any()),
+        # By default it shares no port, not even with who only keeps it free.
+        "SERVE_SOCKET_REUSE_PORT_ENABLED": "1",
         **_corrected(folder, metrics, stats),
     }
 

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import yaml
 from ray.serve._private import constants
+from ray.serve._private import haproxy as serve_haproxy
 
 from serve_app import __main__ as launcher
 from serve_app import serve_config
@@ -45,7 +46,7 @@ def test_serve_reads_the_environment_variables_that_are_set(path: Path) -> None:
 
 
 def test_haproxy_reads_what_the_launcher_sets(tmp_path: Path) -> None:
-    source = inspect.getsource(constants)
+    source = inspect.getsource(constants) + inspect.getsource(serve_haproxy)
     with Ports() as ports:
         names = haproxy.environment(tmp_path, ports)
     assert [name for name in names if f'"{name}"' not in source] == []
