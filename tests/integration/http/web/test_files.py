@@ -67,3 +67,21 @@ def test_nothing_else_can_be_read(path):
     answer = get(f"/web/{path}")
     assert answer.status_code == 404
     assert answer.json()["error"]["code"] == "not_found"
+
+
+@pytest.mark.parametrize("page", ["/docs", "/redoc"])
+def test_the_reference_comes_from_this_server_behind_any_prefix(page):
+    answer = get(page)
+    assert answer.status_code == 200
+    assert "default-src 'none'" in answer.headers["content-security-policy"]
+    found = re.findall(r"""(?:src|href|url|spec-url)\s*[=:]\s*["']([^"']+)["']""", answer.text)
+    assert {"openapi.json", "web/icon.svg"} < set(found)
+    for address in found:
+        assert not address.startswith(("/", "http"))
+        assert get(f"/{address}").status_code == 200
+
+
+def test_of_its_package_only_three_files_are_sent():
+    assert get("/docs/swagger-ui.css").headers["content-type"].startswith("text/css")
+    for name in ("favicon.png", "..%2fcore.py", "__init__.py"):
+        assert get(f"/docs/{name}").status_code == 404

@@ -350,3 +350,20 @@ def test_everybody_can_use_it(browser, server, options, tmp_path):
     assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
     assert visit.complaints == []
     visit.context.close()
+
+
+@pytest.mark.parametrize(
+    ("path", "shown"), [("docs", "#operations-tag-speech"), ("redoc", "[id='tag/speech']")]
+)
+def test_the_reference_needs_no_other_server(browser, server, path, shown):
+    context = browser.new_context()
+    page = context.new_page()
+    answered, errors = [], []
+    page.on("response", lambda response: answered.append(response.url))
+    page.on("pageerror", lambda error: errors.append(str(error)))
+    page.goto(f"{server[0]}/{path}")
+    expect(page.locator(shown).first).to_be_visible()
+    assert any(url.endswith("/openapi.json") for url in answered)
+    assert [url for url in answered if not url.startswith((server[0], "blob:", "data:"))] == []
+    assert errors == []
+    context.close()
