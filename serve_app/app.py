@@ -26,7 +26,7 @@ from serve_app.deployments.limits import (
     most_replicas,
     places_of,
 )
-from serve_app.deployments.ray_serve import gpu_memory
+from serve_app.deployments.ray_serve import colocation, gpu_memory
 
 # What one replica of everything may take of the CPUs of a machine that has fewer than were asked
 # for.
@@ -65,7 +65,8 @@ def build(args: AppConfig) -> Application:
     """Build the application that configs/serve.yaml and configs/serve.fused.yaml describe.
 
     Raises:
-        ValueError: the device asked for does not exist, or has too little memory.
+        ValueError: the device asked for does not exist or has too little memory, or the stages
+            cannot share a GPU as is required.
         CheckpointError: the checkpoint cannot be served.
     """
     from serve_app.deployments.ingress import Ingress
@@ -129,6 +130,8 @@ def _model(config: AppConfig, *, small_share: float, ingress: bool = True) -> _M
         limits = deployment_options(config, longest_s, cpus, most)
     else:
         limits = deployment_options(config, longest_s, cpus)
+    gpus = colocation.gpus_of_nodes(ray.nodes())
+    limits = colocation.with_sets(limits, colocation.sets_per_node(config, plan.devices, gpus))
     info = {
         "backend": BACKEND,
         "placement": config.placement,

@@ -529,6 +529,11 @@ class AppConfig(Strict):
     )
     served_model_name: str | None = None
     placement: Literal["split", "fused"] = "split"
+    same_gpu: Literal["preferred", "required"] = Field(
+        default="preferred",
+        description="in `split`, one of each stage on a GPU: required"
+        " = the application is not built where Serve cannot be held to that",
+    )
     device: Device = "auto"
     deterministic: bool = Field(
         default=False,

@@ -56,6 +56,9 @@ def spread_config(
     overrides.append(f"ingress.num_cpus={_INGRESS_CPUS}")
     config = configured(args.placement, [*overrides, *args.override], None, None)
     config["proxy_location"] = "HeadOnly"
+    for deployment in config["applications"][0]["deployments"]:
+        # As the builder has it where a node is a GPU.
+        deployment["max_replicas_per_node"] = 1
     config["applications"][0]["autoscaling_policy"]["policy_kwargs"] = dict(policy or {})
     return config
 

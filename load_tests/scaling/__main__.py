@@ -32,6 +32,8 @@ from load_tests.scaling.trace import (
     stream_steps,
 )
 from load_tests.servers.child import say
+from load_tests.servers.processes import STAGES as PROCESSES
+from load_tests.servers.processes import descendants
 from load_tests.servers.server import Server, ServerFailed, keep, serving, show
 from load_tests.servers.steering import Steering
 from serve_app.launch.ports import is_free
@@ -87,6 +89,7 @@ async def stepped(args: argparse.Namespace, server: Server, steering: Steering) 
         turn = Turn(name, time.perf_counter())
         await driver.steady(turn, turn.begin_s + seconds, streams)
         done(turn)
+    nodes = sets_of(server)
     turn = Turn("after", time.perf_counter())
     while time.perf_counter() - turn.begin_s < args.back_s:
         # Streams begin all the while, so that replicas are taken away under streams.
@@ -121,7 +124,19 @@ async def stepped(args: argparse.Namespace, server: Server, steering: Steering) 
         "ready_after_s": {n: _since(running[n].first(args.nodes, step_s), step_s) for n in stages},
         "back_after_s": {n: _since(target[n].settled(1), after_s) for n in stages},
         "apart_s": apart_s(target, stages, end_s),
+        "nodes": nodes,
     }
+
+
+def sets_of(server: Server) -> list[list[str]]:
+    """What runs on each node but the head, by the kinds of its processes."""
+    assert server.nodes is not None
+    kinds = {process.pid: process.kind for process in server.processes()}
+    kept = [name for names in PROCESSES.values() for name in names]
+    return [
+        sorted(kinds[pid] for pid in descendants(raylet) if kinds.get(pid) in kept)
+        for raylet in server.nodes.workers
+    ]
 
 
 def _since(at_s: float | None, begin_s: float) -> float | None:

@@ -46,6 +46,7 @@ def compose(folder: Path, result: Mapping[str, Any]) -> str:
         "\n".join(_stages(result)),
         f"Stages had unequal numbers of replicas for {result['apart_s']:.1f} s of"
         f" {result['end_s']:.0f} s (starting and stopping ones counted).",
+        "At the end of the step: " + "; ".join(", ".join(there) for there in result["nodes"]) + ".",
         "\n".join(_phases(result)),
         "## Decisions\n\n" + "\n".join(_decisions(result)),
     ]

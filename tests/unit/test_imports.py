@@ -121,6 +121,7 @@ RULES = (
     Rule("deployments.autoscaling", (*BOTTOM, "scaling"), (*HEAVY, *WEB)),
     Rule("deployments.predictor_session", BOTTOM),
     Rule("deployments.limits", BOTTOM),
+    Rule("deployments.ray_serve.colocation", BOTTOM),
     Rule(
         "deployments.ray_serve.gpu_memory",
         (*BOTTOM, "models.memory", "models.checkpoint.reading"),

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Final
 
 import ray
+from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from serve_app.config import AppConfig
@@ -44,7 +45,7 @@ def of_cluster() -> int | None:
     ]
     try:
         sizes = [size for size in ray.get(asked, timeout=_ASK_S) if size is not None]
-    except ray.exceptions.RayError as error:
+    except RayError as error:
         logger.warning("not every node says how much memory its GPUs have: %s", error)
         return None
     return min(sizes, default=None)

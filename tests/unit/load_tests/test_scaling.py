@@ -88,6 +88,7 @@ def traced(**changes: Any) -> dict[str, Any]:
         "most": 2,
         "end_s": 60.0,
         "apart_s": 1.5,
+        "nodes": [["code predictor", "speech decoder", "talker"]],
         "phases": [{"phase": "step", "requests": 10, "fates": fates, "first_audio_p95_s": 0.4}],
         "turns": [{"name": "step", "begin_s": 10.0, "end_s": 40.0}],
         "running": {"Talker": step},
@@ -106,6 +107,7 @@ def traced(**changes: Any) -> dict[str, Any]:
 def test_the_report_says_what_each_stage_took(tmp_path: Path) -> None:
     text = report.compose(tmp_path, traced())
     assert "As it should be." in text
+    assert "At the end of the step: code predictor, speech decoder, talker." in text
     assert "| Talker | 2.0 | 20.0 | 31.0 |" in text
     assert "| load | 2 |" in text.replace("  ", " ")
     assert (tmp_path / "report.md").read_text("utf-8") == text
