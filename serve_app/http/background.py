@@ -23,6 +23,9 @@ _MAX_PAUSE_S: Final = 15.0
 # be free on the way through the stages.
 _LIVE_ATTEMPTS: Final = 4
 _ROOM_S: Final = 0.05
+# Requests in the background that wait for each that may be made at a time. They are held in memory.
+_WAITING_EACH: Final = 16
+_RETRY_S: Final = 10.0
 
 logger = logging.getLogger(__name__)
 
@@ -42,8 +45,19 @@ class Background:
     ) -> None:
         self._speak = speak
         self._places = asyncio.Semaphore(streams)
+        self._max_waiting = _WAITING_EACH * streams
+        self._waiting = 0
         self._sleep = sleep
         self._running: set[asyncio.Task[list[PcmChunk]]] = set()
+
+    def look(self) -> None:
+        """Before anything of a request for the background is read.
+
+        Raises:
+            Overloaded: many wait already; it says when to come again.
+        """
+        if self._waiting >= self._max_waiting:
+            raise Overloaded(f"{self._waiting} texts wait to be spoken already.", _RETRY_S)
 
     async def live(self, request: SpeechRequest) -> AsyncGenerator[PcmChunk, None]:
         """A `Speak` for listeners, which is refused only where no background work is in its way."""
@@ -73,7 +87,12 @@ class Background:
 
     async def _whole(self, request: SpeechRequest) -> list[PcmChunk]:
         pause_s = _FIRST_PAUSE_S
-        async with self._places:
+        self._waiting += 1
+        try:
+            await self._places.acquire()
+        finally:
+            self._waiting -= 1
+        try:
             while True:
                 making = asyncio.create_task(self._attempt(request))
                 self._running.add(making)
@@ -96,6 +115,8 @@ class Background:
                 logger.info("%s: in the background, waiting: %s", request.request_id, reason)
                 # Not all at once, where several wait for the same.
                 await self._sleep(min(wait_s, _MAX_PAUSE_S) * random.uniform(0.75, 1.25))
+        finally:
+            self._places.release()
 
     async def _attempt(self, request: SpeechRequest) -> list[PcmChunk]:
         async with aclosing(self._speak(request)) as chunks:

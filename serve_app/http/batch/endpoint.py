@@ -87,6 +87,7 @@ class _Batch:
         recorder: metrics.Recorder,
     ) -> None:
         self._speech = speech
+        self._look = background.look
         self._config = config
         self._recorder = recorder
         self._writer = AudioWriter(background.speak, config.read_ahead_s, recorder, speech.clock)
@@ -94,6 +95,7 @@ class _Batch:
     async def respond(self, http: Request) -> Response:
         status = 400
         try:
+            self._look()
             raw = await read_body(http, self._speech.max_body_bytes)
             client_id = http.headers.get("x-request-id")
             await self._speech.ready()

@@ -94,12 +94,12 @@ class Jobs:
             await asyncio.gather(running, return_exceptions=True)
 
     async def create(self, http: Request) -> Response:
+        await self._call(self._check_room)
         raw = await read_body(http, _BYTES_PER_CHAR * self._config.max_input_chars + _OTHER_BYTES)
         fields = await asyncio.to_thread(fields_of, raw, http)
         for name in ("max_new_tokens", "max_tokens", "min_new_tokens"):
             if fields.get(name) is not None:
                 raise InvalidRequest(f"'{name}' is not for long texts.", name)
-        await self._call(self._check_room)
         size = TextSize(self._config.max_input_chars, self._config.max_unit_frames)
         job = await self._speech.accept(fields, http.headers.get("x-request-id"), size)
         record = await self._call(self._create, fields, job)

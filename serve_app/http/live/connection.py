@@ -7,13 +7,15 @@ import asyncio
 import json
 import logging
 import math
-from collections.abc import Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from typing import Any, Final
 
 from fastapi import WebSocket, WebSocketDisconnect
 
-from serve_app.errors import InvalidRequest
+from serve_app.errors import InvalidRequest, Overloaded
+from serve_app.http.access.answers import refuse
 from serve_app.http.errors import error_response
+from serve_app.http.observe.record import current
 from serve_app.http.response import ClientGone, ReaderStalled
 
 # Close codes of RFC 6455.
@@ -25,6 +27,18 @@ INTERNAL: Final = 1011
 _QUICK_CHARS: Final = 32 << 10
 
 logger = logging.getLogger(__name__)
+
+
+async def let_in(socket: WebSocket, look: Callable[[int], None]) -> bool:
+    """Whether a connection may become a session; else it is answered as a request would be, before
+    it is a WebSocket.
+    """
+    try:
+        look(current().priority)
+    except Overloaded as error:
+        await refuse(error_response(error), socket.scope, socket.receive, socket.send)
+        return False
+    return True
 
 
 class SessionEnd(Exception):

@@ -1,9 +1,12 @@
 """Where the WebSocket for text in pieces is."""
 
+from collections.abc import Callable
+
 from fastapi import FastAPI, WebSocket
 
 from serve_app import metrics
 from serve_app.config import IngressConfig
+from serve_app.http.live.connection import let_in
 from serve_app.http.live.session import LiveSession
 from serve_app.http.live.writer import LiveWriter
 from serve_app.http.speech.accept import Speech
@@ -18,10 +21,12 @@ def add_routes(
     audio: AudioWriter,
     config: IngressConfig,
     recorder: metrics.Recorder,
+    look: Callable[[int], None],
 ) -> None:
     writer = LiveWriter(speak, audio, config.read_ahead_s)
 
     @app.websocket("/v1/audio/speech/stream")
     @app.websocket("/audio/speech/stream")
     async def speak_text_in_pieces(socket: WebSocket) -> None:
-        await LiveSession(socket, speech, writer, config, recorder).run()
+        if await let_in(socket, look):
+            await LiveSession(socket, speech, writer, config, recorder).run()

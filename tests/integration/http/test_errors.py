@@ -1,13 +1,17 @@
 """What is refused and what fails, seen through the real OpenAI client."""
 
 import asyncio
+import json
+from pathlib import Path
 
 import httpx2
 import numpy as np
 import openai
 import pytest
+import websockets
 
 from serve_app import metrics
+from serve_app.config import IngressConfig, JobsConfig
 from serve_app.errors import Overloaded, StageFailed, StageUnavailable
 from serve_app.types import PcmChunk
 from tests.integration.http.service import SEED, Service, create, samples, served
@@ -294,5 +298,59 @@ def test_who_is_refused_for_load_is_answered_before_the_body_is_read() -> None:
         assert b"retry-after: 3\r\n" in answer
         assert service.counts[metrics.REQUESTS.name, "429"] == 1
         assert not service.talker.requests
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("path", ["/v1/audio/speech/stream", "/v1/realtime?model=tts-1"])
+def test_a_session_is_refused_for_load_before_it_begins(path: str) -> None:
+    def full(priority: int) -> None:
+        raise Overloaded("64 requests are running", 2.5)
+
+    async def main() -> None:
+        async with served(Service(look=full).app) as url:
+            with pytest.raises(websockets.InvalidStatus) as caught:
+                await websockets.connect(url.replace("http", "ws", 1) + path)
+        response = caught.value.response
+        assert (response.status_code, response.headers["retry-after"]) == (429, "3")
+        assert json.loads(response.body)["error"]["code"] == "server_overloaded"
+
+    asyncio.run(main())
+
+
+def test_a_batch_is_refused_unread_where_many_texts_wait_already() -> None:
+    class Stuck(Service):
+        async def speak(self, request):
+            await asyncio.Event().wait()
+            yield
+
+    async def main() -> None:
+        async with Stuck(config=IngressConfig(background_streams=1)).http() as http:
+            path = "/v1/audio/speech/batch"
+            # One that is made and as many as may wait.
+            waiting = [
+                asyncio.create_task(http.post(path, json={"items": [{"input": "Hello."}]}))
+                for _ in range(17)
+            ]
+            while (answer := await http.post(path, content=b"not JSON")).status_code == 400:
+                await asyncio.sleep(0.01)
+            assert answer.status_code == 429
+            assert answer.headers["retry-after"] == "10"
+            for task in waiting:
+                task.cancel()
+            await asyncio.gather(*waiting, return_exceptions=True)
+
+    asyncio.run(main())
+
+
+def test_a_long_text_is_refused_unread_where_there_are_as_many_as_there_may_be(
+    tmp_path: Path,
+) -> None:
+    jobs = JobsConfig(max_jobs=0, directory=str(tmp_path))
+
+    async def main() -> None:
+        async with Service(config=IngressConfig(jobs=jobs)).http() as http:
+            answer = await http.post("/v1/audio/speech/long", content=b"not JSON")
+        assert (answer.status_code, answer.headers["retry-after"]) == (429, "60")
 
     asyncio.run(main())
