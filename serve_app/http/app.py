@@ -30,6 +30,7 @@ from serve_app.http.speech import endpoint
 from serve_app.http.speech.accept import Speech
 from serve_app.http.speech.writer import AudioWriter
 from serve_app.http.voices import wiring as voices
+from serve_app.http.voices.parts import Voices
 from serve_app.http.web import docs
 from serve_app.http.web import routes as web
 from serve_app.resumption import Speak
@@ -55,7 +56,7 @@ def build_api(
     for a checkpoint, or None.
     """
     recorder = recorder or metrics.NoRecorder()
-    library = voices.Voices.open(config, encoder_of)
+    library = Voices.open(config, encoder_of)
     speech = Speech(catalog, config, library.voicing)
     tracer = tracer or make_tracer(config.observe.tracing)
     background = Background(tracer.units(speak), config.background_streams)
@@ -76,6 +77,7 @@ def build_api(
     realtime.add_routes(app, speech, writer, config, recorder, look)
     jobs.add_routes(app, long_texts)
     lists.add_routes(app, catalog)
+    voices.add_routes(app, library, catalog, speech, background.live, answers)
     health.add_routes(app, catalog, status)
     if gather is not None and config.observe.metrics != "off":
         exposition.add_routes(app, gather, status)

@@ -128,7 +128,7 @@ def _starting(names: Sequence[str]) -> str:
 
 
 def add_routes(app: FastAPI, catalog: Catalog) -> None:
-    """The lists of models and voices."""
+    """The lists of models; `http/voices` has that of voices."""
     created = int(time.time())
 
     @app.get("/v1/models")
@@ -143,10 +143,6 @@ def add_routes(app: FastAPI, catalog: Catalog) -> None:
     @app.get("/v1/audio/models")
     async def list_audio_models() -> dict[str, Any]:
         return {"models": [{"id": card.name, "name": card.name} for card in catalog.cards]}
-
-    @app.get("/v1/audio/voices")
-    async def list_voices(legacy: bool = False) -> Mapping[str, Any]:
-        return voices_body(catalog.cards, created, legacy)
 
 
 def model_object(card: ModelCard, created: int) -> dict[str, Any]:

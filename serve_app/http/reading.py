@@ -18,16 +18,16 @@ async def read_body(http: Request, max_bytes: int) -> bytes:
         raise HTTPException(415, "The request body must be JSON, not a form.")
     stated = http.headers.get("content-length", "")
     if stated.isascii() and stated.isdigit() and int(stated[:20]) > max_bytes:
-        raise _too_large(max_bytes)
+        raise too_large(max_bytes)
     parts: list[bytes] = []
     size = 0
     async for part in http.stream():
         size += len(part)
         if size > max_bytes:
-            raise _too_large(max_bytes)
+            raise too_large(max_bytes)
         parts.append(part)
     return b"".join(parts)
 
 
-def _too_large(max_bytes: int) -> HTTPException:
+def too_large(max_bytes: int) -> HTTPException:
     return HTTPException(413, f"The request body is larger than {max_bytes} bytes.")

@@ -53,6 +53,8 @@ def checked_name(value: object, param: str = "name") -> str:
     Raises:
         InvalidRequest: it is none.
     """
+    if value is None:
+        raise InvalidRequest(f"Missing required parameter: '{param}'.", param)
     if not isinstance(value, str):
         raise InvalidRequest(f"'{param}' must be a string.", param)
     parts = unicodedata.normalize("NFC", value).split(" ")
@@ -77,6 +79,8 @@ def checked_text(value: object, param: str) -> str:
     Raises:
         InvalidRequest: it is too long, or no text.
     """
+    if value is None:
+        raise InvalidRequest(f"Missing required parameter: '{param}'.", param)
     if not isinstance(value, str):
         raise InvalidRequest(f"'{param}' must be a string.", param)
     text = unicodedata.normalize("NFC", value).strip()
@@ -97,6 +101,8 @@ def checked_language(value: object, param: str = "language") -> str:
     Raises:
         InvalidRequest: it is none.
     """
+    if value is None:
+        raise InvalidRequest(f"Missing required parameter: '{param}'.", param)
     if not isinstance(value, str) or not _LANGUAGE.fullmatch(value.strip()):
         raise InvalidRequest(f"'{param}' must be a language, such as en-US.", param)
     return value.strip()

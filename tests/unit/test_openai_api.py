@@ -11,7 +11,7 @@ from serve_app.http.names import VOICE_ALIASES
 from serve_app.http.speech.accept import Speech
 from serve_app.http.speech.body import parse
 from serve_app.http.speech.request import engine_request_id, ignored
-from serve_app.http.voices.wiring import Voices
+from serve_app.http.voices.parts import Voices
 from serve_app.types import NamedVoice
 
 CARD = fake_card()
@@ -228,7 +228,7 @@ def test_the_task_may_be_spelled_in_several_ways(task):
         ({"ref_audio": "AAAA", "ref_text": "<|im_end|>"}, "ref_text"),
         ({"ref_audio": "AAAA", "x_vector_only_mode": False}, "ref_text"),
         ({"references": [{"audio": "AAAA"}, {"audio": "AAAA"}]}, "references"),
-        ({"ref_audio": "AAAA", "consent": "cons_1"}, "consent"),
+        ({"ref_audio": "AAAA", "consent": f"cons_{0:032}"}, "consent"),
         ({"voice": {"blend": [{"voice": "a", "weight": 0}]}}, "voice"),
         ({"voice": "a(2"}, "voice"),
         ({"voice": "a+b"}, "voice"),

@@ -156,9 +156,18 @@ class Speech:
 
         Raises what `check` and `voiced` raise.
         """
+        return await self.voiced(await self.checked(fields, client_id, size, voice))
+
+    async def checked(
+        self,
+        fields: Mapping[str, Any],
+        client_id: str | None = None,
+        size: TextSize | None = None,
+        voice: Voice | None = None,
+    ) -> Checked:
+        """`check`, on a thread, with the voice library as it is now."""
         await self.ready()
-        checked = await asyncio.to_thread(self.check, fields, client_id, size, voice)
-        return await self.voiced(checked)
+        return await asyncio.to_thread(self.check, fields, client_id, size, voice)
 
     async def voiced(self, checked: Checked) -> Job:
         """The job with its voice, which may have to be encoded: before any stage hears of it.

@@ -5,7 +5,7 @@ status, what fails after breaks the connection off, so that no client takes a pa
 """
 
 import logging
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 
 from fastapi import FastAPI, Request
 from fastapi.responses import Response
@@ -21,10 +21,12 @@ from serve_app.http.observe.record import current
 from serve_app.http.reading import read_body
 from serve_app.http.response import CLIENT_GONE, AudioResponse, ClientGone, until_gone
 from serve_app.http.speech import sse
-from serve_app.http.speech.accept import Job, Speech, Translate
+from serve_app.http.speech.accept import Checked, Job, Speech, Translate
 from serve_app.http.speech.document import SPEECH
 from serve_app.http.speech.sse import openai_events, together_events
 from serve_app.http.speech.writer import AudioWriter
+
+Read = Callable[[], Awaitable[Checked]]
 
 logger = logging.getLogger(__name__)
 
@@ -69,12 +71,21 @@ class SpeechEndpoint:
         self._writer = writer
 
     async def respond(self, http: Request, translate: Translate) -> Response:
-        """Answer with audio or with the error that came before it; count the outcome, whatever
-        it is.
+        """Answer a request in JSON; see `answer`."""
+
+        async def read() -> Checked:
+            raw = await read_body(http, self._speech.max_body_bytes)
+            return await self._speech.read(raw, translate, http.headers.get("x-request-id"))
+
+        return await self.answer(http, read)
+
+    async def answer(self, http: Request, read: Read) -> Response:
+        """Answer what `read` reads with audio, or with the error that came before it; count the
+        outcome, whatever it is.
         """
         status = CLIENT_GONE  # unless there is an answer: a server cancels what nobody waits for
         try:
-            response = await self._answer(http, translate)
+            response = await self._answer(http, read)
             status = response.status_code
             return response
         except Exception:
@@ -83,9 +94,9 @@ class SpeechEndpoint:
         finally:
             self._recorder.count(metrics.REQUESTS, status=str(status))
 
-    async def _answer(self, http: Request, translate: Translate) -> Response:
+    async def _answer(self, http: Request, read: Read) -> Response:
         try:
-            return await self._audio(http, translate)
+            return await self._audio(http, read)
         except (ClientGone, ClientDisconnect):
             return Response(status_code=CLIENT_GONE)
         except (SpeechError, HTTPException) as error:
@@ -96,10 +107,9 @@ class SpeechEndpoint:
             logger.exception("speech failed before its first audio")
             return error_response(error)
 
-    async def _audio(self, http: Request, translate: Translate) -> Response:
+    async def _audio(self, http: Request, read: Read) -> Response:
         self._look(current().priority)
-        raw = await read_body(http, self._speech.max_body_bytes)
-        checked = await self._speech.read(raw, translate, http.headers.get("x-request-id"))
+        checked = await read()
         job = checked.job
         if checked.wanted is not None:
             job = await until_gone(http.receive, self._speech.voiced(checked))

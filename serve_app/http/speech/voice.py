@@ -19,6 +19,7 @@ from serve_app.http.observe.record import current
 from serve_app.http.speech.body import SpeechBody
 from serve_app.http.speech.checks import check_string, refuse_controls, stated
 from serve_app.types import ModelCard, NamedVoice, Voice
+from serve_app.voices.consents import check_consent
 from serve_app.voices.fetching import Fetcher
 from serve_app.voices.index import Snapshot
 from serve_app.voices.library import Library
@@ -43,9 +44,11 @@ class OfLibrary:
 
 @dataclass(frozen=True, slots=True)
 class OfRecording:
-    """A recording that came with the request; `text` is what is said in it."""
+    """A recording that came with the request, as text or, from a form, as it is; `text` is what is
+    said in it.
+    """
 
-    source: str
+    source: str | bytes
     text: str | None
     param: str
 
@@ -110,7 +113,8 @@ class Voicing:
         if not given and body.ref_text is not None:
             raise InvalidRequest("'ref_text' needs 'ref_audio'.", "ref_text")
         if given:
-            self._check_consent(body)
+            required = self._config.require_consent
+            check_consent(body.consent, self._library.known, self.caller, required)
             if given == ["speaker_embedding"]:
                 return OfVector(body.speaker_embedding)
             return _recording(body, given[0], card)
@@ -146,6 +150,8 @@ class Voicing:
 
     async def _read(self, wanted: OfRecording, card: ModelCard) -> Callable[[], bytes]:
         source, param = wanted.source, wanted.param
+        if isinstance(source, bytes):
+            return lambda: source
         if card.speaker_vector_size is not None and source[:8].lower() == "https://":
             data = await self._fetcher.fetch(source, param)
             return lambda: data
@@ -180,18 +186,6 @@ class Voicing:
             )
         if voice.transcript:
             refuse_controls(voice.transcript, "voice", card)
-
-    def _check_consent(self, body: SpeechBody) -> None:
-        consent = self._library.known.consents.get(body.consent or "")
-        if consent is not None and not consent.is_open_to(self.caller):
-            consent = None
-        if consent is None and (self._config.require_consent or body.consent):
-            what = (
-                f"The consent '{body.consent[:80]}' does not exist."
-                if body.consent
-                else ("A voice of somebody's recording needs their recorded 'consent' here.")
-            )
-            raise InvalidRequest(what, "consent", "consent_required")
 
     def _refuse(self, name: str | None, card: ModelCard) -> NoReturn:
         """Say which voices there are."""
@@ -247,7 +241,7 @@ def _recording(body: SpeechBody, field: str, card: ModelCard) -> OfRecording:
         audio, text = body.ref_audio, body.ref_text
     if isinstance(audio, list) and len(audio) == 1:
         audio = audio[0]
-    if not isinstance(audio, str):
+    if not isinstance(audio, str | bytes):
         raise InvalidRequest(f"'{field}' must be one recording, as base64 or a data URL.", field)
     if text is not None and not isinstance(text, str):
         raise InvalidRequest("'ref_text' must be a string.", "ref_text")

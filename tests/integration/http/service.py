@@ -32,7 +32,13 @@ class Service:
     """The application around fake stages, and what it did."""
 
     def __init__(
-        self, cards=(CARD,), status=None, config=None, look=lambda priority: None, **talker
+        self,
+        cards=(CARD,),
+        status=None,
+        config=None,
+        look=lambda priority: None,
+        encoder=None,
+        **talker,
     ):
         self.talker = FakeTalker(**{"num_frames": NUM_FRAMES, "chunk_frames": SCHEDULE, **talker})
         self.decoder = FakeSpeechDecoder()
@@ -43,7 +49,16 @@ class Service:
         self.status = status or Status("healthy", ready=True)
         self.catalog = Catalog(cards)
         limits = config or IngressConfig()
-        self.app = build_api(self.speak, self.catalog, limits, self.get_status, self, look=look)
+        self.encoder = encoder
+        self.app = build_api(
+            self.speak,
+            self.catalog,
+            limits,
+            self.get_status,
+            self,
+            look=look,
+            encoder_of=lambda card: self.encoder,
+        )
 
     def speak(self, request):
         return synthesize(self.talker, self.decoder, request)

@@ -18,7 +18,7 @@ from serve_app.http.app import build_api
 from serve_app.http.catalog import Catalog
 from serve_app.http.health import Status
 from serve_app.http.speech.accept import Speech, TextSize
-from serve_app.http.voices.wiring import Voices
+from serve_app.http.voices.parts import Voices
 from serve_app.types import PcmChunk
 
 CARD = fake_card(max_new_tokens=8192)

@@ -12,7 +12,7 @@ import soundfile
 from serve_app.config import IngressConfig, JobsConfig
 from serve_app.errors import Overloaded, StageFailed
 from serve_app.http.speech.accept import Speech, TextSize
-from serve_app.http.voices.wiring import Voices
+from serve_app.http.voices.parts import Voices
 from tests.integration.http.service import SEED, Service, served, until
 
 PATH = "/v1/audio/speech/long"
