@@ -90,6 +90,13 @@ def _listen(args: argparse.Namespace) -> None:
     listen(args.work, args.out, args.teacher, args.asr, args.dnsmos, args.speaker, args.pictures)
 
 
+def _card(args: argparse.Namespace) -> None:
+    from training.listening.card import write_card
+
+    names = dict(part.split("=", 1) for part in args.reports)
+    write_card(args.work, {name: Path(folder) for name, folder in names.items()}, TEACHER_VOICES)
+
+
 def _resynthesise(args: argparse.Namespace) -> None:
     from training.evaluate import resynthesise
 
@@ -158,6 +165,8 @@ def main() -> None:
     heard.add_argument("--dnsmos", type=Path, help="sig_bak_ovr.onnx; default: of speechmos")
     heard.add_argument("--speaker", type=Path, help="pretrained.pt; default: of resemblyzer")
     heard.add_argument("--pictures", type=int, default=0, help="spectrograms of so many a voice")
+    carded = step("card", _card, "write the model card of a finished checkpoint (WORK)")
+    carded.add_argument("reports", nargs="+", metavar="NAME=FOLDER", help="what `listen` wrote")
     again = step("resynthesise", _resynthesise, "pass held-out speech through the codec alone")
     again.add_argument("out", type=Path)
     again.add_argument("--count", type=int, default=40)
