@@ -25,10 +25,10 @@ pipeline_tag: text-to-speech
 
 # Small English voices
 
-{count} English voices ({voices}) in the on-disk format of Qwen3-TTS 12Hz CustomVoice, {size:.1f} MB:
-talker, code predictor and speech tokenizer with encoder and decoder, trained from nothing by the
-recipe in `training/` of this project. It is the server's embedded default, so that a machine
-without GPU or download speaks. The released checkpoints are larger, better and know more languages.
+{count} English voices ({voices}) in the on-disk format of Qwen3-TTS 12Hz CustomVoice,
+{size:.1f} MB: talker, code predictor and speech tokenizer with encoder and decoder, trained
+from nothing by the recipe in `training/` of this project. The released checkpoints are larger,
+better and know more languages.
 
 * **Trained on synthetic speech** made with Kokoro-82M (hexgrad, Apache-2.0), voices {teachers}.
   The recipe uses no recordings of people; whose speech Kokoro learnt from, its publisher says.
