@@ -142,6 +142,13 @@ CODEC_FRAMES: Final = Metric("tts_codec_frames_total", "Codec frames that respon
 REQUESTS_OPEN: Final = Metric(
     "tts_requests_open", "Requests for speech that this ingress is working on.", is_gauge=True
 )
+REQUEST_QUEUE: Final = Metric(
+    "tts_request_queue_seconds",
+    "How long requests with audio waited at the ingress for room; batches wait for all of their"
+    " items, the talker's own queue is part of the time to first audio.",
+    (),
+    (0.01, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 20.0, 60.0, 600.0),
+)
 RETRIED: Final = Metric(
     "tts_requests_retried_total", "Requests that their client says it has made before."
 )

@@ -2,18 +2,21 @@
 
 Batches and long texts share a few streams per ingress. Ingress and talker keep a part of their
 places free of them (`serve_app/load/admission.py`); where a listener is refused nevertheless, this
-ingress stops what it has in the background and asks again for the listener.
+ingress stops what it has in the background and asks again for the listener. How long a request
+waited for room is in its record.
 """
 
 import asyncio
 import logging
 import random
+import time
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
 from dataclasses import replace
 from typing import Any, Final
 
 from serve_app.errors import Overloaded, StageUnavailable
+from serve_app.http.observe.record import current
 from serve_app.resumption import Speak
 from serve_app.types import PcmChunk, SpeechRequest
 
@@ -42,8 +45,10 @@ class Background:
         speak: Speak,
         streams: int,
         sleep: Callable[[float], Awaitable[Any]] = asyncio.sleep,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._speak = speak
+        self._clock = clock
         self._places = asyncio.Semaphore(streams)
         self._max_waiting = _WAITING_EACH * streams
         self._waiting = 0
@@ -61,9 +66,11 @@ class Background:
 
     async def live(self, request: SpeechRequest) -> AsyncGenerator[PcmChunk, None]:
         """A `Speak` for listeners, which is refused only where no background work is in its way."""
-        attempt = 0
+        attempt, came_s = 0, self._clock()
         while True:
             begun = False
+            current().waited_s += self._clock() - came_s if attempt else 0.0
+            came_s = self._clock()
             try:
                 async with aclosing(self._speak(request)) as chunks:
                     async for chunk in chunks:
@@ -86,7 +93,7 @@ class Background:
             yield chunk
 
     async def _whole(self, request: SpeechRequest) -> list[PcmChunk]:
-        pause_s = _FIRST_PAUSE_S
+        pause_s, came_s = _FIRST_PAUSE_S, self._clock()
         self._waiting += 1
         try:
             await self._places.acquire()
@@ -94,6 +101,7 @@ class Background:
             self._waiting -= 1
         try:
             while True:
+                current().waited_s += self._clock() - came_s
                 making = asyncio.create_task(self._attempt(request))
                 self._running.add(making)
                 try:
@@ -111,7 +119,7 @@ class Background:
                         reason, wait_s = str(error), max(pause_s, error.retry_after_s)
                     except StageUnavailable as error:
                         reason, wait_s = str(error), pause_s
-                pause_s = min(2 * pause_s, _MAX_PAUSE_S)
+                came_s, pause_s = self._clock(), min(2 * pause_s, _MAX_PAUSE_S)
                 logger.info("%s: in the background, waiting: %s", request.request_id, reason)
                 # Not all at once, where several wait for the same.
                 await self._sleep(min(wait_s, _MAX_PAUSE_S) * random.uniform(0.75, 1.25))

@@ -15,5 +15,5 @@ def test_any_status_can_be_counted_and_any_format_observed():
     recorder = metrics.MetricsRecorder(counter, Histogram, Gauge)
     for status in ("200", "401", "405", "415", "422", "507"):
         recorder.count(metrics.REQUESTS, status=status)
-    recorder.observe(metrics.AUDIO_DURATION, 1.5, format="opus", transport="stream")
+    recorder.observe(metrics.AUDIO_DURATION, 1.5, model="m", format="opus", transport="stream")
     assert made == [metrics.REQUESTS.name]

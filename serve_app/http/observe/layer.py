@@ -73,6 +73,8 @@ class Observed:
                 record.status = CLIENT_GONE
             if is_work and record.retry:
                 self._recorder.count(metrics.RETRIED)
+            if is_work and record.audio_s:
+                self._recorder.observe(metrics.REQUEST_QUEUE, record.waited_s)
             failed = record.status >= 400 and not is_open(scope)
             if is_work or failed:
                 log.write(record, self._clock() - start_s)

@@ -23,7 +23,7 @@ from serve_app.http.response import CLIENT_GONE, AudioResponse, ClientGone, unti
 from serve_app.http.speech import sse
 from serve_app.http.speech.accept import Checked, Job, Speech, Translate
 from serve_app.http.speech.document import SPEECH
-from serve_app.http.speech.sse import openai_events, together_events
+from serve_app.http.speech.sse import openai_events, together_events, usage
 from serve_app.http.speech.writer import AudioWriter
 
 Read = Callable[[], Awaitable[Checked]]
@@ -115,7 +115,15 @@ class SpeechEndpoint:
             job = await until_gone(http.receive, self._speech.voiced(checked))
         if job.transport == "file":
             data, reason = await until_gone(http.receive, self._writer.file(job))
-            headers = {**self._headers(job), "X-Finish-Reason": reason}
+            used = usage(job)
+            headers = {
+                **self._headers(job),
+                "X-Finish-Reason": reason,
+                **{
+                    f"X-Usage-{kind}-Tokens": str(used[f"{kind.lower()}_tokens"])
+                    for kind in ("Input", "Output", "Total")
+                },
+            }
             return Response(data, headers=headers, media_type=job.output.content_type)
         pieces, content_type = self._writer.pieces(job), job.output.content_type
         if job.transport == "sse":

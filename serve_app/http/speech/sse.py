@@ -62,10 +62,10 @@ async def _events(
 
 def ending_of(job: Job) -> dict[str, Any]:
     """What the last event says: OpenAI's `usage`, and as an addition why the audio ended."""
-    return {"usage": _usage(job), "finish_reason": job.made.finish_reason}
+    return {"usage": usage(job), "finish_reason": job.made.finish_reason}
 
 
-def _usage(job: Job) -> dict[str, Any]:
+def usage(job: Job) -> dict[str, Any]:
     """Tokens in OpenAI's sense: of the text by estimate, and the codec frames that were made."""
     texts = (job.request.text, job.request.instructions or "")
     tokens = sum(map(_estimated_tokens, texts))

@@ -70,7 +70,10 @@ def test_a_whole_file_has_the_same_samples_and_a_length(response_format):
     else:
         assert response.content == whole
     assert int(response.response.headers["content-length"]) == len(response.content)
-    assert response.response.headers["x-finish-reason"] == "stop"
+    headers = response.response.headers
+    assert headers["x-finish-reason"] == "stop"
+    used = [headers[f"x-usage-{kind}-tokens"] for kind in ("input", "output", "total")]
+    assert used == ["2", str(NUM_FRAMES), str(NUM_FRAMES + 2)]
     assert service.idle
 
 
@@ -132,6 +135,7 @@ def test_the_short_path_works_and_the_metrics_are_recorded():
             metrics.REQUEST_DURATION.name,
             metrics.AUDIO_DURATION.name,
             metrics.AUDIO_RTF.name,
+            metrics.REQUEST_QUEUE.name,
         ]
         assert service.sums == {
             metrics.AUDIO_SECONDS.name: 0.8,

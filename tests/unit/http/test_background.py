@@ -8,6 +8,7 @@ import pytest
 from serve_app.errors import Overloaded, StageFailed, StageUnavailable
 from serve_app.fakes import FakeSpeechDecoder, FakeTalker
 from serve_app.http.background import Background
+from serve_app.http.observe.record import Record, begin
 from serve_app.pipeline import join, synthesize
 from serve_app.types import NamedVoice, SpeechRequest
 
@@ -80,6 +81,37 @@ def test_the_background_waits_for_what_is_full_or_away():
         background = Background(room.speak, 1, soon)
         assert len((await whole(background.speak(REQUEST))).codes) == 4
         assert room.flags == [True] * 4
+
+    asyncio.run(main())
+
+
+def test_how_long_it_waited_for_room_is_in_the_record_of_the_request():
+    async def main():
+        now_s = 0.0
+
+        async def sleep(_):
+            nonlocal now_s
+            now_s += 3.0
+
+        room = Room(errors=[Overloaded("full"), Overloaded("full")])
+        background = Background(room.speak, 1, sleep, lambda: now_s)
+        record = Record()
+        begin(record)
+        await whole(background.speak(REQUEST))
+        assert record.waited_s == 6.0
+        # A listener that makes room, and one for whom there is some.
+        room.talker = FakeTalker(num_frames=4, frame_s=0.01)
+        later = asyncio.create_task(whole(background.speak(REQUEST)))
+        while not room.talker.running:
+            await asyncio.sleep(0)
+        begin(listening := Record())
+        await whole(background.live(REQUEST))
+        assert listening.waited_s >= 3.0
+        later.cancel()
+        await asyncio.gather(later, return_exceptions=True)
+        begin(at_once := Record())
+        await whole(background.live(REQUEST))
+        assert at_once.waited_s == 0.0
 
     asyncio.run(main())
 

