@@ -109,6 +109,7 @@ class FewestStreams(LocalityMixin, RequestRouter):
                 self._leaving.setdefault(key, now_s)
             else:
                 del self._streams[key]
+                self._leaving.pop(key, None)
         for key in self._replicas:
             self._streams.setdefault(key, Streams())
 
@@ -156,7 +157,10 @@ class FewestStreams(LocalityMixin, RequestRouter):
         """Keep the numbers true, and find who hangs."""
         while True:
             await asyncio.sleep(self._ask_every_s)
-            self._let_go()
+            try:
+                self._let_go()
+            except Exception:  # whoever hangs is looked for nevertheless
+                logger.exception("streams cannot leave the replicas that are to go")
             for replica_id in self.places.to_ask(self._ask_every_s):
                 replica = self._replicas.get(replica_id)
                 # One by one: those that answer are asked no less often for one that does not.

@@ -1,8 +1,11 @@
 """A stage that cannot work any more takes its process with it, and says why."""
 
+import asyncio
+import socket
 import subprocess
 import sys
 
+from serve_app.models.fused.process import SpeechProcess
 from serve_app.models.process_end import EXIT_STATUS
 
 BROKEN_THREAD = """
@@ -30,3 +33,20 @@ def test_a_broken_thread_ends_the_process_and_leaves_its_reason_in_the_log() -> 
     assert done.returncode == EXIT_STATUS
     assert "the engine died: this process ends" in done.stderr
     assert "RuntimeError: the device is lost" in done.stderr
+
+
+def test_what_is_no_message_of_the_stages_process_ends_its_replica_as_well() -> None:
+    async def scenario() -> list[str]:
+        ours, theirs = socket.socketpair()
+        reader, writer = await asyncio.open_connection(sock=ours)
+        ended: list[str] = []
+        with subprocess.Popen(["sleep", "60"]) as process, theirs:
+            speech = SpeechProcess(process, reader, writer, 5.0)
+            speech._on_death = ended.append
+            theirs.sendall((4).to_bytes(4, "little") + b"what")
+            await asyncio.gather(speech._receiving, return_exceptions=True)
+            speech.close()
+        return ended
+
+    (reason,) = asyncio.run(scenario())
+    assert reason.startswith("the process of the stages is lost")

@@ -13,15 +13,16 @@ Every file appears whole. All methods block; they belong on a thread.
 """
 
 import json
+import logging
 import re
 import secrets
 import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, TypeVar
 
 import numpy as np
 
@@ -37,6 +38,10 @@ _ID: Final = re.compile(r"job_[0-9a-f]{32}")
 # What a server that was killed may leave of a job that begins or goes.
 _LEFTOVER: Final = re.compile(r"\.(?:new|gone)-.*")
 _LEFTOVER_S: Final = 3600.0
+
+T = TypeVar("T")
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,6 +119,8 @@ class Store:
 
     def __init__(self, root: Path) -> None:
         self.root = root
+        # Told of once.
+        self._unreadable: set[str] = set()
 
     def create(self, spec: Spec, units: Sequence[Unit], voice: bytes | None = None) -> None:
         """A new job, which exists as a whole or not at all; `voice` as `voice_bytes` writes it."""
@@ -145,10 +152,16 @@ class Store:
     def record(self, job_id: str) -> Record:
         """
         Raises:
-            NoSuchJob: it is not there.
+            NoSuchJob: it is not there, or cannot be read; one of those must not hide the others.
         """
-        spec = Spec(**_read(self.folder(job_id) / "spec.json"))
-        return Record(spec, self.wanted(job_id), self.progress(job_id))
+        try:
+            spec = _known(Spec, _read(self.folder(job_id) / "spec.json"))
+            return Record(spec, self.wanted(job_id), self.progress(job_id))
+        except (AttributeError, TypeError, ValueError) as error:
+            if job_id not in self._unreadable:
+                self._unreadable.add(job_id)
+                logger.error("%s cannot be read: %r", job_id, error)
+            raise NoSuchJob(job_id) from error
 
     def records(self) -> list[Record]:
         """All jobs, the oldest first."""
@@ -181,7 +194,7 @@ class Store:
         self._write(job_id, "wanted", wanted.encode())
 
     def progress(self, job_id: str) -> Progress:
-        return Progress(**_read(self.folder(job_id) / "status.json"))
+        return _known(Progress, _read(self.folder(job_id) / "status.json"))
 
     def save(self, job_id: str, progress: Progress) -> None:
         self._write(job_id, "status.json", _json(asdict(progress)))
@@ -257,6 +270,16 @@ class Store:
 
 def new_id() -> str:
     return f"job_{secrets.token_hex(16)}"
+
+
+def _known(kind: type[T], content: Any) -> T:
+    """The object of a file, without what a newer server may have added to it.
+
+    Raises:
+        TypeError: it has not all that it needs.
+    """
+    names = {field.name for field in fields(kind)}  # pyright: ignore[reportArgumentType]
+    return kind(**{name: value for name, value in content.items() if name in names})
 
 
 def _json(content: Any) -> bytes:

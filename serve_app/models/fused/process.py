@@ -204,9 +204,10 @@ class SpeechProcess:
                 answers = self._calls.get(number)
                 if answers is not None:  # else its caller has gone
                     answers.put_nowait((kind, value))
-        except EOFError:
+        except Exception as error:  # the end, or what is no message: nothing after it could be one
             if not self._gone and self._on_death is not None:
-                self._on_death(f"the process of the stages is lost ({self._process.poll()})")
+                status = self._process.poll()
+                self._on_death(f"the process of the stages is lost ({status}): {error}")
         finally:
             self._gone = True
             self._writer.close()

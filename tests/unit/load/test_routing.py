@@ -232,6 +232,26 @@ def test_streams_of_a_replica_that_comes_back_stay() -> None:
     run(main())
 
 
+def test_replicas_are_asked_on_when_one_has_gone_whose_streams_had_ended() -> None:
+    async def main() -> None:
+        goes, stays = Replica("a", 8), Replica("b", 8)
+        router = router_of(goes, ask_every_s=0.05, answer_s=30)
+        _, wait = await routed(router, 0)
+        router.update_replicas([stays])  # pyright: ignore[reportArgumentType]
+        wait.cancel()
+        await asyncio.gather(wait, return_exceptions=True)
+        for streams in router._streams.values():
+            streams.leave("over")
+        router.update_replicas([stays])  # pyright: ignore[reportArgumentType]
+        assert (await routed(router, 1))[0] == "b"
+        async with asyncio.timeout(30):
+            while stays.asked < 3:
+                await asyncio.sleep(0.01)
+        assert not router._leaving
+
+    run(main())
+
+
 def test_a_handle_that_prefers_its_node_is_sent_there_while_there_is_room() -> None:
     async def main() -> None:
         far, near = Replica("far", 2, node="other"), Replica("near", 2, node="own")

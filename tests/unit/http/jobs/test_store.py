@@ -1,0 +1,29 @@
+"""Jobs on disk: one that cannot be read hides no other."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from serve_app.http.jobs.store import NoSuchJob, Spec, Store, new_id
+from serve_app.text.script import Unit
+
+
+def stored(store: Store) -> str:
+    job_id = new_id()
+    spec = Spec(job_id, 1, {"voice": "vivian"}, "m", "wav", "audio/wav", 6, 1)
+    store.create(spec, [Unit("Hello.")])
+    return job_id
+
+
+def test_a_job_of_a_newer_server_is_read_and_a_broken_one_is_left_out(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    plain, newer, broken, odd = (stored(store) for _ in range(4))
+    for name in ("spec.json", "status.json"):
+        file = tmp_path / newer / name
+        file.write_text(json.dumps({**json.loads(file.read_text()), "invented": 1}))
+    (tmp_path / broken / "spec.json").write_text('{"id":')
+    (tmp_path / odd / "status.json").write_text("[]")
+    assert {record.spec.id for record in store.records()} == {plain, newer}
+    with pytest.raises(NoSuchJob):
+        store.record(broken)
