@@ -8,7 +8,7 @@ file may state something else per deployment; Serve takes what stands there, and
 from collections.abc import Mapping
 from typing import Any, Final
 
-from serve_app.config import AppConfig
+from serve_app.config import AppConfig, StageConfig
 
 # A request of 5 s costs an ingress 4 ms of its event loop, and 48 streams of such end up to 120
 # times a second: half of a fast core, most of a slow one.
@@ -88,6 +88,10 @@ def deployment_options(
     """
     streams = config.talker.max_num_seqs
     stages: list[tuple[str, dict[str, Any]]] = [("Ingress", _ingress(streams, cpus))]
+    if cpus >= 2 * (config.ingress.num_cpus + sum(stage.num_cpus for stage in _stages(config))):
+        # In an update the next one is there before the last one goes. Not where it would wait for
+        # cores that the stages have: nothing would ever be updated.
+        stages[0][1]["max_surge_percent"] = 100
     if config.placement == "fused":
         stages.append(("Fused", _stage(streams, most)))
     else:
@@ -112,9 +116,17 @@ def deployment_options(
     }
 
 
+def _stages(config: AppConfig) -> tuple[StageConfig, ...]:
+    return config.talker, config.code_predictor, config.speech_decoder
+
+
 def ingress_options(streams: int, longest_s: float, cpus: float) -> dict[str, Any]:
     """Those of an ingress in an application of its own, before so many streams of its models."""
-    return {**_ingress(streams, cpus), "graceful_shutdown_timeout_s": longest_s + _DRAIN_SLACK_S}
+    return {
+        **_ingress(streams, cpus),
+        "max_surge_percent": 100,
+        "graceful_shutdown_timeout_s": longest_s + _DRAIN_SLACK_S,
+    }
 
 
 def _ingress(streams: int, cpus: float) -> dict[str, Any]:

@@ -113,7 +113,11 @@ RULES = (
             "models.checkpoint.files",
         ),
     ),
-    Rule("models.fused.standby", (*BOTTOM, "models.fused"), (*OUTER, "vllm")),
+    Rule(
+        "models.fused.standby",
+        (*BOTTOM, "models.fused", "models.kernel_cache.ahead"),
+        (*OUTER, "vllm"),
+    ),
     *(
         Rule(f"deployments.{stage}", (*BOTTOM, "scaling", "models", *SHARED), WEB)
         for stage in DEPLOYMENTS

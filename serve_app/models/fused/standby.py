@@ -21,6 +21,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
 
+from serve_app.models.kernel_cache.ahead import fill_beside
+
 _LENGTH: Final = struct.Struct("<I")
 _READY: Final = b"r"
 # From being taken to being ready: what is left of the imports of a standby that has just begun.
@@ -192,7 +194,7 @@ def wait_in(folder: Path, anchor: int, fill: bool) -> socket.socket:
         # Before the imports: who comes early does better to wait for the rest of them.
         listener.listen(1)
         if fill:
-            subprocess.Popen([sys.executable, "-m", "serve_app.models.kernel_cache", "fill"])
+            fill_beside()
         # Else asking whether there is a GPU would settle which ones this process sees.
         os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "1"
         import_stages()

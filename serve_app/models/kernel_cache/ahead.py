@@ -18,6 +18,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final
 
+from serve_app.models.kernel_cache.gpus import capabilities
 from serve_app.models.kernel_cache.variants import LISTS, versions
 
 # A minute on one core is usual; what then hangs would keep a server from ever being ready.
@@ -44,6 +45,16 @@ def fill_ahead(device: str, deadline_s: float = _DEADLINE_S) -> Callable[[], Non
     if device != "cuda" or not any(LISTS.glob("*.jsonl")) or all(map(is_marked, present())):
         return lambda: None
     return start_command(_FILL, deadline_s)
+
+
+def fill_beside(
+    find: Callable[[], list[int]] = capabilities,
+) -> "subprocess.Popen[bytes] | None":
+    """Start filling the cache, unless it is filled for all GPUs that `find` finds: None. Without
+    torch, whose import this is to run beside.
+    """
+    found = find()
+    return None if found and all(map(is_marked, found)) else subprocess.Popen(_FILL)
 
 
 def start_command(command: tuple[str, ...], deadline_s: float) -> Callable[[], None]:

@@ -9,7 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from serve_app.models.kernel_cache.ahead import fill_ahead, is_marked, marking, start_command
+from serve_app.models.kernel_cache.ahead import (
+    fill_ahead,
+    fill_beside,
+    is_marked,
+    marking,
+    start_command,
+)
 from serve_app.models.kernel_cache.variants import (
     Variant,
     known,
@@ -144,6 +150,8 @@ def test_who_waited_for_another_process_to_fill_the_cache_finds_nothing_to_do(
     second.join(60)
     assert order == [("second", False)]
     assert is_marked(90)
+    # Nor is a process started to find that out.
+    assert fill_beside(lambda: [90]) is None
 
 
 def test_a_cache_that_could_not_be_filled_is_not_marked(
