@@ -74,6 +74,12 @@ STREAMS_LOST: Final = Metric(
     "Losses after which a stream was given up, by the deployment that did.",
     _HOP,
 )
+STREAMS_MOVED: Final = Metric(
+    "tts_streams_moved_total",
+    "Streams that were told to leave a replica of this deployment, because it does not answer"
+    " (hangs) or is taken out of service (goes).",
+    ("deployment", "reason"),
+)
 STREAM_SILENCE: Final = Metric(
     "tts_stream_silence_seconds",
     "From the last audio or frames before a loss, or the call, to the first after it.",

@@ -143,6 +143,8 @@ def _noted(observe: Observe) -> Observe:
     def noted(outcome: Outcome, silent_s: float) -> None:
         observe(outcome, silent_s)
         if outcome == "resumed":
-            current().resumed += 1
+            record = current()
+            record.resumed += 1
+            record.silent_s = max(record.silent_s, silent_s)
 
     return noted

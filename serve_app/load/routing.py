@@ -16,6 +16,7 @@ from typing import ClassVar, Final
 
 from ray.exceptions import RayActorError
 from ray.serve._private.common import DeploymentID
+from ray.serve.metrics import Counter, Gauge, Histogram
 from ray.serve.request_router import (
     LocalityMixin,
     PendingRequest,
@@ -24,6 +25,7 @@ from ray.serve.request_router import (
     RunningReplica,
 )
 
+from serve_app import metrics
 from serve_app.errors import Overloaded, StageUnavailable
 from serve_app.load.gate import Stage
 from serve_app.load.places import Places
@@ -77,6 +79,7 @@ class FewestStreams(LocalityMixin, RequestRouter):
         # Since when replicas that still have streams are not live any more.
         self._leaving: dict[ReplicaID, float] = {}
         self._near: set[ReplicaID] = set()
+        self._recorder = metrics.MetricsRecorder(Counter, Histogram, Gauge)
         self._asking: asyncio.Task[None] | None = None
         self._asked: dict[ReplicaID, asyncio.Task[None]] = {}
         self.known.setdefault(self._deployment_id, self)
@@ -181,7 +184,12 @@ class FewestStreams(LocalityMixin, RequestRouter):
                 room = self.places.room(min(limit, self._streams_each or limit))
                 left = streams.leave("its replica is to go", min(room, _AT_ONCE))
                 if left:
+                    self._count_moved("goes", left)
                     logger.info("%s is to go: %d streams go on elsewhere", key, left)
+
+    def _count_moved(self, reason: str, count: int) -> None:
+        deployment = self._deployment_id.name
+        self._recorder.add(metrics.STREAMS_MOVED, count, deployment=deployment, reason=reason)
 
     def _was_asked(self, replica_id: ReplicaID, asking: asyncio.Task[None]) -> None:
         del self._asked[replica_id]
@@ -202,6 +210,7 @@ class FewestStreams(LocalityMixin, RequestRouter):
             if times >= _UNHEARD and self.places.answering:
                 left = streams.leave("its replica does not answer")
                 if left:
+                    self._count_moved("hangs", left)
                     logger.warning(
                         "%s has not answered %d times: %d streams go on elsewhere",
                         replica_id,

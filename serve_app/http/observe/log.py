@@ -55,6 +55,7 @@ def fields_of(record: Record, duration_s: float) -> dict[str, Any]:
         "broke": record.broke,
         "error": record.error,
         "resumed": record.resumed or None,
+        "silent_ms": _ms(record.silent_s or None),
         "waited_ms": _ms(record.waited_s or None),
         "retry": record.retry or None,
         **{f"{name}_ms": _ms(seconds) for name, seconds in record.timings},

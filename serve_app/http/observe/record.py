@@ -20,6 +20,7 @@ class Record:
         first_audio_s: from the request's arrival to its first audio byte.
         timings: of the first audio, by stage, in seconds.
         resumed: how often a stream lost a stage and went on.
+        silent_s: the longest that a stream was silent for it.
         waited_s: how long the request waited for room.
         retry: which attempt of its client this is, after the first; OpenAI's clients say so.
     """
@@ -44,6 +45,7 @@ class Record:
     error: str | None = None
     timings: Sequence[tuple[str, float]] = ()
     resumed: int = 0
+    silent_s: float = 0.0
     waited_s: float = 0.0
     retry: int = 0
     arrived_s: float = 0.0
