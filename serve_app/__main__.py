@@ -5,6 +5,7 @@ What Serve gets is the file as it stands plus these, on a Ray cluster of its own
 names one, and with ports and socket paths of HAProxy that are free on this machine.
 """
 
+import json
 import os
 import signal
 import sys
@@ -18,18 +19,21 @@ from serve_app import __version__
 from serve_app.check import command as check
 from serve_app.config import Environment
 from serve_app.keys import command as keys
-from serve_app.launch import cluster, configs, haproxy
+from serve_app.launch import cluster, haproxy
 from serve_app.launch.ports import Ports
 
 DEFAULT_CONFIG: Final = "configs/serve.yaml"
 _USAGE: Final = """\
-usage: qwen3-tts-serve [config.yaml]
+usage: qwen3-tts-serve [--model [NAME=]MODEL ...] [--print-config] [config.yaml]
        qwen3-tts-serve check [--json]
        qwen3-tts-serve keys new|hash|list|remove
 
 Serve on this machine until Ctrl-C. The default is configs/serve.yaml; where there is no checkout,
-the package's own. configs/serve.fused.yaml is the other one. TTS_MODEL, TTS_REVISION, HOST, PORT,
-PROFILE and RAY_ADDRESS are read from the environment.
+the package's own. configs/serve.fused.yaml is another, configs/serve.several.yaml one of several
+models. --model, a folder or hub id, may be given several times: each is then an application of its
+own, and the first is the default. --print-config prints the configuration that comes of it. On
+SIGHUP the file is read again and applied to the server that runs. TTS_MODEL, TTS_REVISION, HOST,
+PORT, PROFILE and RAY_ADDRESS are read from the environment.
 """
 
 
@@ -43,21 +47,23 @@ def main(arguments: list[str]) -> int:
     if arguments == ["--version"]:
         print(f"qwen3-tts-serve {__version__}")
         return 0
-    if len(arguments) > 1 or any(argument.startswith("-") for argument in arguments):
+    # These import Ray, which reads its environment then.
+    from serve_app.launch import again, ahead, overrides, settings
+
+    start = settings.parse(arguments, DEFAULT_CONFIG)
+    if start is None:
         print(_USAGE, end="", file=sys.stderr)
         return 2
-    # These import Ray, which reads its environment then.
-    from serve_app import serve_config
-    from serve_app.launch import ahead, overrides
-
     try:
-        config = serve_config.load(configs.located(arguments[0] if arguments else DEFAULT_CONFIG))
+        config = start.settings()
         environment = Environment.read()
-        config = overrides.with_profile(config, environment.profile)
     except ValueError as error:
         print(error, file=sys.stderr)
         return 2
-    config = overrides.with_address(config, environment.host, environment.port)
+    if start.only_print:
+        # Through JSON: YAML would have what is there twice only once, and refer to it.
+        print(yaml.safe_dump(json.loads(json.dumps(config)), sort_keys=False), end="")
+        return 0
     options = config["http_options"]
     host, port = options.get("host", "127.0.0.1"), options.get("port", 8000)
     ports = Ports(claims=environment.ray_address is None)
@@ -66,11 +72,11 @@ def main(arguments: list[str]) -> int:
         return 2
     if not haproxy.is_loopback(host) and not _asks_for_keys(config, environment):
         print(f"anybody who reaches {host} may use the server: there are no API keys", flush=True)
-    config = overrides.with_model(config, environment.model, environment.revision)
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     # A shell that starts this in the background has Ctrl-C ignored, and with it the way to stop.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     with ports, tempfile.TemporaryDirectory(prefix="tts-serve-") as folder:
+        again.on_hangup(start.settings, config)
         config = overrides.with_env(config, haproxy.environment(Path(folder), ports))
         if environment.ray_address is None:
             config = overrides.with_env(config, {"TTS_OWN_CLUSTER": "1"})

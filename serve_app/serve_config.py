@@ -7,7 +7,7 @@ validated as AppConfig, and what this application reserves for its builder is re
 
 import types
 import typing
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -21,7 +21,16 @@ from ray.serve.config import (
 )
 from ray.serve.schema import ServeDeploySchema
 
-from serve_app.config import AppConfig
+from serve_app.config import (
+    BUILDER,
+    HTTP_BUILDER,
+    MODEL_BUILDER,
+    AppConfig,
+    HttpConfig,
+    LiveSettings,
+)
+from serve_app.launch.several import STAGES as STAGES
+from serve_app.launch.several import deployments_of, find_clashes
 from serve_app.scaling.tuning import Tuning
 
 # Serve types these as plain dicts, or as a dict or a model; the model is what reads them in the
@@ -38,10 +47,11 @@ _MODELS_OF_DICTS: Final[dict[str, type[BaseModel]]] = {
 _BUILDER_ONLY: Final = ("ray_actor_options", "placement_group_bundles", "placement_group_strategy")
 
 POLICY: Final = "serve_app.deployments.autoscaling:InProportion"
-BUILDER: Final = "serve_app.app:build"
-STAGES: Final[dict[str, tuple[str, ...]]] = {
-    "split": ("Ingress", "SpeechDecoder", "Talker", "CodePredictor"),
-    "fused": ("Ingress", "Fused"),
+# Who reads `args`.
+BUILDERS: Final[Mapping[str, type[AppConfig | HttpConfig]]] = {
+    BUILDER: AppConfig,
+    MODEL_BUILDER: AppConfig,
+    HTTP_BUILDER: HttpConfig,
 }
 
 
@@ -84,12 +94,19 @@ def find_problems(config: dict[str, Any]) -> Iterator[str]:
     except ValidationError as error:
         yield from _lines(error, "")
         return
-    for index, application in enumerate(config.get("applications", [])):
-        yield from _application_problems(application, f"applications[{index}].")
+    applications = config.get("applications", [])
+    found = False
+    for index, application in enumerate(applications):
+        for problem in _application_problems(application, f"applications[{index}]."):
+            found = True
+            yield problem
+    if not found:
+        yield from find_clashes(applications)
 
 
 def _application_problems(application: dict[str, Any], path: str) -> Iterator[str]:
-    if application.get("import_path") != BUILDER:
+    builder = application.get("import_path")
+    if builder not in BUILDERS:
         return  # another application in the same file has rules of its own
     policy = application.get("autoscaling_policy") or {}
     if policy.get("policy_function") == POLICY:
@@ -98,37 +115,56 @@ def _application_problems(application: dict[str, Any], path: str) -> Iterator[st
         except TypeError as error:
             yield f"{path}autoscaling_policy.policy_kwargs: {error}"
     try:
-        args = AppConfig.model_validate(application.get("args", {}))
+        args = BUILDERS[builder].model_validate(application.get("args", {}))
     except ValidationError as error:
         yield from _lines(error, f"{path}args.")
         return
-    known = STAGES[args.placement]
-    capacity = {"Fused": args.talker.max_num_seqs, "Talker": args.talker.max_num_seqs}
+    if builder == MODEL_BUILDER and isinstance(args, AppConfig):
+        if application.get("route_prefix", "/") is not None:
+            yield f"{path}route_prefix: has to be null, this application has no ingress"
+        for name in args.misplaced():
+            yield f"{path}args.ingress.{name}: has no effect in an application without an ingress"
+    known = deployments_of(builder, application.get("args", {}))
+    streams = args.talker.max_num_seqs if isinstance(args, AppConfig) else 0
     for deployment in application.get("deployments", []):
-        name = deployment.get("name")
-        if name not in known:
+        yield from _deployment_problems(deployment, known, streams, path)
+
+
+def _deployment_problems(
+    deployment: dict[str, Any], known: tuple[str, ...], streams: int, path: str
+) -> Iterator[str]:
+    name = deployment.get("name")
+    at = f"{path}deployments.{name}."
+    if name not in known:
+        yield f"{path}deployments: no deployment {name!r} here; there are {', '.join(known)}"
+    if name not in ("Fused", "Talker"):
+        streams = 0
+    limit = deployment.get("max_ongoing_requests")
+    if limit is not None and limit < streams:
+        yield (
+            f"{at}max_ongoing_requests: {limit} is less than the {streams}"
+            " streams of talker.max_num_seqs, which could never run together"
+        )
+    scaling = deployment.get("autoscaling_config")
+    if isinstance(scaling, dict) and "target_ongoing_requests" not in scaling:
+        yield (
+            f"{at}autoscaling_config: lacks target_ongoing_requests; Serve"
+            " takes these settings as a whole, and would add replicas from 2 requests each on"
+        )
+    for key in _BUILDER_ONLY:
+        if key in deployment:
             yield (
-                f"{path}deployments: no deployment {name!r} in placement {args.placement!r};"
-                f" there are {', '.join(known)}"
+                f"{at}{key}: set num_cpus and num_gpus under `args`;"
+                " Serve would drop what the builder puts here"
             )
-        streams, limit = capacity.get(name, 0), deployment.get("max_ongoing_requests")
-        if limit is not None and limit < streams:
-            yield (
-                f"{path}deployments.{name}.max_ongoing_requests: {limit} is less than the {streams}"
-                " streams of talker.max_num_seqs, which could never run together"
-            )
-        scaling = deployment.get("autoscaling_config")
-        if isinstance(scaling, dict) and "target_ongoing_requests" not in scaling:
-            yield (
-                f"{path}deployments.{name}.autoscaling_config: lacks target_ongoing_requests; Serve"
-                " takes these settings as a whole, and would add replicas from 2 requests each on"
-            )
-        for key in _BUILDER_ONLY:
-            if key in deployment:
-                yield (
-                    f"{path}deployments.{name}.{key}: set num_cpus and num_gpus under `args`;"
-                    " Serve would drop what the builder puts here"
-                )
+    if "user_config" in deployment:
+        if name != "Ingress":
+            yield f"{at}user_config: only the ingress has settings that change while it runs"
+            return
+        try:
+            LiveSettings.model_validate(deployment["user_config"] or {})
+        except ValidationError as error:
+            yield from _lines(error, f"{at}user_config.")
 
 
 def _unknown_keys(data: dict[str, Any], model: type[BaseModel], path: str) -> Iterator[str]:

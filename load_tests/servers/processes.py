@@ -37,7 +37,7 @@ _OTHERS: Final = (
 )
 # What a standby calls itself once it holds the stages of a replica.
 _TAKEN: Final = "tts-stages"
-_REPLICA: Final = re.compile(r"^ray::ServeReplica:tts:(\w+)")
+_REPLICA: Final = re.compile(r"^ray::ServeReplica:[^:]+:(\w+)")
 _PAGE_MIB: Final = os.sysconf("SC_PAGE_SIZE") / (1 << 20)
 
 

@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Any, Final
 
 from serve_app.launch.overrides import with_env
+from serve_app.launch.several import WITH_MODEL
 from serve_app.models.fused import standby
-from serve_app.serve_config import BUILDER
 
 # NVIDIA's driver makes one such device for each GPU.
 _GPUS: Final = "nvidia[0-9]*"
@@ -27,8 +27,8 @@ def with_standbys(
     Returns:
         `config`, with the folder made known to all replicas; unchanged where no standby is of use.
     """
-    gpus = len(list(devices.glob(_GPUS)))
-    count = min(gpus, sum(_replicas(application) for application in config["applications"]))
+    replicas = sum(_replicas(application) for application in config["applications"])
+    count = min(gpus(devices), replicas)
     if not count:
         return config
     for number in range(count):
@@ -36,10 +36,15 @@ def with_standbys(
     return with_env(config, {"TTS_STANDBYS": str(folder)})
 
 
+def gpus(devices: Path = Path("/dev")) -> int:
+    """Of this machine."""
+    return len(list(devices.glob(_GPUS)))
+
+
 def _replicas(application: dict[str, Any]) -> int:
     """Replicas of `fused` on GPUs that the application starts with."""
     args = application.get("args", {})
-    ours = application.get("import_path") == BUILDER
+    ours = application.get("import_path") in WITH_MODEL
     if not ours or args.get("placement") != "fused" or args.get("device") == "cpu":
         return 0
     for deployment in application.get("deployments", []):

@@ -69,8 +69,13 @@ def server(request: pytest.FixtureRequest) -> Iterator[Server]:
 
 
 def run_server(
-    placement: str, folder: Path, config: pytest.Config, serve_config: Path | None = None
+    placement: str,
+    folder: Path,
+    config: pytest.Config,
+    serve_config: Path | None = None,
+    application: str = "tts",
 ) -> Iterator[Server]:
+    """A server, whose stages in `application` are the ones that are observed."""
     port = free_port()
     log = folder / "server.log"
     environment = {
@@ -107,7 +112,7 @@ def run_server(
         reporter = config.pluginmanager.get_plugin("terminalreporter")
         if reporter is not None:
             reporter.write_line(f"\n{placement}: ready {ready_s:.1f} s after the start")
-        with observe(placement, folder, environment) as observer:
+        with observe(placement, folder, environment, application) as observer:
             server = Server(placement, url, root, observer)
             server.stats()  # so that the first measured call finds the way
             yield server
@@ -132,11 +137,14 @@ def wait_until_ready(url: str, process: subprocess.Popen[bytes], log: Path) -> N
     pytest.fail(f"not ready after {START_TIMEOUT_S:.0f} s:\n{log.read_text()[-4000:]}\n{tails}")
 
 
-def observe(placement: str, folder: Path, environment: dict[str, str]) -> subprocess.Popen[str]:
+def observe(
+    placement: str, folder: Path, environment: dict[str, str], application: str
+) -> subprocess.Popen[str]:
     (port_file,) = folder.glob("ray/session_latest/gcs_server_port_*")
     address = f"127.0.0.1:{port_file.read_text().strip()}"
+    observer = Path(__file__).with_name("observer.py")
     return subprocess.Popen(
-        [sys.executable, str(Path(__file__).with_name("observer.py")), address, SPEECH[placement]],
+        [sys.executable, str(observer), address, SPEECH[placement], application],
         env=environment,
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,

@@ -133,7 +133,8 @@ RULES = (
     ),
     Rule("deployments", (*BOTTOM, "http", "audio"), HEAVY),
     Rule("app", ("",), ("torch", "vllm", *WEB)),
-    Rule("serve_config", (*BOTTOM, "scaling.tuning"), (*HEAVY, *WEB)),
+    Rule("serve_config", (*BOTTOM, "scaling.tuning", "launch.several"), (*HEAVY, *WEB)),
+    Rule("launch.several", BOTTOM),
     Rule("launch", (*BOTTOM, "serve_config", "models.fused.standby"), (*HEAVY, *WEB)),
     Rule("__main__", ("",), (*HEAVY, *WEB)),
 )

@@ -13,7 +13,11 @@ from ray.serve._private import haproxy as serve_haproxy
 from serve_app import __main__ as launcher
 from serve_app import serve_config
 from serve_app.launch import haproxy, overrides
+<<<<<<< HEAD
 from serve_app.launch.ports import Ports
+=======
+from serve_app.launch.several import deployments_of
+>>>>>>> 314e743 (Take several models from one config file or the command line)
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 SHIPPED = sorted(CONFIGS.glob("*.yaml"))
@@ -31,11 +35,12 @@ def test_shipped_configs_pass_the_strict_check(path: Path) -> None:
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.name)
 def test_shipped_configs_set_every_deployment(path: Path) -> None:
-    (application,) = serve_config.load(path)["applications"]
-    names = [deployment["name"] for deployment in application["deployments"]]
-    assert sorted(names) == sorted(serve_config.STAGES[application["args"]["placement"]])
-    for deployment in application["deployments"]:
-        assert deployment["health_check_period_s"] <= 5
+    for application in serve_config.load(path)["applications"]:
+        names = [deployment["name"] for deployment in application["deployments"]]
+        known = deployments_of(application["import_path"], application["args"])
+        assert sorted(names) == sorted(known)
+        for deployment in application["deployments"]:
+            assert deployment["health_check_period_s"] <= 5
 
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.name)
@@ -94,7 +99,7 @@ def actor_options(config: dict[str, Any]) -> None:
         (unknown_in_a_plain_dict, "autoscaling_config.min_replica: unknown key"),
         (unknown_argument, "args.talker.num_gpu: "),
         (wrong_type, "args.talker.num_gpus: "),
-        (unknown_deployment, "no deployment 'Fused' in placement 'split'"),
+        (unknown_deployment, "no deployment 'Fused' here; there are Ingress, SpeechDecoder"),
         (actor_options, "deployments.Talker.ray_actor_options: "),
     ],
     ids=lambda value: getattr(value, "__name__", ""),

@@ -1,0 +1,236 @@
+"""Models behind one ingress that come, go, break and are full, each by itself."""
+
+import asyncio
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from serve_app.config import AdmissionSettings
+from serve_app.errors import ModelStarting, Overloaded, StageFailed, UnknownModel
+from serve_app.fakes import FakeSpeechDecoder, FakeTalker, fake_card
+from serve_app.http.catalog import Catalog
+from serve_app.http.served.application import Application
+from serve_app.http.served.models import Models
+from serve_app.load.gate import Limits, Stage
+from serve_app.load.places import Places
+from serve_app.load.served import About, Served
+from serve_app.metrics import NoRecorder
+from serve_app.pipeline import synthesize
+from serve_app.resumption import Policy
+from serve_app.types import ModelCard, PcmChunk, SpeechRequest
+
+POLICY = Policy(first_s=30.0, gap_s=30.0, deadline_s=30.0, max_attempts=1)
+
+
+class FakeWay:
+    """The way to stages of one replica that serves `card`, once it is there."""
+
+    def __init__(self, card: ModelCard, places: int = 4) -> None:
+        self.card = card
+        self.there = asyncio.Event()
+        self.there.set()
+        self.talker: Any = FakeTalker(num_frames=4)
+        self.places = places
+        self.live = Places[str](lambda: 0.0)
+        self.live.set_live(["a"])
+        self.asked: list[str] = []
+
+    async def call(
+        self, request: SpeechRequest, done: np.ndarray | None
+    ) -> AsyncGenerator[PcmChunk, None]:
+        async with aclosing(synthesize(self.talker, FakeSpeechDecoder(), request, done)) as chunks:
+            async for chunk in chunks:
+                yield chunk
+
+    async def ask(self) -> Served:
+        await self.there.wait()
+        limits = Limits((("Fused", self.places),), max_queued=0, max_wait_s=0.0)
+        return Served(self.card, About(limits, {"placement": "fused"}))
+
+    def stage(self, deployment: str, places: int) -> Stage:
+        self.asked.append(deployment)
+        return Stage(lambda: self.live, places)
+
+
+class Server:
+    """Models of fake ways."""
+
+    def __init__(self, **ways: FakeWay) -> None:
+        self.ways = ways
+        self.catalog = Catalog()
+        self.models = Models(
+            self.catalog,
+            lambda application, entry: self.ways[application],
+            POLICY,
+            NoRecorder(),
+            lambda outcome, silent_s: None,
+            own="own",
+        )
+
+    @property
+    def names(self) -> list[str]:
+        return [card.name for card in self.catalog.cards]
+
+    def states(self) -> dict[str, str]:
+        return {status.name: status.state for status in self.models.statuses()}
+
+    async def speak(self, model: str, **fields: Any) -> int:
+        request = SpeechRequest("r", model, "Hello.", None, "auto", seed=1, **fields)
+        async with aclosing(self.models.speak(request)) as chunks:
+            return sum([len(chunk.codes) async for chunk in chunks])
+
+    async def until(self, condition: Any) -> None:
+        async with asyncio.timeout(10):
+            while not condition():
+                await asyncio.sleep(0.005)
+
+
+def application(name: str, **changes: Any) -> Application:
+    replicas = {"Fused": {"ready": 1, "total": 1}}
+    names = frozenset({name})
+    usual = Application(name, "Fused", "running", "1", name, names, None, replicas)
+    return replace(usual, **changes)
+
+
+def test_models_are_served_as_they_come_and_forgotten_as_they_go() -> None:
+    async def main() -> None:
+        server = Server(
+            own=FakeWay(fake_card(name="own", task="base")), other=FakeWay(fake_card(name="other"))
+        )
+        server.ways["other"].there.clear()
+        server.models.follow([application("other"), application("own")])
+        await server.until(lambda: server.states()["own"] == "healthy")
+        assert server.names == ["own"]
+        with pytest.raises(ModelStarting):
+            server.catalog.find("other")
+        server.ways["other"].there.set()
+        await server.until(lambda: server.states() == {"own": "healthy", "other": "healthy"})
+        # The own one is the default, whatever its task.
+        assert server.names == ["own", "other"]
+        assert await server.speak("other") == 4
+
+        server.models.follow([application("own")])
+        assert server.names == ["own"]
+        with pytest.raises(UnknownModel):
+            server.catalog.find("other")
+        with pytest.raises(UnknownModel):
+            await server.speak("other")
+        server.models.follow([application("own"), application("other")])
+        await server.until(lambda: server.names == ["own", "other"])
+        server.models.close()
+
+    asyncio.run(main())
+
+
+def test_a_stream_goes_on_when_its_model_is_taken_away() -> None:
+    async def main() -> None:
+        server = Server(own=FakeWay(fake_card(name="own")))
+        server.models.follow([application("own")])
+        await server.until(lambda: server.states() == {"own": "healthy"})
+        request = SpeechRequest("r", "own", "Hello.", None, "auto", seed=1)
+        async with aclosing(server.models.speak(request)) as chunks:
+            first = await anext(chunks)
+            server.models.follow([application("own", state="stopping")])
+            assert server.names == []
+            rest = [chunk async for chunk in chunks]
+        assert len(first.codes) + sum(len(chunk.codes) for chunk in rest) == 4
+        server.models.close()
+
+    asyncio.run(main())
+
+
+def test_what_replaces_a_model_is_asked_when_it_runs_and_not_before() -> None:
+    async def main() -> None:
+        server = Server(own=FakeWay(fake_card(name="before")))
+        server.models.follow([application("own")])
+        await server.until(lambda: server.names == ["before"])
+        server.models.follow([application("own", version="2", state="starting")])
+        # The replica of before is still there, and would answer.
+        assert server.names == []
+        assert server.states() == {"own": "initializing"}
+        with pytest.raises(ModelStarting):
+            server.catalog.find("own")
+        server.ways["own"].card = fake_card(name="after")
+        server.models.follow([application("own", version="2")])
+        await server.until(lambda: server.names == ["after"])
+        # A change in place is none.
+        server.models.follow([application("own", version="2", state="starting")])
+        assert server.names == ["after"]
+        server.models.close()
+
+    asyncio.run(main())
+
+
+def test_a_model_that_is_full_or_broken_refuses_no_others() -> None:
+    async def main() -> None:
+        server = Server(
+            full=FakeWay(fake_card(name="full"), places=1),
+            broken=FakeWay(fake_card(name="broken")),
+            fine=FakeWay(fake_card(name="fine")),
+        )
+        server.models.follow(map(application, ("full", "broken", "fine")))
+        await server.until(lambda: set(server.states().values()) == {"healthy"})
+        server.ways["broken"].talker = FakeTalker(fail_at=0, error=StageFailed("broken"))
+        request = SpeechRequest("r", "full", "Hello.", None, "auto", seed=1)
+        async with aclosing(server.models.speak(request)) as chunks:
+            await anext(chunks)
+            with pytest.raises(Overloaded):
+                await server.speak("full")
+            with pytest.raises(StageFailed):
+                await server.speak("broken")
+            assert await server.speak("fine") == 4
+            server.models.look()  # it may be for another one
+            server.models.follow([application("full")])
+            with pytest.raises(Overloaded):
+                server.models.look()
+            # More may wait, from now on.
+            server.models.limit({"Full": AdmissionSettings(max_queued=4, max_wait_s=60.0)})
+            server.models.look()
+            server.models.limit({})
+            with pytest.raises(Overloaded):
+                server.models.look()
+        assert await server.speak("full") == 4
+        server.models.close()
+
+    asyncio.run(main())
+
+
+def test_of_two_that_serve_one_name_the_second_waits_for_the_first_to_go() -> None:
+    async def main() -> None:
+        server = Server(a=FakeWay(fake_card(name="same")), b=FakeWay(fake_card(name="same")))
+        server.models.follow([application("a")])
+        await server.until(lambda: server.names == ["same"])
+        server.models.follow([application("a"), application("b")])
+        await server.until(lambda: "application 'a' serves" in str(reasons(server)["b"]))
+        await server.until(lambda: server.states() == {"same": "healthy", "b": "initializing"})
+        server.models.follow([application("b")])
+        await server.until(lambda: server.names == ["same"])
+        server.models.close()
+
+    asyncio.run(main())
+
+
+def reasons(server: Server) -> dict[str, str | None]:
+    return {status.application: status.reason for status in server.models.statuses()}
+
+
+def test_what_failed_to_start_says_why() -> None:
+    async def main() -> None:
+        server = Server(own=FakeWay(fake_card(name="own")))
+        failed = application("other", state="failed", replicas={}, reason="no such folder")
+        dead = application("own", replicas={"Fused": {"ready": 0, "total": 1}})
+        server.models.follow([application("own"), failed, application("theirs", entry="")])
+        await server.until(lambda: server.states() == {"own": "healthy", "other": "unhealthy"})
+        assert reasons(server)["other"] == "no such folder"
+        server.models.follow([dead])
+        assert server.states() == {"own": "unhealthy"}
+        assert reasons(server) == {"own": "no running replica of Fused"}
+        server.models.follow([application("own", state="failed", reason="wrong arguments")])
+        assert server.states() == {"own": "degraded"}
+        server.models.close()
+
+    asyncio.run(main())
