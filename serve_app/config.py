@@ -452,7 +452,8 @@ class IngressConfig(Strict):
     background_streams: int = Field(
         default=4,
         ge=1,
-        description="streams of batches and long texts that one ingress has at a time; they wait"
+        description="streams of batches and long texts that one ingress has at a time, of each"
+        " model; they wait"
         " for free places and give way to listeners",
     )
     batch: BatchConfig = BatchConfig()

@@ -10,6 +10,7 @@ import asyncio
 import logging
 import random
 import time
+from collections import defaultdict
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
 from dataclasses import replace
@@ -36,8 +37,10 @@ logger = logging.getLogger(__name__)
 class Background:
     """The streams of one ingress, divided into those of listeners and those in the background.
 
+    Each model has its own: what is made of one waits for no other, and gives way to its listeners.
+
     Args:
-        streams: how many are made in the background at a time.
+        streams: how many of a model are made in the background at a time.
     """
 
     def __init__(
@@ -49,11 +52,11 @@ class Background:
     ) -> None:
         self._speak = speak
         self._clock = clock
-        self._places = asyncio.Semaphore(streams)
         self._max_waiting = _WAITING_EACH * streams
-        self._waiting = 0
+        self._waiting: dict[str, int] = {}
+        self._places = defaultdict[str, asyncio.Semaphore](lambda: asyncio.Semaphore(streams))
         self._sleep = sleep
-        self._running: set[asyncio.Task[list[PcmChunk]]] = set()
+        self._running = defaultdict[str, set[asyncio.Task[list[PcmChunk]]]](set)
 
     def look(self) -> None:
         """Before anything of a request for the background is read.
@@ -61,8 +64,9 @@ class Background:
         Raises:
             Overloaded: many wait already; it says when to come again.
         """
-        if self._waiting >= self._max_waiting:
-            raise Overloaded(f"{self._waiting} texts wait to be spoken already.", _RETRY_S)
+        waiting = min(self._waiting.values(), default=0)  # it may be for any model
+        if waiting >= self._max_waiting:
+            raise Overloaded(f"{waiting} texts wait to be spoken already.", _RETRY_S)
 
     async def live(self, request: SpeechRequest) -> AsyncGenerator[PcmChunk, None]:
         """A `Speak` for listeners, which is refused only where no background work is in its way."""
@@ -80,7 +84,11 @@ class Background:
             except Overloaded:
                 # Asked again after a first one made room: the next one may need more.
                 attempt += 1
-                if begun or attempt >= _LIVE_ATTEMPTS or not await self._give_way(attempt):
+                if (
+                    begun
+                    or attempt >= _LIVE_ATTEMPTS
+                    or not await self._gave_way(request.model, attempt)
+                ):
                     raise
             await self._sleep(_ROOM_S)
 
@@ -94,20 +102,22 @@ class Background:
 
     async def _whole(self, request: SpeechRequest) -> list[PcmChunk]:
         pause_s, came_s = _FIRST_PAUSE_S, self._clock()
-        self._waiting += 1
+        model = request.model
+        running, places = self._running[model], self._places[model]
+        self._waiting[model] = self._waiting.get(model, 0) + 1
         try:
-            await self._places.acquire()
+            await places.acquire()
         finally:
-            self._waiting -= 1
+            self._waiting[model] -= 1
         try:
             while True:
                 current().waited_s += self._clock() - came_s
                 making = asyncio.create_task(self._attempt(request))
-                self._running.add(making)
+                running.add(making)
                 try:
                     await asyncio.wait({making})
                 finally:
-                    self._running.discard(making)
+                    running.discard(making)
                     making.cancel()
                     await asyncio.gather(making, return_exceptions=True)
                 if making.cancelled():
@@ -124,15 +134,15 @@ class Background:
                 # Not all at once, where several wait for the same.
                 await self._sleep(min(wait_s, _MAX_PAUSE_S) * random.uniform(0.75, 1.25))
         finally:
-            self._places.release()
+            places.release()
 
     async def _attempt(self, request: SpeechRequest) -> list[PcmChunk]:
         async with aclosing(self._speak(request)) as chunks:
             return [chunk async for chunk in chunks]
 
-    async def _give_way(self, attempt: int) -> bool:
-        """Stop what runs in the background; whether that may have made room."""
-        stopped = list(self._running)
+    async def _gave_way(self, model: str, attempt: int) -> bool:
+        """Stop what is made of a model in the background; whether that may have made room."""
+        stopped = list(self._running[model])
         for making in stopped:
             making.cancel()
         await asyncio.gather(*stopped, return_exceptions=True)

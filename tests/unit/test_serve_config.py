@@ -13,11 +13,8 @@ from ray.serve._private import haproxy as serve_haproxy
 from serve_app import __main__ as launcher
 from serve_app import serve_config
 from serve_app.launch import haproxy, overrides
-<<<<<<< HEAD
 from serve_app.launch.ports import Ports
-=======
 from serve_app.launch.several import deployments_of
->>>>>>> 314e743 (Take several models from one config file or the command line)
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 SHIPPED = sorted(CONFIGS.glob("*.yaml"))

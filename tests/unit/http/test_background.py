@@ -2,6 +2,7 @@
 
 import asyncio
 from contextlib import aclosing
+from dataclasses import replace
 
 import pytest
 
@@ -153,5 +154,31 @@ def test_who_stops_waiting_leaves_nothing_behind():
         while not room.talker.running:
             await asyncio.sleep(0)
         next_one.cancel()
+
+    asyncio.run(main())
+
+
+def test_what_waits_for_one_model_is_in_no_other_models_way():
+    async def main():
+        full, free = Room(places=0), Room(frame_s=0.01)
+
+        async def speak(request):
+            room = full if request.model == "full" else free
+            async with aclosing(room.speak(request)) as chunks:
+                async for chunk in chunks:
+                    yield chunk
+
+        background = Background(speak, 1, soon)
+        of_full = replace(REQUEST, model="full")
+        waiting = asyncio.create_task(whole(background.speak(of_full)))
+        made = asyncio.create_task(whole(background.speak(REQUEST)))
+        while not free.talker.running:
+            await asyncio.sleep(0)
+        # A listener of the full one stops nothing that another model makes.
+        with pytest.raises(Overloaded):
+            await whole(background.live(of_full))
+        assert len((await made).codes) == 4
+        assert free.flags == [True]
+        waiting.cancel()
 
     asyncio.run(main())

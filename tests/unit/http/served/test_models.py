@@ -1,59 +1,19 @@
 """Models behind one ingress that come, go, break and are full, each by itself."""
 
 import asyncio
-from collections.abc import AsyncGenerator
 from contextlib import aclosing
-from dataclasses import replace
 from typing import Any
 
-import numpy as np
 import pytest
 
 from serve_app.config import AdmissionSettings
 from serve_app.errors import ModelStarting, Overloaded, StageFailed, UnknownModel
-from serve_app.fakes import FakeSpeechDecoder, FakeTalker, fake_card
+from serve_app.fakes import FakeTalker, fake_card
 from serve_app.http.catalog import Catalog
-from serve_app.http.served.application import Application
 from serve_app.http.served.models import Models
-from serve_app.load.gate import Limits, Stage
-from serve_app.load.places import Places
-from serve_app.load.served import About, Served
 from serve_app.metrics import NoRecorder
-from serve_app.pipeline import synthesize
-from serve_app.resumption import Policy
-from serve_app.types import ModelCard, PcmChunk, SpeechRequest
-
-POLICY = Policy(first_s=30.0, gap_s=30.0, deadline_s=30.0, max_attempts=1)
-
-
-class FakeWay:
-    """The way to stages of one replica that serves `card`, once it is there."""
-
-    def __init__(self, card: ModelCard, places: int = 4) -> None:
-        self.card = card
-        self.there = asyncio.Event()
-        self.there.set()
-        self.talker: Any = FakeTalker(num_frames=4)
-        self.places = places
-        self.live = Places[str](lambda: 0.0)
-        self.live.set_live(["a"])
-        self.asked: list[str] = []
-
-    async def call(
-        self, request: SpeechRequest, done: np.ndarray | None
-    ) -> AsyncGenerator[PcmChunk, None]:
-        async with aclosing(synthesize(self.talker, FakeSpeechDecoder(), request, done)) as chunks:
-            async for chunk in chunks:
-                yield chunk
-
-    async def ask(self) -> Served:
-        await self.there.wait()
-        limits = Limits((("Fused", self.places),), max_queued=0, max_wait_s=0.0)
-        return Served(self.card, About(limits, {"placement": "fused"}))
-
-    def stage(self, deployment: str, places: int) -> Stage:
-        self.asked.append(deployment)
-        return Stage(lambda: self.live, places)
+from serve_app.types import SpeechRequest
+from tests.unit.http.served.ways import POLICY, FakeWay, application
 
 
 class Server:
@@ -87,13 +47,6 @@ class Server:
         async with asyncio.timeout(10):
             while not condition():
                 await asyncio.sleep(0.005)
-
-
-def application(name: str, **changes: Any) -> Application:
-    replicas = {"Fused": {"ready": 1, "total": 1}}
-    names = frozenset({name})
-    usual = Application(name, "Fused", "running", "1", name, names, None, replicas)
-    return replace(usual, **changes)
 
 
 def test_models_are_served_as_they_come_and_forgotten_as_they_go() -> None:
