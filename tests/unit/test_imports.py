@@ -92,6 +92,7 @@ RULES = (
     Rule("models.checkpoint", (*BOTTOM, "models.random_checkpoint"), (*OUTER, "vllm")),
     Rule("models.random_checkpoint", (*BOTTOM, "models.checkpoint"), (*OUTER, "vllm")),
     Rule("models.memory", (*BOTTOM, "models.checkpoint")),
+    Rule("models.memory.parts", (*BOTTOM, "models.checkpoint", "models.random_checkpoint")),
     Rule("models.rehearsal", (*BOTTOM, "models.checkpoint"), (*OUTER, "vllm")),
     Rule("models.kernel_cache", (*_STAGE, *STAGES, "models.split"), (*OUTER, "vllm")),
     Rule("models.split", (*_STAGE, *STAGES, "models.kernel_cache.ahead"), (*OUTER, "vllm")),
