@@ -4,7 +4,7 @@ import json
 import secrets
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 from serve_app.storage.objects import Storage
@@ -24,13 +24,15 @@ class Changes:
     as nothing changes.
     """
 
-    def __init__(self, storage: Storage) -> None:
+    def __init__(self, storage: Storage, clock: Callable[[], float] = time.monotonic) -> None:
         self._storage = storage
+        self._clock = clock
         self._index = Index(storage)
         self._lock = threading.Lock()
         self._generation: bytes | None = None
         self._loaded_s = float("-inf")
-        self._cleaned_s = time.monotonic()
+        self._cleaned_s = clock()
+        self._lost: set[str] = set()
         self.snapshot = Snapshot()
 
     def look(self) -> Snapshot:
@@ -38,13 +40,26 @@ class Changes:
         with self._lock:
             # Read before the objects: what is written meanwhile has a later one.
             generation = self._storage.read(GENERATION)
-            now_s = time.monotonic()
+            now_s = self._clock()
             if generation != self._generation or now_s - self._loaded_s > _WHOLE_S:
                 self._load(generation)
             if now_s - self._cleaned_s > _CLEAN_S:
                 self._cleaned_s = now_s
-                self._storage.clean()
+                self._clean()
             return self.snapshot
+
+    def _clean(self) -> None:
+        """Remove what writers that were killed left behind: what is met a second time."""
+        self._storage.clean()
+        for folder, known in (
+            ("voices", self.snapshot.voices),
+            ("consents", self.snapshot.consents),
+        ):
+            found = {path.split("/")[1] for path in self._storage.paths(folder)}
+            lost = {f"{folder}/{name}" for name in found if name not in known}
+            for place in lost & self._lost:
+                self._storage.delete_folder(place)
+            self._lost = {place for place in self._lost if not place.startswith(folder)} | lost
 
     def add(self, voice: StoredVoice, parts: Mapping[str, bytes]) -> None:
         for name, data in parts.items():
@@ -114,7 +129,7 @@ class Changes:
     def _load(self, generation: bytes | None) -> None:
         self.snapshot = self._index.load()
         self._generation = generation
-        self._loaded_s = time.monotonic()
+        self._loaded_s = self._clock()
 
 
 def _alias_place(name: str, owner: str | None) -> str:

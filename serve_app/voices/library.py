@@ -23,8 +23,7 @@ T = TypeVar("T")
 # they wait for it. Together with the time that it takes this is less than a second.
 _SOON_S: Final = 0.4
 _STALE_S: Final = 0.8
-# A library that does not answer holds no request up for longer, and is asked again after a pause.
-_PATIENCE_S: Final = 2.0
+# A library that does not answer is asked again after a pause.
 _PAUSE_S: Final = 5.0
 _WORK_S: Final = 20.0
 _THREADS: Final = 4
@@ -42,6 +41,8 @@ class Library:
 
     Args:
         max_voices, max_voices_of_a_key: then no more are taken.
+        patience_s: how long a request waits for a storage that does not answer; the next ones do
+            not, for a while.
     """
 
     def __init__(
@@ -50,12 +51,14 @@ class Library:
         max_voices: int = 1000,
         max_voices_of_a_key: int = 100,
         clock: Callable[[], float] = time.monotonic,
+        patience_s: float = 2.0,
     ) -> None:
         self._storage = storage
         self._changes = Changes(storage)
         self._max_voices = max_voices
         self._max_of_a_key = max_voices_of_a_key
         self._clock = clock
+        self._patience_s = patience_s
         self._pool = ThreadPoolExecutor(_THREADS, thread_name_prefix="voices")
         self._looked_s = float("-inf")
         self._looking: Future[None] | None = None
@@ -77,7 +80,9 @@ class Library:
         if self._looking is None or self._looking.done():
             self._looking = self._pool.submit(self._look)
         if age_s >= _STALE_S:
-            await asyncio.wait({asyncio.wrap_future(self._looking)}, timeout=_PATIENCE_S)
+            await asyncio.wait({asyncio.wrap_future(self._looking)}, timeout=self._patience_s)
+            if not self._looking.done():
+                self._miss("the voice library does not answer")
         return self.known
 
     def require(self) -> None:
@@ -93,13 +98,17 @@ class Library:
         try:
             self._changes.look()
         except Exception as error:
-            if self._is_reached:
-                logger.error("the voice library cannot be read", exc_info=error)
-            self._is_reached = False
-            self._looked_s = self._clock() + _PAUSE_S
+            self._miss("the voice library cannot be read", error)
         else:
             self._is_reached = True
             self._looked_s = began_s
+
+    def _miss(self, what: str, error: Exception | None = None) -> None:
+        """Go by what is known, and let nobody wait for more for a while."""
+        if self._is_reached:
+            logger.error("%s", what, exc_info=error)
+        self._is_reached = False
+        self._looked_s = self._clock() + _PAUSE_S
 
     async def add(self, voice: StoredVoice, parts: dict[str, bytes]) -> StoredVoice:
         """Keep a new voice with its objects (`recording.flac`, `vector.safetensors`).

@@ -31,8 +31,11 @@ _OPEN: Final = frozenset(
 )
 _LISTS: Final = frozenset(("/v1/models", "/v1/audio/models", "/v1/audio/voices"))
 _METRICS: Final = "/metrics"
-# What makes speech, and so counts for the limits of a key.
-_SPEECH: Final = ("/v1/audio/speech", "/audio/speech", "/v1/realtime", "/vapi/", "/v1/audio/voices")
+# What makes speech or encodes a voice, and so counts for the limits of a key.
+_SPEECH: Final = (
+    *("/v1/audio/speech", "/audio/speech", "/v1/realtime", "/vapi/"),
+    *("/v1/audio/voices", "/v1/audio/voice_consents", "/v1/voices", "/voices"),
+)
 
 
 def keys_of(scope: Scope) -> Iterator[str]:

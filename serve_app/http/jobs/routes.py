@@ -26,13 +26,14 @@ from serve_app.http.jobs.making import Making, accepted
 from serve_app.http.jobs.runner import Runner
 from serve_app.http.jobs.store import NoSuchJob, Record, Spec, State, Store, Wanted, new_id
 from serve_app.http.jobs.view import followed, job_object, progress_events
+from serve_app.http.names import find_voice
 from serve_app.http.observe.record import current
 from serve_app.http.reading import read_body
 from serve_app.http.response import AudioResponse, until_gone
 from serve_app.http.speech.accept import Job, Speech, TextSize
 from serve_app.http.speech.document import FIELDS
 from serve_app.http.speech.sse import CONTENT_TYPE
-from serve_app.types import ClonedVoice
+from serve_app.types import ClonedVoice, NamedVoice
 from serve_app.voices.clips import voice_bytes
 
 T = TypeVar("T")
@@ -108,13 +109,16 @@ class Jobs:
         return AsciiJSONResponse(self._object(record), 202, headers)
 
     def _create(self, fields: Mapping[str, Any], job: Job) -> Record:
+        kept = {name: value for name, value in fields.items() if name not in _NOT_OF_JOBS}
+        voice, stated = job.request.voice, kept.get("voice")
+        named = find_voice(stated, job.card) if isinstance(stated, str) else None
+        if isinstance(voice, NamedVoice) and named != voice.name:
+            # By an alias that may be gone when the job is made, and that nobody's key makes hold.
+            kept["voice"] = voice.name
         spec = Spec(
             id=new_id(),
             created_at=int(time.time()),
-            fields={
-                **{name: value for name, value in fields.items() if name not in _NOT_OF_JOBS},
-                "seed": job.request.seed,
-            },
+            fields={**kept, "seed": job.request.seed},
             model=job.card.name,
             format=job.output.format,
             content_type=job.output.content_type,
@@ -122,7 +126,6 @@ class Jobs:
             num_units=len(job.units),
             owner=current().key,
         )
-        voice = job.request.voice
         # One that was made is kept whole: the job ends with the voice that it began with.
         made = voice_bytes(voice) if isinstance(voice, ClonedVoice) else None
         self._store.create(spec, job.units, made)

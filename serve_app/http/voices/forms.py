@@ -1,16 +1,16 @@
 """What a client sends of a voice: a form with a file, as all SDKs do, or JSON with base64."""
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
 from fastapi import Request
 from starlette.datastructures import UploadFile
-from starlette.types import Message
+from starlette.types import Message, Receive
 
 from serve_app.errors import InvalidRequest
-from serve_app.http.reading import read_body, too_large
+from serve_app.http.reading import ROOM, read_body, too_large
 from serve_app.http.speech.body import read_json
 
 _MAX_FIELDS: Final = 64
@@ -62,6 +62,7 @@ async def read_form(http: Request, max_file_bytes: int) -> Form:
     Raises:
         HTTPException: 413, as soon as it is too large; 400 for what is no form.
         InvalidRequest: a file is too large, or it is no JSON.
+        Overloaded: there is no room for a large one.
     """
     max_bytes = max_file_bytes + OTHER_BYTES
     kind = http.headers.get("content-type", "").partition(";")[0].strip().lower()
@@ -70,6 +71,11 @@ async def read_form(http: Request, max_file_bytes: int) -> Form:
         return Form(await asyncio.to_thread(read_json, raw) if raw.strip() else {})
     if _stated(http) > max_bytes:
         raise too_large(max_bytes)
+    with ROOM.growing() as grow:
+        return await _parsed(Request(http.scope, _counted(http, max_bytes, grow)), max_file_bytes)
+
+
+def _counted(http: Request, max_bytes: int, grow: Callable[[int], None]) -> Receive:
     size = 0
 
     async def counted() -> Message:
@@ -78,14 +84,16 @@ async def read_form(http: Request, max_file_bytes: int) -> Form:
         size += len(message.get("body", b""))
         if size > max_bytes:
             raise too_large(max_bytes)
+        grow(size)
         return message
 
-    limited = Request(http.scope, counted)
+    return counted
+
+
+async def _parsed(http: Request, max_file_bytes: int) -> Form:
     fields: dict[str, Any] = {}
     files: dict[str, bytes] = {}
-    form = await limited.form(
-        max_files=_MAX_FILES, max_fields=_MAX_FIELDS, max_part_size=OTHER_BYTES
-    )
+    form = await http.form(max_files=_MAX_FILES, max_fields=_MAX_FIELDS, max_part_size=OTHER_BYTES)
     try:
         for name, value in form.multi_items():
             if not isinstance(value, UploadFile):

@@ -1,6 +1,7 @@
 """One library, several servers: what each sees of the others, and that none loses anything."""
 
 import asyncio
+import contextlib
 import json
 import secrets
 import threading
@@ -11,6 +12,7 @@ import pytest
 from serve_app.errors import Conflict, NotAllowed, NotFound, Overloaded, StageUnavailable
 from serve_app.storage.objects import Folder, storage_at
 from serve_app.types import EncodedClip
+from serve_app.voices.changes import Changes
 from serve_app.voices.library import Library
 from serve_app.voices.names import new_consent_id, new_voice_id
 from serve_app.voices.values import Alias, Caller, Change, Consent
@@ -227,6 +229,49 @@ def test_what_a_killed_server_left_half_done_is_no_voice(tmp_path):
         (library,) = servers(str(tmp_path), 1)
         whole = await library.add(voice("whole"), PARTS)
         assert list((await library.now()).voices) == [whole.id]
+
+    asyncio.run(main())
+
+
+def test_leftovers_are_removed_when_they_are_met_a_second_time(tmp_path):
+    now_s = 100.0
+    storage = Folder(tmp_path)
+    changes = Changes(storage, clock=lambda: now_s)
+    whole = voice("whole")
+    changes.add(whole, PARTS)
+    storage.write(f"voices/{new_voice_id()}/recording.flac", b"fLaC")
+    for left in (2, 2, 1):
+        changes.look()
+        assert len(list((tmp_path / "voices").iterdir())) == left
+        now_s += 3601
+    assert changes.look().voices == {whole.id: whole}
+
+
+def test_nobody_waits_for_a_library_that_hangs_but_the_first(tmp_path):
+    class Hanging(Folder):
+        gate = threading.Event()
+
+        def read(self, path):
+            self.gate.wait(20)
+            return super().read(path)
+
+    async def main():
+        storage, now_s = Hanging(tmp_path), 100.0
+        hanging = Library(storage, clock=lambda: now_s, patience_s=0.05)
+        for _ in range(3):
+            assert (await hanging.now()).voices == {}
+        with pytest.raises(StageUnavailable):
+            await hanging.get("a", NOBODY)
+        storage.gate.set()
+        now_s += 10
+
+        async def is_back():
+            with contextlib.suppress(StageUnavailable):
+                await hanging.now()
+                hanging.require()
+                return True
+
+        await soon(is_back)
 
     asyncio.run(main())
 
