@@ -4,6 +4,8 @@ deployments.
 split:  Ingress -> SpeechDecoder -> Talker -> CodePredictor
 fused:  Ingress -> Fused
 
+With a checkpoint that clones voices, Ingress -> VoiceEncoder as well.
+
 `build` makes one application of all of it; `build_http` and `build_model` make one of the ingress
 and one of each model, so that models come and go by themselves (docs/several.md).
 """
@@ -26,6 +28,7 @@ from serve_app.deployments.limits import (
     ingress_options,
     most_replicas,
     places_of,
+    voice_encoder_options,
 )
 from serve_app.deployments.ray_serve import colocation, gpu_memory
 
@@ -164,7 +167,8 @@ def _model(config: AppConfig, *, small_share: float, ingress: bool = True) -> _M
             "the embedded checkpoint has random weights: audio of the right format, not words;"
             " set TTS_MODEL to hear speech"
         )
-    return _Model(bind(config, plan, limits, info), plan, limits, info)
+    beside = [voice_encoder(config, cluster)] if card.speaker_vector_size is not None else []
+    return _Model(bind(config, plan, limits, info, *beside), plan, limits, info)
 
 
 def bind(
@@ -172,8 +176,12 @@ def bind(
     plan: Plan,
     limits: Mapping[str, dict[str, Any]],
     info: Mapping[str, Any],
+    *beside: Application,
 ) -> Application:
-    """Compose the stages of one placement; what an ingress calls."""
+    """Compose the stages of one placement; what an ingress calls.
+
+    `beside` are deployments that the ingress finds by name, and that have to start with the others.
+    """
     from serve_app.deployments.code_predictor import CodePredictor
     from serve_app.deployments.fused import Fused
     from serve_app.deployments.speech_decoder import SpeechDecoder
@@ -186,11 +194,26 @@ def bind(
         Limits(places_of(config), config.talker.max_queued, config.talker.max_wait_s), info
     )
     if config.placement == "fused":
-        return _options(Fused, plan, limits).bind(config, devices["Fused"], about)
+        return _options(Fused, plan, limits).bind(config, devices["Fused"], about, *beside)
     predictor = _options(CodePredictor, plan, limits).bind(config, devices["CodePredictor"])
     talker = _options(Talker, plan, limits).bind(config, devices["Talker"], predictor)
     decoder = _options(SpeechDecoder, plan, limits)
-    return decoder.bind(config, devices["SpeechDecoder"], talker, about)
+    return decoder.bind(config, devices["SpeechDecoder"], talker, about, *beside)
+
+
+def voice_encoder(config: AppConfig, cluster: Mapping[str, float]) -> Application:
+    """The deployment beside the stages, on any device that its node has: no frame waits for it."""
+    from serve_app.deployments.voice_encoder import VoiceEncoder
+
+    settings = config.voice_encoder
+    wanted = _device(settings.device or config.device, cluster.get("GPU", 0.0))
+    env = {**_CPU_ENV, "OMP_NUM_THREADS": str(settings.num_threads)}
+    shares = {"VoiceEncoder": settings.num_gpus if wanted == "cuda" else 0.0}
+    envs = {"VoiceEncoder": env if wanted == "cuda" else {**env, **_NO_GPU_ENV}}
+    options = _actor_options({"VoiceEncoder": settings.num_cpus}, shares, envs)["VoiceEncoder"]
+    deployment: Any = VoiceEncoder
+    deployment = deployment.options(ray_actor_options=options, **voice_encoder_options(settings))
+    return deployment.bind(config, wanted if shares["VoiceEncoder"] else "auto")
 
 
 # Any: the decorator's type says that a class becomes a function.

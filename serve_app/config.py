@@ -231,8 +231,8 @@ class SpeechDecoderConfig(StageConfig):
 
 
 class VoiceEncoderConfig(StageConfig):
-    """What makes voices of recordings, with a checkpoint that clones voices: a deployment of its
-    own in both placements, without a replica while nobody needs one.
+    """What makes voices of recordings, where a checkpoint clones voices: a deployment of its own in
+    both placements, without a replica while nobody needs one.
     """
 
     num_gpus: float = Field(
@@ -241,20 +241,18 @@ class VoiceEncoderConfig(StageConfig):
         description="share of a GPU that Ray reserves per replica; with 0, a replica uses the first"
         " GPU of its node beside what runs there, or the CPU where there is none",
     )
-    num_cpus: float = Field(default=1.0, ge=0, description="also threads, where it runs on a CPU")
+    num_cpus: float = Field(
+        default=0.0,
+        ge=0,
+        description="CPU cores that Ray reserves per replica; none are kept for what is rare",
+    )
+    num_threads: int = Field(default=2, ge=1, description="where it runs on a CPU")
     min_clip_s: float = Field(default=1.0, ge=0.1, description="shortest recording")
     max_clip_s: float = Field(default=30.0, gt=0, le=120, description="longest recording")
     max_queued: int = Field(
-        default=16, ge=0, description="recordings that wait for an encoder; then 429"
+        default=16, ge=0, description="recordings that wait at an ingress; then 429"
     )
-    timeout_s: float = Field(
-        default=60.0,
-        gt=0,
-        description="longest time for one recording, a replica's start included; then 503",
-    )
-    idle_s: float = Field(
-        default=600.0, ge=0, description="without recordings for so long, its last replica ends"
-    )
+    max_replicas: int = Field(default=2, ge=1)
 
 
 class BatchConfig(Strict):

@@ -29,11 +29,13 @@ async def synthesize(
 ) -> AsyncGenerator[PcmChunk, None]:
     """Yield the audio of `request`, without the part that `done` (int64 [T, Q]) stands for.
 
-    Both generators are held here: a decoder that refuses a stream never touches its input.
+    Both generators are held here: a decoder that refuses a stream never touches its input. For the
+    decoder, what a clone goes on from has been said as well.
     """
+    before = [codes for codes in (request.context, done) if codes is not None]
     async with (
         aclosing(talker.frames(request, done)) as frames,
-        aclosing(decoder.pcm(frames, done)) as pcm,
+        aclosing(decoder.pcm(frames, _concatenate(before) if before else None)) as pcm,
     ):
         async for chunk in pcm:
             yield chunk

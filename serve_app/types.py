@@ -124,6 +124,13 @@ class SpeechRequest:
     background: bool = False
     priority: int = 0
 
+    @property
+    def context(self) -> np.ndarray | None:
+        """int64 [T, Q] that the speech goes on from and that nobody wants to hear: the recording of
+        an in-context clone.
+        """
+        return self.voice.reference_codes if isinstance(self.voice, ClonedVoice) else None
+
     def ends_at(self, num_frames: int) -> bool:
         """Whether speech of so many frames is as long as the client let it be."""
         return self.max_new_tokens is not None and num_frames >= self.max_new_tokens
@@ -138,7 +145,8 @@ class Prompt:
         codec_table_g[code].
     trailing_text: int32 [n]. The text id added to generated frame t; frames t >= n get
         `pad_text_id`.
-    speaker_vector: float32 [H] added to position `speaker_position`, or None (voice clones only).
+    speaker_vector: float32 [H] added to position `speaker_position` as if it were a code's row, or
+        None (voice clones only).
     """
 
     request_id: str

@@ -7,6 +7,7 @@ from contextlib import aclosing
 
 import numpy as np
 from ray import serve
+from ray.serve.handle import DeploymentHandle
 
 from serve_app.config import AppConfig, Environment
 from serve_app.deployments.ray_serve import port
@@ -22,7 +23,10 @@ from serve_app.types import PcmChunk, SpeechRequest
 class Fused:
     """All stages on one side of one process boundary; to the ingress the same as SpeechDecoder."""
 
-    async def __init__(self, config: AppConfig, device: str, about: About) -> None:
+    async def __init__(
+        self, config: AppConfig, device: str, about: About, *beside: DeploymentHandle
+    ) -> None:
+        del beside  # Serve starts them with this one; it calls none
         from serve_app.models.checkpoint.card import describe
         from serve_app.models.checkpoint.locate import checkpoint_folder
         from serve_app.models.fused import standby

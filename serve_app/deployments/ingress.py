@@ -17,6 +17,7 @@ from serve_app.deployments.calls import reach, through
 from serve_app.deployments.ray_serve import port
 from serve_app.deployments.ray_serve.applications import Following, ask_serve
 from serve_app.deployments.recorded import of_hop, ray_recorder
+from serve_app.deployments.voice_encoder import VOICE_ENCODER, RemoteVoiceEncoder
 from serve_app.http.app import build_api
 from serve_app.http.catalog import Catalog
 from serve_app.http.health import Status, overall
@@ -78,6 +79,7 @@ class Ingress:
             self._recorder,
             Agents().texts,
             look=self._models.look,
+            encoder_of=self._models.encoder_of,
         )
 
     def reconfigure(self, user_config: Mapping[str, Any]) -> None:
@@ -122,6 +124,8 @@ class Stages:
         # All handles made from it share what it knows.
         reach(self._entry)
         self.call: Resumable[PcmChunk] = through(self._entry, "speak")
+        # Asked only where the card says that the checkpoint clones voices.
+        self.voice_encoder = RemoteVoiceEncoder(DeploymentHandle(VOICE_ENCODER, application))
 
     async def ask(self) -> Served:
         return await self._entry.served.remote()

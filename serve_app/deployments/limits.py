@@ -8,7 +8,7 @@ file may state something else per deployment; Serve takes what stands there, and
 from collections.abc import Mapping
 from typing import Any, Final
 
-from serve_app.config import AppConfig, StageConfig
+from serve_app.config import AppConfig, StageConfig, VoiceEncoderConfig
 
 # A request of 5 s costs an ingress 4 ms of its event loop, and 48 streams of such end up to 120
 # times a second: half of a fast core, most of a slow one.
@@ -28,6 +28,7 @@ LONGEST_S: Final = 8192 * 0.08
 # A stream is made at least as fast as it is listened to, or its listener would not stay; this is
 # for its start, and for what the ingress holds ready for a listener who lags behind.
 _DRAIN_SLACK_S: Final = 30.0
+_ENCODER_RESTS_S: Final = 900.0
 # By how much a stage outlasts the one it serves, so that no stream loses its source first.
 _DRAIN_STEP_S: Final = 5.0
 
@@ -118,6 +119,22 @@ def deployment_options(
 
 def _stages(config: AppConfig) -> tuple[StageConfig, ...]:
     return config.talker, config.code_predictor, config.speech_decoder
+
+
+def voice_encoder_options(config: VoiceEncoderConfig) -> dict[str, Any]:
+    """Those of the voice encoder: one recording at a time, and a second one at hand."""
+    return {
+        "max_ongoing_requests": 2,
+        "max_queued_requests": config.max_queued,
+        "graceful_shutdown_timeout_s": _DRAIN_SLACK_S,
+        "autoscaling_config": {
+            **_scaling(2),
+            "min_replicas": 0,
+            "max_replicas": config.max_replicas,
+            # Where no policy says when it has rested for long enough.
+            "downscale_delay_s": _ENCODER_RESTS_S,
+        },
+    }
 
 
 def ingress_options(streams: int, longest_s: float, cpus: float) -> dict[str, Any]:

@@ -27,8 +27,14 @@ class SpeechDecoder:
     """The stage that the ingress talks to in placement `split`."""
 
     async def __init__(
-        self, config: AppConfig, device: str, talker: DeploymentHandle, about: About
+        self,
+        config: AppConfig,
+        device: str,
+        talker: DeploymentHandle,
+        about: About,
+        *beside: DeploymentHandle,
     ) -> None:
+        del beside  # Serve starts them with this one; it calls none
         port.narrow()
         self._recorder = ray_recorder()
         self._board = Board(config.speech_decoder.max_streams)

@@ -8,11 +8,13 @@ from functools import partial
 from itertools import count
 from typing import Any, Final, TypeVar
 
+import numpy as np
+
 from serve_app.errors import SpeechError
 from serve_app.http.speech.request import engine_request_id
 from serve_app.pipeline import join
 from serve_app.resumption import Speak
-from serve_app.types import ModelCard, NamedVoice, SpeechRequest
+from serve_app.types import ClonedVoice, ModelCard, NamedVoice, SpeechRequest, Voice
 
 _FRAMES: Final = 4
 _PAUSES_S: Final = (0.5, 1.0, 2.0, 5.0)
@@ -76,9 +78,16 @@ def _request(card: ModelCard) -> SpeechRequest:
         request_id=engine_request_id("warm-up"),
         model=card.name,
         text="Hello.",
-        voice=NamedVoice(card.voices[0]) if card.voices else None,
+        voice=_voice(card),
         language="auto",
         seed=0,
         instructions="A calm voice." if "description" in card.voice_sources else None,
         max_new_tokens=_FRAMES,
     )
+
+
+def _voice(card: ModelCard) -> Voice | None:
+    if card.speaker_vector_size is not None:
+        # Nobody's: what it sounds like does not matter.
+        return ClonedVoice(np.zeros(card.speaker_vector_size, np.float32), name="warm-up")
+    return NamedVoice(card.voices[0]) if card.voices else None

@@ -14,11 +14,13 @@ import numpy as np
 
 from serve_app.errors import InvalidRequest
 from serve_app.models.checkpoint.spec import ModelSpec
-from serve_app.types import CodecFrames, NamedVoice, SpeechRequest
+from serve_app.types import ClonedVoice, CodecFrames, NamedVoice, SpeechRequest, Voice
 
 # A whole chunk of each length of the usual ramp (1, 3, 8, 12 frames).
 _LONG_STREAM: Final = 24
 _SHORT_STREAM: Final = 2
+# Frames of a recording, in every second stream of a checkpoint that clones voices.
+_RECORDING: Final = 40
 
 Speak = Callable[[SpeechRequest], AsyncGenerator[Any, None]]
 Decode = Callable[..., AsyncGenerator[Any, None]]
@@ -29,15 +31,13 @@ async def rehearse(speak: Speak, spec: ModelSpec, most: int, positions: int) -> 
 
     Args:
         speak: yields the items of a stream.
-        spec: of the checkpoint; with "base", which wants a recording, nothing is made.
+        spec: of the checkpoint.
         most: streams at once.
         positions: that the talker computes in one step; prompts are made shorter and longer.
 
     Raises:
         SpeechError: as `speak`, but for prompts that are too long.
     """
-    if spec.task == "base":
-        return
     await _finish(speak, _request(spec, "Hello.", _LONG_STREAM))
     for words in _lengths(positions):
         try:
@@ -109,10 +109,21 @@ def _request(spec: ModelSpec, text: str, frames: int, seed: int = 0) -> SpeechRe
         request_id=f"rehearsal-{len(text)}-{seed}",
         model="",
         text=text,
-        voice=next((NamedVoice(name) for name in spec.talker.speaker_ids), None),
+        voice=_voice(spec, in_context=seed % 2 == 1),
         language="auto",
         seed=seed,
         instructions="A calm voice." if spec.task == "voice_design" else None,
         min_new_tokens=frames,
         max_new_tokens=frames,
     )
+
+
+def _voice(spec: ModelSpec, *, in_context: bool) -> Voice | None:
+    """A speaker, or a recording of nobody; None: the checkpoint makes one up."""
+    if spec.voice_encoder is None:
+        return next((NamedVoice(name) for name in spec.talker.speaker_ids), None)
+    vector = np.zeros(spec.talker.transformer.hidden_size, np.float32)
+    if not in_context:
+        return ClonedVoice(vector)
+    codes = np.zeros((_RECORDING, spec.talker.num_code_groups), np.int64)
+    return ClonedVoice(vector, codes, "Hello.")

@@ -19,6 +19,9 @@ from serve_app.scaling.snapshot import Snapshot, StageLoad
 from serve_app.scaling.tuning import Tuning
 
 INGRESS: Final = "Ingress"
+# Encodes recordings into voices, apart from all streams.
+ENCODER: Final = "VoiceEncoder"
+_CLIPS_PER_ENCODER: Final = 4
 # Where the streams are counted, the first that is there: what tells how many run and wait.
 _CARRIERS: Final = ("Fused", "Talker")
 # Where audio comes out: what tells arrivals, first audio and slack.
@@ -59,6 +62,7 @@ class Memory:
         more_since_s: since when more is wanted than there are; None: it is not.
             busy_s: when there was last a stream.
         ingress: (begin of a step, ingresses wanted in it).
+        encoder_busy_s: when there was last a recording to encode.
     """
 
     wanted: tuple[tuple[float, int], ...] = ()
@@ -68,6 +72,7 @@ class Memory:
     changed_s: float = -math.inf
     busy_s: float | None = None
     ingress: tuple[tuple[float, int], ...] = ()
+    encoder_busy_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +86,8 @@ class Decision:
 
 def decide(tuning: Tuning, memory: Memory, snapshot: Snapshot) -> tuple[Decision, Memory]:
     """The replicas that there shall be from now on."""
-    stages = {name: load for name, load in snapshot.stages.items() if name != INGRESS}
+    apart = (INGRESS, ENCODER)
+    stages = {name: load for name, load in snapshot.stages.items() if name not in apart}
     targets: dict[str, int] = {}
     reason: Reason = "steady"
     inputs: dict[str, float] = {}
@@ -93,7 +99,21 @@ def decide(tuning: Tuning, memory: Memory, snapshot: Snapshot) -> tuple[Decision
         targets[INGRESS], memory = _ingresses(
             tuning, memory, snapshot.at_s, snapshot.stages[INGRESS], streams
         )
+    if ENCODER in snapshot.stages:
+        encoder = snapshot.stages[ENCODER]
+        targets[ENCODER], memory = _encoders(tuning, memory, snapshot.at_s, encoder)
     return Decision(targets, reason, inputs), memory
+
+
+def _encoders(tuning: Tuning, memory: Memory, now_s: float, load: StageLoad) -> tuple[int, Memory]:
+    """One at least while there is a recording, and until there has been none for a while."""
+    if load.requests:
+        memory = replace(memory, encoder_busy_s=now_s)
+    busy_s = memory.encoder_busy_s
+    is_resting = busy_s is None or now_s - busy_s >= tuning.zero_after_s
+    wanted = math.ceil(load.requests / _CLIPS_PER_ENCODER)
+    count = 0 if is_resting else max(wanted, load.target)
+    return max(load.least, min(count, load.most)), memory
 
 
 def _stages(

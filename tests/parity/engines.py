@@ -15,7 +15,7 @@ from serve_app.models.code_predictor.channel.contract import FrameClient
 from serve_app.models.code_predictor.channel.in_process import InProcessFrames
 from serve_app.models.process_end import OnDeath
 from serve_app.models.talker.engine import VllmTalker
-from serve_app.types import CodecFrames, NamedVoice, SamplingOverrides, SpeechRequest
+from serve_app.types import CodecFrames, NamedVoice, SamplingOverrides, SpeechRequest, Voice
 
 GREEDY = SamplingOverrides(temperature=0.0)
 
@@ -57,12 +57,12 @@ def talker(path: Path, *args: Any, **kwargs: Any) -> Iterator[VllmTalker]:
         engine.close()
 
 
-def request(text: str, voice: str | None = "ryan", **fields: object) -> SpeechRequest:
+def request(text: str, voice: str | Voice | None = "ryan", **fields: object) -> SpeechRequest:
     """A greedy request unless told otherwise."""
     defaults = {
         "request_id": "test",
         "model": "tiny",
-        "voice": None if voice is None else NamedVoice(voice),
+        "voice": NamedVoice(voice) if isinstance(voice, str) else voice,
         "language": "english",
         "seed": 0,
         "talker": GREEDY,

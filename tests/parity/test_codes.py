@@ -7,12 +7,24 @@ is run against the reference itself, in a process of its own.
 import json
 import subprocess
 import sys
+from collections.abc import Mapping
 
 import numpy as np
 import pytest
 
+from serve_app.types import ClonedVoice, SpeechRequest
 from tests.golden.make_codes import FILE, FRAMES, SETS, weights_hash
 from tests.parity.engines import assert_same_codes, request, speak, talker
+
+
+def asked(case: dict, golden: Mapping[str, np.ndarray], name: str) -> SpeechRequest:
+    """The request of a case; a cloned voice is what the reference made of its recording."""
+    fields = {key: value for key, value in case.items() if key not in ("clone", "said")}
+    if "clone" in case:
+        said = case.get("said")
+        codes = None if said is None else golden[f"{name}/recording"].astype(np.int64)
+        fields["voice"] = ClonedVoice(golden[f"{name}/vector"], codes, said)
+    return request(**fields, max_new_tokens=FRAMES)
 
 
 @pytest.mark.parametrize("name", SETS)
@@ -23,8 +35,9 @@ def test_greedy_codes_equal_the_reference(tiny_checkpoint, name) -> None:
     assert str(golden[f"{name}/weights"]) == weights_hash(path), (
         "the checkpoint writer has changed: run python -m tests.golden.make_codes"
     )
+    requests = [asked(case, golden, f"{name}/{index}") for index, case in enumerate(cases)]
     with talker(path) as engine:
-        ours = speak(engine, [request(**case, max_new_tokens=FRAMES) for case in cases])
+        ours = speak(engine, requests)
     for index, (case, codes) in enumerate(zip(cases, ours, strict=True)):
         expected = golden[f"{name}/{index}"].astype(np.int64)
         assert (len(expected) == FRAMES) == (eos == "unreachable"), "a stream of another length"

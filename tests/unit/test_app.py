@@ -14,6 +14,7 @@ from serve_app.app import (
     build_model,
     make_http_plan,
     make_plan,
+    voice_encoder,
 )
 from serve_app.config import (
     AppConfig,
@@ -23,7 +24,6 @@ from serve_app.config import (
     TalkerConfig,
 )
 from serve_app.deployments.limits import deployment_options
-from serve_app.errors import CheckpointError
 from serve_app.models.checkpoint.card import describe
 from serve_app.models.checkpoint.locate import description_folder
 from serve_app.types import ModelCard
@@ -146,6 +146,30 @@ def test_the_graph_holds_the_deployments_that_the_plan_names(
         assert deployment.max_ongoing_requests == limits[name]["max_ongoing_requests"]
 
 
+@pytest.mark.parametrize("placement", ["split", "fused"])
+def test_a_voice_encoder_comes_beside_the_stages_and_starts_with_nothing(placement: str) -> None:
+    args = config(placement=placement, voice_encoder={"max_queued": 3, "num_threads": 4})
+    limits = deployment_options(args, 300.0, cpus=2)
+    beside = voice_encoder(args, LAPTOP)
+    found = deployments_of(bind(args, make_plan(args, LAPTOP), limits, {}, beside))
+    assert set(found) - {"VoiceEncoder"} == limits.keys() - {"Ingress"}
+    encoder = found["VoiceEncoder"]
+    assert encoder._deployment_config.max_queued_requests == 3
+    assert encoder._deployment_config.autoscaling_config.min_replicas == 0
+    assert encoder.ray_actor_options["num_cpus"] == 0
+    env = encoder.ray_actor_options["runtime_env"]["env_vars"]
+    assert (env["OMP_NUM_THREADS"], env["CUDA_VISIBLE_DEVICES"]) == ("4", "")
+
+
+def test_a_voice_encoder_may_have_a_share_of_a_gpu_or_use_one_beside_others() -> None:
+    for settings, share in (({}, 0), ({"num_gpus": 0.1}, 0.1), ({"device": "cpu"}, 0)):
+        encoder = deployments_of(voice_encoder(config(voice_encoder=settings), SERVER))
+        options = encoder["VoiceEncoder"].ray_actor_options
+        assert options["num_gpus"] == share
+        hidden = "CUDA_VISIBLE_DEVICES" in options["runtime_env"]["env_vars"]
+        assert hidden is ("device" in settings)
+
+
 def deployments_of(application: Application) -> dict[str, Any]:
     found: dict[str, Any] = {}
     pending = [application]
@@ -194,9 +218,9 @@ def test_a_folder_is_served_under_its_own_name(tiny_checkpoint: Callable[..., Pa
     assert (card.name, card.path, card.embedded) == (folder.name, str(folder.resolve()), False)
 
 
-def test_a_checkpoint_for_voice_cloning_is_refused_at_start(tiny_checkpoint) -> None:
-    with pytest.raises(CheckpointError, match="voice cloning"):
-        described(config(model=str(tiny_checkpoint("base"))))
+def test_a_checkpoint_for_voice_cloning_says_what_it_takes(tiny_checkpoint) -> None:
+    card = described(config(model=str(tiny_checkpoint("base"))))
+    assert (card.voice_sources, card.speaker_vector_size) == ({"sample"}, 64)
 
 
 def test_the_served_name_can_be_chosen(tiny_checkpoint: Callable[..., Path]) -> None:

@@ -24,7 +24,7 @@ BOTTOM = (
     *("resumption", "metrics", "load"),
 )
 STAGES = ("models.talker", "models.code_predictor", "models.speech_decoder", "models.fused")
-DEPLOYMENTS = ("talker", "code_predictor", "speech_decoder", "fused")
+DEPLOYMENTS = ("talker", "code_predictor", "speech_decoder", "fused", "voice_encoder")
 # Files of `deployments` that a stage's deployment may use.
 SHARED = (
     "deployments.calls",

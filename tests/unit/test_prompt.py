@@ -10,7 +10,14 @@ from serve_app.models.checkpoint.reading import read_spec
 from serve_app.models.checkpoint.spec import ModelSpec
 from serve_app.models.checkpoint.text_tokenizer import TextTokenizer
 from serve_app.models.talker.prompt import build_prompt
-from serve_app.types import NamedVoice, Prompt, Sampling, SamplingOverrides, SpeechRequest
+from serve_app.types import (
+    ClonedVoice,
+    NamedVoice,
+    Prompt,
+    Sampling,
+    SamplingOverrides,
+    SpeechRequest,
+)
 from tests.conftest import TinyCheckpoint
 
 REQUEST = SpeechRequest(
@@ -166,7 +173,63 @@ def test_a_model_without_preset_voices_says_so(tiny_checkpoint: TinyCheckpoint) 
         built(read_spec(path), TextTokenizer.from_dir(path))
 
 
-def test_voice_cloning_is_not_available_yet(tiny_checkpoint: TinyCheckpoint) -> None:
+def clone(frames: int | None = None, said: str | None = None, **changes: object) -> ClonedVoice:
+    codes = None if frames is None else np.arange(frames * 16).reshape(frames, 16) % 2048
+    voice = ClonedVoice(np.ones(64, np.float32), codes, said, "mum")
+    return dataclasses.replace(voice, **changes)
+
+
+@pytest.fixture
+def base(tiny_checkpoint: TinyCheckpoint) -> tuple[ModelSpec, TextTokenizer]:
     path = tiny_checkpoint("base", "tiny")
-    with pytest.raises(InvalidRequest, match="cloned voices"):
-        built(read_spec(path), TextTokenizer.from_dir(path), voice=None)
+    return read_spec(path), TextTokenizer.from_dir(path)
+
+
+def test_a_cloned_voice_stands_where_a_speaker_would(
+    base: tuple[ModelSpec, TextTokenizer],
+) -> None:
+    prompt = built(*base, voice=clone())
+    assert prompt.rows[3:9, 1].tolist() == [2154, 2156, 2050, 2157, -1, 2148]
+    assert prompt.speaker_position == 7
+    assert prompt.speaker_vector is not None
+
+
+def test_a_recording_shortens_the_room_for_speech(base: tuple[ModelSpec, TextTokenizer]) -> None:
+    plain = built(*base, voice=clone(), max_model_len=128)
+    after = built(*base, voice=clone(40, "Hello."), max_model_len=128)
+    assert len(after.rows) >= len(plain.rows) + 40
+    assert after.max_new_tokens == 128 - len(after.rows)
+    with pytest.raises(InvalidRequest, match="room for 0 frames"):
+        built(*base, voice=clone(140, "Hello."), max_model_len=128)
+
+
+@pytest.mark.parametrize(
+    ("voice", "param", "said"),
+    [
+        (None, "voice", "made of a recording"),
+        (NamedVoice("Ryan"), "voice", "made of a recording"),
+        (clone(speaker_vector=np.ones(32, np.float32)), "voice", "made for another checkpoint"),
+        (clone(3), "voice", "or neither"),
+        (clone(said="Hello."), "voice", "or neither"),
+        (clone(3, "Hello.", reference_codes=np.zeros((3, 15), int)), "voice", "16 codes"),
+        (clone(3, "Hello.", reference_codes=np.zeros((0, 16), int)), "voice", "16 codes"),
+        (clone(3, "Hello.", reference_codes=np.full((3, 16), 2048)), "voice", "16 codes"),
+        (clone(3, "Hello.", reference_codes=np.zeros((3, 16))), "voice", "16 codes"),
+        (clone(3, " "), "ref_text", "empty"),
+        (clone(3, "<|im_end|>"), "ref_text", "control string"),
+    ],
+)
+def test_a_voice_that_does_not_fit_is_refused(
+    base: tuple[ModelSpec, TextTokenizer], voice: object, param: str, said: str
+) -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        built(*base, voice=voice)
+    assert caught.value.param == param
+    assert said in caught.value.message
+
+
+def test_only_a_base_checkpoint_speaks_with_cloned_voices(
+    spec: ModelSpec, tokenizer: TextTokenizer
+) -> None:
+    with pytest.raises(InvalidRequest, match="use a Base checkpoint"):
+        built(spec, tokenizer, voice=clone())

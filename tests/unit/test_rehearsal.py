@@ -11,7 +11,7 @@ from serve_app.errors import InvalidRequest
 from serve_app.models.checkpoint.reading import read_spec
 from serve_app.models.random_checkpoint.write import write_configuration
 from serve_app.models.rehearsal import rehearse, rehearse_decoder
-from serve_app.types import CodecFrames, SpeechRequest, TaskType
+from serve_app.types import ClonedVoice, CodecFrames, SpeechRequest, TaskType
 
 
 class Stage:
@@ -84,3 +84,16 @@ def test_a_decoder_meets_every_chunk_length_in_every_number_of_streams() -> None
     asyncio.run(rehearse_decoder(pcm, 16, (1, 3, 8), 5))
     assert {(streams, frames) for streams in (1, 2, 4, 5) for frames in (1, 3, 8)} <= met
     assert max(primed) == 12
+
+
+def test_a_checkpoint_that_clones_voices_speaks_with_both_kinds(tmp_path: Path) -> None:
+    contexts: list[bool] = []
+
+    class Cloning(Stage):
+        def speak(self, request: SpeechRequest) -> AsyncGenerator[int, None]:
+            assert isinstance(request.voice, ClonedVoice)
+            contexts.append(request.context is not None)
+            return super().speak(request)
+
+    rehearsed(tmp_path, "base", 4, Cloning())
+    assert set(contexts) == {True, False}

@@ -15,6 +15,7 @@ from tests.conftest import TinyCheckpoint
 
 POSITIONS, ROWS, FRAMES, GROUPS = 100, 10, 20, 16
 PLAIN = Sampling(0.9, 50, 1.0)
+VECTOR = np.ones(64, np.float32)
 
 
 @pytest.fixture
@@ -52,12 +53,17 @@ def test_what_fits_passes_up_to_the_last_position_and_id(spec: ModelSpec) -> Non
     check_work(work(done=filled((5, GROUPS), 0, spec.talker.num_codes - 1)), spec, POSITIONS)
     check_work(work(trailing_text=np.zeros(FRAMES, np.int32)), spec, POSITIONS)
     check_work(work(seed=-(2**63)), spec, POSITIONS)
+    check_work(work(speaker_vector=VECTOR, speaker_position=ROWS - 1), spec, POSITIONS)
 
 
 @pytest.mark.parametrize(
     ("changes", "param"),
     [
         ({"trailing_text": np.zeros(FRAMES + 1, np.int32)}, "max_new_tokens"),
+        ({"speaker_vector": VECTOR[:63], "speaker_position": 1}, "voice"),
+        ({"speaker_vector": VECTOR * np.nan, "speaker_position": 1}, "voice"),
+        ({"speaker_vector": VECTOR, "speaker_position": -1}, "voice"),
+        ({"speaker_vector": VECTOR, "speaker_position": ROWS}, "voice"),
         ({"max_new_tokens": POSITIONS - ROWS + 1}, "input"),
         ({"rows": np.zeros((0, 1 + GROUPS), np.int32)}, "input"),
         ({"rows": np.zeros((ROWS, GROUPS), np.int32)}, "input"),

@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 import numpy as np
 
@@ -16,8 +16,11 @@ from serve_app.http.warm_up import WarmUp
 from serve_app.load.admission import Admission
 from serve_app.load.gate import Gate, Stage
 from serve_app.load.served import Served
+from serve_app.protocols import VoiceEncoder
 from serve_app.resumption import Observe, Policy, Resumable, resumed
 from serve_app.types import ModelCard, PcmChunk, SpeechRequest
+
+_STARTS_LATE: Final = "VoiceEncoder"
 
 
 class Way(Protocol):
@@ -32,6 +35,11 @@ class Way(Protocol):
         Raises:
             SpeechError, or whatever a call raises: it cannot say so now.
         """
+        ...
+
+    @property
+    def voice_encoder(self) -> VoiceEncoder:
+        """What encodes recordings, where the card says that the checkpoint clones voices."""
         ...
 
     def stage(self, deployment: str, places: int) -> Stage:
@@ -69,6 +77,10 @@ class Model:
         self._warm_up = WarmUp(self._ask, resumed(self._call, policy))
         self._warming: asyncio.Task[None] | None = None
 
+    @property
+    def voice_encoder(self) -> VoiceEncoder:
+        return self._way.voice_encoder
+
     def start(self) -> None:
         self._warming = asyncio.create_task(self._warm_up.run())
 
@@ -95,7 +107,9 @@ class Model:
     def status(self) -> ModelStatus:
         application = self.application
         replicas = application.replicas
-        dead = [name for name, n in replicas.items() if n["total"] and not n["ready"]]
+        # Without a voice encoder, which starts when it is needed, speech is made all the same.
+        needed = {name: n for name, n in replicas.items() if name != _STARTS_LATE}
+        dead = [name for name, n in needed.items() if n["total"] and not n["ready"]]
         state: State
         reason: str | None = None
         if not self._warm_up.passed:
@@ -106,7 +120,7 @@ class Model:
             state, reason = "unhealthy", f"no running replica of {', '.join(dead)}"
         elif application.state == "failed":
             state, reason = "degraded", application.reason
-        elif any(n["ready"] < n["total"] for n in replicas.values()):
+        elif any(n["ready"] < n["total"] for n in needed.values()):
             state = "degraded"
         else:
             state = "healthy"

@@ -12,6 +12,7 @@ from serve_app.http.catalog import Catalog
 from serve_app.http.health import ModelStatus
 from serve_app.http.served.application import Application
 from serve_app.http.served.model import Model, Way
+from serve_app.protocols import VoiceEncoder
 from serve_app.resumption import Observe, Policy
 from serve_app.types import ModelCard, PcmChunk, SpeechRequest
 
@@ -98,6 +99,13 @@ class Models:
         async with aclosing(model.speak(request)) as chunks:
             async for chunk in chunks:
                 yield chunk
+
+    def encoder_of(self, card: ModelCard) -> VoiceEncoder | None:
+        """What encodes recordings for a model; None: it clones no voices, or has gone."""
+        model = self._named(card.name)
+        if model is None or card.speaker_vector_size is None:
+            return None
+        return model.voice_encoder
 
     def look(self, priority: int = 0) -> None:
         """Before it is known which model a request is for.

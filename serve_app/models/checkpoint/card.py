@@ -4,7 +4,6 @@ from dataclasses import replace
 from pathlib import Path
 
 from serve_app.config import AppConfig
-from serve_app.errors import CheckpointError
 from serve_app.models.checkpoint.reading import read_spec
 from serve_app.models.checkpoint.text_tokenizer import control_strings
 from serve_app.types import ModelCard
@@ -21,12 +20,6 @@ def describe(config: AppConfig, folder: Path) -> ModelCard:
         folder.name if config.model is None else _name(config.model)
     )
     card = read_spec(folder).card(name, str(folder), embedded)
-    if card.voice_sources == {"sample"}:
-        raise CheckpointError(
-            str(folder / "config.json"),
-            "tts_model_type is 'base', a checkpoint for voice cloning, which is not served yet;"
-            " name a CustomVoice or VoiceDesign checkpoint",
-        )
     # A client is told at once what the talker's engine could not hold.
     longest = min(card.max_new_tokens, config.talker.max_model_len)
     return replace(card, max_new_tokens=longest, control_strings=control_strings(folder))

@@ -34,7 +34,9 @@ class _InSlot:
     def frames(
         self, request: SpeechRequest, done: np.ndarray | None = None
     ) -> AsyncGenerator[CodecFrames, None]:
-        return self.talker.frames(request, done, self.slot)
+        # A first frame that others come before is not decoded before them.
+        slot = self.slot if request.context is None else None
+        return self.talker.frames(request, done, slot)
 
     def pcm(
         self, frames: AsyncIterator[CodecFrames], done: np.ndarray | None = None

@@ -12,7 +12,7 @@ import numpy as np
 from serve_app.errors import InvalidRequest
 from serve_app.models.checkpoint.spec import ModelSpec
 from serve_app.models.talker.runtime import TalkerPrompt
-from serve_app.types import Sampling
+from serve_app.types import Prompt, Sampling
 
 _INT64: Final = range(-(2**63), 2**63)
 
@@ -33,6 +33,7 @@ def check_work(work: TalkerPrompt, spec: ModelSpec, max_model_len: int) -> None:
     _check_ids(prompt.trailing_text[:, None], [texts], "input", least=0)
     if prompt.pad_text_id not in texts:
         raise InvalidRequest(f"no text has the id {prompt.pad_text_id}", "input")
+    _check_speaker(prompt, spec.talker.transformer.hidden_size)
     if not 0 < len(prompt.rows) <= max_model_len - prompt.max_new_tokens:
         raise InvalidRequest(
             f"{len(prompt.rows)} prompt rows and {prompt.max_new_tokens} frames are not within"
@@ -67,6 +68,17 @@ def _check_ids(ids: np.ndarray, tables: list[range], param: str, least: int) -> 
     most = np.array([table.stop for table in tables])
     if ((ids < least) | (ids >= most)).any():
         raise InvalidRequest(f"{param}: an id is outside of its table", param)
+
+
+def _check_speaker(prompt: Prompt, hidden_size: int) -> None:
+    """A cloned voice's vector fits the talker and has a row that no code is in."""
+    vector, position = prompt.speaker_vector, prompt.speaker_position
+    if vector is None:
+        return
+    if vector.shape != (hidden_size,) or not np.isfinite(vector).all():
+        raise InvalidRequest(f"a speaker's vector has {hidden_size} finite numbers", "voice")
+    if not 0 <= position < len(prompt.rows) or prompt.rows[position, 1] >= 0:
+        raise InvalidRequest(f"no speaker can stand at position {position}", "voice")
 
 
 def _check_sampling(sampling: Sampling) -> None:

@@ -33,7 +33,7 @@ from serve_app.models.talker.prompt import build_prompt
 from serve_app.models.talker.runtime import TalkerPrompt
 from serve_app.models.talker.vllm.core import build_core
 from serve_app.protocols import require
-from serve_app.types import CodecFrames, Health, Prompt, SpeechRequest
+from serve_app.types import ClonedVoice, CodecFrames, Health, Prompt, SpeechRequest
 
 # Tokenizing takes 3 to 7 us a character, and everybody's chunks pass the loop meanwhile; a thread
 # takes 0.1 ms to be asked.
@@ -182,7 +182,10 @@ class VllmTalker:
 
     async def _prompt(self, request: SpeechRequest) -> Prompt:
         build = partial(build_prompt, request, self.spec, self.tokenizer, self.config.max_model_len)
-        if len(request.text) + len(request.instructions or "") <= _LONG_TEXT:
+        voice = request.voice
+        said_before = voice.reference_text if isinstance(voice, ClonedVoice) else None
+        texts = (request.text, request.instructions, said_before)
+        if sum(len(text or "") for text in texts) <= _LONG_TEXT:
             return build()
         return await asyncio.to_thread(build)
 

@@ -12,7 +12,14 @@ import numpy as np
 from serve_app.errors import InvalidRequest
 from serve_app.models.checkpoint.spec import ModelSpec
 from serve_app.models.checkpoint.text_tokenizer import TextTokenizer
-from serve_app.types import Prompt, Sampling, SamplingOverrides, SpeechRequest
+from serve_app.types import (
+    ClonedVoice,
+    NamedVoice,
+    Prompt,
+    Sampling,
+    SamplingOverrides,
+    SpeechRequest,
+)
 
 # Runaway guard: some sampled requests never reach the EOS. 25 frames are two seconds for each
 # text token, several times slower than slow speech (about 4 frames a token in English); 60 frames
@@ -30,47 +37,45 @@ def build_prompt(
 
     Args:
         request: `voice` None means no speaker row; names of voices and languages are
-            case-insensitive.
+            case-insensitive. A cloned voice adds its vector and, in context, rows of its
+            recording's text and codes.
         spec: the checkpoint's facts.
         tokenizer: the checkpoint's text tokenizer.
         max_model_len: positions the talker's engine has for prompt and frames together.
 
     Raises:
         InvalidRequest: unknown voice or language, empty text, control strings, a text that does
-            not fit, or a checkpoint for voice cloning.
+            not fit, or a voice of another kind than the checkpoint speaks with.
 
     Source: generate() and the generate_* wrappers of QwenLM/Qwen3-TTS.
     """
-    if spec.task == "base":
-        # A voice clone adds a speaker_vector and, in context, the rows of the reference's text
-        # and codes.
-        raise InvalidRequest(
-            f"model {request.model!r} speaks only with cloned voices, which this server does not"
-            " offer yet; use a CustomVoice or VoiceDesign checkpoint",
-            param="model",
-        )
-    speaker = _speaker(request, spec)
+    clone = _clone(request, spec)
+    speaker = None if clone is not None else _speaker(request, spec)
     language_id = _language_id(request, speaker, spec)
     role, text = _target_ids(request.text, spec, tokenizer)
     instructions = _instruction_ids(request.instructions, spec, tokenizer)
-    codec = _codec_ids(language_id, speaker, spec)
+    codec = _codec_ids(language_id, spec)
+    if clone is not None:
+        codec.append(_ABSENT)  # the vector's place
+    elif speaker is not None:
+        codec.append(spec.talker.speaker_ids[speaker])
 
-    rows = [(text_id, _ABSENT) for text_id in (*instructions, *role)]
-    prefix_texts = [spec.text.tts_pad_id] * (len(codec) - 2) + [spec.text.tts_bos_id]
-    rows += zip(prefix_texts, codec[:-1], strict=True)
-    if request.streaming_text:
-        rows.append((text[0], codec[-1]))
-        trailing = [*text[1:], spec.text.tts_eos_id]
+    before = [(text_id, _ABSENT) for text_id in (*instructions, *role)]
+    before += [(spec.text.tts_pad_id, code) for code in codec]
+    speaker_position = len(before) - 1
+    before.append((spec.text.tts_bos_id, spec.talker.codec_pad_id))
+    if clone is not None and clone.reference_codes is not None:
+        said = [*_reference_ids(clone, spec, tokenizer), *text, spec.text.tts_eos_id]
+        body, trailing = _in_context(said, clone.reference_codes, request.streaming_text, spec)
     else:
-        rows += [(text_id, spec.talker.codec_pad_id) for text_id in (*text, spec.text.tts_eos_id)]
-        rows.append((spec.text.tts_pad_id, codec[-1]))
-        trailing = []
+        body, trailing = _plain(text, request.streaming_text, spec)
+    rows = np.concatenate([_with_empty_groups(before, spec.talker.num_code_groups), body])
 
     room = min(max_model_len, spec.talker.max_position_embeddings) - len(rows)
     min_new_tokens, max_new_tokens = _length_limits(request, spec, len(text), room)
     return Prompt(
         request_id=request.request_id,
-        rows=_with_empty_groups(rows, spec.talker.num_code_groups),
+        rows=rows,
         # Text beyond the last frame is never read.
         trailing_text=np.array(trailing[:max_new_tokens], dtype=np.int32),
         pad_text_id=spec.text.tts_pad_id,
@@ -79,12 +84,79 @@ def build_prompt(
         seed=request.seed,
         min_new_tokens=min_new_tokens,
         max_new_tokens=max_new_tokens,
+        speaker_vector=None if clone is None else clone.speaker_vector,
+        speaker_position=_ABSENT if clone is None else speaker_position,
     )
+
+
+def _plain(text: list[int], streaming: bool, spec: ModelSpec) -> tuple[np.ndarray, list[int]]:
+    """The body's rows, and the text that follows them."""
+    groups, bos = spec.talker.num_code_groups, spec.talker.codec_bos_id
+    if streaming:
+        return _with_empty_groups([(text[0], bos)], groups), [*text[1:], spec.text.tts_eos_id]
+    rows = [(text_id, spec.talker.codec_pad_id) for text_id in (*text, spec.text.tts_eos_id)]
+    return _with_empty_groups([*rows, (spec.text.tts_pad_id, bos)], groups), []
+
+
+def _in_context(
+    said: list[int], codes: np.ndarray, streaming: bool, spec: ModelSpec
+) -> tuple[np.ndarray, list[int]]:
+    """The body's rows after a recording, and the text that follows them.
+
+    Args:
+        said: ids of the recording's text, the request's, and the end.
+        codes: int [T, Q] of the recording.
+        streaming: text beside the codes; else in front of them.
+        spec: the checkpoint's facts.
+    """
+    groups = spec.talker.num_code_groups
+    frames = _with_empty_groups([(spec.text.tts_pad_id, spec.talker.codec_bos_id)], groups)
+    frames = np.concatenate([frames, np.full((len(codes), 1 + groups), frames[0, 0], np.int32)])
+    frames[1:, 1:] = codes
+    if not streaming:
+        rows = _with_empty_groups([(text_id, spec.talker.codec_pad_id) for text_id in said], groups)
+        return np.concatenate([rows, frames]), []
+    beside = said[: len(frames)]
+    frames[: len(beside), 0] = beside
+    return frames, said[len(frames) :]
+
+
+def _clone(request: SpeechRequest, spec: ModelSpec) -> ClonedVoice | None:
+    """The request's cloned voice, which fits the checkpoint; None: it has no such voice."""
+    voice = request.voice
+    clones = spec.voice_encoder is not None
+    if not isinstance(voice, ClonedVoice):
+        if clones:
+            message = f"model {request.model!r} speaks with voices made of a recording only"
+            raise InvalidRequest(message, param="voice", code="voice_not_found")
+        return None
+    hidden, groups = spec.talker.transformer.hidden_size, spec.talker.num_code_groups
+    codes, text = voice.reference_codes, voice.reference_text
+    if not clones:
+        message = f"model {request.model!r} clones no voices: use a Base checkpoint"
+    elif voice.speaker_vector.shape != (hidden,):
+        message = (
+            f"voice {voice.name!r} was made for another checkpoint: its vector has"
+            f" {voice.speaker_vector.size} numbers, and model {request.model!r} wants {hidden}"
+        )
+    elif (codes is None) != (text is None):
+        message = f"voice {voice.name!r} needs both codes and text of its recording, or neither"
+    elif codes is not None and not _are_frames(codes, groups, spec.speech_decoder.codebook_size):
+        message = f"codes of voice {voice.name!r} are no frames of {groups} codes each"
+    else:
+        return voice
+    raise InvalidRequest(message, param="voice")
+
+
+def _are_frames(codes: np.ndarray, groups: int, entries: int) -> bool:
+    right = np.issubdtype(codes.dtype, np.integer) and codes.ndim == 2 and codes.shape[1] == groups
+    return right and len(codes) > 0 and codes.min() >= 0 and codes.max() < entries
 
 
 def _speaker(request: SpeechRequest, spec: ModelSpec) -> str | None:
     if request.voice is None:
         return None
+    assert isinstance(request.voice, NamedVoice)
     speaker = request.voice.name.lower()
     if speaker in spec.talker.speaker_ids:
         return speaker
@@ -110,21 +182,17 @@ def _language_id(request: SpeechRequest, speaker: str | None, spec: ModelSpec) -
     return None if language == "auto" else spec.talker.language_ids[language]
 
 
-def _codec_ids(language_id: int | None, speaker: str | None, spec: ModelSpec) -> list[int]:
-    """Return the prefix's group-0 ids, the last of which belongs to the body."""
+def _codec_ids(language_id: int | None, spec: ModelSpec) -> list[int]:
+    """Return the prefix's group-0 ids, as far as the speaker."""
     talker = spec.talker
     if language_id is None:
-        ids = [talker.codec_nothink_id, talker.codec_think_bos_id, talker.codec_think_eos_id]
-    else:
-        ids = [
-            talker.codec_think_id,
-            talker.codec_think_bos_id,
-            language_id,
-            talker.codec_think_eos_id,
-        ]
-    if speaker is not None:
-        ids.append(talker.speaker_ids[speaker])
-    return [*ids, talker.codec_pad_id, talker.codec_bos_id]
+        return [talker.codec_nothink_id, talker.codec_think_bos_id, talker.codec_think_eos_id]
+    return [
+        talker.codec_think_id,
+        talker.codec_think_bos_id,
+        language_id,
+        talker.codec_think_eos_id,
+    ]
 
 
 def _target_ids(
@@ -142,6 +210,18 @@ def _target_ids(
     if tuple(role[:2]) != frame or rest[0] != spec.text.im_end_id or not spoken:
         raise InvalidRequest("the text cannot be tokenized on its own", param="input")
     return role, spoken
+
+
+def _reference_ids(clone: ClonedVoice, spec: ModelSpec, tokenizer: TextTokenizer) -> list[int]:
+    """Return the ids of what a clone's recording says."""
+    text = _checked(clone.reference_text or "", "ref_text", tokenizer)
+    if not text:
+        raise InvalidRequest("the text of the recording is empty", param="ref_text")
+    ids = tokenizer.encode(f"<|im_start|>assistant\n{text}<|im_end|>\n")
+    if ids[-2] != spec.text.im_end_id or len(ids) < 6:
+        reason = "the text of the recording cannot be tokenized on its own"
+        raise InvalidRequest(reason, param="ref_text")
+    return ids[3:-2]
 
 
 def _instruction_ids(

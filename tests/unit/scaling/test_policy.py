@@ -215,3 +215,18 @@ def test_what_may_be_chance_in_a_few_requests_starts_nothing() -> None:
         arrivals = 0.2 if second % 10 < 3 else 0.1
         decision = application.tick(1, arrivals_per_s=arrivals, service_s=17.0)
         assert decision.targets["Talker"] == 1
+
+
+def test_a_voice_encoder_comes_for_a_recording_and_goes_when_there_is_none_for_long() -> None:
+    tuning, memory = Tuning(zero_after_s=60), Memory()
+    count, counts = 0, []
+    for at_s, requests in ((0, 0), (1, 1), (2, 9), (3, 0), (30, 0), (70, 0), (71, 1)):
+        encoder = StageLoad(count, count, 0, 2, requests)
+        others = {name: StageLoad(1, 1, 1, 8, 0.0) for name in STAGES}
+        decision, memory = decide(
+            tuning, memory, Snapshot(1000.0 + at_s, {**others, "VoiceEncoder": encoder})
+        )
+        count = decision.targets["VoiceEncoder"]
+        counts.append(count)
+        assert {decision.targets[name] for name in STAGES} == {1}
+    assert counts == [0, 1, 2, 2, 2, 0, 1]

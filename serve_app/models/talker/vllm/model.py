@@ -29,18 +29,23 @@ _PROJECTION_ROWS = 16384
 
 
 class FrameEmbedding:
-    """The joined table [rows, H]: text vocabulary, codes of each group in turn, one zero row.
+    """The joined table [rows, H]: text vocabulary, codes of each group in turn, one zero row, and
+    a row per slot for the vector of a cloned voice.
 
     Args:
         tables: [rows_i, H] each; table 0 is text (already projected), table 1 + g embeds code
             group g.
+        slots: requests that run at once.
     """
 
-    def __init__(self, tables: list[Tensor]) -> None:
-        zero = torch.zeros_like(tables[0][:1])
+    def __init__(self, tables: list[Tensor], slots: int) -> None:
         self.offsets = torch.tensor([0] + [len(t) for t in tables]).cumsum(0)[:-1].tolist()
-        self.weight = torch.cat([*tables, zero])
-        self.zero_row = len(self.weight) - 1
+        self.zero_row = sum(len(table) for table in tables)
+        self.weight = torch.cat([*tables, tables[0].new_zeros(1 + slots, tables[0].shape[1])])
+
+    def speaker_row(self, slot: int) -> int:
+        """The row that belongs to the request in `slot`; it alone names it."""
+        return self.zero_row + 1 + slot
 
     def embed(self, ids: Tensor) -> Tensor:
         """Sum rows: int [N, 1 + Q] -> [N, H].
@@ -83,6 +88,7 @@ class TalkerForVllm(nn.Module):
         self.logits_processor = LogitsProcessor(config.vocab_size)
         self.make_empty_intermediate_tensors = self.model.make_empty_intermediate_tensors
         self.frame_embedding: FrameEmbedding | None = None
+        self._slots = vllm_config.scheduler_config.max_num_seqs
         additional: Any = vllm_config.additional_config
         self.deterministic: bool = additional.get(DETERMINISTIC_KEY, False)
         # What runs the layers in place of `model`, where it can.
@@ -170,4 +176,4 @@ class TalkerForVllm(nn.Module):
         names = ["talker.model.codec_embedding.weight"] + [
             f"talker.code_predictor.model.codec_embedding.{g}.weight" for g in range(groups - 1)
         ]
-        return FrameEmbedding([projected] + [take(name) for name in names])
+        return FrameEmbedding([projected] + [take(name) for name in names], self._slots)

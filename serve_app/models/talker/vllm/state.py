@@ -123,7 +123,8 @@ class TalkerState(DefaultModelState):
         self._write_history(req_index, length, frames)
 
     def _write(self, slot: int, prompt: Prompt, done: np.ndarray) -> None:
-        """Fill a slot: parameters, prompt rows, done frames, and the text of every frame to come.
+        """Fill a slot: parameters, prompt rows, done frames, the text of every frame to come, and
+        the vector of a cloned voice.
 
         In one upload, since the first audio waits for it.
         """
@@ -136,6 +137,12 @@ class TalkerState(DefaultModelState):
         known[length : length + len(trailing), 0] = trailing
         known[length : length + len(done), 1:] = done
         ids = np.where(known >= 0, known + self.offsets, self.embedding.zero_row)
+        speaker_row = self.embedding.speaker_row(slot)
+        vector = np.zeros(0, np.float32)
+        if prompt.speaker_vector is not None:
+            # A code's row to all that follows: summed, rounded and computed again like one.
+            ids[prompt.speaker_position, 1] = speaker_row
+            vector = np.ascontiguousarray(prompt.speaker_vector, np.float32)
         talker, subtalker = prompt.talker, prompt.subtalker
         ints = np.array(
             [prompt.seed, length, prompt.min_new_tokens, talker.top_k, subtalker.top_k], np.int64
@@ -150,12 +157,15 @@ class TalkerState(DefaultModelState):
             ],
             np.float32,
         )
-        parts = (ints.view(np.int32), floats.view(np.int32), ids.astype(np.int32).ravel())
-        whole = self.table.upload(np.concatenate(parts))
+        parts = (ints, floats, ids.astype(np.int32).ravel(), vector)
+        whole = self.table.upload(np.concatenate([part.view(np.int32) for part in parts]))
         at_ids = 3 * len(ints)
+        at_vector = at_ids + ids.size
         self.table.ints[slot] = whole[: 2 * len(ints)].view(torch.int64)
         self.table.floats[slot] = whole[2 * len(ints) : at_ids].view(torch.float32)
-        self.table.ids[slot, : len(ids)] = whole[at_ids:].view(ids.shape)
+        self.table.ids[slot, : len(ids)] = whole[at_ids:at_vector].view(ids.shape)
+        if len(vector):
+            self.embedding.weight[speaker_row] = whole[at_vector:].view(torch.float32)
         self.table.ids[slot, len(ids) :, 0] = prompt.pad_text_id + int(self.offsets[0])
 
     def _write_history(self, slot: int, start: int, frames: int) -> None:

@@ -1,0 +1,50 @@
+"""The voice encoder's deployment, asked through the handle that an ingress has."""
+
+import asyncio
+from pathlib import Path
+
+import numpy as np
+import pytest
+from ray import serve
+
+from serve_app.config import AppConfig
+from serve_app.deployments.voice_encoder import RemoteVoiceEncoder, VoiceEncoder
+from serve_app.errors import InvalidRequest, StageFailed
+from tests.parity.clips import recording
+
+
+def deployed(folder: Path) -> RemoteVoiceEncoder:
+    """In this process and without a cluster."""
+    config = AppConfig.model_validate({"model": str(folder), "voice_encoder": {"max_clip_s": 3}})
+    return RemoteVoiceEncoder(serve.run(VoiceEncoder.bind(config, "cpu"), _local_testing_mode=True))
+
+
+def test_recordings_come_back_encoded_or_refused(tiny_checkpoint) -> None:
+    async def scenario() -> None:
+        encoder = deployed(tiny_checkpoint("base"))
+        clips = [recording(40_000 + 5_000 * seed, seed) for seed in range(4)]
+        together = await asyncio.gather(*(encoder.encode(clip) for clip in clips))
+        for clip, encoded in zip(clips, together, strict=True):
+            alone = await encoder.encode(clip)
+            np.testing.assert_array_equal(encoded.codes, alone.codes)
+            np.testing.assert_array_equal(encoded.speaker_vector, alone.speaker_vector)
+            assert encoded.codes.shape == (-(-len(clip) // 1920), 16)
+            assert encoded.speaker_vector.shape == (64,)
+        with pytest.raises(InvalidRequest, match=r"3\.1 s long; 1 to 3 s"):
+            await encoder.encode(recording(24_000 * 3 + 2_400))
+
+    asyncio.run(scenario())
+
+
+def test_what_raises_over_there_is_an_error_of_ours() -> None:
+    @serve.deployment
+    class Broken:
+        async def encode(self, samples: np.ndarray) -> None:
+            raise ValueError(len(samples))
+
+    async def scenario() -> None:
+        handle = serve.run(Broken.bind(), _local_testing_mode=True)
+        with pytest.raises(StageFailed, match="ValueError"):
+            await RemoteVoiceEncoder(handle).encode(recording(24_000))
+
+    asyncio.run(scenario())
