@@ -230,11 +230,14 @@ class SpeechDecoderConfig(StageConfig):
     )
 
 
-class VoiceEncoderConfig(StageConfig):
+class VoiceEncoderConfig(Strict):
     """What makes voices of recordings, where a checkpoint clones voices: a deployment of its own in
     both placements, without a replica while nobody needs one.
     """
 
+    device: Device | None = Field(
+        default=None, description="where it is another one than the application's"
+    )
     num_gpus: float = Field(
         default=0.0,
         ge=0,
