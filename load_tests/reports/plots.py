@@ -128,18 +128,6 @@ def curve(path: Path, shares: Sequence[Mapping[str, Any]]) -> bool:
     return True
 
 
-def timeline(path: Path, series: Mapping[str, Sequence[float]], title: str) -> bool:
-    """Figures of each second, one beside the other."""
-    if not is_available():
-        return False
-    with _figure(path, len(series)) as grid:
-        for axes, (name, values) in zip(grid, series.items(), strict=True):
-            axes.plot([second / 60 for second in range(len(values))], values, label=name)
-            axes.set(title=title, xlabel="minutes", ylabel=name)
-            axes.set_ylim(bottom=0)
-    return True
-
-
 def steps(
     path: Path,
     panels: Mapping[str, Mapping[str, tuple[Sequence[float], Sequence[float]]]],

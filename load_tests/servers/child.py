@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -117,3 +118,9 @@ def unpacked(wheels: Path, folder: Path) -> Path:
         with zipfile.ZipFile(file) as archive:
             archive.extractall(folder)
     return folder
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])

@@ -5,7 +5,6 @@ What it costs is what the ingress costs: text, encoders, buffers, connections. I
 """
 
 import os
-import socket
 import subprocess
 import sys
 import tempfile
@@ -17,7 +16,7 @@ from typing import Final
 
 import uvicorn
 
-from load_tests.servers.child import REPOSITORY, search_path, start_server, stop_server
+from load_tests.servers.child import REPOSITORY, free_port, search_path, start_server, stop_server
 from load_tests.servers.server import not_ready
 from serve_app.config import IngressConfig
 from serve_app.errors import StageFailed
@@ -94,12 +93,6 @@ def running_or_fake(url: str | None) -> Iterator[tuple[str, bool]]:
     port = free_port()
     with fake_server(port):
         yield f"http://127.0.0.1:{port}", True
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 if __name__ == "__main__":

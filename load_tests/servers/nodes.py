@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, Self
 
-from load_tests.servers.child import REPOSITORY
+from load_tests.servers.child import REPOSITORY, free_port
 from load_tests.servers.processes import descendants
 
 _HOST: Final = "127.0.0.1"
@@ -149,7 +149,9 @@ def hold() -> None:
         order = json.loads(line)
         said: dict[str, Any] = {}
         if order["do"] == "start":
-            said = {**added(order["cpus"], include_dashboard=False), "address": cluster.address}
+            # Ray takes the usual port of the dashboard even where there is to be none.
+            away = {"include_dashboard": False, "dashboard_port": free_port()}
+            said = {**added(order["cpus"], **away), "address": cluster.address}
         elif order["do"] == "add":
             said = added(order["cpus"])
         elif order["do"] == "forget":

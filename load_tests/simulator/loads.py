@@ -21,13 +21,13 @@ class Load:
     Attributes:
         arrivals: int64 [seconds], requests that come in each.
         lengths: int64 [n], frames; requests take them in turn.
-        losses: replicas that die, by the second.
+        losses: share of the replicas that die, by the second.
     """
 
     name: str
     arrivals: np.ndarray
     lengths: np.ndarray
-    losses: Mapping[int, int] = field(default_factory=dict)
+    losses: Mapping[int, float] = field(default_factory=dict)
 
 
 def lengths(draw: np.random.Generator, mean_frames: float, count: int = 65_536) -> np.ndarray:
@@ -74,11 +74,10 @@ def bursty(seed: int, mean_hz: float, seconds: int = 3600, frames: float = 60.0)
     return Load("bursty", draw.poisson(rate), lengths(draw, frames))
 
 
-def node_loss(seed: int, mean_hz: float, share: float = 0.25, replicas: int = 8) -> Load:
+def node_loss(seed: int, mean_hz: float, share: float = 0.25) -> Load:
     """A steady hour in which a part of the replicas dies three times."""
     draw = np.random.default_rng(seed)
-    lost = max(1, round(share * replicas))
-    losses = {900: lost, 1800: lost, 2700: lost}
+    losses = {900: share, 1800: share, 2700: share}
     return Load("node loss", draw.poisson(mean_hz, 3600), lengths(draw, 60.0), losses)
 
 

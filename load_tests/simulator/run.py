@@ -85,7 +85,8 @@ def simulate(
     arrived: deque[int] = deque(maxlen=10)
     whole, cursor = bins_of(load.lengths) / len(load.lengths), 0
     for second, count in enumerate(load.arrivals.tolist()):
-        moved = fleet.lose(load.losses.get(second, 0))
+        share = load.losses.get(second, 0.0)
+        moved = fleet.lose(math.ceil(share * fleet.ready))
         if count < _MANY:
             at = (cursor + np.arange(count)) % len(load.lengths)
             bins = bins_of(load.lengths[at])
@@ -122,8 +123,8 @@ def needed_replicas(load: Load, tuning: Tuning, service: Service) -> np.ndarray:
     return np.maximum(1, np.ceil(streams / (service.capacity * tuning.up_share))).astype(np.int64)
 
 
-def oracle_gpu_hours(load: Load, tuning: Tuning, service: Service, least: int = 1) -> float:
-    """What it would cost who knows the future: replicas that are ready just when they are needed.
+def oracle_replicas(load: Load, tuning: Tuning, service: Service, least: int = 1) -> np.ndarray:
+    """int64 [seconds]: what who knows the future has, ready just when they are needed.
 
     With the same room on each, so that first audio is as early, and each start paid for.
     """
@@ -131,7 +132,7 @@ def oracle_gpu_hours(load: Load, tuning: Tuning, service: Service, least: int = 
     ahead = max(1, math.ceil(service.start_s + service.node_s))
     padded = np.concatenate([needed, np.full(ahead, needed[-1])])
     windows = np.lib.stride_tricks.sliding_window_view(padded, ahead + 1)[: len(needed)]
-    return float(windows.max(axis=1).sum()) / 3600
+    return windows.max(axis=1)
 
 
 def _snapshot(

@@ -10,8 +10,8 @@ import pytest
 from load_tests.simulator import loads
 from load_tests.simulator.machine import BIN_FRAMES, NUM_BINS, Fleet, bins_of
 from load_tests.simulator.measured import Service
-from load_tests.simulator.report import Row, table
-from load_tests.simulator.run import oracle_gpu_hours, simulate
+from load_tests.simulator.report import Row, over_seeds, plot, table
+from load_tests.simulator.run import oracle_replicas, simulate
 from serve_app.scaling.tuning import Tuning
 
 
@@ -60,7 +60,7 @@ def test_a_crowd_of_ten_times_as_many_is_held_with_warm_spares() -> None:
 
 
 def test_lost_replicas_are_replaced() -> None:
-    outcome = simulate(loads.node_loss(0, 400.0, replicas=6), Tuning(), Service())
+    outcome = simulate(loads.node_loss(0, 400.0), Tuning(), Service())
     ready = [second.replicas for second in outcome.seconds]
     assert ready[905] < ready[895]
     assert ready[940] >= ready[895] - 1
@@ -70,9 +70,10 @@ def test_lost_replicas_are_replaced() -> None:
 def test_no_policy_is_cheaper_than_who_knows_the_future() -> None:
     load = loads.bursty(0, 200.0, seconds=1200)
     outcome = simulate(load, Tuning(), Service())
-    oracle = oracle_gpu_hours(load, Tuning(), Service())
-    assert outcome.gpu_hours / oracle >= 1.0
-    assert "| bursty | 0 |" in table([Row(outcome, Tuning(), oracle)])
+    row = Row(outcome, Tuning(), oracle_replicas(load, Tuning(), Service()), seed=3)
+    assert row.cost >= 1.0
+    assert "| bursty | 3 | 0 |" in table([row])
+    assert f"| bursty | 2 | {row.cost:.3f} |" in over_seeds([row, row])
 
 
 def test_a_recorded_load_is_what_was_recorded(tmp_path: Path) -> None:
@@ -82,3 +83,13 @@ def test_a_recorded_load_is_what_was_recorded(tmp_path: Path) -> None:
     load = loads.recorded(file)
     assert load.name == "tuesday"
     assert load.arrivals.tolist() == [2, 0, 0, 1]
+
+
+def test_a_run_is_drawn_beside_the_oracle(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    load = steady(40, 60)
+    row = Row(
+        simulate(load, Tuning(), Service()), Tuning(), oracle_replicas(load, Tuning(), Service())
+    )
+    assert plot(tmp_path / "run.png", row)
+    assert (tmp_path / "run.png").stat().st_size > 10_000
