@@ -1,0 +1,80 @@
+"""`python -m load_tests.outside bench|locust`: clients that nobody here wrote, against a server.
+
+bench: nari-labs' tts_bench at one rate after the other, each followed by our own client at the
+same; both figures stand side by side. locust: listeners over time, in a shape; exit status 1: one
+failed, or was dry for more than 50 ms.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from load_tests.loops.shapes import SHAPES
+from load_tests.outside import locust_run, report, tts_bench
+from load_tests.reports import circumstances
+from load_tests.servers.child import say
+
+
+def parse(arguments: Sequence[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m load_tests.outside", description=__doc__)
+    parser.add_argument("--url", default="http://127.0.0.1:8000")
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--commit", help="what to report where there is no git repository")
+    commands = parser.add_subparsers(dest="command", required=True)
+    bench = commands.add_parser("bench")
+    bench.add_argument("--source", type=Path, required=True, help="its folder tts_bench/src")
+    bench.add_argument("--python", type=Path, default=Path(sys.executable), help="3.12 or newer")
+    bench.add_argument("--rates", type=float, nargs="+", default=[4.0])
+    bench.add_argument("--duration", type=float, default=30.0, help="s")
+    bench.add_argument("--warm-up", type=float, default=10.0, help="s")
+    bench.add_argument("--voice", default="ryan")
+    bench.add_argument("--seed", type=int, default=0)
+    locust = commands.add_parser("locust")
+    locust.add_argument("--shape", choices=SHAPES, default="steady")
+    locust.add_argument("--users", type=int, default=16)
+    locust.add_argument("--minutes", type=float, default=2.0)
+    locust.add_argument("--processes", type=int, default=1, help="Locust's own, on this machine")
+    return parser.parse_args(arguments)
+
+
+def bench(args: argparse.Namespace, facts: dict[str, Any]) -> int:
+    model = tts_bench.model_of(args.url)
+    results: list[dict[str, Any]] = []
+    good = True
+    for rate in args.rates:
+        load = tts_bench.Load(
+            args.url, model, args.voice, rate, args.duration, args.warm_up, args.seed
+        )
+        both = {
+            "tts_bench": tts_bench.theirs(load, args.python, args.source, args.out),
+            "load_tests": tts_bench.ours(load),
+        }
+        results.append(tts_bench.as_json(load, both))
+        good = good and all(f.complete == f.requests > 0 for f in both.values())
+        text = report.compared(args.out, facts, results)
+    say(text)
+    return int(not good)
+
+
+def locust(args: argparse.Namespace, facts: dict[str, Any]) -> int:
+    status = locust_run.run(
+        args.url, args.shape, args.users, args.minutes, args.out, args.processes
+    )
+    facts |= {"shape": args.shape, "users": args.users, "minutes": args.minutes}
+    rows = locust_run.rows(args.out)
+    say(report.locust(args.out, facts, rows, locust_run.history(args.out)))
+    if not rows:
+        say((args.out / "locust.log").read_text(encoding="utf-8")[-2000:])
+    return status
+
+
+def main(arguments: Sequence[str]) -> int:
+    args = parse(arguments)
+    facts = circumstances.environment(args.commit)
+    return bench(args, facts) if args.command == "bench" else locust(args, facts)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,98 @@
+"""Locust against a running server, as a process of its own, and what its files say.
+
+Ray must not be imported beside Locust, whose gevent replaces sockets; and its exit status is part
+of the verdict.
+"""
+
+import csv
+import os
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+from load_tests.servers.child import REPOSITORY, search_path
+
+_FILES: Final = "load_tests/locustfile.py,load_tests/shapes.py"
+# Above the longest stream, or the end of the run would count as failures.
+_STOP_S: Final = 120
+# What the report shows of a row of Locust's.
+COLUMNS: Final = ("50%", "95%", "99%")
+AGGREGATED: Final = "Aggregated"
+
+
+def run(url: str, shape: str, users: int, minutes: float, folder: Path, processes: int = 1) -> int:
+    """Run the load; Locust's CSV files and page are in `folder`. Its exit status."""
+    folder.mkdir(parents=True, exist_ok=True)
+    command = [sys.executable, "-m", "locust", "-f", _FILES, "--headless", "--only-summary"]
+    command += ["-H", url, "--stop-timeout", str(_STOP_S), "--exit-code-on-error", "1"]
+    command += ["--csv", str(folder.resolve() / "locust"), "--csv-full-history"]
+    command += ["--html", str(folder.resolve() / "locust.html")]
+    if processes > 1:
+        command += ["--processes", str(processes)]
+    environment = {
+        **os.environ,
+        "PYTHONPATH": search_path(),
+        "TTS_SHAPE": shape,
+        "TTS_USERS": str(users),
+        "TTS_MINUTES": f"{minutes:g}",
+    }
+    with (folder / "locust.log").open("w", encoding="utf-8") as log:
+        done = subprocess.run(
+            command, cwd=REPOSITORY, env=environment, stdout=log, stderr=log, check=False
+        )
+    return done.returncode
+
+
+def rows(folder: Path) -> list[dict[str, Any]]:
+    """What Locust says of each kind of request at the end; times in ms."""
+    found = []
+    for row in _table(folder / "locust_stats.csv"):
+        found.append(
+            {
+                "name": row["Name"],
+                "requests": int(row["Request Count"]),
+                "failures": int(row["Failure Count"]),
+                "per_s": float(row["Requests/s"]),
+                **{column: _number(row[column]) for column in COLUMNS},
+            }
+        )
+    return found
+
+
+def history(folder: Path) -> dict[str, Any]:
+    """Over time: seconds, users, requests and failures per second, p95 of first playable in ms."""
+    table = _table(folder / "locust_stats_history.csv")
+    totals = [row for row in table if row["Name"] == AGGREGATED]
+    playable = [row for row in table if row["Name"] == "first playable"]
+    begin = min((int(row["Timestamp"]) for row in table), default=0)
+    return {
+        "at_s": [int(row["Timestamp"]) - begin for row in totals],
+        "users": [int(row["User Count"]) for row in totals],
+        "streams_per_s": _series(playable, totals, "Requests/s"),
+        "failures_per_s": [float(row["Failures/s"]) for row in totals],
+        "first_playable_p95_ms": _series(playable, totals, "95%"),
+    }
+
+
+def _series(
+    part: Sequence[Mapping[str, str]], totals: Sequence[Mapping[str, str]], column: str
+) -> list[float]:
+    """Of the rows of a name, one for each second that the totals have."""
+    values = {row["Timestamp"]: _number(row[column]) or 0.0 for row in part}
+    return [values.get(row["Timestamp"], 0.0) for row in totals]
+
+
+def _number(text: str) -> float | None:
+    try:
+        return float(text)
+    except ValueError:
+        return None
+
+
+def _table(file: Path) -> list[dict[str, str]]:
+    if not file.exists():
+        return []
+    with file.open(encoding="utf-8", newline="") as lines:
+        return list(csv.DictReader(lines))

@@ -1,0 +1,21 @@
+"""Locust, as its users run it, against the application around fakes."""
+
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+
+from load_tests.outside import locust_run
+from tests.integration.test_load_client import Service, served
+
+
+# Not imported: gevent would take this process' sockets.
+@pytest.mark.skipif(find_spec("locust") is None, reason="the extra `load` is not installed")
+def test_listeners_hear_whole_streams_and_leave_a_report(tmp_path: Path) -> None:
+    with served(Service().app) as url:
+        locust_run.run(url, "steady", users=2, minutes=0.05, folder=tmp_path)
+    found = {row["name"]: row for row in locust_run.rows(tmp_path)}
+    assert found, (tmp_path / "locust.log").read_text(encoding="utf-8")[-2000:]
+    assert found["/v1/audio/speech"]["failures"] == 0
+    assert found["first playable"]["requests"] == found["/v1/audio/speech"]["requests"] > 0
+    assert max(locust_run.history(tmp_path)["users"]) == 2
