@@ -1,4 +1,7 @@
-"""Pipecat's OpenAI TTS in a pipeline: `python of_pipecat.py BASE_URL`; a JSON line a case."""
+"""Pipecat's TTS of OpenAI, and of Together over a WebSocket: `python of_pipecat.py BASE_URL`.
+
+A JSON line a case.
+"""
 
 import asyncio
 import json
@@ -11,6 +14,7 @@ from pipecat.frames.frames import ErrorFrame, Frame, TTSAudioRawFrame, TTSSpeakF
 from pipecat.observers.base_observer import BaseObserver, FramePushed
 from pipecat.pipeline.worker import PipelineParams
 from pipecat.services.openai.tts import OpenAITTSService
+from pipecat.services.together.tts import TogetherTTSService
 from pipecat.tests.utils import run_test
 
 TEXT = "Good morning. This is a sentence for an agent to say."
@@ -32,9 +36,20 @@ class FirstAudio(BaseObserver):
             self.first_s = time.perf_counter() - self.asked_s
 
 
-async def speak(url: str, options: dict) -> tuple[list[Frame], float | None]:
+def of_openai(url: str, options: dict) -> OpenAITTSService:
     settings = OpenAITTSService.Settings(**options)
-    service = OpenAITTSService(api_key="unused", base_url=url, sample_rate=24000, settings=settings)
+    return OpenAITTSService(api_key="unused", base_url=url, sample_rate=24000, settings=settings)
+
+
+def of_together(url: str) -> TogetherTTSService:
+    address = f"ws{url.removeprefix('http')}/audio/speech/websocket"
+    settings = TogetherTTSService.Settings(model="tts-1", voice="marin")
+    return TogetherTTSService(api_key="unused", url=address, settings=settings)
+
+
+async def speak(
+    service: OpenAITTSService | TogetherTTSService,
+) -> tuple[list[Frame], float | None]:
     observer = FirstAudio()
     down, up = await run_test(
         service,
@@ -49,8 +64,10 @@ async def speak(url: str, options: dict) -> tuple[list[Frame], float | None]:
 async def main(url: str) -> None:
     logger.remove()
     logger.add(sys.stderr, level="ERROR")
-    for options in CASES:
-        frames, first_s = await speak(url, options)
+    cases = [(of_openai(url, options), options) for options in CASES]
+    cases.append((of_together(url), {"service": "Together's"}))
+    for service, options in cases:
+        frames, first_s = await speak(service)
         errors = [frame.error for frame in frames if isinstance(frame, ErrorFrame)]
         if errors:
             raise SystemExit(f"pipecat: {errors}")
@@ -64,6 +81,8 @@ async def main(url: str) -> None:
                     "loudest": int(np.abs(samples.astype(int)).max()),
                     "first_audio_s": first_s,
                     "speed": options.get("speed", 1.0),
+                    # Of text in pieces each sentence is made by itself.
+                    "requests": 2 if "service" in options else 1,
                 }
             )
         )

@@ -1,4 +1,4 @@
-"""Where the WebSocket for text in pieces is."""
+"""Where the WebSockets for text in pieces are."""
 
 from collections.abc import Callable
 
@@ -8,6 +8,7 @@ from serve_app import metrics
 from serve_app.config import IngressConfig
 from serve_app.http.live.connection import let_in
 from serve_app.http.live.session import LiveSession
+from serve_app.http.live.together import TogetherSession
 from serve_app.http.live.writer import LiveWriter
 from serve_app.http.speech.accept import Speech
 from serve_app.http.speech.writer import AudioWriter
@@ -30,3 +31,9 @@ def add_routes(
     async def speak_text_in_pieces(socket: WebSocket) -> None:
         if await let_in(socket, look):
             await LiveSession(socket, speech, writer, config, recorder).run()
+
+    @app.websocket("/v1/audio/speech/websocket")
+    @app.websocket("/audio/speech/websocket")
+    async def speak_as_together_does(socket: WebSocket) -> None:
+        if await let_in(socket, look):
+            await TogetherSession(socket, speech, writer, config, recorder).run()

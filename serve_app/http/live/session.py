@@ -234,8 +234,7 @@ class LiveSession:
 
     async def _speak(self, utterance: Utterance, settings: Settings) -> None:
         """Speak one utterance and say that it is done; what fails ends it and nothing else."""
-        number, sentence = utterance.number, -1
-        num_units = 0
+        sentence, num_units = -1, 0
         try:
             async with aclosing(self._writer.events(utterance, settings.whole_units)) as events:
                 async for event in events:
@@ -250,14 +249,18 @@ class LiveSession:
         except Exception as error:
             if not isinstance(error, SpeechError):
                 logger.exception("%s: failed", utterance.job.request.request_id)
-            place = {"utterance_index": number, "sentence_index": sentence}
-            if sentence >= 0:
-                await self._connection.send({"type": "audio.done", **place, "error": True})
-            await self._connection.send({"type": "error", **place, **error_object(error)})
+            await self._tell_failure(utterance, sentence, error)
             status = str(error_response(error).status_code)
             await self._settle(utterance, status, total_sentences=num_units, error=True)
             return
         await self._settle(utterance, "200", total_sentences=num_units)
+
+    async def _tell_failure(self, utterance: Utterance, sentence: int, error: Exception) -> None:
+        """`sentence` is the unit that was being spoken, -1 before the first."""
+        place = {"utterance_index": utterance.number, "sentence_index": sentence}
+        if sentence >= 0:
+            await self._connection.send({"type": "audio.done", **place, "error": True})
+        await self._connection.send({"type": "error", **place, **error_object(error)})
 
     async def _send(self, event: Event, utterance: Utterance, settings: Settings) -> None:
         self._sent_s = self._speech.clock()
@@ -293,12 +296,15 @@ class LiveSession:
                 await self._connection.send(content)
 
     async def _settle(self, utterance: Utterance, status: str, **facts: Any) -> None:
-        content = {"type": "session.done", "utterance_index": utterance.number, **facts}
-        await self._connection.send(content)
+        await self._tell_end(utterance, facts)
         # From here on nobody says so again: there was no pause since it was said.
         utterance.is_settled = True
         self._pending = [one for one in self._pending if one is not utterance]
         self._recorder.count(metrics.REQUESTS, status=status)
+
+    async def _tell_end(self, utterance: Utterance, facts: dict[str, Any]) -> None:
+        content = {"type": "session.done", "utterance_index": utterance.number, **facts}
+        await self._connection.send(content)
 
 
 def _fresh(job: Job) -> Job:

@@ -89,6 +89,22 @@ REALTIME = st.one_of(
     st.sampled_from([{"type": "response.create"}, {"type": "response.cancel"}]),
     st.builds(lambda fields: {"type": "conversation.item.truncate", "item_id": fields}, JSON),
 )
+TOGETHER = st.one_of(
+    st.builds(lambda text: {"type": "input_text_buffer.append", "text": text}, TEXTS | JSON),
+    st.sampled_from([{"type": f"input_text_buffer.{name}"} for name in ("commit", "clear")]),
+    st.builds(
+        lambda session: {"type": "tts_session.updated", "session": session},
+        st.fixed_dictionaries(
+            {},
+            optional={
+                "voice": st.sampled_from(["alloy", "serena"]) | JSON,
+                "speed": st.floats(0.25, 4) | JSON,
+                "extra_params": JSON,
+            },
+        )
+        | JSON,
+    ),
+)
 ANY = st.one_of(
     st.builds(lambda value: {"text": json.dumps(value)}, JSON),
     st.builds(lambda text: {"text": text}, st.text(max_size=20)),
@@ -142,7 +158,7 @@ def converse(service, path, given_frames):
         if message.get("text") is not None:
             content = json.loads(message["text"])
             assert content["type"]
-            if content["type"] == "error":
+            if content["type"] in ("error", "conversation.item.tts.failed"):
                 assert content["error"]["type"] == "invalid_request_error", content
     return sent
 
@@ -175,6 +191,16 @@ def test_no_frame_breaks_a_session_for_text_in_pieces(service, first, num_exampl
         sent = converse(service, "/v1/audio/speech/stream", [*first, *given_frames])
         codes = [message["code"] for message in sent if message["type"] == "websocket.close"]
         assert set(codes) <= {1000, 1008}
+
+    run()
+
+
+def test_no_frame_breaks_a_session_in_togethers_words(service):
+    @check(40, TOGETHER)
+    def run(given_frames):
+        sent = converse(service, "/v1/audio/speech/websocket", given_frames)
+        assert json.loads(sent[1]["text"])["type"] == "session.created"
+        assert all(message["type"] != "websocket.close" for message in sent)
 
     run()
 
