@@ -14,6 +14,7 @@ _READ_BYTES: Final = 1 << 16
 _RETRIES: Final = 2
 _LONGEST_WAIT_S: Final = 20.0
 _BUSY: Final = (429, 503)
+_JSON: Final = "application/json"
 
 
 class Refused(Exception):
@@ -51,6 +52,21 @@ class Client:
         with self._answer("GET", path) as response:
             return json.loads(response.read())["data"]
 
+    def ask(self, method: str, path: str, fields: Mapping[str, Any] | None = None) -> Any:
+        """What the server answers, as JSON; fields that are None are left out."""
+        stated = {name: value for name, value in (fields or {}).items() if value is not None}
+        body = None if fields is None else json.dumps(stated).encode()
+        return json.loads(self.fetch(method, path, body))
+
+    def fetch(self, method: str, path: str, body: bytes | None = None, kind: str = _JSON) -> bytes:
+        """What the server answers to a body of a content type.
+
+        Raises:
+            Refused, Unreachable
+        """
+        with self._answer(method, path, body, kind) as response:
+            return response.read()
+
     @contextmanager
     def speech(
         self, body: Mapping[str, Any]
@@ -69,11 +85,11 @@ class Client:
 
     @contextmanager
     def _answer(
-        self, method: str, path: str, body: bytes | None = None
+        self, method: str, path: str, body: bytes | None = None, kind: str = _JSON
     ) -> Iterator[http.client.HTTPResponse]:
         for left in reversed(range(_RETRIES + 1)):
             with closing(self._connection()) as connection:
-                response = self._exchange(connection, method, path, body)
+                response = self._exchange(connection, method, path, body, kind)
                 if response.status < 300:
                     yield response
                     return
@@ -90,9 +106,14 @@ class Client:
         return http.client.HTTPConnection(host, port, timeout=self._timeout_s)
 
     def _exchange(
-        self, connection: http.client.HTTPConnection, method: str, path: str, body: bytes | None
+        self,
+        connection: http.client.HTTPConnection,
+        method: str,
+        path: str,
+        body: bytes | None,
+        kind: str,
     ) -> http.client.HTTPResponse:
-        headers = {"Accept": "*/*", "Content-Type": "application/json", **self._headers}
+        headers = {"Accept": "*/*", "Content-Type": kind, **self._headers}
         try:
             connection.connect()
             # The request is small and waited for.

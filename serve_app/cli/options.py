@@ -24,6 +24,8 @@ examples:
   tts-stream "Good morning."
   tts-stream -f chapter.txt -o chapter.mp3 --voice serena
   some-chat-program | tts-stream
+  tts-stream voices add anna anna.m4a --text "Good morning."   (tts-stream voices -h)
+  tts-stream -v anna "Hello."
   eval "$(tts-stream --print-completion bash)"
 """
 
@@ -42,7 +44,7 @@ class _PrintCompletion(argparse.Action):
         import shtab
 
         for action in parser._actions:
-            if action.dest in ("file", "output"):
+            if action.dest in ("file", "output", "ref_audio"):
                 action.complete = shtab.FILE  # type: ignore[attr-defined]
         print(shtab.complete(parser, str(values)))
         parser.exit()
@@ -69,17 +71,9 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("-s", "--speed", type=speed, help="0.25 to 4, the pitch stays")
     made.add_argument("-i", "--instructions", help="how to say it, or who speaks")
     made.add_argument("--seed", type=int, help="the same seed gives the same speech")
-    made.add_argument(
-        "--base-url",
-        default=os.environ.get("OPENAI_BASE_URL") or _DEFAULT_URL,
-        help=f"default: OPENAI_BASE_URL, else {_DEFAULT_URL}",
-    )
-    made.add_argument(
-        "--api-key", help="other users of this machine may see it; OPENAI_API_KEY is better"
-    )
-    made.add_argument(
-        "--timeout", type=float, default=60.0, help="seconds without an answer (%(default)g)"
-    )
+    made.add_argument("--ref-audio", metavar="FILE", help="speak as the recording in this file")
+    made.add_argument("--ref-text", metavar="TEXT", help="what is said in it")
+    add_server(made)
     made.add_argument("-q", "--quiet", action="store_true", help="errors only")
     made.add_argument("--voices", action="store_true", help="list voices and end")
     made.add_argument("--models", action="store_true", help="list models and end")
@@ -91,6 +85,25 @@ def parser() -> argparse.ArgumentParser:
         help="print a completion script for a shell and end",
     )
     return made
+
+
+def add_server(made: argparse.ArgumentParser) -> None:
+    """The options that say where the server is."""
+    made.add_argument(
+        "--base-url",
+        default=os.environ.get("OPENAI_BASE_URL") or _DEFAULT_URL,
+        help=f"default: OPENAI_BASE_URL, else {_DEFAULT_URL}",
+    )
+    made.add_argument(
+        "--api-key", help="other users of this machine may see it; OPENAI_API_KEY is better"
+    )
+    made.add_argument(
+        "--timeout", type=float, default=60.0, help="seconds without an answer (%(default)g)"
+    )
+
+
+def settle_key(options: argparse.Namespace) -> None:
+    options.api_key = options.api_key or os.environ.get("OPENAI_API_KEY")
 
 
 def parsed(arguments: Sequence[str] | None = None) -> argparse.Namespace:
@@ -105,7 +118,9 @@ def parsed(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         options.format = _format_of(options.output)
         if options.format is None:
             made.error(f"no format is known by the name {options.output}; state --format")
-    options.api_key = options.api_key or os.environ.get("OPENAI_API_KEY")
+    if options.ref_text and not options.ref_audio:
+        made.error("--ref-text is what is said in --ref-audio")
+    settle_key(options)
     return options
 
 

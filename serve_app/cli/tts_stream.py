@@ -1,13 +1,14 @@
 """`tts-stream`: speak a text, a file or what comes on standard input, while it is made."""
 
 import argparse
+import base64
 import os
 import sys
 from collections.abc import Iterator, Sequence
 from typing import Any, Final
 
 from serve_app.cli import options as command_line
-from serve_app.cli import outputs
+from serve_app.cli import outputs, voices
 from serve_app.cli.client import BrokenOff, Client, Refused, Unreachable
 from serve_app.cli.progress import Progress
 from serve_app.cli.read_ahead import read_ahead
@@ -20,9 +21,11 @@ _SIGINT: Final = 130
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    options = command_line.parsed(arguments)
+    given = sys.argv[1:] if arguments is None else list(arguments)
     try:
-        return _run(options)
+        if voices.is_meant(given):
+            return voices.run(given[1:])
+        return _run(command_line.parsed(given))
     except KeyboardInterrupt:
         return _SIGINT
     except BrokenPipeError:
@@ -91,6 +94,8 @@ def _body(options: argparse.Namespace, text: str, audio_format: str) -> dict[str
         # OpenAI's own API insists on these two; here they stand for the defaults.
         "model": options.model or "gpt-4o-mini-tts",
         "voice": options.voice or "alloy",
+        "ref_audio": options.ref_audio and _base64(options.ref_audio),
+        "ref_text": options.ref_text,
         "input": text,
         "response_format": audio_format,
         "language": options.language,
@@ -99,6 +104,11 @@ def _body(options: argparse.Namespace, text: str, audio_format: str) -> dict[str
         "seed": options.seed,
     }
     return {name: value for name, value in fields.items() if value is not None}
+
+
+def _base64(path: str) -> str:
+    with open(path, "rb") as file:
+        return base64.b64encode(file.read()).decode("ascii")
 
 
 def _length_s(path: str) -> float:
@@ -124,7 +134,7 @@ def _print_lists(client: Client, options: argparse.Namespace) -> None:
         for voice in client.list("/audio/voices"):
             of = voice.get("alias_of")
             facts = (voice.get("language"), f"as {of}" if of else None, voice.get("description"))
-            print("\t".join([str(voice["id"]), *(fact for fact in facts if fact)]))
+            print("\t".join([str(voice["name"]), *(fact for fact in facts if fact)]))
 
 
 if __name__ == "__main__":

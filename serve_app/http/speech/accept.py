@@ -49,7 +49,8 @@ class Job:
     Attributes:
         units: what of the text is spoken, one after the other.
         warning: what of the request is ignored.
-        timings: filled with those of the first audio when it comes.
+        timings: filled with those of the first audio when it comes; before, with that of a voice
+            that was made.
         made: filled while the audio is made.
     """
 
@@ -177,8 +178,11 @@ class Speech:
         job, wanted = checked.job, checked.wanted
         if wanted is None:
             return job
+        began_s = self.clock()
         voice = await self._voicing.made(wanted, job.card)
-        return replace(job, request=replace(job.request, voice=voice))
+        made = replace(job, request=replace(job.request, voice=voice))
+        made.timings.append(("voice", self.clock() - began_s))
+        return made
 
     def check(
         self,

@@ -1,0 +1,149 @@
+"""`tts-stream voices`: the voice library of a server."""
+
+import argparse
+import json
+import secrets
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final
+from urllib.parse import quote
+
+from serve_app.cli import options as command_line
+from serve_app.cli.client import Client
+
+_PATH: Final = "/audio/voices"
+_ALIASES: Final = "/audio/voice_aliases"
+_DEFAULT: Final = "/audio/default_voice"
+VERBS: Final = (
+    *("list", "add", "design", "show", "rename", "delete", "download"),
+    *("alias", "unalias", "default"),
+)
+
+
+def is_meant(arguments: Sequence[str]) -> bool:
+    """Whether these are a command about voices, and not a text to speak."""
+    return arguments[:1] == ["voices"] and (len(arguments) == 1 or arguments[1] in (*VERBS, "-h"))
+
+
+def parser() -> argparse.ArgumentParser:
+    shared = argparse.ArgumentParser(add_help=False)
+    command_line.add_server(shared)
+    made = argparse.ArgumentParser(prog="tts-stream voices", description=__doc__)
+    verbs = made.add_subparsers(dest="verb", required=True, metavar="VERB")
+
+    def verb(name: str, does: str, *positional: str) -> argparse.ArgumentParser:
+        added = verbs.add_parser(name, help=does, description=does, parents=[shared])
+        for argument in positional:
+            added.add_argument(argument)
+        return added
+
+    verb("list", "your voices, and those that are shared with you")
+    add = verb("add", "upload a recording of 1 to 30 s as a voice", "name", "recording")
+    add.add_argument("--text", help="what is said in it: with it the voice is much more like")
+    add.add_argument("--language", help="of the recording, as en or pt-BR")
+    add.add_argument("--description")
+    add.add_argument("--consent", help="id of a recorded consent")
+    add.add_argument("--shared", action="store_true", help="other keys may speak with it")
+    design = verb("design", "make a voice from a description", "name", "description")
+    design.add_argument("--say", help="what it says first")
+    verb("show", "what is known of a voice", "name")
+    verb("rename", "give a voice another name", "name", "new_name")
+    verb("delete", "delete a voice", "name")
+    download = verb("download", "fetch the recording of a voice, as FLAC", "name")
+    download.add_argument("-o", "--output", help="default: NAME.flac; - is standard output")
+    verb("alias", "another name for a voice; OpenAI's names may be given too", "alias", "name")
+    verb("unalias", "take another name away", "alias")
+    default = verb("default", "the voice that answers where none is named; without NAME, show it")
+    default.add_argument("name", nargs="?")
+    default.add_argument("--none", action="store_true", help="go back to the model's own")
+    return made
+
+
+def run(arguments: Sequence[str]) -> int:
+    """
+    Raises:
+        Refused, Unreachable: by the server, or there is none.
+        OSError: a file cannot be read or written.
+    """
+    options = parser().parse_args(list(arguments) or ["list"])
+    command_line.settle_key(options)
+    client = Client(options.base_url, options.api_key, options.timeout)
+    match options.verb:
+        case "list":
+            for voice in client.ask("GET", _PATH)["data"]:
+                if voice.get("type") in ("audio_sample", "prompt", "embedding"):
+                    _print_line(voice)
+        case "add":
+            _print_line(_added(client, options))
+        case "design":
+            fields = {"type": "prompt", "name": options.name, "prompt": options.description}
+            _print_line(client.ask("POST", _PATH, {**fields, "script_hint": options.say}))
+        case "show":
+            found = client.ask("GET", _place(options.name))
+            print(json.dumps(found, indent=2, ensure_ascii=False))
+        case "rename":
+            _print_line(client.ask("POST", _place(options.name), {"name": options.new_name}))
+        case "delete":
+            print(client.ask("DELETE", _place(options.name))["id"])
+        case "download":
+            data = client.fetch("GET", f"{_place(options.name)}/download")
+            if options.output == "-":
+                sys.stdout.buffer.write(data)
+            else:
+                Path(options.output or f"{options.name}.flac").write_bytes(data)
+        case "alias":
+            path = f"{_ALIASES}/{quote(options.alias, safe='')}"
+            client.ask("PUT", path, {"voice": options.name})
+        case "unalias":
+            client.ask("DELETE", f"{_ALIASES}/{quote(options.alias, safe='')}")
+        case _:
+            _default(client, options)
+    return 0
+
+
+def _default(client: Client, options: argparse.Namespace) -> None:
+    if options.none:
+        client.ask("DELETE", _DEFAULT)
+        return
+    body = None if options.name is None else {"voice": options.name}
+    voice = client.ask("GET" if body is None else "PUT", _DEFAULT, body)["voice"]
+    if voice is not None:
+        _print_line(voice)
+
+
+def _added(client: Client, options: argparse.Namespace) -> Mapping[str, Any]:
+    fields = {
+        "name": options.name,
+        "ref_text": options.text,
+        "language": options.language,
+        "speaker_description": options.description,
+        "consent": options.consent,
+        "shared": "true" if options.shared else None,
+    }
+    path = Path(options.recording)
+    kind, body = _form({k: v for k, v in fields.items() if v}, "audio_sample", path)
+    return json.loads(client.fetch("POST", _PATH, body, kind))
+
+
+def _form(fields: Mapping[str, str], name: str, path: Path) -> tuple[str, bytes]:
+    """The type and body of a form with a file."""
+    boundary = secrets.token_hex(16)
+    parts = [
+        f'Content-Disposition: form-data; name="{field}"\r\n\r\n{value}'.encode()
+        for field, value in fields.items()
+    ]
+    head = f'Content-Disposition: form-data; name="{name}"; filename="recording"\r\n\r\n'
+    parts.append(head.encode() + path.read_bytes())
+    begin = f"--{boundary}\r\n".encode()
+    body = b"".join(begin + part + b"\r\n" for part in parts) + f"--{boundary}--\r\n".encode()
+    return f"multipart/form-data; boundary={boundary}", body
+
+
+def _place(name: str) -> str:
+    return f"{_PATH}/{quote(name, safe='')}"
+
+
+def _print_line(voice: Mapping[str, Any]) -> None:
+    facts = (voice.get("id"), voice.get("language"), voice.get("description"))
+    print("\t".join([str(voice["name"]), *(str(fact) for fact in facts if fact)]))

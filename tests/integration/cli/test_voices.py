@@ -1,0 +1,89 @@
+"""`tts-stream voices`: the library of a server, from the command line."""
+
+import json
+import threading
+import time
+from contextlib import contextmanager
+
+import pytest
+import uvicorn
+
+from serve_app.cli.tts_stream import main
+from tests.integration.http.service import CARD
+from tests.integration.http.voices.recordings import BASE, WAV, cloning
+
+
+@contextmanager
+def serving(service):
+    config = uvicorn.Config(service.app, port=0, log_level="critical", lifespan="off")
+    server = uvicorn.Server(config)
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    try:
+        while not server.started:
+            time.sleep(0.01)
+        yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
+    finally:
+        server.should_exit = True
+        thread.join(timeout=20)
+
+
+@pytest.fixture
+def command(tmp_path, monkeypatch, capsysbinary):
+    """Runs a command line; gives its status, output and complaints."""
+    service = cloning(tmp_path, cards=(CARD, BASE))
+    with serving(service) as url:
+        monkeypatch.setenv("OPENAI_BASE_URL", url)
+        monkeypatch.chdir(tmp_path)
+
+        def run(*arguments):
+            status = main(arguments)
+            said = capsysbinary.readouterr()
+            return status, said.out.decode("utf-8", "replace"), said.err.decode()
+
+        yield run, service
+
+
+def test_a_voice_is_added_found_spoken_with_and_deleted(command, tmp_path):
+    run, service = command
+    (tmp_path / "anna.wav").write_bytes(WAV)
+    said = ("--text", "Guten Morgen. „Ja“?", "--language", "de", "--description", "ruhig")
+    status, out, err = run("voices", "add", "Änne", "anna.wav", *said)
+    assert (status, err) == (0, "")
+    name, voice_id, *facts = out.rstrip("\n").split("\t")
+    assert (name, facts) == ("Änne", ["de", "ruhig"])
+    assert run("voices")[1] == run("voices", "list")[1] == out
+    assert json.loads(run("voices", "show", "änne")[1])["ref_text"] == "Guten Morgen. „Ja“?"
+    assert run("voices", "rename", "änne", "Anne")[0] == 0
+    assert run("voices", "alias", "nova", "anne") == (0, "", "")
+    assert run("voices", "default", "anne")[1] == run("voices", "default")[1]
+    assert f"Anne\t{voice_id}" in run("voices", "default")[1]
+    assert run("-q", "-o", "a.wav", "-v", "nova", "Hello.")[0] == 0
+    recording = ("--ref-audio", "anna.wav", "--ref-text", "Guten Morgen.")
+    assert run("-q", "-o", "b.wav", *recording, "Hello.")[0] == 0
+    assert [str(request.voice)[:9] for request in service.talker.requests] == ["Anne", "recording"]
+    assert run("voices", "download", "anne")[0] == 0
+    assert (tmp_path / "anne.flac").read_bytes()[:4] == b"fLaC"
+    assert run("voices", "download", "anne", "-o", "-")[1][:4] == "fLaC"
+    assert run("voices", "unalias", "nova")[0] == 0
+    assert run("voices", "default", "--none")[0] == 0
+    assert run("voices", "default")[1] == ""
+    assert run("voices", "delete", "anne")[1] == f"{voice_id}\n"
+    status, out, err = run("voices", "delete", "anne")
+    assert (status, err) == (1, "tts-stream: The voice 'anne' does not exist.\n")
+
+
+def test_what_is_wrong_is_said(command, tmp_path):
+    run, _ = command
+    assert run("voices", "add", "Anna", "nothing.wav")[0] == 2
+    (tmp_path / "a.txt").write_text("no audio")
+    status, _, err = run("voices", "add", "Anna", "a.txt")
+    assert status == 1
+    assert "not a recording" in err
+    status, _, err = run("voices", "design", "Anna", "An old man.")
+    assert status == 1
+    assert "VoiceDesign" in err
+    with pytest.raises(SystemExit):
+        main(["--ref-text", "a", "b"])
+    # A text is not a command.
+    assert run("-q", "-o", "a.wav", "voices from afar")[0] == 0
