@@ -299,15 +299,17 @@ def _device(wanted: Device, gpus: float) -> str:
 
 
 def _fit(cpus: dict[str, float], available: float, share: float) -> tuple[dict[str, float], str]:
-    """Scale the reservations down where one replica of everything would not fit.
+    """Scale the reservations down where one replica of everything would not fit, and a second
+    ingress: in an update it is there before the first one goes.
 
     Ray's CPU numbers are bookkeeping: a machine with two cores runs all stages, only it must not be
     asked for more than it has, or a replica would wait for ever.
     """
     wanted = sum(cpus.values())
-    if not available or wanted <= available * share:
+    at_most = wanted + cpus.get("Ingress", 0.0)
+    if not available or at_most <= available * share:
         return cpus, ""
-    factor = available * share / wanted
+    factor = available * share / at_most
     scaled = {name: max(math.floor(cpu * factor * 1000), 1) / 1000 for name, cpu in cpus.items()}
     return (
         scaled,

@@ -8,7 +8,7 @@ file may state something else per deployment; Serve takes what stands there, and
 from collections.abc import Mapping
 from typing import Any, Final
 
-from serve_app.config import AppConfig, StageConfig, VoiceEncoderConfig
+from serve_app.config import AppConfig, VoiceEncoderConfig
 
 # A request of 5 s costs an ingress 4 ms of its event loop, and 48 streams of such end up to 120
 # times a second: half of a fast core, most of a slow one.
@@ -54,15 +54,19 @@ def places_of(config: AppConfig) -> tuple[tuple[str, int], ...]:
 def most_replicas(
     actor_options: Mapping[str, Mapping[str, Any]], cluster: Mapping[str, float]
 ) -> int:
-    """Replicas of every stage that a cluster of these resources holds beside one ingress, at least
-    one; all stages have the same number. `actor_options` are those of the plan, by deployment.
+    """Replicas of every stage that a cluster of these resources holds beside two ingresses, at
+    least one; all stages have the same number.
 
     For a cluster that cannot grow: replicas beyond that would wait for ever.
+
+    Args:
+        actor_options: those of the plan, by deployment.
+        cluster: `ray.cluster_resources()`.
     """
     fit = float(_MAX_REPLICAS)
     for resource, option in (("CPU", "num_cpus"), ("GPU", "num_gpus")):
         shares = {name: options[option] for name, options in actor_options.items()}
-        free = cluster.get(resource, 0.0) - shares.pop("Ingress", 0.0)
+        free = cluster.get(resource, 0.0) - 2 * shares.pop("Ingress", 0.0)
         each = sum(shares.values())
         if each:
             # The shares of one whole GPU may add up to a little more than one.
@@ -77,7 +81,7 @@ def deployment_options(
 
     A stage takes twice as many requests as it has streams, so that it is the admission of ingress
     and talker that lets the next ones wait or refuses them, and not a queue of Serve's that they
-    wait in. Replicas come before one is full, since a stream never moves:
+    wait in. Replicas come before one is full, since no stream moves for it:
     `scaling.Tuning.up_share` says when, and `target_ongoing_requests` where a config file has no
     policy.
 
@@ -89,10 +93,6 @@ def deployment_options(
     """
     streams = config.talker.max_num_seqs
     stages: list[tuple[str, dict[str, Any]]] = [("Ingress", _ingress(streams, cpus))]
-    if cpus >= 2 * (config.ingress.num_cpus + sum(stage.num_cpus for stage in _stages(config))):
-        # In an update the next one is there before the last one goes. Not where it would wait for
-        # cores that the stages have: nothing would ever be updated.
-        stages[0][1]["max_surge_percent"] = 100
     if config.placement == "fused":
         stages.append(("Fused", _stage(streams, most)))
     else:
@@ -117,10 +117,6 @@ def deployment_options(
     }
 
 
-def _stages(config: AppConfig) -> tuple[StageConfig, ...]:
-    return config.talker, config.code_predictor, config.speech_decoder
-
-
 def voice_encoder_options(config: VoiceEncoderConfig) -> dict[str, Any]:
     """Those of the voice encoder: one recording at a time, and a second one at hand."""
     return {
@@ -141,7 +137,6 @@ def ingress_options(streams: int, longest_s: float, cpus: float) -> dict[str, An
     """Those of an ingress in an application of its own, before so many streams of its models."""
     return {
         **_ingress(streams, cpus),
-        "max_surge_percent": 100,
         "graceful_shutdown_timeout_s": longest_s + _DRAIN_SLACK_S,
     }
 
@@ -149,6 +144,8 @@ def ingress_options(streams: int, longest_s: float, cpus: float) -> dict[str, An
 def _ingress(streams: int, cpus: float) -> dict[str, Any]:
     return {
         "max_ongoing_requests": _INGRESS_ONGOING,
+        # In an update the next one is there before the last one goes, which waits for its streams.
+        "max_surge_percent": 100,
         # Each change of its replicas reloads HAProxy: scaled slowly.
         "autoscaling_config": {
             **_scaling(STREAMS_PER_INGRESS),
