@@ -54,6 +54,15 @@ class WarmUp:
         await self._repeated(partial(self._synthesize, card), "the first synthesis")
         self.reason = None
 
+    async def run_again(self) -> None:
+        """Ask anew, of stages that serve what they did before; it stays passed."""
+        passed = self.passed
+        await self._repeated(self._ask, "asking the stages for their model")
+        if passed:
+            self.reason = None
+        else:
+            await self.run()
+
     async def _synthesize(self, card: ModelCard) -> None:
         async with aclosing(self._speak(_request(card))) as chunks:
             await join(chunks)

@@ -31,3 +31,9 @@ class Application:
     known_as: frozenset[str] = frozenset()
     reason: str | None = None
     replicas: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+
+    def is_same_model(self, other: "Application") -> bool:
+        """Whether both serve one checkpoint under one name, in whatever way."""
+        return (self.entry, self.label, self.known_as) == (
+            *(other.entry, other.label, other.known_as),
+        )

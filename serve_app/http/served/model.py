@@ -84,6 +84,14 @@ class Model:
     def start(self) -> None:
         self._warming = asyncio.create_task(self._warm_up.run())
 
+    def renew(self, application: Application) -> None:
+        """All replicas have been replaced, and serve the same with other settings: ask which, and
+        go on meanwhile.
+        """
+        self.application = application
+        self.stop()
+        self._warming = asyncio.create_task(self._warm_up.run_again())
+
     def stop(self) -> None:
         """No new requests; those under way go on as long as the stages do."""
         if self._warming is not None:

@@ -3,6 +3,7 @@
 import logging
 from collections.abc import AsyncGenerator, Callable, Iterable, Mapping
 from contextlib import aclosing
+from dataclasses import replace
 from typing import Final
 
 from serve_app import metrics
@@ -63,8 +64,15 @@ class Models:
             if now is None:
                 self._retire(name, "it is gone")
             elif (now.version, now.entry) != (model.application.version, model.application.entry):
-                self._retire(name, "it is replaced")
-                self._replaced.add(name)
+                if model.card is None or not now.is_same_model(model.application):
+                    self._retire(name, "it is replaced")
+                    self._replaced.add(name)
+                elif now.state == "starting":
+                    # Replica by replica: there is always one that serves it.
+                    version = model.application.version
+                    model.application = replace(now, version=version)
+                else:
+                    model.renew(now)
             else:
                 model.application = now
         self._replaced &= found.keys()

@@ -101,18 +101,40 @@ def test_what_replaces_a_model_is_asked_when_it_runs_and_not_before() -> None:
         server = Server(own=FakeWay(fake_card(name="before")))
         server.models.follow([application("own")])
         await server.until(lambda: server.names == ["before"])
-        server.models.follow([application("own", version="2", state="starting")])
+        other = {"version": "2", "known_as": frozenset({"after"})}
+        server.models.follow([application("own", state="starting", **other)])
         # The replica of before is still there, and would answer.
         assert server.names == []
         assert server.states() == {"own": "initializing"}
         with pytest.raises(ModelStarting):
-            server.catalog.find("own")
+            server.catalog.find("after")
         server.ways["own"].card = fake_card(name="after")
-        server.models.follow([application("own", version="2")])
+        server.models.follow([application("own", **other)])
         await server.until(lambda: server.names == ["after"])
         # A change in place is none.
-        server.models.follow([application("own", version="2", state="starting")])
+        server.models.follow([application("own", state="starting", **other)])
         assert server.names == ["after"]
+        server.models.close()
+
+    asyncio.run(main())
+
+
+def test_a_model_that_gets_other_settings_is_served_all_the_while() -> None:
+    async def main() -> None:
+        server = Server(own=FakeWay(fake_card(name="own"), places=1))
+        server.models.follow([application("own")])
+        await server.until(lambda: server.states() == {"own": "healthy"})
+        # Replica by replica, and then all of them are new.
+        server.models.follow([application("own", version="2", state="starting")])
+        assert server.states() == {"own": "healthy"}
+        assert await server.speak("own") == 4
+        server.ways["own"].places = 2
+        asked = len(server.ways["own"].asked)
+        server.models.follow([application("own", version="2")])
+        assert await server.speak("own") == 4
+        await server.until(lambda: len(server.ways["own"].asked) > asked)
+        assert server.states() == {"own": "healthy"}
+        assert await server.speak("own") == 4
         server.models.close()
 
     asyncio.run(main())
