@@ -21,7 +21,7 @@ from serve_app.models.checkpoint.spec import ModelSpec
 from serve_app.models.fused.speech import FusedSpeech
 from serve_app.models.random_checkpoint.write import write_checkpoint
 from serve_app.models.talker.engine import VllmTalker
-from serve_app.types import NamedVoice, SpeechRequest
+from serve_app.types import NamedVoice, SpeechRequest, TaskType
 
 TEXT = "The quick brown fox jumps over the lazy dog, and then it sleeps."
 
@@ -101,7 +101,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--commit", help="what to report where there is no git repository")
 
 
-def checkpoint_of(args: argparse.Namespace) -> Checkpoint:
+def checkpoint_of(args: argparse.Namespace, variant: TaskType = "custom_voice") -> Checkpoint:
     """Open `args.checkpoint`, or a temporary one; written first where there is none.
 
     Random weights whose EOS is unreachable: every stream makes the asked number of frames.
@@ -109,7 +109,7 @@ def checkpoint_of(args: argparse.Namespace) -> Checkpoint:
     folder = args.checkpoint or Path(tempfile.mkdtemp()) / args.size
     if not folder.exists():
         write_checkpoint(
-            folder, size=args.size, variant="custom_voice", eos="unreachable", device=args.device
+            folder, size=args.size, variant=variant, eos="unreachable", device=args.device
         )
     return open_checkpoint(folder)
 
