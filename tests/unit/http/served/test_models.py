@@ -1,6 +1,7 @@
 """Models behind one ingress that come, go, break and are full, each by itself."""
 
 import asyncio
+import dataclasses
 from contextlib import aclosing
 from typing import Any
 
@@ -206,6 +207,36 @@ def test_what_failed_to_start_says_why() -> None:
         assert reasons(server) == {"own": "no running replica of Fused"}
         server.models.follow([application("own", state="failed", reason="wrong arguments")])
         assert server.states() == {"own": "degraded"}
+        server.models.close()
+
+    asyncio.run(main())
+
+
+def test_recordings_go_to_the_encoder_of_the_model_that_speaks_with_them() -> None:
+    async def main() -> None:
+        cards = {name: fake_card(name=name, task="base") for name in ("own", "larger")}
+        cards["named"] = fake_card(name="named")
+        server = Server(**{name: FakeWay(card) for name, card in cards.items()})
+        server.models.follow(map(application, cards))
+        await server.until(lambda: set(server.states().values()) == {"healthy"})
+        for name in ("own", "larger"):
+            found = server.models.encoder_of(cards[name])
+            assert found is server.ways[name].voice_encoder
+        assert server.models.encoder_of(cards["named"]) is None
+        server.models.follow([application("own")])
+        assert server.models.encoder_of(cards["larger"]) is None
+        server.models.close()
+
+    asyncio.run(main())
+
+
+def test_a_model_speaks_while_its_voice_encoder_starts() -> None:
+    async def main() -> None:
+        server = Server(own=FakeWay(fake_card(name="own", task="base")))
+        running = application("own")
+        starts = {**running.replicas, "VoiceEncoder": {"ready": 0, "total": 1}}
+        server.models.follow([dataclasses.replace(running, replicas=starts)])
+        await server.until(lambda: server.states() == {"own": "healthy"})
         server.models.close()
 
     asyncio.run(main())

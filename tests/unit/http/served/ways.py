@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from serve_app.fakes import FakeSpeechDecoder, FakeTalker
+from serve_app.fakes import FakeSpeechDecoder, FakeTalker, FakeVoiceEncoder
 from serve_app.http.served.application import Application
 from serve_app.load.gate import Limits, Stage
 from serve_app.load.places import Places
@@ -28,6 +28,7 @@ class FakeWay:
         self.there = asyncio.Event()
         self.there.set()
         self.talker: Any = FakeTalker(num_frames=4)
+        self.voice_encoder = FakeVoiceEncoder()
         self.places = places
         self.live = Places[str](lambda: 0.0)
         self.live.set_live(["a"])
