@@ -205,6 +205,9 @@ def test_what_failed_to_start_says_why() -> None:
         server.models.follow([dead])
         assert server.states() == {"own": "unhealthy"}
         assert reasons(server) == {"own": "no running replica of Fused"}
+        waking = {**application("own").replicas, "VoiceEncoder": {"ready": 0, "total": 1}}
+        server.models.follow([application("own", replicas=waking)])
+        assert server.states() == {"own": "healthy"}
         server.models.follow([application("own", state="failed", reason="wrong arguments")])
         assert server.states() == {"own": "degraded"}
         server.models.close()
