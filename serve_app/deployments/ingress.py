@@ -110,7 +110,11 @@ class Ingress:
 
     async def _follow(self) -> None:
         while True:
-            self._models.follow((await self._applications.now()).values())
+            try:
+                self._models.follow((await self._applications.now()).values())
+            except Exception:
+                # Whatever it is: what is served goes on, and the next look may find it mended.
+                logger.exception("cannot follow the applications")
             await asyncio.sleep(_FOLLOW_EVERY_S)
 
 

@@ -163,6 +163,12 @@ def test_what_cannot_be_side_by_side_is_reported(change: Any, reported: str) -> 
     assert any(reported in problem for problem in problems), problems
 
 
+def test_a_model_may_stand_beside_an_application_that_has_one(tmp_path: Path) -> None:
+    config = shipped("serve.yaml")
+    config["applications"].append(shipped()["applications"][2])
+    assert list(find_problems(config)) == []
+
+
 def test_the_command_line_is_read_whole() -> None:
     start = settings.parse(["--model", "a", "c.yaml", "--model=b=/x", "--print-config"], "d.yaml")
     assert start == settings.Start("c.yaml", ("a", "b=/x"), only_print=True)
