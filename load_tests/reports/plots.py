@@ -29,7 +29,7 @@ def _figure(path: Path, columns: int) -> Generator[Sequence[Any], None, None]:
     for axes in grid[0]:
         axes.grid(alpha=0.3)
         if axes.has_data():
-            axes.legend()
+            axes.legend(loc="upper left")
     figure.tight_layout()
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=130)

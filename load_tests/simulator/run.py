@@ -10,7 +10,7 @@ from load_tests.simulator.loads import Load
 from load_tests.simulator.machine import Fleet, Second, bins_of
 from load_tests.simulator.measured import Service
 from serve_app.scaling import snapshot as names
-from serve_app.scaling.policy import Memory, decide
+from serve_app.scaling.policy import INGRESS, Memory, decide
 from serve_app.scaling.snapshot import Snapshot, StageLoad
 from serve_app.scaling.tuning import Tuning
 
@@ -82,7 +82,9 @@ def simulate(
     outcome = Outcome(load.name, tuning.first_audio_s)
     memory = Memory()
     reports: deque[Snapshot] = deque()
+    # What replicas and ingresses count: none of the former sees what the latter refuse.
     arrived: deque[int] = deque(maxlen=10)
+    refused: deque[int] = deque(maxlen=10)
     whole, cursor = bins_of(load.lengths) / len(load.lengths), 0
     for second, count in enumerate(load.arrivals.tolist()):
         share = load.losses.get(second, 0.0)
@@ -95,9 +97,10 @@ def simulate(
             bins = whole * count
         seen = fleet.second(float(second), count, bins)
         seen.moved = max(seen.moved, moved)
-        arrived.append(count)
+        arrived.append(count - seen.refused)
+        refused.append(seen.refused)
         outcome.seconds.append(seen)
-        reports.append(_snapshot(fleet, second, seen, arrived, least, most))
+        reports.append(_snapshot(fleet, second, seen, arrived, refused, least, most))
         while len(reports) > 1 and reports[1].at_s <= second - service.report_s:
             reports.popleft()
         if second % tick_s == 0:
@@ -136,7 +139,13 @@ def oracle_replicas(load: Load, tuning: Tuning, service: Service, least: int = 1
 
 
 def _snapshot(
-    fleet: Fleet, second: int, seen: Second, arrived: deque[int], least: int, most: int
+    fleet: Fleet,
+    second: int,
+    seen: Second,
+    arrived: deque[int],
+    refused: deque[int],
+    least: int,
+    most: int,
 ) -> Snapshot:
     count = max(1, fleet.ready)
     report = {
@@ -153,7 +162,8 @@ def _snapshot(
         fleet.ready, fleet.target, least, most, seen.streams + seen.waiting,
         (report,) * fleet.ready,
     )  # fmt: skip
-    return Snapshot(float(second), {STAGE: load})
+    ingress = StageLoad(1, 1, reports=({names.REFUSED: sum(refused) / len(refused)},))
+    return Snapshot(float(second), {STAGE: load, INGRESS: ingress})
 
 
 def _with_counts(snapshot: Snapshot, second: int, fleet: Fleet) -> Snapshot:
@@ -170,4 +180,4 @@ def _with_counts(snapshot: Snapshot, second: int, fleet: Fleet) -> Snapshot:
         }
         reports = (scaled,) * fleet.ready
     load = StageLoad(fleet.ready, fleet.target, old.least, old.most, old.requests, reports)
-    return Snapshot(float(second), {STAGE: load})
+    return Snapshot(float(second), {STAGE: load, INGRESS: snapshot.stages[INGRESS]})

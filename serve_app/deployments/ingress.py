@@ -16,6 +16,7 @@ from serve_app.deployments.agents import Agents
 from serve_app.deployments.calls import reach, through
 from serve_app.deployments.ray_serve import port
 from serve_app.deployments.ray_serve.applications import Following, ask_serve
+from serve_app.deployments.ray_serve.refusals import CountedRefusals
 from serve_app.deployments.recorded import of_hop, ray_recorder
 from serve_app.deployments.voice_encoder import VOICE_ENCODER, RemoteVoiceEncoder
 from serve_app.http.app import build_api
@@ -56,7 +57,7 @@ class Ingress:
         self._catalog = Catalog()
         self._config = config
         self._info = info
-        self._recorder = ray_recorder()
+        self._recorder = CountedRefusals(ray_recorder())
         self._models = Models(
             self._catalog,
             cache(Stages),
@@ -96,6 +97,9 @@ class Ingress:
         self._catalog.prefer(settings.default_model)
         self._models.limit(settings.models, settings.admission)
         logger.info("settings are now: %s", settings.model_dump_json())
+
+    def record_autoscaling_stats(self) -> dict[str, float]:
+        return self._recorder.report()
 
     async def status(self) -> Status:
         applications = await self._applications.now()

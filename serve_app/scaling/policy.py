@@ -31,12 +31,16 @@ _CAPACITY: Final = 64.0
 _STEP_S: Final = 5.0
 # Within this time Serve has followed a decision, or somebody else has decided.
 _FOLLOW_S: Final = 180.0
+# Who is refused comes again after about so long: of those who wait like that, each is refused once
+# in that time. Who would have been done sooner counts for less.
+_RETRY_S: Final = 1.0
 # Arrivals now against arrivals so long ago are how they grow.
 _TREND_S: Final = 15.0
 
 Reason = Literal[
     "steady",  # what is there is what is wanted
     "load",  # more streams run and wait than they shall carry
+    "refused",  # more would, had they not been refused
     "arrivals",  # more will, when a replica that is asked for now is ready
     "first_audio",  # first audio comes too late
     "slack",  # listeners run dry
@@ -92,7 +96,9 @@ def decide(tuning: Tuning, memory: Memory, snapshot: Snapshot) -> tuple[Decision
     reason: Reason = "steady"
     inputs: dict[str, float] = {}
     if stages:
-        count, reason, inputs, memory = _stages(tuning, memory, snapshot.at_s, stages)
+        ingress = snapshot.stages.get(INGRESS, StageLoad(0, 0))
+        refused = _surely(ingress.total(names.REFUSED))
+        count, reason, inputs, memory = _stages(tuning, memory, snapshot.at_s, stages, refused)
         targets = {name: max(load.least, min(count, load.most)) for name, load in stages.items()}
     if INGRESS in snapshot.stages:
         streams = inputs.get("streams", snapshot.stages[INGRESS].requests)
@@ -117,7 +123,11 @@ def _encoders(tuning: Tuning, memory: Memory, now_s: float, load: StageLoad) -> 
 
 
 def _stages(
-    tuning: Tuning, memory: Memory, now_s: float, stages: Mapping[str, StageLoad]
+    tuning: Tuning,
+    memory: Memory,
+    now_s: float,
+    stages: Mapping[str, StageLoad],
+    refused: float,
 ) -> tuple[int, Reason, dict[str, float], Memory]:
     carrier, speaker = _first(stages, _CARRIERS), _first(stages, _SPEAKERS)
     least = max(load.least for load in stages.values())
@@ -137,14 +147,18 @@ def _stages(
     service_s = speaker.worst(names.SERVICE) or 0.0
     memory, growth = _grown(tuning, memory, now_s, arrivals)
     by_load = math.ceil(streams / (capacity * tuning.up_share))
+    outside = refused * min(service_s, _RETRY_S)
+    by_refused = math.ceil((streams + outside) / (capacity * tuning.up_share))
     coming = arrivals * service_s
     by_arrivals = math.ceil(coming * growth / (capacity * tuning.up_share))
     # What the others would have to carry if one was given back: with less room than is asked for
     # when growing, or a stream more or less would start and stop replicas all the time.
-    keep = math.ceil(max(streams, coming) / (capacity * tuning.down_share))
+    keep = math.ceil(max(streams + outside, coming) / (capacity * tuning.down_share))
     want = by_load
     cause: Reason = "load"
-    if by_arrivals > by_load:
+    if by_refused > want:
+        want, cause = by_refused, "refused"
+    if by_arrivals > want:
         want, cause = by_arrivals, "arrivals"
     pressed = _pressure(tuning, carrier, speaker)
     is_loaded = streams >= tuning.press_share * capacity * target > 0
@@ -158,6 +172,7 @@ def _stages(
         "streams": round(streams, 2),
         "capacity": capacity,
         "arrivals_per_s": round(arrivals, 3),
+        "refused_per_s": round(refused, 3),
         "growth": round(growth, 3),
         "service_s": round(service_s, 3),
         "first_audio_p95_s": round(speaker.worst(names.FIRST_AUDIO) or 0.0, 4),

@@ -11,6 +11,8 @@ from dataclasses import asdict, dataclass, field
 RUNNING, WAITING, CAPACITY = "running", "waiting", "capacity"
 ARRIVALS, SERVICE = "arrivals_per_s", "service_s"
 FIRST_AUDIO, SLACK, KV = "first_audio_p95_s", "slack_p05_s", "kv_cache_usage"
+# Of an ingress.
+REFUSED = "refused_per_s"
 # Over how many seconds a replica counts its arrivals, and keeps what it has seen.
 WINDOW_S = 10.0
 

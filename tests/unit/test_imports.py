@@ -123,6 +123,7 @@ RULES = (
         Rule(f"deployments.{stage}", (*BOTTOM, "scaling", "models", *SHARED), WEB)
         for stage in DEPLOYMENTS
     ),
+    Rule("deployments.ray_serve.refusals", (*BOTTOM, "scaling")),
     Rule("deployments.autoscaling", (*BOTTOM, "scaling"), (*HEAVY, *WEB)),
     Rule("deployments.predictor_session", BOTTOM),
     Rule("deployments.limits", BOTTOM),

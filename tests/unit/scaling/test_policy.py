@@ -230,3 +230,21 @@ def test_a_voice_encoder_comes_for_a_recording_and_goes_when_there_is_none_for_l
         counts.append(count)
         assert {decision.targets[name] for name in STAGES} == {1}
     assert counts == [0, 1, 2, 2, 2, 0, 1]
+
+
+def test_who_is_refused_is_load_that_no_stage_sees() -> None:
+    # Four places are taken; five more clients ask again every second, and speech takes ten.
+    tuning, memory = Tuning(), Memory()
+    full = {"capacity": 4.0, "running": 4.0, "service_s": 10.0, "arrivals_per_s": 0.4}
+    targets, reasons = [], []
+    for second in range(5):
+        stages = {
+            "Fused": StageLoad(1, 1, 1, 8, 4.0, (full,)),
+            "Ingress": StageLoad(1, 1, 1, 1, 9.0, ({"refused_per_s": 5.0},)),
+        }
+        decision, memory = decide(tuning, memory, Snapshot(1000.0 + second, stages))
+        targets.append(decision.targets["Fused"])
+        reasons.append(decision.reason)
+    # By doubling, within seconds; without the refused it would be two, until the second is full.
+    assert targets == [1, 2, 2, 3, 3]
+    assert reasons.count("refused") == 2

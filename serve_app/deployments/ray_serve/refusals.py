@@ -1,0 +1,43 @@
+"""What an ingress has refused of late, for the scaling policy: the stages never see it."""
+
+import time
+from collections import deque
+from collections.abc import Callable
+
+from serve_app import metrics
+from serve_app.scaling import snapshot as names
+
+
+class CountedRefusals:
+    """A recorder that passes everything on, and counts refusals of the last seconds.
+
+    Belongs to one event loop.
+    """
+
+    def __init__(
+        self, recorder: metrics.Recorder, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._recorder = recorder
+        self._clock = clock
+        self._refused: deque[float] = deque()
+
+    def count(self, metric: metrics.Metric, **labels: str) -> None:
+        if metric == metrics.REFUSED_AT_INGRESS:
+            self._refused.append(self._clock())
+        self._recorder.count(metric, **labels)
+
+    def add(self, metric: metrics.Metric, amount: float, **labels: str) -> None:
+        self._recorder.add(metric, amount, **labels)
+
+    def observe(self, metric: metrics.Metric, value: float, **labels: str) -> None:
+        self._recorder.observe(metric, value, **labels)
+
+    def set(self, metric: metrics.Metric, value: float, **labels: str) -> None:
+        self._recorder.set(metric, value, **labels)
+
+    def report(self) -> dict[str, float]:
+        """By the names of `scaling.snapshot`."""
+        now_s = self._clock()
+        while self._refused and now_s - self._refused[0] > names.WINDOW_S:
+            self._refused.popleft()
+        return {names.REFUSED: len(self._refused) / names.WINDOW_S}
