@@ -269,3 +269,13 @@ def test_the_list_of_voices_serves_every_kind_of_reader():
 def test_a_model_object_tells_no_path():
     assert "path" not in json.dumps(model_object(DESIGN, 5))
     assert "/models/" not in json.dumps(model_object(DESIGN, 5))
+
+
+@pytest.mark.parametrize(
+    ("stated", "streams"), [(None, (False, True)), (True, (False, False)), (False, (True, True))]
+)
+def test_the_text_of_a_clone_goes_in_beside_its_frames_as_in_the_reference(stated, streams):
+    base = fake_card(task="base", voices=())
+    plain = domain(non_streaming_mode=stated)
+    clone = domain((base,), speaker_embedding=[1.0] * 8, non_streaming_mode=stated)
+    assert (plain.streaming_text, clone.streaming_text) == streams

@@ -69,7 +69,8 @@ class SpeechBody(BaseModel):
 
     `stream` is true by default: the bytes are sent while they are made; false sends one file of
     known length. `non_streaming_mode` keeps the name it has in the Qwen3-TTS package and has
-    nothing to do with the response: it chooses whether the model sees the whole text at once.
+    nothing to do with the response: it chooses whether the model sees the whole text at once. As
+    there, it does by default unless the voice is cloned.
     """
 
     model_config = ConfigDict(

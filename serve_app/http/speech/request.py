@@ -53,13 +53,20 @@ def to_domain(
         language=_language(body.language or language, card),
         seed=secrets.randbelow(MAX_SEED) if body.seed is None else body.seed,
         instructions=instructions,
-        streaming_text=body.non_streaming_mode is False,
+        streaming_text=_streams_text(body, card),
         talker=talker,
         subtalker=subtalker,
         min_new_tokens=body.min_new_tokens,
         max_new_tokens=body.max_new_tokens,
         priority=current().priority,
     )
+
+
+def _streams_text(body: SpeechBody, card: ModelCard) -> bool:
+    """As the Qwen3-TTS package does by itself: text goes in beside the frames of a clone alone."""
+    if body.non_streaming_mode is not None:
+        return not body.non_streaming_mode
+    return card.task == "base"
 
 
 def ignored(body: SpeechBody, request: SpeechRequest) -> str | None:
