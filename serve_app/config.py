@@ -429,6 +429,10 @@ class IngressConfig(Strict):
     max_input_chars: int = Field(
         default=32768, ge=1, description="text of a request; long text is spoken in units"
     )
+    accept_any_model: bool = Field(
+        default=False,
+        description="a request for a model that is not served is for the default one; false = 404",
+    )
     first_audio_timeout_s: float = Field(
         default=60.0,
         gt=0,

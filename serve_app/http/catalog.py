@@ -128,19 +128,22 @@ def _starting(names: Sequence[str]) -> str:
 
 
 def add_routes(app: FastAPI, catalog: Catalog) -> None:
-    """The lists of models; `http/voices` has that of voices."""
+    """The lists of models, also without OpenAI's prefix; `http/voices` has that of voices."""
     created = int(time.time())
 
     @app.get("/v1/models")
+    @app.get("/models", include_in_schema=False)
     async def list_models() -> dict[str, Any]:
         models = [model_object(card, created) for card in catalog.cards]
         return {"object": "list", "data": models}
 
     @app.get("/v1/models/{model_id:path}")
+    @app.get("/models/{model_id:path}", include_in_schema=False)
     async def retrieve_model(model_id: str) -> dict[str, Any]:
         return model_object(catalog.get(model_id), created)
 
     @app.get("/v1/audio/models")
+    @app.get("/audio/models", include_in_schema=False)
     async def list_audio_models() -> dict[str, Any]:
         return {"models": [{"id": card.name, "name": card.name} for card in catalog.cards]}
 

@@ -29,7 +29,12 @@ _OPEN: Final = frozenset(
         "/openapi.json",
     ]
 )
-_LISTS: Final = frozenset(("/v1/models", "/v1/audio/models", "/v1/audio/voices"))
+# Also without OpenAI's prefix, for clients whose address lacks it.
+_LISTS: Final = frozenset(
+    prefix + path
+    for prefix in ("/v1", "")
+    for path in ("/models", "/audio/models", "/audio/voices")
+)
 _METRICS: Final = "/metrics"
 # What makes speech or encodes a voice, and so counts for the limits of a key.
 _SPEECH: Final = (
@@ -68,7 +73,7 @@ def needs_key(scope: Scope, config: IngressConfig) -> bool:
         return False
     if is_open(scope):
         return not reads
-    if path in _LISTS or path.startswith("/v1/models/"):
+    if path in _LISTS or path.startswith(("/v1/models/", "/models/")):
         return not (reads and config.access.public_lists)
     return True
 

@@ -22,7 +22,6 @@ from serve_app.http.live.writer import Event, UnitAudio
 
 # Of the address and of a session's fields, what means something here.
 _FIELDS: Final = ("model", "voice", "language", "instructions", "speed", "seed", "sample_rate")
-_NUMBERS: Final = {"speed": float, "seed": int, "sample_rate": int}
 
 
 class TogetherSession(LiveSession):
@@ -31,7 +30,8 @@ class TogetherSession(LiveSession):
     _stated: dict[str, Any]
 
     async def _read(self) -> None:
-        self._stated = _of_query(dict(self._socket.query_params))
+        query = self._socket.query_params
+        self._stated = {name: query[name] for name in _FIELDS if query.get(name)}
         try:
             self._settings = await self._read_settings(self._stated)
         except SpeechError as error:
@@ -115,16 +115,3 @@ class TogetherSession(LiveSession):
             "model": request.model,
             "voice": None if request.voice is None else str(request.voice),
         }
-
-
-def _of_query(query: dict[str, str]) -> dict[str, Any]:
-    """The fields of an address, where everything is a string; what is no number is refused later,
-    as it stands.
-    """
-    stated: dict[str, Any] = {name: query[name] for name in _FIELDS if query.get(name)}
-    for name, kind in _NUMBERS.items():
-        try:
-            stated[name] = kind(stated[name])
-        except (KeyError, ValueError):
-            continue
-    return stated

@@ -9,8 +9,9 @@ from typing import Any, Final, Literal
 
 from serve_app.audio.output import Output
 from serve_app.config import IngressConfig
+from serve_app.errors import UnknownModel
 from serve_app.http.catalog import Catalog
-from serve_app.http.speech.body import parse, read_json
+from serve_app.http.speech.body import SpeechBody, parse, read_json
 from serve_app.http.speech.checks import checked_format, checked_units
 from serve_app.http.speech.choice import find_model
 from serve_app.http.speech.joining import speak_units
@@ -201,7 +202,7 @@ class Speech:
         start_s = self.clock()
         size = size or TextSize(self._config.max_input_chars)
         body = self._voicing.named(parse(fields))
-        card, language = find_model(body, self._catalog, self._voicing.is_stored)
+        card, language = self._model_of(body)
         found = voice or self._voicing.of_body(body, card)
         wanted = found if isinstance(found, OfLibrary | OfRecording | OfVector) else None
         ready = None if isinstance(found, OfLibrary | OfRecording | OfVector) else found
@@ -226,6 +227,16 @@ class Speech:
             checked_format(body), card.sample_rate_hz, body.sample_rate, body.speed or 1.0
         )
         return Checked(Job(request, units, card, output, transport, start_s, warning), wanted)
+
+    def _model_of(self, body: SpeechBody) -> tuple[ModelCard, str | None]:
+        """As `find_model`, with another name than any that is served where the server allows it."""
+        try:
+            return find_model(body, self._catalog, self._voicing.is_stored)
+        except UnknownModel:
+            if not self._config.accept_any_model:
+                raise
+        unnamed = body.model_copy(update={"model": None})
+        return find_model(unnamed, self._catalog, self._voicing.is_stored)
 
     async def template(
         self, fields: Mapping[str, Any], transport: Transport, client_id: str | None = None

@@ -6,7 +6,7 @@ Qwen3-TTS package agree on. What the served models can do is checked in `speech_
 
 import json
 from collections.abc import Mapping
-from typing import Annotated, Any, Final
+from typing import Annotated, Any, Final, get_args
 
 from pydantic import AliasChoices, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
@@ -40,6 +40,11 @@ def _is_part(part: Any) -> bool:
     weight = part.get("weight", 1)
     is_number = isinstance(weight, int | float) and not isinstance(weight, bool)
     return is_number and 0 < weight <= MAX_WEIGHT and not set(part["voice"]) & set("()+")
+
+
+def _seed(value: Any) -> Any:
+    """User interfaces say -1 where they want any."""
+    return None if value == -1 else value
 
 
 def _lower(value: Any) -> Any:
@@ -96,7 +101,7 @@ class SpeechBody(BaseModel):
     stream: bool | None = None
     speed: float | None = Field(None, ge=MIN_SPEED, le=MAX_SPEED)
     sample_rate: int | None = Field(None, ge=1)
-    seed: int | None = Field(None, ge=0, le=MAX_SEED)
+    seed: Annotated[Annotated[int, Field(ge=0, le=MAX_SEED)] | None, BeforeValidator(_seed)] = None
     do_sample: bool | None = None
     temperature: Temperature | None = None
     top_k: TopK | None = None
@@ -122,6 +127,35 @@ class SpeechBody(BaseModel):
     consent: str | None = None
 
 
+def _kind(annotation: Any) -> type | None:
+    """bool, int or float, where a field is one."""
+    if annotation in (bool, int, float):
+        return annotation
+    return next(filter(None, map(_kind, get_args(annotation))), None)
+
+
+_KINDS: Final = {name: _kind(field.annotation) for name, field in SpeechBody.model_fields.items()}
+_KINDS["max_tokens"] = int
+_FLAGS: Final = {"true": True, "false": False}
+
+
+def _read(name: str, value: Any) -> Any:
+    """A number or a flag that came as a string, as forms and no-code tools send them; what is no
+    such thing stays as it is, to be refused.
+    """
+    kind = _KINDS.get(name)
+    if kind is int and isinstance(value, float) and value.is_integer():
+        return int(value)
+    if kind is None or not isinstance(value, str):
+        return value
+    if kind is bool:
+        return _FLAGS.get(value.strip().lower(), value)
+    try:
+        return int(value) if kind is int else float(value)
+    except ValueError:
+        return value
+
+
 def read_json(raw: bytes) -> Mapping[str, Any]:
     """The fields of a request body.
 
@@ -144,7 +178,9 @@ def parse(fields: Mapping[str, Any]) -> SpeechBody:
         InvalidRequest: one is of the wrong type or out of range.
     """
     try:
-        return SpeechBody.model_validate({k: v for k, v in fields.items() if v is not None})
+        return SpeechBody.model_validate(
+            {name: _read(name, value) for name, value in fields.items() if value is not None}
+        )
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         param = str(first["loc"][0]) if first["loc"] else None

@@ -49,6 +49,7 @@ def add_routes(app: FastAPI, desk: Desk, catalog: Catalog) -> None:
         return voice_object(voice, aliases, desk.caller)
 
     @route("GET", PATH, responds(JSON))
+    @app.get(PATH.removeprefix("/v1"), include_in_schema=False)
     async def list_voices(legacy: bool = False) -> Response:
         """Speakers of the models, voices of the library, other names of both."""
         snapshot = await desk.library.now()

@@ -9,10 +9,19 @@ import wave
 import numpy as np
 import pytest
 
-from tests.integration.http.service import NUM_FRAMES, Service
+from serve_app.config import IngressConfig
+from tests.integration.http.service import NUM_FRAMES, Service, get
 from tests.unit.audio.signals import decoded
 
 SECONDS = NUM_FRAMES * 0.08
+
+
+def posted(service, body):
+    async def main():
+        async with service.http() as http:
+            return await http.post("/v1/audio/speech", json=body)
+
+    return asyncio.run(main())
 
 
 def post(body, headers=None, path="/v1/audio/speech"):
@@ -154,3 +163,37 @@ def test_an_mp3_may_be_put_behind_another():
     one = post({"input": "Hi.", "model": "tts-1", "voice": "alloy"}).content
     audio, rate_hz = decoded(one + one)
     assert len(audio) / rate_hz == pytest.approx(2 * SECONDS, abs=0.2)
+
+
+def test_a_tool_whose_fields_are_all_strings_is_understood():
+    # As n8n sends what is typed into the fields of its form.
+    body = {
+        "input": "Hi.",
+        "voice": "alloy",
+        "response_format": "pcm",
+        "speed": "2.0",
+        "stream": "false",
+        "seed": "-1",
+        "sample_rate": "16000",
+        "max_tokens": "5",
+    }
+    response = post(body)
+    assert int(response.headers["content-length"]) == len(response.content)
+    assert response.headers["content-type"] == "audio/pcm;rate=16000;channels=1"
+    assert len(response.content) == pytest.approx(2 * 5 * 1280 / 2, rel=0.1)
+    assert len(post({"input": "Hi.", "response_format": "pcm", "sample_rate": 8000.0}).content)
+
+
+def test_lists_are_found_by_who_leaves_out_openais_prefix():
+    for path in ("/models", "/models/tts-1", "/audio/models", "/audio/voices"):
+        bare, usual = get(Service(), path), get(Service(), f"/v1{path}")
+        assert (bare.status_code, usual.status_code) == (200, 200)
+        assert bare.json().keys() == usual.json().keys()
+
+
+def test_another_servers_name_of_a_model_is_taken_for_the_default_where_that_is_allowed():
+    body = {"input": "Hi.", "model": "kokoro", "voice": "alloy"}
+    assert posted(Service(), body).json()["error"]["code"] == "model_not_found"
+    lenient = Service(config=IngressConfig(accept_any_model=True))
+    assert posted(lenient, body).status_code == 200
+    assert lenient.talker.requests[0].model == "qwen3-tts-fake"

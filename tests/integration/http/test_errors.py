@@ -39,7 +39,7 @@ BAD_FIELDS = [
     ({"speed": "fast"}, 400, "speed", None, "number"),
     ({"sample_rate": 11000}, 400, "sample_rate", None, "24000"),
     ({"stream": "yes"}, 400, "stream", None, "boolean"),
-    ({"seed": -1}, 400, "seed", None, "greater than or equal to 0"),
+    ({"seed": -2}, 400, "seed", None, "greater than or equal to 0"),
     ({"seed": 1 << 63}, 400, "seed", None, "less than or equal"),
     ({"seed": 1.5}, 400, "seed", None, "integer"),
     ({"temperature": -0.1}, 400, "temperature", None, "greater than or equal to 0"),
