@@ -2,6 +2,7 @@
 
 import contextlib
 import socket
+import sys
 from typing import Self
 
 
@@ -18,7 +19,8 @@ class Ports:
     """
 
     def __init__(self, claims: bool = True) -> None:
-        self._claims = claims
+        # Elsewhere a socket cannot be made to share its port once it is bound.
+        self._claims = claims and sys.platform == "linux"
         self._held = contextlib.ExitStack()
 
     def __enter__(self) -> Self:
