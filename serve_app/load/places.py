@@ -11,6 +11,7 @@ from typing import Final, Generic, TypeVar
 
 # So long a replica that has rejected a call is not called again: at its end, or once it is asked.
 _CLOSED_S: Final = 0.25
+_IDLE_TIMES: Final = 10
 
 K = TypeVar("K", bound=Hashable)
 
@@ -130,12 +131,15 @@ class Places(Generic[K]):
         return replica.unheard
 
     def to_ask(self, older_than_s: float) -> list[K]:
-        """Replicas with streams, or that did not answer, whose last word is so old."""
-        until_s = self._clock() - older_than_s
+        """Replicas whose last word is so old; of those that have no stream as far as is known, and
+        answer, ten times as old: others may have sent them some.
+        """
+        now_s = self._clock()
         return [
             key
             for key, replica in self._replicas.items()
-            if (replica.load or replica.unheard) and replica.heard_s <= until_s
+            if now_s - replica.heard_s
+            >= older_than_s * (1 if replica.load or replica.unheard else _IDLE_TIMES)
         ]
 
     @property
