@@ -263,7 +263,9 @@ def _grown(tuning: Tuning, memory: Memory, now_s: float, arrivals: float) -> tup
         kept = (*kept, (now_s, arrivals))
     begin_s, before = kept[0]
     growth = 1.0
-    if arrivals > before > 0 and now_s - begin_s >= _TREND_S / 2:
+    # Two counts differ by chance as well; so far apart they do in one of twenty cases.
+    chance = 2 * math.sqrt((arrivals + before) / names.WINDOW_S)
+    if arrivals - before > chance and before > 0 and now_s - begin_s >= _TREND_S / 2:
         growth += (arrivals - before) / arrivals * tuning.start_s / (now_s - begin_s)
     return replace(memory, arrivals=kept), min(growth, tuning.growth_limit)
 

@@ -33,7 +33,7 @@ def strict(schema: Any) -> Any:
         return [strict(item) for item in schema]
     if not isinstance(schema, dict):
         return schema
-    made = {key: strict(value) for key, value in schema.items()}
+    made: dict[str, Any] = {key: strict(value) for key, value in schema.items()}
     if made.pop("x-kubernetes-int-or-string", False):
         made = {"type": ["integer", "string"]}
     if "properties" in made and not made.get("x-kubernetes-preserve-unknown-fields"):

@@ -248,3 +248,16 @@ def test_who_is_refused_is_load_that_no_stage_sees() -> None:
     # By doubling, within seconds; without the refused it would be two, until the second is full.
     assert targets == [1, 2, 2, 3, 3]
     assert reasons.count("refused") == 2
+
+
+def test_arrivals_grow_where_it_is_more_than_chance() -> None:
+    application = Application(capacity=64)
+    application.run(20, 5, arrivals_per_s=0.5, service_s=10.0)
+    application.run(9, 5, arrivals_per_s=1.0, service_s=10.0)
+    decision = application.tick(5, arrivals_per_s=1.0, service_s=10.0)
+    assert decision.inputs["growth"] == 1.0
+    application = Application(capacity=64)
+    application.run(20, 50, arrivals_per_s=50.0, service_s=1.0)
+    application.run(9, 50, arrivals_per_s=100.0, service_s=1.0)
+    decision = application.tick(50, arrivals_per_s=100.0, service_s=1.0)
+    assert decision.inputs["growth"] > 1.5

@@ -1,0 +1,118 @@
+"""The runbook's commands: each is run, or looked at as far as goes without a cluster."""
+
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fastapi.testclient import TestClient
+
+from load_tests.scaling.trace import decisions
+from serve_app import serve_config
+from serve_app.config import IngressConfig
+from serve_app.fakes import FakeSpeechDecoder, FakeTalker, fake_card
+from serve_app.http.app import build_api
+from serve_app.http.catalog import Catalog
+from serve_app.http.health import Status
+from serve_app.pipeline import synthesize
+
+REPOSITORY = Path(__file__).parents[3]
+RUNBOOK = (REPOSITORY / "cluster" / "runbook.md").read_text("utf-8")
+# What a controller writes; `grep` in the runbook looks for such lines.
+LINE = 'INFO 2026-11-25 23:50:01,250 c -- scaling {"targets": {"Fused": 2}, "reason": "load"}\n'
+
+
+def commands() -> list[str]:
+    """Of its blocks and of its text, without comments."""
+    blocks = re.findall(r"```bash\n(.*?)```", RUNBOOK, re.DOTALL)
+    inline = re.findall(r"`((?:python -m|kubectl|serve|git|curl) [^`]+)`", RUNBOOK)
+    lines = [line for block in blocks for line in block.splitlines()]
+    parts = [part for line in [*lines, *inline] for part in re.split(r"; |\| (?=kubectl)", line)]
+    return [part.split("      #")[0].strip() for part in parts if part.strip()]
+
+
+def of(program: str) -> list[list[str]]:
+    found = [shlex.split(command) for command in commands() if command.startswith(program)]
+    assert found, f"the runbook has no command {program}"
+    return found
+
+
+PARSERS: dict[str, Callable[[Sequence[str]], Any]] = {
+    "load_tests.simulator": import_module("load_tests.simulator.__main__").parse,
+    "load_tests.nodes": import_module("load_tests.nodes.__main__").parse,
+    "load_tests.scaling": import_module("load_tests.scaling.__main__").parse,
+    "load_tests.outside": import_module("load_tests.outside.__main__").parse,
+    "load_tests.chaos": import_module("load_tests.chaos.settings").parse,
+}
+
+
+def test_every_command_is_of_a_kind_that_is_looked_at() -> None:
+    known = ("python -m", "kubectl", "curl", "grep", "serve ", "git ")
+    assert [command for command in commands() if not command.startswith(known)] == []
+
+
+@pytest.mark.parametrize("words", of("python -m"), ids=" ".join)
+def test_our_own_commands_take_their_options(words: list[str]) -> None:
+    module, arguments = words[2], words[3:]
+    if module in PARSERS:
+        PARSERS[module](arguments)
+        return
+    done = subprocess.run(
+        [sys.executable, "-m", module, *arguments[:1], "--help"],
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_what_is_asked_of_the_server_is_answered() -> None:
+    talker = FakeTalker(4)
+
+    async def status() -> Status:
+        return Status("healthy", ready=True)
+
+    app = build_api(
+        lambda request: synthesize(talker, FakeSpeechDecoder(), request),
+        Catalog((fake_card(),)),
+        IngressConfig(),
+        status,
+    )
+    paths = [word.removeprefix("localhost:8000") for words in of("curl") for word in words[2:]]
+    with TestClient(app) as client:
+        assert [client.get(path).status_code for path in paths] == [200] * len(paths)
+
+
+def test_the_lines_that_are_looked_for_are_the_policys(tmp_path: Path) -> None:
+    (words,) = of("grep")
+    log = tmp_path / "controller_1.log"
+    log.write_text(f"INFO something else\n{LINE}", encoding="utf-8")
+    done = subprocess.run(["grep", words[1], str(log)], capture_output=True, text=True, check=True)
+    assert done.stdout == LINE
+    assert decisions(done.stdout, 0.0)[0]["reason"] == "load"
+    assert words[2].startswith("/tmp/ray/session_latest/logs/serve/controller_")
+
+
+def test_files_that_are_applied_exist_and_are_configurations() -> None:
+    named = re.findall(r"`?((?:cluster/)?(?:kubernetes|configs)/[\w./-]*)", RUNBOOK)
+    for name in named:
+        found = [REPOSITORY / name, REPOSITORY / "cluster" / name]
+        assert any(path.exists() for path in found), name
+    (words,) = [words for words in of("serve") if words[1] == "deploy"]
+    serve_config.load(REPOSITORY / words[2])
+
+
+def test_kubernetes_is_asked_for_what_the_manifests_have() -> None:
+    text = "\n".join(
+        file.read_text("utf-8") for file in (REPOSITORY / "cluster" / "kubernetes").glob("*.yaml")
+    )
+    assert "name: tts-redis" in text
+    assert re.search(r"kind: StatefulSet\nmetadata:\s*\{?\s*name: redis", text)
+    restarted = [words for words in of("kubectl") if words[1:3] == ["rollout", "restart"]]
+    assert restarted == [["kubectl", "rollout", "restart", "statefulset/redis"]]
