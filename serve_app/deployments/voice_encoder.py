@@ -5,7 +5,8 @@ nobody makes any.
 """
 
 import asyncio
-from typing import Any, Final
+from collections.abc import Callable
+from typing import Any, Final, Protocol
 
 import numpy as np
 from ray import serve
@@ -14,7 +15,7 @@ from ray.serve.handle import DeploymentHandle
 from serve_app.config import AppConfig
 from serve_app.deployments.calls import from_ray
 from serve_app.deployments.ray_serve import port
-from serve_app.errors import StageUnavailable
+from serve_app.errors import SpeechError, StageFailed, StageUnavailable
 from serve_app.types import EncodedClip
 
 VOICE_ENCODER: Final = "VoiceEncoder"
@@ -22,17 +23,47 @@ VOICE_ENCODER: Final = "VoiceEncoder"
 _LONGEST_S: Final = 120.0
 
 
+class Encodes(Protocol):
+    def encode(self, samples: np.ndarray) -> EncodedClip:
+        """As `protocols.VoiceEncoder.encode`, on the thread that calls."""
+        ...
+
+
+def load(config: AppConfig, device: str) -> Encodes:
+    from serve_app.models.checkpoint.files import open_checkpoint
+    from serve_app.models.checkpoint.locate import checkpoint_folder
+    from serve_app.models.voice_encoder.stage import ClipEncoder
+
+    return ClipEncoder(open_checkpoint(checkpoint_folder(config)), config.voice_encoder, device)
+
+
 @serve.deployment
 class VoiceEncoder:
-    """Encodes one recording at a time on a thread; Serve queues the others, so many and no more."""
+    """Encodes one recording at a time on a thread; Serve queues the others, so many and no more.
 
-    async def __init__(self, config: AppConfig, device: str) -> None:
+    One that has failed is not healthy, and Serve replaces it: a device may not recover.
+    """
+
+    async def __init__(
+        self, config: AppConfig, device: str, load: Callable[[AppConfig, str], Encodes] = load
+    ) -> None:
         port.narrow()
-        self._encoder = await asyncio.to_thread(_load, config, device)
+        self._failure: str | None = None
+        self._encoder = await asyncio.to_thread(load, config, device)
 
     async def encode(self, samples: np.ndarray) -> EncodedClip:
         """As `protocols.VoiceEncoder.encode`."""
-        return await asyncio.to_thread(self._encoder.encode, samples)
+        try:
+            return await asyncio.to_thread(self._encoder.encode, samples)
+        except SpeechError:
+            raise
+        except Exception as error:
+            self._failure = f"the voice encoder failed: {error!r}"
+            raise StageFailed(self._failure) from error
+
+    async def check_health(self) -> None:
+        if self._failure is not None:
+            raise StageFailed(self._failure)
 
 
 class RemoteVoiceEncoder:
@@ -56,11 +87,3 @@ class RemoteVoiceEncoder:
             raise
         except Exception as error:
             raise from_ray(error) from error
-
-
-def _load(config: AppConfig, device: str):
-    from serve_app.models.checkpoint.files import open_checkpoint
-    from serve_app.models.checkpoint.locate import checkpoint_folder
-    from serve_app.models.voice_encoder.stage import ClipEncoder
-
-    return ClipEncoder(open_checkpoint(checkpoint_folder(config)), config.voice_encoder, device)

@@ -10,6 +10,7 @@ from ray import serve
 from serve_app.config import AppConfig
 from serve_app.deployments.voice_encoder import RemoteVoiceEncoder, VoiceEncoder
 from serve_app.errors import InvalidRequest, StageFailed
+from serve_app.types import EncodedClip
 from tests.parity.clips import recording
 
 
@@ -36,15 +37,19 @@ def test_recordings_come_back_encoded_or_refused(tiny_checkpoint) -> None:
     asyncio.run(scenario())
 
 
-def test_what_raises_over_there_is_an_error_of_ours() -> None:
-    @serve.deployment
-    class Broken:
-        async def encode(self, samples: np.ndarray) -> None:
-            raise ValueError(len(samples))
+class Broken:
+    def encode(self, samples: np.ndarray) -> EncodedClip:
+        raise RuntimeError(f"no device for {len(samples)} samples")
 
+
+def test_one_whose_device_fails_says_so_and_is_not_healthy() -> None:
     async def scenario() -> None:
-        handle = serve.run(Broken.bind(), _local_testing_mode=True)
-        with pytest.raises(StageFailed, match="ValueError"):
+        broken = VoiceEncoder.bind(AppConfig(), "cpu", lambda config, device: Broken())
+        handle = serve.run(broken, _local_testing_mode=True)
+        await handle.check_health.remote()
+        with pytest.raises(StageFailed, match="no device for 24000 samples"):
             await RemoteVoiceEncoder(handle).encode(recording(24_000))
+        with pytest.raises(StageFailed, match="no device"):
+            await handle.check_health.remote()
 
     asyncio.run(scenario())
