@@ -254,7 +254,7 @@ def test_a_handle_that_prefers_its_node_is_sent_there_while_there_is_room() -> N
 def test_a_replica_whose_streams_go_on_may_be_slow_to_answer() -> None:
     async def main() -> None:
         slow, works = Replica("a", 1), Replica("b", 1)
-        router = router_of(slow, works, ask_every_s=0.01, answer_s=0.05)
+        router = router_of(slow, works, ask_every_s=0.01, answer_s=0.4)
         streams: dict[str, Stream] = {}
         for number in range(2):
             CALLING.set(stream := Stream())
@@ -262,7 +262,7 @@ def test_a_replica_whose_streams_go_on_may_be_slow_to_answer() -> None:
             streams[chosen.replica_id.unique_id] = stream
         slow.streams = works.streams = 1
         slow.answers.clear()
-        for _ in range(30):
+        for _ in range(100):
             assert await streams["a"].next(numbers()) == 1
             await asyncio.sleep(0.01)
         assert router.places.answering == 2
