@@ -51,7 +51,7 @@ logger = logging.getLogger("ray.serve")
 
 
 @dataclass(frozen=True)
-class Plan:
+class ResourcePlan:
     """Where everything runs and why.
 
     Attributes:
@@ -115,7 +115,7 @@ class _Model:
     """The stages of a model, bound; plan and limits of its whole application; for `/health`."""
 
     speech: Application
-    plan: Plan
+    plan: ResourcePlan
     limits: Mapping[str, dict[str, Any]]
     info: Mapping[str, Any]
 
@@ -173,7 +173,7 @@ def _model(config: AppConfig, *, small_share: float, ingress: bool = True) -> _M
 
 def bind(
     config: AppConfig,
-    plan: Plan,
+    plan: ResourcePlan,
     limits: Mapping[str, dict[str, Any]],
     info: Mapping[str, Any],
     *beside: Application,
@@ -182,22 +182,24 @@ def bind(
 
     `beside` are deployments that the ingress finds by name, and that have to start with the others.
     """
-    from serve_app.deployments.code_predictor import CodePredictor
+    from serve_app.deployments.code_predictor import CodePredictorDeployment
     from serve_app.deployments.fused import Fused
-    from serve_app.deployments.speech_decoder import SpeechDecoder
-    from serve_app.deployments.talker import Talker
-    from serve_app.load.gate import Limits
+    from serve_app.deployments.speech_decoder import SpeechDecoderDeployment
+    from serve_app.deployments.talker import TalkerDeployment
+    from serve_app.load.gate import StageLimits
     from serve_app.load.served import About
 
     devices = plan.devices
     about = About(
-        Limits(places_of(config), config.talker.max_queued, config.talker.max_wait_s), info
+        StageLimits(places_of(config), config.talker.max_queued, config.talker.max_wait_s), info
     )
     if config.placement == "fused":
         return _options(Fused, plan, limits).bind(config, devices["Fused"], about, *beside)
-    predictor = _options(CodePredictor, plan, limits).bind(config, devices["CodePredictor"])
-    talker = _options(Talker, plan, limits).bind(config, devices["Talker"], predictor)
-    decoder = _options(SpeechDecoder, plan, limits)
+    predictor = _options(CodePredictorDeployment, plan, limits).bind(
+        config, devices["CodePredictor"]
+    )
+    talker = _options(TalkerDeployment, plan, limits).bind(config, devices["Talker"], predictor)
+    decoder = _options(SpeechDecoderDeployment, plan, limits)
     return decoder.bind(config, devices["SpeechDecoder"], talker, about, *beside)
 
 
@@ -217,7 +219,9 @@ def voice_encoder(config: AppConfig, cluster: Mapping[str, float]) -> Applicatio
 
 
 # Any: the decorator's type says that a class becomes a function.
-def _options(deployment: Any, plan: Plan, limits: Mapping[str, dict[str, Any]]) -> serve.Deployment:
+def _options(
+    deployment: Any, plan: ResourcePlan, limits: Mapping[str, dict[str, Any]]
+) -> serve.Deployment:
     name = deployment.name
     return deployment.options(ray_actor_options=plan.actor_options[name], **limits[name])
 
@@ -228,7 +232,7 @@ def make_plan(
     *,
     small_share: float = _SMALL_MACHINE_SHARE,
     ingress: bool = True,
-) -> Plan:
+) -> ResourcePlan:
     """Decide device and resources from the configuration and what `ray.cluster_resources()` says.
 
     `small_share` is what the application may reserve of the CPUs of a machine that has few,
@@ -267,14 +271,14 @@ def make_plan(
     env: dict[str, Mapping[str, str]] = {"Ingress": _NO_GPU_ENV} if ingress else {}
     for name, device in devices.items():
         env[name] = {**_CPU_ENV, **_NO_GPU_ENV} if device == "cpu" else {}
-    return Plan(devices, reason + scaled, _actor_options(cpus, gpu_shares, env))
+    return ResourcePlan(devices, reason + scaled, _actor_options(cpus, gpu_shares, env))
 
 
-def make_http_plan(config: HttpConfig, cluster: Mapping[str, float]) -> Plan:
+def make_http_plan(config: HttpConfig, cluster: Mapping[str, float]) -> ResourcePlan:
     """As `make_plan`, of an application that has an ingress only."""
     available = cluster.get("CPU", math.inf)
     cpus, scaled = _fit({"Ingress": config.ingress.num_cpus}, available, _SHARE_OF_SEVERAL)
-    return Plan({}, scaled, _actor_options(cpus, {}, {"Ingress": _NO_GPU_ENV}))
+    return ResourcePlan({}, scaled, _actor_options(cpus, {}, {"Ingress": _NO_GPU_ENV}))
 
 
 def _actor_options(

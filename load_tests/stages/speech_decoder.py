@@ -26,7 +26,7 @@ from serve_app.models.checkpoint.shapes import speech_decoder_shapes
 from serve_app.models.checkpoint.spec import SpeechDecoderSpec, TransformerSpec
 from serve_app.models.cuda_graph import BatchGraphs
 from serve_app.models.device import resolve_device
-from serve_app.models.speech_decoder.jobs import Job
+from serve_app.models.speech_decoder.jobs import DecodeJob
 from serve_app.models.speech_decoder.network.model import SpeechDecoderModel
 from serve_app.models.speech_decoder.runner import SpeechDecoderRunner
 from serve_app.models.speech_decoder.steps import DecoderSteps, allow_tf32
@@ -217,7 +217,7 @@ def served(model: SpeechDecoderModel, num_streams: int) -> str:
     rounds = 10
 
     def decoded(slot: int, codes: np.ndarray) -> "asyncio.Future[np.ndarray]":
-        job = Job(codes, asyncio.get_running_loop().create_future())
+        job = DecodeJob(codes, asyncio.get_running_loop().create_future())
         runner.enqueue(slot, job)
         return job.future
 

@@ -49,7 +49,7 @@ def through(handle: DeploymentHandle, method: str) -> Resumable[Any]:
     remote = getattr(stage, method).remote
 
     async def call(request: SpeechRequest, done: np.ndarray | None) -> AsyncGenerator[Any, None]:
-        response = Response(remote, request, done)
+        response = HandleResponse(remote, request, done)
         ended = False
         try:
             async for item in response:
@@ -71,7 +71,7 @@ def through(handle: DeploymentHandle, method: str) -> Resumable[Any]:
     return call
 
 
-class Response:
+class HandleResponse:
     """What `remote(*arguments)` of a streaming handle yields, as long as its replica answers.
 
     Raises StageUnavailable, beside what Serve raises, where it does not and another one does.
@@ -83,7 +83,7 @@ class Response:
         self._response: Any = remote(*arguments)
         CALLING.reset(calling)
 
-    def __aiter__(self) -> "Response":
+    def __aiter__(self) -> "HandleResponse":
         return self
 
     async def __anext__(self) -> Any:

@@ -25,8 +25,8 @@ _SESSION_S: Final = 60.0
 logger = logging.getLogger(__name__)
 
 
-@serve.deployment
-class CodePredictor:
+@serve.deployment(name="CodePredictor")
+class CodePredictorDeployment:
     """Serves frames on threads and sockets of its own; Serve only introduces the talkers to it."""
 
     async def __init__(self, config: AppConfig, device: str) -> None:

@@ -24,7 +24,7 @@ from serve_app.http.catalog import Catalog
 from serve_app.http.health import Status, overall
 from serve_app.http.observe.record import current
 from serve_app.http.served.models import Models
-from serve_app.load.gate import Stage
+from serve_app.load.gate import StagePlaces
 from serve_app.load.routing import stage
 from serve_app.load.served import Served
 from serve_app.resumption import Observe, Outcome, Policy, Resumable
@@ -138,7 +138,7 @@ class Stages:
     async def ask(self) -> Served:
         return await self._entry.served.remote()
 
-    def stage(self, deployment: str, places: int) -> Stage:
+    def stage(self, deployment: str, places: int) -> StagePlaces:
         handle = self._entry
         if deployment != handle.deployment_name:
             # Never called from here: its replicas count.

@@ -22,8 +22,8 @@ from serve_app.scaling.board import Board
 from serve_app.types import CodecFrames, PcmChunk, SpeechRequest
 
 
-@serve.deployment
-class SpeechDecoder:
+@serve.deployment(name="SpeechDecoder")
+class SpeechDecoderDeployment:
     """The stage that the ingress talks to in placement `split`."""
 
     async def __init__(

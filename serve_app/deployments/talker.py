@@ -10,7 +10,7 @@ from ray import serve
 from ray.serve.handle import DeploymentHandle
 
 from serve_app.config import AppConfig
-from serve_app.deployments.calls import Response
+from serve_app.deployments.calls import HandleResponse
 from serve_app.deployments.predictor_session import PredictorSession
 from serve_app.deployments.ray_serve import port
 from serve_app.deployments.recorded import StageStats, ray_recorder, recorded
@@ -18,8 +18,8 @@ from serve_app.protocols import require
 from serve_app.types import CodecFrames, SpeechRequest
 
 
-@serve.deployment
-class Talker:
+@serve.deployment(name="Talker")
+class TalkerDeployment:
     """Turns requests into codec frames; completes each with the code predictor of its session."""
 
     async def __init__(self, config: AppConfig, device: str, predictor: DeploymentHandle) -> None:
@@ -32,7 +32,7 @@ class Talker:
         with suppress(RuntimeError):  # already in use elsewhere, with the options it then has
             predictor._init(_prefer_local_routing=True)
         session = predictor.options(stream=True).session.remote
-        self._predictor = PredictorSession(partial(Response, session))
+        self._predictor = PredictorSession(partial(HandleResponse, session))
         # On a thread: while it loads, the engine asks for a predictor, which this loop finds.
         self._talker = await asyncio.to_thread(_load, config, device, self._predictor)
 

@@ -28,7 +28,7 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
-class Stage:
+class StagePlaces:
     """One that every stream has a place in.
 
     known: asked for what is known of its replicas; None: nothing yet.
@@ -40,7 +40,7 @@ class Stage:
 
 
 @dataclass(frozen=True, slots=True)
-class Limits:
+class StageLimits:
     """What an ingress has to know of the stages.
 
     places: streams of one replica of each stage, the one that is called first.
@@ -67,7 +67,7 @@ class Gate:
 
     def __init__(
         self,
-        stages: Sequence[Stage],
+        stages: Sequence[StagePlaces],
         admission: Admission,
         recorder: metrics.Recorder,
         clock: Callable[[], float] = time.monotonic,
@@ -171,7 +171,7 @@ class Gate:
             self._refused, self._logged_s = 0, now_s
 
 
-def elsewhere(call: Resumable[Any], stage: Stage) -> Resumable[Any]:
+def elsewhere(call: Resumable[Any], stage: StagePlaces) -> Resumable[Any]:
     """The calls of `call`, made again where a replica refuses and another has a place."""
 
     async def again(request: SpeechRequest, done: np.ndarray | None) -> AsyncGenerator[Any, None]:

@@ -27,7 +27,7 @@ from ray.serve.request_router import (
 
 from serve_app import metrics
 from serve_app.errors import Overloaded, StageUnavailable
-from serve_app.load.gate import Stage
+from serve_app.load.gate import StagePlaces
 from serve_app.load.places import Places
 from serve_app.load.streams import CALLING, Streams
 
@@ -221,6 +221,6 @@ class FewestStreams(LocalityMixin, RequestRouter):
             pass  # Serve tells who is live
 
 
-def stage(deployment: DeploymentID, places: int) -> Stage:
+def stage(deployment: DeploymentID, places: int) -> StagePlaces:
     """A stage as its router in this process knows it."""
-    return Stage(partial(FewestStreams.places_of, deployment), places)
+    return StagePlaces(partial(FewestStreams.places_of, deployment), places)

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from serve_app.load.gate import Limits
+from serve_app.load.gate import StageLimits
 from serve_app.types import ModelCard
 
 
@@ -12,7 +12,7 @@ from serve_app.types import ModelCard
 class About:
     """What the builder knows of a model: `limits` of its stages, and `info` for `/health`."""
 
-    limits: Limits
+    limits: StageLimits
     info: Mapping[str, Any] = field(default_factory=dict)
 
 

@@ -22,11 +22,11 @@ _SHORT_STREAM: Final = 2
 # Frames of a recording, in every second stream of a checkpoint that clones voices.
 _RECORDING: Final = 40
 
-Speak = Callable[[SpeechRequest], AsyncGenerator[Any, None]]
+Make = Callable[[SpeechRequest], AsyncGenerator[Any, None]]
 Decode = Callable[..., AsyncGenerator[Any, None]]
 
 
-async def rehearse(speak: Speak, spec: ModelSpec, most: int, positions: int) -> None:
+async def rehearse(speak: Make, spec: ModelSpec, most: int, positions: int) -> None:
     """Make short streams alone and together.
 
     Args:

@@ -21,7 +21,7 @@ from serve_app.models.code_predictor.channel.contract import FrameBatch
 from serve_app.models.code_predictor.channel.in_process import InProcessFrames
 from serve_app.models.process_end import EXIT_STATUS
 from serve_app.models.talker.engine import VllmTalker
-from serve_app.models.talker.outbox import Stream
+from serve_app.models.talker.outbox import TalkerStream
 from serve_app.models.talker.prompt import build_prompt
 from serve_app.models.talker.runtime import TalkerPrompt
 from serve_app.protocols import require
@@ -116,7 +116,7 @@ def test_a_request_that_fails_inside_a_step_fails_alone(path, alone) -> None:
         too_long = dataclasses.replace(prompt, trailing_text=np.zeros(600, np.int32))
 
         async def fails() -> None:
-            stream = Stream(asyncio.get_running_loop(), asyncio.Queue(), Chunker((1,)))
+            stream = TalkerStream(asyncio.get_running_loop(), asyncio.Queue(), Chunker((1,)))
             work = TalkerPrompt(too_long, np.zeros((0, 16), np.int64))
             engine.inspect.submit("too long", stream, work)
             item = await asyncio.wait_for(stream.queue.get(), WAIT_S)

@@ -9,7 +9,7 @@ import pytest
 
 from serve_app.chunking import Chunker
 from serve_app.errors import StageFailed
-from serve_app.models.talker.outbox import Outbox, Stream
+from serve_app.models.talker.outbox import Outbox, TalkerStream
 from serve_app.types import CodecFrames
 
 WAIT_S = 10.0
@@ -35,15 +35,15 @@ def outbox() -> Iterator[Outbox]:
     box.close()
 
 
-def stream() -> Stream:
-    return Stream(asyncio.get_running_loop(), asyncio.Queue(), Chunker((1,)))
+def stream() -> TalkerStream:
+    return TalkerStream(asyncio.get_running_loop(), asyncio.Queue(), Chunker((1,)))
 
 
 def frame(number: int) -> CodecFrames:
     return CodecFrames(np.zeros((1, 16), np.int64), number, None)
 
 
-async def received(stream: Stream, count: int) -> list[int]:
+async def received(stream: TalkerStream, count: int) -> list[int]:
     """The numbers of the next `count` frames."""
     numbers = []
     for _ in range(count):
@@ -133,7 +133,7 @@ def test_a_failure_does_not_wait_for_first_audio(outbox: Outbox) -> None:
 
 
 def test_a_closed_event_loop_stops_nobody(outbox: Outbox) -> None:
-    async def make() -> Stream:
+    async def make() -> TalkerStream:
         return stream()
 
     gone = asyncio.run(make())

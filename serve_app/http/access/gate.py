@@ -13,7 +13,7 @@ from serve_app.errors import NotAllowed, NotAuthenticated, RateLimited
 from serve_app.http.access.answers import refuse
 from serve_app.http.access.credentials import SUBPROTOCOL, is_speech, keys_of, needs_key
 from serve_app.http.access.keyring import Keyring
-from serve_app.http.access.limits import Limits
+from serve_app.http.access.limits import KeyLimits
 from serve_app.http.errors import error_response
 from serve_app.http.observe.record import current
 from serve_app.keys.key_file import Key
@@ -25,7 +25,7 @@ _MISSING: Final = (
 _WRONG: Final = "Incorrect API key provided."
 
 
-class Gate:
+class KeyGate:
     """Asks for a key where one is needed, and counts what it is used for.
 
     A request that is let in carries no key any more where the application could come upon it. Its
@@ -33,7 +33,7 @@ class Gate:
     """
 
     def __init__(
-        self, app: ASGIApp, config: IngressConfig, keyring: Keyring, limits: Limits
+        self, app: ASGIApp, config: IngressConfig, keyring: Keyring, limits: KeyLimits
     ) -> None:
         self._app = app
         self._config = config

@@ -12,9 +12,9 @@ from starlette.middleware.cors import CORSMiddleware
 
 from serve_app import metrics
 from serve_app.config import Environment, IngressConfig
-from serve_app.http.access.gate import Gate
+from serve_app.http.access.gate import KeyGate
 from serve_app.http.access.keyring import Keyring
-from serve_app.http.access.limits import Limits
+from serve_app.http.access.limits import KeyLimits
 from serve_app.http.access.peers import Ingresses
 from serve_app.http.access.sizes import Sizes
 from serve_app.http.health import Status
@@ -62,8 +62,8 @@ def add_layers(
     """
     access = config.access
     app.add_middleware(Sizes, config=access)
-    limits = Limits(access, Ingresses(status).count)
-    app.add_middleware(Gate, config=config, keyring=keyring_of(config), limits=limits)
+    limits = KeyLimits(access, Ingresses(status).count)
+    app.add_middleware(KeyGate, config=config, keyring=keyring_of(config), limits=limits)
     if access.cors_origins:
         app.add_middleware(
             CORSMiddleware,

@@ -40,7 +40,7 @@ class Refusal:
 
 
 @dataclass(slots=True)
-class Limits:
+class KeyLimits:
     """Counts what the keys use.
 
     Args:

@@ -14,7 +14,7 @@ from serve_app.http.health import ModelStatus, State
 from serve_app.http.served.application import Application
 from serve_app.http.warm_up import WarmUp
 from serve_app.load.admission import Admission
-from serve_app.load.gate import Gate, Stage
+from serve_app.load.gate import Gate, StagePlaces
 from serve_app.load.served import Served
 from serve_app.protocols import VoiceEncoder
 from serve_app.resumption import Observe, Policy, Resumable, resumed
@@ -42,7 +42,7 @@ class Way(Protocol):
         """What encodes recordings, where the card says that the checkpoint clones voices."""
         ...
 
-    def stage(self, deployment: str, places: int) -> Stage:
+    def stage(self, deployment: str, places: int) -> StagePlaces:
         """One of the stages, as far as this process knows it."""
         ...
 

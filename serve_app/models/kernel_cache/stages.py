@@ -1,21 +1,19 @@
 """All stages of a placement in this process, as `record` and tests on a GPU need them."""
 
-from collections.abc import AsyncGenerator, Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING
 
 from serve_app.config import AppConfig
 from serve_app.models.checkpoint.files import Checkpoint
 from serve_app.pipeline import synthesize
+from serve_app.resumption import Resumed
 from serve_app.types import PcmChunk
 
 if TYPE_CHECKING:
     from serve_app.models.code_predictor.channel.contract import FrameEndpoint
     from serve_app.models.code_predictor.channel.server import FrameServer
-
-# A SpeechRequest, and perhaps the frames that are done, to audio.
-Speak: TypeAlias = Callable[..., AsyncGenerator[PcmChunk, None]]
 
 
 class _Here:
@@ -31,7 +29,7 @@ class _Here:
 
 
 @contextmanager
-def started(checkpoint: Checkpoint, config: AppConfig, device: str) -> Iterator[Speak]:
+def started(checkpoint: Checkpoint, config: AppConfig, device: str) -> Iterator[Resumed[PcmChunk]]:
     """Start the stages of `config.placement`, ready and with every graph captured."""
     if config.placement == "fused":
         from serve_app.models.fused.speech import FusedSpeech

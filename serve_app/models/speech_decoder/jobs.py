@@ -12,7 +12,7 @@ _Settled = tuple["asyncio.Future[np.ndarray]", np.ndarray | Exception]
 
 
 @dataclass(slots=True, eq=False)
-class Job:
+class DecodeJob:
     """Frames of one stream that wait for the decoder, done in one or more pieces.
 
     codes: int64 [T, Q], T >= 1.
@@ -32,7 +32,7 @@ class Job:
     samples: list[np.ndarray] = field(default_factory=list)
 
 
-def settle(results: Sequence[tuple[Job, np.ndarray | Exception]]) -> None:
+def settle(results: Sequence[tuple[DecodeJob, np.ndarray | Exception]]) -> None:
     """Give jobs their results, those of a loop in one call of it."""
     post([(job.future.get_loop(), (job.future, result)) for job, result in results], _set_all)
 

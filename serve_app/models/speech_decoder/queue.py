@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
-from serve_app.models.speech_decoder.jobs import Job
+from serve_app.models.speech_decoder.jobs import DecodeJob
 
 # So many jobs are company enough, and a listener with less to play than this is not kept waiting.
 _COMPANY: Final = 32
@@ -17,11 +17,11 @@ _MARGIN_S: Final = 0.08
 
 
 @dataclass(slots=True, eq=False)
-class Stream:
+class DecoderStream:
     """A slot in use: its jobs, in order, and how far its listener can play."""
 
     slot: int
-    jobs: deque[Job] = field(default_factory=deque)
+    jobs: deque[DecodeJob] = field(default_factory=deque)
     fresh: bool = True
     first_audio_s: float | None = None
     delivered_samples: int = 0
@@ -47,8 +47,8 @@ class DecoderQueue:
         sample_rate_hz: int,
         clock: Callable[[], float],
     ) -> None:
-        self.streams: dict[int, Stream] = {}
-        self._ready: dict[int, Stream] = {}
+        self.streams: dict[int, DecoderStream] = {}
+        self._ready: dict[int, DecoderStream] = {}
         self._sizes = sizes
         self._pad_final = pad_final
         self._patience_s = patience_s
@@ -56,13 +56,13 @@ class DecoderQueue:
         self._clock = clock
 
     @property
-    def jobs(self) -> list[Job]:
+    def jobs(self) -> list[DecodeJob]:
         return [job for stream in self._ready.values() for job in stream.jobs]
 
     def open(self, slot: int) -> None:
-        self.streams[slot] = Stream(slot)
+        self.streams[slot] = DecoderStream(slot)
 
-    def close(self, slot: int) -> list[Job]:
+    def close(self, slot: int) -> list[DecodeJob]:
         """Forget a stream; what it still has waiting."""
         stream = self.streams.pop(slot)
         self._ready.pop(slot, None)
@@ -71,13 +71,13 @@ class DecoderQueue:
         stream.jobs.clear()
         return jobs
 
-    def add(self, stream: Stream, job: Job) -> bool:
+    def add(self, stream: DecoderStream, job: DecodeJob) -> bool:
         """Append a job; whether that can end a wait as long as `seconds_to_wait` said before."""
         stream.jobs.append(job)
         self._ready[stream.slot] = stream
         return len(self._ready) in (1, _COMPANY) or self._is_urgent(stream, self._clock())
 
-    def finish(self, stream: Stream) -> None:
+    def finish(self, stream: DecoderStream) -> None:
         """Take a stream's first job away."""
         stream.jobs.popleft()
         if not stream.jobs:
@@ -102,7 +102,7 @@ class DecoderQueue:
         oldest_s = min(stream.jobs[0].submitted_s for stream in ready)
         return max(0.0, oldest_s + self._patience_s - now)
 
-    def due(self, most: Callable[[int], int]) -> tuple[list[tuple[Stream, Job]], int]:
+    def due(self, most: Callable[[int], int]) -> tuple[list[tuple[DecoderStream, DecodeJob]], int]:
         """The streams of the next step and how many frames each decodes; at least one is ready.
 
         Args:
@@ -115,18 +115,18 @@ class DecoderQueue:
         ]
         return same[: most(size)], size
 
-    def _is_urgent(self, stream: Stream, now: float) -> bool:
+    def _is_urgent(self, stream: DecoderStream, now: float) -> bool:
         """Whether a stream has nothing to play, or not for long."""
         return stream.first_audio_s is None or self._urgency(stream)[1] < now + _MARGIN_S
 
-    def _urgency(self, stream: Stream) -> tuple[int, float]:
+    def _urgency(self, stream: DecoderStream) -> tuple[int, float]:
         """Order of service: first audio by age, then the stream whose listener runs dry first."""
         if stream.first_audio_s is None:
             # A stream being primed has a listener elsewhere who still plays; it takes many steps.
             return int(stream.jobs[0].discard), stream.jobs[0].submitted_s
         return 1, stream.first_audio_s + stream.delivered_samples / self._sample_rate_hz
 
-    def _next_size(self, job: Job) -> int:
+    def _next_size(self, job: DecodeJob) -> int:
         remaining = len(job.codes) - job.next_frame
         if job.final and self._pad_final:
             # One longer piece instead of several short ones; the surplus is thrown away.

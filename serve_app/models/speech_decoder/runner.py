@@ -12,8 +12,8 @@ import numpy as np
 
 from serve_app.errors import Overloaded, StageFailed, StageUnavailable
 from serve_app.models.process_end import OnDeath, end_process
-from serve_app.models.speech_decoder.jobs import Job, joined, settle
-from serve_app.models.speech_decoder.queue import DecoderQueue, Stream
+from serve_app.models.speech_decoder.jobs import DecodeJob, joined, settle
+from serve_app.models.speech_decoder.queue import DecoderQueue, DecoderStream
 from serve_app.models.speech_decoder.steps import DecoderSteps, Launched, Piece
 from serve_app.protocols import require
 from serve_app.types import Health
@@ -31,10 +31,10 @@ class _Step:
     frames: how many of each count; a final piece may be shorter than the others.
     """
 
-    group: list[tuple[Stream, Job]]
+    group: list[tuple[DecoderStream, DecodeJob]]
     frames: list[int]
     launched: Launched
-    finished: list[Job] = field(default_factory=list)
+    finished: list[DecodeJob] = field(default_factory=list)
 
 
 class SpeechDecoderRunner:
@@ -118,7 +118,7 @@ class SpeechDecoderRunner:
         for job in jobs:
             job.future.cancel()
 
-    def enqueue(self, slot: int, job: Job) -> None:
+    def enqueue(self, slot: int, job: DecodeJob) -> None:
         """Decode frames of the stream in `slot`, after those enqueued before.
 
         Its future fails with StageFailed when the device does.
@@ -261,7 +261,7 @@ class SpeechDecoderRunner:
             )
             self._on_death(f"the speech decoder failed: {error!r}")
 
-    def _launch(self, group: list[tuple[Stream, Job]], size: int) -> _Step:
+    def _launch(self, group: list[tuple[DecoderStream, DecodeJob]], size: int) -> _Step:
         """Start decoding one piece of each job."""
         self._launched_s = self._clock()
         pieces = [
@@ -301,7 +301,7 @@ class SpeechDecoderRunner:
         settle([(job, joined(job.samples)) for job in step.finished])
         step.finished.clear()
 
-    def _abandon(self, error: Exception, also: Sequence[Job] = ()) -> None:
+    def _abandon(self, error: Exception, also: Sequence[DecodeJob] = ()) -> None:
         """Fail every waiting job, and those named."""
         with self._wake:
             jobs = [*also, *self._queue.jobs]

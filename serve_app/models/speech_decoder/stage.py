@@ -17,7 +17,7 @@ from serve_app.models.checkpoint.files import Checkpoint
 from serve_app.models.device import resolve_device
 from serve_app.models.late_kernels import late_kernels
 from serve_app.models.rehearsal import rehearse_decoder
-from serve_app.models.speech_decoder.jobs import Job
+from serve_app.models.speech_decoder.jobs import DecodeJob
 from serve_app.models.speech_decoder.network.model import SpeechDecoderModel, context_frames
 from serve_app.models.speech_decoder.runner import SpeechDecoderRunner
 from serve_app.models.speech_decoder.steps import DecoderSteps
@@ -178,5 +178,5 @@ class StreamingSpeechDecoder:
         self, slot: int, codes: np.ndarray, *, discard: bool = False, final: bool = False
     ) -> np.ndarray:
         future: asyncio.Future[np.ndarray] = asyncio.get_running_loop().create_future()
-        self.runner.enqueue(slot, Job(codes, future, discard, final))
+        self.runner.enqueue(slot, DecodeJob(codes, future, discard, final))
         return await future

@@ -28,7 +28,7 @@ from serve_app.models.rehearsal import rehearse
 from serve_app.models.speech_decoder.first_audio import FirstAudioDecoder
 from serve_app.models.talker.checks import check_work
 from serve_app.models.talker.engine_thread import EngineThread
-from serve_app.models.talker.outbox import Stream
+from serve_app.models.talker.outbox import TalkerStream
 from serve_app.models.talker.prompt import build_prompt
 from serve_app.models.talker.runtime import TalkerPrompt
 from serve_app.models.talker.vllm.core import build_core
@@ -142,7 +142,7 @@ class VllmTalker:
             return
         request_id = f"{prompt.request_id}-{secrets.token_hex(4)}"
         chunker = Chunker(self._chunk_frames, len(done))
-        stream = Stream(asyncio.get_running_loop(), asyncio.Queue(), chunker)
+        stream = TalkerStream(asyncio.get_running_loop(), asyncio.Queue(), chunker)
         self._thread.submit(request_id, stream, work)
         finished, first_s = False, None
         try:

@@ -22,7 +22,7 @@ from serve_app.models.checkpoint.spec import TalkerSpec
 from serve_app.models.code_predictor.channel.contract import FrameClient
 from serve_app.models.process_end import OnDeath
 from serve_app.models.speech_decoder.first_audio import FirstAudioDecoder
-from serve_app.models.talker.outbox import Item, Outbox, Stream
+from serve_app.models.talker.outbox import Item, Outbox, TalkerStream
 from serve_app.models.talker.progress import Progress
 from serve_app.models.talker.runtime import StepFrames, TalkerPrompt, TalkerRuntime
 from serve_app.types import CodecFrames, FinishReason, Health
@@ -82,7 +82,7 @@ class EngineThread:
         self._spec = spec
         self._predictor = predictor
         self._on_death = on_death
-        self._streams: dict[str, Stream] = {}
+        self._streams: dict[str, TalkerStream] = {}
         # Requests to add, each with its work; without it, to abort.
         self._inbox: deque[tuple[str, TalkerPrompt | None]] = deque()
         # Guards inbox, flags and the way into `_streams`.
@@ -121,7 +121,7 @@ class EngineThread:
     def num_streams(self) -> int:
         return len(self._streams)
 
-    def submit(self, request_id: str, stream: Stream, work: TalkerPrompt) -> None:
+    def submit(self, request_id: str, stream: TalkerStream, work: TalkerPrompt) -> None:
         """Start a request, whose items go to `stream` from now on.
 
         Raises:
@@ -284,8 +284,8 @@ class EngineThread:
         codes = step.codes
         lost_rows = _lost_rows(codes)
         first_rows = set(step.audio.rows) if step.audio is not None else ()
-        firsts: list[tuple[Stream, int, CodecFrames]] = []
-        items: list[tuple[Stream, Item]] = []
+        firsts: list[tuple[TalkerStream, int, CodecFrames]] = []
+        items: list[tuple[TalkerStream, Item]] = []
         eos = self._spec.codec_eos_id
         for output in outputs:
             stream = self._streams.get(output.request_id)

@@ -33,7 +33,7 @@ class Samples(Protocol):
 
 
 @dataclass(slots=True, eq=False)
-class Stream:
+class TalkerStream:
     """One running request, owned by the event loop that consumes it.
 
     held: items that come after first audio which is not there yet.
@@ -52,7 +52,7 @@ class Outbox:
         self._lock = threading.Lock()
         self._waiting = ThreadPoolExecutor(1, thread_name_prefix="first-audio")
 
-    def deliver(self, items: Iterable[tuple[Stream, Item]]) -> None:
+    def deliver(self, items: Iterable[tuple[TalkerStream, Item]]) -> None:
         """Hand items to their streams' loops; failures pass by what is held back."""
         _post(
             (stream, item)
@@ -61,7 +61,11 @@ class Outbox:
         )
 
     def deliver_audio(
-        self, samples: Samples, items: Sequence[tuple[Stream, int, CodecFrames]], *, wait: bool
+        self,
+        samples: Samples,
+        items: Sequence[tuple[TalkerStream, int, CodecFrames]],
+        *,
+        wait: bool,
     ) -> None:
         """Hand first items to their streams, each with the samples of its row.
 
@@ -82,7 +86,7 @@ class Outbox:
         """Wait for the thread; idempotent."""
         self._waiting.shutdown()
 
-    def _hold(self, stream: Stream, item: Item) -> bool:
+    def _hold(self, stream: TalkerStream, item: Item) -> bool:
         if stream.held is None:  # only this thread begins to hold back
             return False
         with self._lock:
@@ -92,7 +96,7 @@ class Outbox:
             return True
 
     def _deliver_later(
-        self, samples: Samples, items: Sequence[tuple[Stream, int, CodecFrames]]
+        self, samples: Samples, items: Sequence[tuple[TalkerStream, int, CodecFrames]]
     ) -> None:
         firsts: list[Item]
         try:
@@ -101,7 +105,7 @@ class Outbox:
         except Exception as error:
             logger.exception("first audio is lost")
             firsts = [StageFailed(f"the speech decoder failed: {error!r}") for _ in items]
-        ready: list[tuple[Stream, Item]] = []
+        ready: list[tuple[TalkerStream, Item]] = []
         with self._lock:
             for (stream, _, _), first in zip(items, firsts, strict=True):
                 assert stream.held is not None
@@ -112,10 +116,10 @@ class Outbox:
                 stream.held = None
 
 
-def _post(items: Iterable[tuple[Stream, Item]]) -> None:
+def _post(items: Iterable[tuple[TalkerStream, Item]]) -> None:
     post(((stream.loop, (stream, item)) for stream, item in items), _put_all)
 
 
-def _put_all(items: list[tuple[Stream, Item]]) -> None:
+def _put_all(items: list[tuple[TalkerStream, Item]]) -> None:
     for stream, item in items:
         stream.queue.put_nowait(item)

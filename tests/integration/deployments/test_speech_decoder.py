@@ -10,7 +10,7 @@ import pytest
 from ray import serve
 
 from serve_app.config import AppConfig
-from serve_app.deployments.speech_decoder import SpeechDecoder
+from serve_app.deployments.speech_decoder import SpeechDecoderDeployment
 from serve_app.errors import Overloaded, StageLost
 from serve_app.fakes import FakeTalker
 from serve_app.types import NamedVoice, PcmChunk, SpeechRequest
@@ -46,7 +46,7 @@ class Served:
 
     def __init__(self, folder: Path, *lost_at: int) -> None:
         config = AppConfig.model_validate({"model": str(folder), "speech_decoder": SCALES})
-        decoder = SpeechDecoder.bind(config, "cpu", Talkers.bind(lost_at))
+        decoder = SpeechDecoderDeployment.bind(config, "cpu", Talkers.bind(lost_at))
         self._handle = serve.run(decoder, _local_testing_mode=True)
 
     def speak(self) -> Any:

@@ -11,7 +11,7 @@ import pytest
 from serve_app.errors import Overloaded
 from serve_app.fakes import fake_codes
 from serve_app.load.admission import Admission
-from serve_app.load.gate import Gate, Stage, elsewhere
+from serve_app.load.gate import Gate, StagePlaces, elsewhere
 from serve_app.load.places import Places
 from serve_app.metrics import NoRecorder
 from serve_app.types import CodecFrames, SpeechRequest
@@ -48,7 +48,9 @@ class Replica:
 
 def gate_of(*stages: Places[str], places: int = PLACES) -> Gate:
     admission = Admission(max_queued=4, max_wait_s=0.0)
-    return Gate([Stage(lambda s=s: s, places) for s in stages], admission, NoRecorder(), model="m")
+    return Gate(
+        [StagePlaces(lambda s=s: s, places) for s in stages], admission, NoRecorder(), model="m"
+    )
 
 
 async def all_of(frames: AsyncGenerator[CodecFrames, None]) -> int:
@@ -139,7 +141,9 @@ def test_a_higher_priority_takes_the_last_places_for_as_long_as_it_comes() -> No
     async def main() -> None:
         now_s, live, replica = 0.0, replicas("a"), Replica()
         admission = Admission(max_queued=4, max_wait_s=0.0)
-        gate = Gate([Stage(lambda: live, 16)], admission, NoRecorder(), lambda: now_s, model="m")
+        gate = Gate(
+            [StagePlaces(lambda: live, 16)], admission, NoRecorder(), lambda: now_s, model="m"
+        )
         first, _ = await burst(gate, replica, 1, replace(REQUEST, priority=5))
         # An eighth is left, to those of at least as high a priority.
         usual, refused = await burst(gate, replica, 16)
@@ -166,7 +170,7 @@ def test_a_higher_priority_takes_the_last_places_for_as_long_as_it_comes() -> No
 
 def test_nobody_is_refused_before_anything_is_known() -> None:
     async def main() -> None:
-        gate = Gate([Stage(lambda: None, 1)], Admission(0, 0.0), NoRecorder(), model="m")
+        gate = Gate([StagePlaces(lambda: None, 1)], Admission(0, 0.0), NoRecorder(), model="m")
         gate.look()
         running, refused = await burst(gate, Replica(), 9)
         assert (len(running), refused) == (9, 0)
@@ -180,7 +184,7 @@ def test_what_one_replica_refuses_is_asked_of_another_while_one_has_a_place() ->
     async def main() -> None:
         live, replica = replicas("a", "b"), Replica(refuses=1)
         replica.may_end.set()
-        call = elsewhere(replica.speak, Stage(lambda: live, PLACES))
+        call = elsewhere(replica.speak, StagePlaces(lambda: live, PLACES))
         assert await all_of(call(REQUEST, None)) == 2
         assert replica.asked == 2
 
@@ -188,7 +192,7 @@ def test_what_one_replica_refuses_is_asked_of_another_while_one_has_a_place() ->
         live.heard("b", PLACES)
         full = Replica(refuses=9)
         with pytest.raises(Overloaded):
-            await all_of(elsewhere(full.speak, Stage(lambda: live, PLACES))(REQUEST, None))
+            await all_of(elsewhere(full.speak, StagePlaces(lambda: live, PLACES))(REQUEST, None))
         assert full.asked == 1
 
     asyncio.run(main())

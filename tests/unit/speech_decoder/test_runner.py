@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from serve_app.errors import StageFailed, StageUnavailable
-from serve_app.models.speech_decoder.jobs import Job
+from serve_app.models.speech_decoder.jobs import DecodeJob
 from serve_app.protocols import require
 from serve_app.types import Health
 from tests.unit.speech_decoder.conftest import MakeRunner
@@ -228,7 +228,7 @@ def test_a_closed_decoder_is_unavailable(make_runner: MakeRunner, counting: Coun
 def submitted(runner: WaitingRunner, slot: int, code: int) -> "asyncio.Future[np.ndarray]":
     """One frame, with a future of the loop that runs."""
     future: asyncio.Future[np.ndarray] = asyncio.get_running_loop().create_future()
-    runner.enqueue(slot, Job(codes_of(code), future))
+    runner.enqueue(slot, DecodeJob(codes_of(code), future))
     return future
 
 

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from serve_app.models.speech_decoder.jobs import Job
+from serve_app.models.speech_decoder.jobs import DecodeJob
 from serve_app.models.speech_decoder.runner import SpeechDecoderRunner
 
 T = TypeVar("T")
@@ -27,7 +27,7 @@ class WaitingRunner(SpeechDecoderRunner):
         self, slot: int, codes: np.ndarray, *, discard: bool = False, final: bool = False
     ) -> "Future[np.ndarray]":
         """What `enqueue` does; int16 [T * samples_per_frame], empty if discarded."""
-        job = Job(codes, self._loop.create_future(), discard, final)
+        job = DecodeJob(codes, self._loop.create_future(), discard, final)
 
         async def wait() -> np.ndarray:
             return await job.future

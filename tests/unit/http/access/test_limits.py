@@ -6,7 +6,7 @@ import pytest
 
 from serve_app.config import AccessConfig
 from serve_app.http.access.keyring import Keyring
-from serve_app.http.access.limits import Limits, duration
+from serve_app.http.access.limits import KeyLimits, duration
 from serve_app.http.access.peers import Ingresses
 from serve_app.http.health import Status
 from serve_app.keys.digest import digest_of
@@ -22,7 +22,7 @@ class Clock:
 
 
 def limits_of(clock, ingresses=1, **config):
-    return Limits(AccessConfig(**config), lambda: ingresses, clock)
+    return KeyLimits(AccessConfig(**config), lambda: ingresses, clock)
 
 
 def key_of(name="a", **limits):

@@ -10,7 +10,7 @@ import numpy as np
 
 from serve_app.fakes import FakeSpeechDecoder, FakeTalker, FakeVoiceEncoder
 from serve_app.http.served.application import Application
-from serve_app.load.gate import Limits, Stage
+from serve_app.load.gate import StageLimits, StagePlaces
 from serve_app.load.places import Places
 from serve_app.load.served import About, Served
 from serve_app.pipeline import synthesize
@@ -43,12 +43,12 @@ class FakeWay:
 
     async def ask(self) -> Served:
         await self.there.wait()
-        limits = Limits((("Fused", self.places),), max_queued=0, max_wait_s=0.0)
+        limits = StageLimits((("Fused", self.places),), max_queued=0, max_wait_s=0.0)
         return Served(self.card, About(limits, {"placement": "fused"}))
 
-    def stage(self, deployment: str, places: int) -> Stage:
+    def stage(self, deployment: str, places: int) -> StagePlaces:
         self.asked.append(deployment)
-        return Stage(lambda: self.live, places)
+        return StagePlaces(lambda: self.live, places)
 
 
 def application(name: str, **changes: Any) -> Application:
