@@ -166,6 +166,10 @@ def _stages(
     if pressed and is_loaded and is_settled and target + 1 > want:
         want, cause = target + 1, pressed
         keep = max(keep, want)
+    if target and not ready:
+        # Everybody waits, whatever it was that they came for; what they will need shows when
+        # somebody is served again.
+        want = keep = min(want, target)
     is_busy = streams > 0 or speaker.total(names.ARRIVALS) > 0
     memory = replace(memory, busy_s=now_s if is_busy or memory.busy_s is None else memory.busy_s)
     inputs = {

@@ -261,3 +261,12 @@ def test_arrivals_grow_where_it_is_more_than_chance() -> None:
     application.run(9, 50, arrivals_per_s=100.0, service_s=1.0)
     decision = application.tick(50, arrivals_per_s=100.0, service_s=1.0)
     assert decision.inputs["growth"] > 1.5
+
+
+def test_a_crowd_before_closed_doors_is_no_measure_of_what_it_needs() -> None:
+    application = Application(least=2, start_s=15.0)
+    application.run(30, 60)
+    application.ready = {name: [application.at_s + 15.0] * 2 for name in STAGES}
+    assert max(application.run(15, 1400)) == 2
+    # From then on it is.
+    assert max(application.run(10, 400)) > 2
