@@ -166,7 +166,8 @@ class VoiceMaker:
         self, key: tuple[str, str], make: Callable[[], Awaitable[EncodedClip]]
     ) -> asyncio.Task[EncodedClip]:
         async def made() -> EncodedClip:
-            async with asyncio.timeout(self._timeout_s):
+            # Longer than anybody waits: an encoder that has to start first is there for the next.
+            async with asyncio.timeout(2 * self._timeout_s):
                 clip = await make()
             self._kept[key] = clip
             while len(self._kept) > _MAX_KEPT:
