@@ -98,7 +98,7 @@ class Ingress:
         self._models.limit(settings.models, settings.admission)
         logger.info("settings are now: %s", settings.model_dump_json())
 
-    def record_autoscaling_stats(self) -> dict[str, float]:
+    async def record_autoscaling_stats(self) -> dict[str, float]:
         return self._recorder.report()
 
     async def status(self) -> Status:
