@@ -30,7 +30,11 @@ class Change:
 
 CHANGES = (
     Change("an audio format", r"^    AudioFormat\.\w+: _Format", ("serve_app/audio/formats.py",)),
-    Change("an endpoint", r"^    .*\badd_routes\(app", ("serve_app/http/app.py",)),
+    Change(
+        "an endpoint",
+        r"^    .*\badd_routes\(app",
+        ("serve_app/http/app.py", "serve_app/http/voices/wiring.py"),
+    ),
     Change(
         "how a token is drawn",
         r"^def (sample|sample_row|uniform|apply_repetition_penalty)\(",
