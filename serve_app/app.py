@@ -96,7 +96,11 @@ def build_model(args: AppConfig) -> Application:
         raise ValueError(
             f"ingress: {', '.join(args.misplaced())} have no effect in an application without one"
         )
-    return _model(args.resolved(), small_share=_SHARE_OF_SEVERAL, ingress=False).speech
+    from serve_app.deployments.ray_serve import front
+
+    model = _model(args.resolved(), small_share=_SHARE_OF_SEVERAL, ingress=False)
+    top: Any = front.Front
+    return top.options(**front.OPTIONS).bind(model.speech)
 
 
 def build_http(args: HttpConfig) -> Application:

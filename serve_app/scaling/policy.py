@@ -21,6 +21,8 @@ from serve_app.scaling.tuning import Tuning
 INGRESS: Final = "Ingress"
 # Encodes recordings into voices, apart from all streams.
 ENCODER: Final = "VoiceEncoder"
+# Has no replica: it is there for Serve only.
+FRONT: Final = "Front"
 _CLIPS_PER_ENCODER: Final = 4
 # Where the streams are counted, the first that is there: what tells how many run and wait.
 _CARRIERS: Final = ("Fused", "Talker")
@@ -90,7 +92,7 @@ class Decision:
 
 def decide(tuning: Tuning, memory: Memory, snapshot: Snapshot) -> tuple[Decision, Memory]:
     """The replicas that there shall be from now on."""
-    apart = (INGRESS, ENCODER)
+    apart = (INGRESS, ENCODER, FRONT)
     stages = {name: load for name, load in snapshot.stages.items() if name not in apart}
     targets: dict[str, int] = {}
     reason: Reason = "steady"

@@ -23,7 +23,8 @@ from serve_app.config import (
     SpeechDecoderConfig,
     TalkerConfig,
 )
-from serve_app.deployments.limits import deployment_options
+from serve_app.deployments.limits import ROUTER, deployment_options
+from serve_app.deployments.ray_serve.front import OPTIONS, Front
 from serve_app.models.checkpoint.card import describe
 from serve_app.models.checkpoint.locate import description_folder
 from serve_app.types import ModelCard
@@ -195,6 +196,22 @@ def test_several_applications_fit_a_small_machine(placement: str, cpus: float) -
     ]
     assert 7 * reserved[0] + reserved[1] < cpus
     assert min(reserved) > 0
+
+
+def test_a_model_alone_keeps_its_routers_behind_a_front_without_a_process() -> None:
+    args = config(placement="split")
+    limits = deployment_options(args, 300.0, cpus=2)
+    plan = make_plan(args, LAPTOP, ingress=False)
+    front: Any = Front
+    found = deployments_of(front.options(**OPTIONS).bind(bind(args, plan, limits, {})))
+    assert set(found) == {"Front", *SPLIT} - {"Ingress"}
+    # Serve refuses one of its top deployment's.
+    routers = {
+        name: found[name]._deployment_config.request_router_config.request_router_class
+        for name in found
+    }
+    assert routers["SpeechDecoder"] == ROUTER != routers["Front"]
+    assert OPTIONS["autoscaling_config"]["initial_replicas"] == 0
 
 
 def test_a_model_alone_takes_no_settings_of_an_ingress() -> None:
