@@ -36,6 +36,10 @@ def environment(folder: Path, ports: Ports) -> dict[str, str]:
         # servers on the default ports, 8500 and 9500, each would answer half of the other's.
         "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(ports.any()),
         "RAY_SERVE_FALLBACK_PROXY_GRPC_PORT": str(ports.any()),
+        # An ingress that goes closes connections that HAProxy keeps for the next request. One that
+        # was sent there and not answered by a byte is sent to another ingress, or its client would
+        # see no more than a closed connection.
+        "RAY_SERVE_HAPROXY_RETRY_ON": "conn-failure empty-response",
         # By default it shares no port, not even with who only keeps it free.
         "SERVE_SOCKET_REUSE_PORT_ENABLED": "1",
         **_corrected(folder, metrics, stats),
