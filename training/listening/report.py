@@ -44,7 +44,9 @@ class Row:
     @property
     def is_astray(self) -> bool:
         """Whether it is empty, truncated or runs on and on."""
-        expected = max(1.0, len(self.text) / _LETTERS_PER_S)
+        # A digit is a word.
+        letters = len(self.text) + 4 * sum(sign.isdigit() for sign in self.text)
+        expected = max(1.0, letters / _LETTERS_PER_S)
         ratio = self.seconds / expected if self.ratio is None else self.ratio
         return not _SHORTEST <= ratio <= _LONGEST
 

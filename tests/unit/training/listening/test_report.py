@@ -8,7 +8,7 @@ import soundfile
 
 from training.listening.listing import read
 from training.listening.pictures import draw
-from training.listening.report import Clip, Ears, summary
+from training.listening.report import Clip, Ears, Row, summary
 from training.listening.sound import RATE_HZ, load, pitch_hz, voiced_s
 
 pytestmark = pytest.mark.unit
@@ -47,6 +47,13 @@ def test_what_is_empty_or_endless_is_counted(tmp_path: Path) -> None:
     figures = summary([Ears().listen(clip) for clip in clips])
     assert (figures["clips"], figures["astray"], figures["within_15_percent"]) == (4, 2, 0.25)
     assert figures["wer_percent"] is None
+
+
+def test_digits_take_the_time_of_words() -> None:
+    text = "Call me at 555-0142 after six."
+    assert not Row("a.wav", text, 4.8, None).is_astray
+    assert Row("a.wav", text, 12.0, None).is_astray
+    assert Row("a.wav", "Call me at once, and then again.", 4.9, None).is_astray
 
 
 def test_a_list_finds_the_teachers_files_by_voice_and_number(tmp_path: Path) -> None:
