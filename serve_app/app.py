@@ -167,9 +167,8 @@ def _model(config: AppConfig, *, small_share: float, ingress: bool = True) -> _M
     logger.info("configuration %s: %s", config.digest, config.model_dump_json())
     logger.info("limits where the config file states none: %s", limits)
     if card.embedded:
-        logger.warning(
-            "the embedded checkpoint has random weights: audio of the right format, not words;"
-            " set TTS_MODEL to hear speech"
+        logger.info(
+            "the embedded voice, a small English one; set TTS_MODEL for a released checkpoint"
         )
     beside = [voice_encoder(config, cluster)] if card.speaker_vector_size is not None else []
     return _Model(bind(config, plan, limits, info, *beside), plan, limits, info)

@@ -60,7 +60,7 @@ class Environment:
         model, revision: what is served where the config names none: TTS_MODEL, TTS_REVISION.
         host, port, profile: HOST, PORT, PROFILE, over the config file's.
         ray_address: RAY_ADDRESS, the cluster to join.
-        cache: XDG_CACHE_HOME, folder of the embedded checkpoint.
+        cache: XDG_CACHE_HOME, folder of what can be made again, and of long texts as jobs.
         data: XDG_DATA_HOME, folder of what is kept for good.
         standbys: TTS_STANDBYS, folder of the machine in which standby processes of `fused` wait;
             the launcher sets it.
@@ -528,7 +528,7 @@ class AppConfig(Strict):
     model: str | None = Field(
         default=None,
         description="checkpoint: local folder or hub id; default TTS_MODEL, else the"
-        " embedded tiny checkpoint",
+        " embedded English voice",
     )
     revision: str | None = Field(
         default=None, description="hub revision; a hub id needs one unless it is a known release"

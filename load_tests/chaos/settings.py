@@ -84,7 +84,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     )
     parser.add_argument("--seed", type=int, default=0, help="of requests, arrivals and kills")
     parser.add_argument("--timeout-s", type=float, default=180.0, help="of one request")
-    parser.add_argument("--voice", default="ryan")
+    parser.add_argument("--voice", help="default: heart of the embedded checkpoint, else ryan")
     parser.add_argument("--checkpoint", type=Path, help="default: the embedded one")
     parser.add_argument("--size", help="write a random checkpoint of this size to --checkpoint")
     parser.add_argument("--port", type=int, default=8000)
@@ -97,6 +97,8 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         "--out", type=Path, default=Path("chaos-report"), help="folder of report, plots and logs"
     )
     args = parser.parse_args(arguments)
+    if args.voice is None:
+        args.voice = "ryan" if args.checkpoint or args.size else "heart"
     if args.kinds is None:
         args.kinds = list(STAGES[args.placement])
     unknown = set(args.kinds) - set(STAGES[args.placement])

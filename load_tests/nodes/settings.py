@@ -23,7 +23,7 @@ def add_server_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--requests", type=int, default=8, help="distinct ones, asked in turn")
     parser.add_argument("--timeout-s", type=float, default=180.0, help="of one request")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--voice", default="ryan")
+    parser.add_argument("--voice", default="heart", help="of the embedded checkpoint")
     parser.add_argument("--tolerance", type=int, default=1, help="difference that is rounding")
     parser.add_argument("--port", type=int, default=8000)
     parser.add_argument("--ready-timeout", type=float, default=240.0, help="s")

@@ -76,7 +76,7 @@ def checkpoint(environment: Environment) -> list[Finding]:
     here = ", ".join(cached) or "none"
     found = [Finding("checkpoint", "ok", f"known releases on this machine: {here}")]
     if model is None:
-        says = "TTS_MODEL is not set: an embedded checkpoint, which makes sounds and no words"
+        says = "TTS_MODEL is not set: the embedded voice, small and English"
         remedy = f"TTS_MODEL={next(iter(KNOWN_REVISIONS))}"
         return [*found, Finding("checkpoint", "note", says, remedy)]
     folder = Path(model).expanduser()

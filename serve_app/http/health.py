@@ -17,8 +17,8 @@ _OF_VERSION: Final = ("placement", "profile", "config_digest")
 State = Literal["healthy", "initializing", "degraded", "unhealthy"]
 
 _EMBEDDED_NOTE: Final = (
-    "The embedded random checkpoint is served: it makes audio of the right length and format,"
-    " but not words. Set TTS_MODEL to serve a released checkpoint."
+    "The embedded voice is served: a small English model of this project's own, made on synthetic"
+    " speech. Set TTS_MODEL to serve a released checkpoint."
 )
 
 

@@ -22,7 +22,7 @@ NUM_FRAMES = 40
 BODY = {
     "model": "tts-1",
     "input": "One, two, three: this is a test.",
-    "voice": "serena",
+    "voice": "emma",
     "seed": 7,
     "response_format": "pcm",
     "min_new_tokens": NUM_FRAMES,

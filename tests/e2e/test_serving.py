@@ -4,9 +4,13 @@ import base64
 import io
 import ipaddress
 import json
+import re
 import socket
+import subprocess
+import sys
 import time
 import wave
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -17,17 +21,22 @@ from websockets.sync.client import ClientConnection, connect
 
 from load_tests.loops.client import server_timings
 from serve_app.models.checkpoint.embedded import embedded_checkpoint
-from tests.e2e.conftest import SPEECH, Server
+from tests.e2e.conftest import REPOSITORY, SPEECH, Server
 from tests.golden.make_codes import FILE, SETS, WAVEFORM, weights_hash
+from training.listening.recogniser import Recogniser, shipped_model
+from training.listening.sound import load
+from training.listening.words import word_errors
 
 TEXT = "One, two, three: this is a test."
-VOICE = "serena"
+VOICE = "emma"
 SAMPLE_RATE_HZ = 24000
 SAMPLES_PER_FRAME = 1920
 NUM_FRAMES = 20
 # Samples are rounded to 16 bits on both sides, of sums taken in another order (float32, about
 # 1e-5).
 TOLERANCE_LSB = 2
+# The recogniser's own errors included.
+MOST_WRONG_WORDS = 0.25
 # Far more than is ever read: who sends this hangs up long before the end.
 ENDLESS = {"min_new_tokens": 2000, "max_new_tokens": 2000}
 
@@ -149,6 +158,22 @@ def test_greedy_audio_equals_what_the_reference_package_makes(client: openai.Ope
     assert difference.max() <= TOLERANCE_LSB, (
         f"{difference.max()} at sample {worst} (frame {worst // 1920}) of {len(samples)}"
     )
+
+
+def test_the_words_of_the_first_example_are_heard(server: Server, tmp_path: Path) -> None:
+    """README's first program makes a file in which a recogniser hears the words."""
+    model = shipped_model()
+    if model is None:
+        pytest.skip("NOBODY LISTENED: no recogniser, pip install 'moonshine-voice<0.1'")
+    examples = re.findall(r"```python\n(.*?)```", (REPOSITORY / "README.md").read_text(), re.S)
+    program = next(example for example in examples if "openai" in example)
+    program = program.replace("http://127.0.0.1:8000", server.url)
+    subprocess.run([sys.executable, "-c", program], cwd=tmp_path, check=True, timeout=120)
+    (file,) = tmp_path.iterdir()
+    heard = Recogniser(model).hear(load(file))
+    text = re.findall(r'input="(.*?)"', program)[0]
+    errors, words = word_errors(text, heard)
+    assert errors <= words * MOST_WRONG_WORDS, heard
 
 
 def test_a_seed_gives_the_same_audio_each_time(server: Server) -> None:

@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from serve_app.models.checkpoint.embedded import embedded_checkpoint
 from serve_app.models.random_checkpoint.write import write_checkpoint
 from tests.parity.clips import recording
 
@@ -52,7 +53,13 @@ BASE = [
     dict(text="Guten Tag!", clone=(2, 70_000), said=SAID, language="german"),
     dict(text="Доброе утро!", clone=(4, 30_000), said="你好。", language="russian"),
 ]
-# name -> (checkpoint variant, size, eos, cases)
+EMBEDDED = [
+    dict(text="Good morning!", voice="heart", language="english"),
+    dict(text="The train leaves at 10:30 from platform 4.", voice="daniel", language="english"),
+    dict(text=TEXT, voice="emma", language="english", streaming_text=True),
+    dict(text="Did anyone see where I left my keys?", voice="michael", language="auto"),
+]
+# name -> (checkpoint variant, size, eos, cases); the embedded one is not written
 SETS = {
     "custom_voice-1.7b-like": ("custom_voice", "tiny", "unreachable", CUSTOM_VOICE),
     "custom_voice-0.6b-like": ("custom_voice", "tiny-0b6", "unreachable", CUSTOM_VOICE[:5]),
@@ -68,11 +75,11 @@ SETS = {
             for t in ("Hello there.", "One, two, three.", TEXT)
         ],
     ),
+    "embedded": ("embedded", "", "natural", EMBEDDED),
 }
 
-# The embedded checkpoint is the one of "natural_end": this stream is also compared from the running
-# server.
-WAVEFORM = ("natural_end", 1)
+# This stream is also compared from the running server.
+WAVEFORM = ("embedded", 1)
 
 
 def weights_hash(checkpoint: Path) -> str:
@@ -118,8 +125,11 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         for name in wanted:
             variant, size, eos, cases = SETS[name]
-            folder = Path(scratch, name)
-            write_checkpoint(folder, size=size, variant=variant, eos=eos)
+            if variant == "embedded":
+                folder = embedded_checkpoint()
+            else:
+                folder = Path(scratch, name)
+                write_checkpoint(folder, size=size, variant=variant, eos=eos)
             arrays[f"{name}/weights"] = np.array(weights_hash(folder))
             for index, made in enumerate(reference_runs(folder, cases)):
                 arrays[f"{name}/{index}"] = made["codes"]

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 import numpy as np
 import pytest
 
+from serve_app.models.checkpoint.embedded import embedded_checkpoint
 from serve_app.types import ClonedVoice, SpeechRequest
 from tests.golden.make_codes import FILE, FRAMES, SETS, weights_hash
 from tests.parity.engines import assert_same_codes, request, speak, talker
@@ -30,7 +31,8 @@ def asked(case: dict, golden: Mapping[str, np.ndarray], name: str) -> SpeechRequ
 @pytest.mark.parametrize("name", SETS)
 def test_greedy_codes_equal_the_reference(tiny_checkpoint, name) -> None:
     variant, size, eos, cases = SETS[name]
-    path = tiny_checkpoint(variant, size, eos=eos)
+    embedded = variant == "embedded"
+    path = embedded_checkpoint() if embedded else tiny_checkpoint(variant, size, eos=eos)
     golden = np.load(FILE)
     assert str(golden[f"{name}/weights"]) == weights_hash(path), (
         "the checkpoint writer has changed: run python -m tests.golden.make_codes"

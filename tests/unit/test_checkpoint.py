@@ -2,7 +2,6 @@
 
 import json
 import math
-import multiprocessing
 import os
 import pickle
 import shutil
@@ -14,7 +13,6 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-import serve_app
 from serve_app.errors import CheckpointError
 from serve_app.models.checkpoint.embedded import embedded_checkpoint
 from serve_app.models.checkpoint.files import MODEL_WEIGHTS, SPEECH_WEIGHTS, open_checkpoint
@@ -169,32 +167,6 @@ print(describe(config, description_folder(config)).path)
     assert done.stdout.strip() == str(folder)
 
 
-@pytest.mark.parametrize("module", ["random_checkpoint/weights.py", "checkpoint/shapes.py"])
-def test_the_embedded_checkpoint_is_written_anew_when_what_decides_it_changes(
-    tmp_path: Path, module: str
-) -> None:
-    shutil.copytree(Path(serve_app.__file__).parent, tmp_path / "serve_app")
-    source = "from serve_app.models.checkpoint.embedded import embedded_checkpoint as e; print(e())"
-
-    def folder() -> str:
-        env = {**os.environ, "PYTHONPATH": str(tmp_path), "XDG_CACHE_HOME": str(tmp_path)}
-        done = subprocess.run(
-            [sys.executable, "-c", source],
-            env=env,
-            cwd=tmp_path,
-            capture_output=True,
-            text=True,
-            check=True,
-        )
-        return done.stdout
-
-    before = folder()
-    assert folder() == before
-    with (tmp_path / "serve_app" / "models" / module).open("a") as file:
-        file.write("# changed\n")
-    assert folder() != before
-
-
 def test_weights_depend_on_the_seed_alone(tiny_checkpoint: TinyCheckpoint, tmp_path: Path) -> None:
     write_checkpoint(tmp_path / "again", size="tiny", variant="custom_voice", seed=0)
     for file in (MODEL_WEIGHTS, SPEECH_WEIGHTS, "vocab.json", "merges.txt", "config.json"):
@@ -209,13 +181,12 @@ def test_an_existing_checkpoint_is_never_overwritten(copy: Path) -> None:
         write_checkpoint(copy, size="tiny", variant="custom_voice")
 
 
-def test_processes_that_race_for_the_embedded_checkpoint_all_get_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    with multiprocessing.get_context("spawn").Pool(2) as pool:
-        paths = [job.get() for job in [pool.apply_async(embedded_checkpoint) for _ in range(2)]]
-    assert len(set(paths)) == 1
-    assert paths[0].is_relative_to(tmp_path)
-    open_checkpoint(paths[0])
-    assert [entry.name for entry in paths[0].parent.iterdir()] == [paths[0].name]
+def test_the_embedded_checkpoint_is_whole_and_small() -> None:
+    folder = embedded_checkpoint()
+    spec = open_checkpoint(folder).spec
+    card = spec.card("voice", str(folder), embedded=True)
+    assert len(card.voices) == 4
+    assert set(card.voice_aliases.values()) <= set(card.voices)
+    assert card.voice_aliases["alloy"] in card.voices
+    assert sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()) <= 20 << 20
+    assert (folder / "README.md").is_file()

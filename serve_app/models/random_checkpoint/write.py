@@ -1,9 +1,9 @@
 """Write checkpoints with random weights in the released on-disk format, offline.
 
-A tiny one speaks noise in milliseconds on a CPU: the embedded default, and what every test runs
-on. A full-size one has the shapes, dtypes and speed of a release. Both load in the reference
-package. Weights are drawn per tensor from (seed, name), scaled so that activations keep unit size
-and every term of the model matters to the output.
+A tiny one speaks noise in milliseconds on a CPU, which is what most tests run on. A full-size one
+has the shapes, dtypes and speed of a release. Both load in the reference package. Weights are drawn
+per tensor from (seed, name), scaled so that activations keep unit size and every term of the model
+matters to the output.
 """
 
 import argparse

@@ -57,10 +57,10 @@ def test_health_is_ok_only_when_requests_can_be_served(state, status):
     assert get(service, "/version").json()["version"] == body["version"]
 
 
-def test_health_says_that_the_embedded_checkpoint_speaks_no_words():
+def test_health_says_what_the_embedded_checkpoint_is():
     body = get(Service(cards=(fake_card(embedded=True),)), "/health").json()
     assert body["embedded"] is True
-    assert "not words" in body["note"]
+    assert "small English model" in body["note"]
 
 
 def test_ready_follows_the_warm_up():

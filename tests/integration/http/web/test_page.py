@@ -223,10 +223,10 @@ def test_an_answer_that_breaks_off_says_so_and_keeps_what_came(browser):
         visit.context.close()
 
 
-def test_who_hears_no_words_is_told_why(browser):
+def test_who_hears_the_embedded_voice_is_told_so(browser):
     with running((fake_card(embedded=True),)) as (url, _):
         visit = Visit(browser, url)
-        expect(visit.page.locator("#note")).to_contain_text("not words")
+        expect(visit.page.locator("#note")).to_contain_text("small English model")
         expect(visit.page.locator("#server")).to_contain_text("healthy")
         visit.context.close()
 
