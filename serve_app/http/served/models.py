@@ -99,14 +99,21 @@ class Models:
 
     async def speak(self, request: SpeechRequest) -> AsyncGenerator[PcmChunk, None]:
         """A `Speak` for any of them; raises UnknownModel where the model has gone meanwhile."""
-        model = self._named(request.model)
-        if model is None:
-            raise UnknownModel(
-                f"The model '{request.model}' is not served any more.", "model", "model_not_found"
-            )
-        async with aclosing(model.speak(request)) as chunks:
-            async for chunk in chunks:
-                yield chunk
+        model, begun = self._named(request.model), False
+        if model is not None:
+            try:
+                async with aclosing(model.speak(request)) as chunks:
+                    async for chunk in chunks:
+                        begun = True
+                        yield chunk
+                return
+            except StageUnavailable:
+                # Its stages may have ended before it was known that it goes.
+                if begun or self._named(request.model) is not None:
+                    raise
+        raise UnknownModel(
+            f"The model '{request.model}' is not served any more.", "model", "model_not_found"
+        )
 
     def encoder_of(self, card: ModelCard) -> VoiceEncoder | None:
         """What encodes recordings for a model; None: it clones no voices, or has gone."""

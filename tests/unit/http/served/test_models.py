@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from serve_app.config import AdmissionSettings
-from serve_app.errors import ModelStarting, Overloaded, StageFailed, UnknownModel
+from serve_app.errors import ModelStarting, Overloaded, StageFailed, StageUnavailable, UnknownModel
 from serve_app.fakes import FakeTalker, fake_card
 from serve_app.http.catalog import Catalog
 from serve_app.http.served.models import Models
@@ -93,6 +93,29 @@ def test_a_stream_goes_on_when_its_model_is_taken_away() -> None:
             rest = [chunk async for chunk in chunks]
         assert len(first.codes) + sum(len(chunk.codes) for chunk in rest) == 4
         server.models.close()
+
+    asyncio.run(main())
+
+
+def test_a_request_whose_model_goes_before_its_first_audio_hears_of_that() -> None:
+    async def main() -> None:
+        server = Server(own=FakeWay(fake_card(name="own")))
+        server.models.follow([application("own")])
+        await server.until(lambda: server.states() == {"own": "healthy"})
+        gone = asyncio.Event()
+
+        async def wait(pause_s: float) -> None:
+            del pause_s
+            await gone.wait()
+
+        error = StageUnavailable("a replica stopped")
+        server.ways["own"].talker = FakeTalker(fail_at=0, error=error, sleep=wait)
+        asking = asyncio.create_task(server.speak("own"))
+        await server.until(lambda: server.ways["own"].talker.running)
+        server.models.follow([])
+        gone.set()
+        with pytest.raises(UnknownModel):
+            await asking
 
     asyncio.run(main())
 
