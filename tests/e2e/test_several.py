@@ -69,7 +69,9 @@ def write(path: Path, checkpoint: TinyCheckpoint, *models: tuple[str, TaskType, 
     """A config file of these models, derived from the one that is shipped."""
     config = yaml.safe_load((REPOSITORY / "configs/serve.several.yaml").read_text())
     front, model = config["applications"][:2]
-    front["args"] = {"streams": 8}
+    # Whoever asks for a model that is on its way out waits for no longer.
+    patience = {"ingress": {"first_audio_timeout_s": 15.0}}
+    front["args"] = {"streams": 8, **patience}
     front["deployments"][0]["user_config"] = {"default_model": models[0][0]}
     small = {"talker": {"max_num_seqs": 4, "max_model_len": 256}}
     config["applications"] = [front] + [
@@ -81,6 +83,7 @@ def write(path: Path, checkpoint: TinyCheckpoint, *models: tuple[str, TaskType, 
                 "served_model_name": name,
                 "placement": "fused",
                 **small,
+                **patience,
             },
         }
         for name, task, seed in models
