@@ -2,7 +2,7 @@
 
 Serve places each replica by itself. What it can be told is how many of a deployment a node may
 hold. Where a node is one GPU, the shares fill it and all stages have equal numbers, no other
-packing is left than one of each on every GPU (decision 0017).
+packing is left than one of each on every GPU (decision 0018).
 """
 
 import logging
