@@ -32,6 +32,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     )
     parser.add_argument("--placement", choices=tuple(CONFIGS), default="split")
     parser.add_argument("--replicas", type=int, default=2, help="of each stage")
+    parser.add_argument("--ingresses", type=int, default=1, help="10x overload fills one")
     parser.add_argument("--kills", type=int, default=10, help="SIGKILLs in all")
     parser.add_argument(
         "--stops", type=int, default=2, help="SIGSTOPs in all; every other is never continued"
@@ -122,18 +123,19 @@ def workload_of(args: argparse.Namespace) -> Workload:
 
 def server_config(args: argparse.Namespace) -> dict[str, Any]:
     """The placement's config with a fixed number of replicas, small enough to fit the machine."""
-    overrides = [*replica_overrides(args.placement, args.replicas, len(circumstances.gpus()))]
+    gpus = len(circumstances.gpus())
+    overrides = replica_overrides(args.placement, args.replicas, gpus, ingresses=args.ingresses)
     return configured(args.placement, [*overrides, *args.override], None, args.profile)
 
 
 def replica_overrides(
-    placement: str, replicas: int, gpus: int, cores: int | None = None
+    placement: str, replicas: int, gpus: int, cores: int | None = None, ingresses: int = 1
 ) -> list[str]:
-    """Settings for `replicas` of each stage, neither more nor less, on this machine.
+    """Settings for `replicas` of each stage and so many ingresses, neither more nor less.
 
-    What each reserves is cut where all of them would not find room.
+    What each reserves is cut where all of them would not find room on this machine.
     """
-    counts = {**dict.fromkeys(_DEPLOYMENTS[placement], replicas), "Ingress": 1}
+    counts = {**dict.fromkeys(_DEPLOYMENTS[placement], replicas), "Ingress": ingresses}
     found = [
         f"deployments.{name}.autoscaling_config={{min_replicas: {count}, max_replicas: {count},"
         " target_ongoing_requests: 48}"

@@ -186,6 +186,8 @@ def test_two_replicas_of_each_stage_fit_a_small_machine_and_share_a_gpu() -> Non
     assert "talker.num_gpus=0.2500" in replica_overrides("fused", 2, gpus=1, cores=16)
     own = replica_overrides("fused", 2, gpus=2, cores=64)
     assert not [setting for setting in own if "num_gpus" in setting or "num_cpus" in setting]
+    several = replica_overrides("fused", 1, gpus=1, cores=16, ingresses=3)
+    assert any("Ingress.autoscaling_config={min_replicas: 3" in setting for setting in several)
 
 
 def test_the_command_line_makes_a_server_and_a_workload(tmp_path: Path) -> None:
