@@ -49,7 +49,18 @@ class Replicas:
 
 def run(tmp_path: Path, service: Service, *options: str) -> tuple[Record, Replicas]:
     small = ["--phase-s", "1", "--streams", "3", "--burst", "4", "--pause", "0.1"]
-    small += ["--requests", "3", "--frames", "5:12", "--timeout-s", "30", "--out", str(tmp_path)]
+    small += [
+        "--requests",
+        "3",
+        "--voice",
+        "vivian",
+        "--frames",
+        "5:12",
+        "--timeout-s",
+        "30",
+        "--out",
+        str(tmp_path),
+    ]
     args = parse([*small, "--kinds", "talker", "--every", "0.2", "--overload", "3", *options])
     facts: dict[str, Any] = {
         "gpus": [],

@@ -13,6 +13,8 @@ from serve_app.config import AppConfig
 from serve_app.deployments.speech_decoder import SpeechDecoderDeployment
 from serve_app.errors import Overloaded, StageLost
 from serve_app.fakes import FakeTalker
+from serve_app.load.gate import StageLimits
+from serve_app.load.served import About
 from serve_app.types import NamedVoice, PcmChunk, SpeechRequest
 
 NUM_FRAMES = 12
@@ -46,7 +48,9 @@ class Served:
 
     def __init__(self, folder: Path, *lost_at: int) -> None:
         config = AppConfig.model_validate({"model": str(folder), "speech_decoder": SCALES})
-        decoder = SpeechDecoderDeployment.bind(config, "cpu", Talkers.bind(lost_at))
+        about = About(StageLimits((("SpeechDecoder", 1),), max_queued=0, max_wait_s=0.0))
+        talkers = Talkers.bind(lost_at)
+        decoder = SpeechDecoderDeployment.bind(config, "cpu", talkers, about)
         self._handle = serve.run(decoder, _local_testing_mode=True)
 
     def speak(self) -> Any:

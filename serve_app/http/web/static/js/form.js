@@ -80,7 +80,8 @@ export class Form {
   #fillModel() {
     const model = this.model;
     if (!model) return;
-    const custom = this.#voices.filter((voice) => !["builtin", "alias"].includes(voice.type));
+    const clones = model.task_type === "Base"; // no other model speaks with what the library holds
+    const custom = this.#voices.filter((voice) => clones && !["builtin", "alias"].includes(voice.type));
     const aliases = this.#voices.filter((voice) => voice.type === "alias");
     const named = model.voices.map((voice) => [voice.id, voice.language ? `${titled(voice.name)} (${titled(voice.language)})` : titled(voice.name)]);
     choices($("voice"), [
