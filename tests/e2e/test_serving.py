@@ -38,7 +38,7 @@ TOLERANCE_LSB = 2
 # The recogniser's own errors included.
 MOST_WRONG_WORDS = 0.25
 # Far more than is ever read: who sends this hangs up long before the end.
-ENDLESS = {"min_new_tokens": 2000, "max_new_tokens": 2000}
+ENDLESS = {"min_new_tokens": 1000, "max_new_tokens": 1000}
 
 
 @pytest.fixture
