@@ -46,7 +46,9 @@ class Cluster:
         said = subprocess.run(
             command, env=self.environment, capture_output=True, text=True, check=True, timeout=120
         )
-        return json.loads(said.stdout.splitlines()[-1])
+        # Ray tells of lost nodes on the same channel.
+        (line,) = [line for line in said.stdout.splitlines() if line.startswith("[")]
+        return json.loads(line)
 
     def raylets(self) -> set[int]:
         return {p.pid for p in processes(marked(self.mark)) if p.kind == "raylet"}
