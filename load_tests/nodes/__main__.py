@@ -21,11 +21,10 @@ from load_tests.chaos.compare import References
 from load_tests.chaos.loads import Driver
 from load_tests.chaos.outcomes import Turn
 from load_tests.chaos.record import Record
+from load_tests.chaos.settings import workload_of
 from load_tests.chaos.watch import Watch
 from load_tests.loops.client import SpeechClient
-from load_tests.loops.options import frames_of
 from load_tests.loops.runner import run_loop
-from load_tests.loops.workload import Workload
 from load_tests.nodes.blows import BLOWS, Blows
 from load_tests.nodes.settings import (
     NODE_CPUS,
@@ -56,17 +55,9 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
 async def watched(args: argparse.Namespace, server: Server, save: Any) -> Record:
     """Lose what `args.lose` names, one after the other, under steady load."""
     record = Record(began_s=time.perf_counter())
-    low, high = frames_of(args.frames)
-    workload = Workload(
-        voice=args.voice,
-        min_frames=low,
-        max_frames=high,
-        seed=args.seed,
-        distinct=args.requests,
-    )
     driver = Driver(
         server.url,
-        workload,
+        workload_of(args),
         References(args.tolerance),
         streams=args.streams,
         size=args.streams,

@@ -18,9 +18,8 @@ from typing import Any, Final
 from load_tests.chaos.compare import References
 from load_tests.chaos.loads import Driver
 from load_tests.chaos.outcomes import Turn, by_phase
-from load_tests.loops.options import frames_of
+from load_tests.chaos.settings import workload_of
 from load_tests.loops.runner import run_loop
-from load_tests.loops.workload import Workload
 from load_tests.nodes.settings import add_server_options, default_out, node_cpus, spread_config
 from load_tests.reports import chaos_report, circumstances, files
 from load_tests.scaling import report
@@ -59,13 +58,9 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
 
 async def stepped(args: argparse.Namespace, server: Server, steering: Steering) -> dict[str, Any]:
     """Put the load on, and say what came of it: plain values."""
-    low, high = frames_of(args.frames)
-    workload = Workload(
-        voice=args.voice, min_frames=low, max_frames=high, seed=args.seed, distinct=args.requests
-    )
     driver = Driver(
         server.url,
-        workload,
+        workload_of(args),
         References(args.tolerance),
         streams=args.streams,
         size=args.streams,
