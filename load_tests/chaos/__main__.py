@@ -7,7 +7,6 @@ client saw is in one report. Exit status 1: something was lost, broken or not wh
 
 import asyncio
 import itertools
-import signal
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -17,7 +16,6 @@ from typing import Any, Final
 
 from load_tests.chaos import settings
 from load_tests.chaos.changes import Operator
-from load_tests.chaos.compare import References
 from load_tests.chaos.killer import Killer
 from load_tests.chaos.listener import judge
 from load_tests.chaos.loads import Driver
@@ -25,14 +23,14 @@ from load_tests.chaos.outcomes import Turn, figures_of
 from load_tests.chaos.record import Record, result_of
 from load_tests.chaos.schedule import blows
 from load_tests.chaos.watch import Watch
-from load_tests.loops.client import AudioShape, SpeechClient
+from load_tests.loops.client import SpeechClient
 from load_tests.loops.runner import run_loop
 from load_tests.reports import chaos_report, circumstances, files
 from load_tests.servers.child import say, write_checkpoint
 from load_tests.servers.processes import ServerProcess
-from load_tests.servers.server import ServerFailed, keep, serving, show
+from load_tests.servers.ready import ready_server
+from load_tests.servers.server import ServerFailed
 from serve_app.launch.overrides import with_model
-from serve_app.launch.ports import is_free
 
 # An accepted first audio may take so many times what it takes at full load.
 SLOWER: Final = 1.5
@@ -48,20 +46,8 @@ async def watched(
     operator: Operator | None = None,
 ) -> Record:
     """Put the server at `url` through everything that `args` ask for."""
-    shape = AudioShape()
     record = Record(began_s=time.perf_counter())
-    references = References(args.tolerance)
-    driver = Driver(
-        url,
-        settings.workload_of(args),
-        references,
-        streams=args.streams,
-        size=args.burst,
-        seed=args.seed,
-        timeout_s=args.timeout_s,
-        pause_s=args.pause,
-        shape=shape,
-    )
+    driver = settings.driver_of(args, url, size=args.burst, pause_s=args.pause)
 
     def done(turn: Turn) -> Turn:
         record.turns.append(turn)
@@ -69,7 +55,7 @@ async def watched(
         save(record)
         return turn
 
-    async with SpeechClient(url, shape) as health:
+    async with SpeechClient(url, driver.shape) as health:
         watch = Watch(find, lambda: health.get_json("/health"), lambda: health.get_text("/metrics"))
         record.watch = watch
         watching = asyncio.create_task(watch.run())
@@ -78,7 +64,7 @@ async def watched(
             if not args.no_compare:
                 done(await driver.learn())
                 for outcome in cold.outcomes:
-                    judge(outcome, references)
+                    judge(outcome, driver.references)
             full = done(await _full(driver, args))
             figures = figures_of(full.phase, full.outcomes, full.span_s)
             driver.capacity_hz = figures.complete_per_s or None
@@ -162,10 +148,6 @@ def _plan(args: Any) -> list[tuple[str, float]]:
 
 def main(arguments: Sequence[str]) -> int:
     args = settings.parse(arguments)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    if not is_free("127.0.0.1", args.port):
-        say(f"port {args.port} is in use; choose another: --port")
-        return 2
     config = settings.server_config(args)
     facts: dict[str, Any] = {
         **circumstances.environment(args.commit),
@@ -174,36 +156,20 @@ def main(arguments: Sequence[str]) -> int:
     }
     if args.checkpoint and args.size and not args.checkpoint.exists():
         write_checkpoint(args.checkpoint, args.size, "cuda" if facts["gpus"] else "cpu")
-    env = dict(pair.split("=", 1) for pair in args.env)
-    with serving(config, args.checkpoint, args.port, env) as server:
-        try:
-            facts["ready_s"] = server.wait_until_ready(args.ready_timeout)
-        except ServerFailed as error:
-            say(str(error))
-            show(server)
-            keep(server, args.out / "server.log")
-            return 2
-        say(f"ready after {facts['ready_s']:.1f} s")
-        try:
-            record = run_loop(
-                lambda: watched(
-                    args,
-                    server.url,
-                    server.processes,
-                    save_to(args.out, facts),
-                    Operator(
-                        with_model(
-                            config, args.checkpoint and str(args.checkpoint.resolve()), None
-                        ),
-                        server.folder,
-                        server.processes,
-                        args.placement,
-                        args.replicas,
-                    ),
-                )
+    model = args.checkpoint and str(args.checkpoint.resolve())
+    try:
+        with ready_server(args, config, args.checkpoint) as (server, facts["ready_s"]):
+            operator = Operator(
+                with_model(config, model, None),
+                server.folder,
+                server.processes,
+                args.placement,
+                args.replicas,
             )
-        finally:
-            keep(server, args.out / "server.log")
+            save = save_to(args.out, facts)
+            record = run_loop(lambda: watched(args, server.url, server.processes, save, operator))
+    except ServerFailed:
+        return 2
     say("\n" + (args.out / "report.md").read_text(encoding="utf-8"))
     return int(record.is_bad)
 

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any, Final
 
 from load_tests.chaos.changes import CHANGES
-from load_tests.chaos.loads import LOADS
+from load_tests.chaos.compare import References
+from load_tests.chaos.loads import LOADS, Driver
 from load_tests.loops.options import frames_of
 from load_tests.loops.workload import Workload
 from load_tests.reports import circumstances
@@ -118,6 +119,22 @@ def workload_of(args: argparse.Namespace) -> Workload:
         max_frames=high,
         seed=args.seed,
         distinct=args.requests,
+    )
+
+
+def driver_of(args: argparse.Namespace, url: str, **options: Any) -> Driver:
+    """Puts the requests of `args` to the server at `url`, `args.streams` at full load.
+
+    `options` are fields of `Driver`; without one, a burst has as many requests.
+    """
+    return Driver(
+        url,
+        workload_of(args),
+        References(args.tolerance),
+        streams=args.streams,
+        seed=args.seed,
+        timeout_s=args.timeout_s,
+        **{"size": args.streams, **options},
     )
 
 

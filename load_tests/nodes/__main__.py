@@ -8,7 +8,6 @@ did not become whole again.
 
 import argparse
 import asyncio
-import signal
 import sys
 import time
 from collections.abc import Sequence
@@ -17,11 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from load_tests.chaos.__main__ import save_to
-from load_tests.chaos.compare import References
-from load_tests.chaos.loads import Driver
 from load_tests.chaos.outcomes import Turn
 from load_tests.chaos.record import Record
-from load_tests.chaos.settings import workload_of
+from load_tests.chaos.settings import driver_of
 from load_tests.chaos.watch import Watch
 from load_tests.loops.client import SpeechClient
 from load_tests.loops.runner import run_loop
@@ -35,8 +32,8 @@ from load_tests.nodes.settings import (
 )
 from load_tests.reports import chaos_report, circumstances
 from load_tests.servers.child import say
-from load_tests.servers.server import Server, ServerFailed, keep, serving, show
-from serve_app.launch.ports import is_free
+from load_tests.servers.ready import ready_server
+from load_tests.servers.server import Server, ServerFailed
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
@@ -55,15 +52,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
 async def watched(args: argparse.Namespace, server: Server, save: Any) -> Record:
     """Lose what `args.lose` names, one after the other, under steady load."""
     record = Record(began_s=time.perf_counter())
-    driver = Driver(
-        server.url,
-        workload_of(args),
-        References(args.tolerance),
-        streams=args.streams,
-        size=args.streams,
-        seed=args.seed,
-        timeout_s=args.timeout_s,
-    )
+    driver = driver_of(args, server.url)
 
     def done(turn: Turn) -> None:
         record.turns.append(turn)
@@ -94,26 +83,13 @@ async def watched(args: argparse.Namespace, server: Server, save: Any) -> Record
 
 def main(arguments: Sequence[str]) -> int:
     args = parse(arguments)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    if not is_free("127.0.0.1", args.port):
-        say(f"port {args.port} is in use; choose another: --port")
-        return 2
     config = spread_config(args, args.replicas, args.replicas)
     facts: dict[str, Any] = {**circumstances.environment(args.commit), "config": config}
-    env = dict(pair.split("=", 1) for pair in args.env)
-    with serving(config, None, args.port, env, node_cpus(args)) as server:
-        try:
-            facts["ready_s"] = server.wait_until_ready(args.ready_timeout)
-        except ServerFailed as error:
-            say(str(error))
-            show(server)
-            keep(server, args.out / "server.log")
-            return 2
-        say(f"ready after {facts['ready_s']:.1f} s")
-        try:
+    try:
+        with ready_server(args, config, nodes=node_cpus(args)) as (server, facts["ready_s"]):
             record = run_loop(lambda: watched(args, server, save_to(args.out, facts)))
-        finally:
-            keep(server, args.out / "server.log")
+    except ServerFailed:
+        return 2
     say("\n" + (args.out / "report.md").read_text(encoding="utf-8"))
     unhealed = any(strike.healed_s is None for strike in record.strikes)
     return int(record.is_bad or unhealed or len(record.strikes) < len(args.lose))

@@ -7,7 +7,6 @@ Exit status 1: a stage did not get what there is, or did not come back, or a str
 """
 
 import argparse
-import signal
 import sys
 import time
 from collections.abc import Sequence
@@ -15,10 +14,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Final
 
-from load_tests.chaos.compare import References
-from load_tests.chaos.loads import Driver
 from load_tests.chaos.outcomes import Turn, by_phase
-from load_tests.chaos.settings import workload_of
+from load_tests.chaos.settings import driver_of
 from load_tests.loops.runner import run_loop
 from load_tests.nodes.settings import add_server_options, default_out, node_cpus, spread_config
 from load_tests.reports import chaos_report, circumstances, files
@@ -33,9 +30,9 @@ from load_tests.scaling.trace import (
 from load_tests.servers.child import say
 from load_tests.servers.processes import STAGES as PROCESSES
 from load_tests.servers.processes import descendants
-from load_tests.servers.server import Server, ServerFailed, keep, serving, show
+from load_tests.servers.ready import ready_server
+from load_tests.servers.server import Server, ServerFailed
 from load_tests.servers.steering import Steering
-from serve_app.launch.ports import is_free
 from serve_app.serve_config import STAGES
 
 # What ships is minutes; a test of some minutes sees nothing given back by it.
@@ -58,15 +55,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
 
 async def stepped(args: argparse.Namespace, server: Server, steering: Steering) -> dict[str, Any]:
     """Put the load on, and say what came of it: plain values."""
-    driver = Driver(
-        server.url,
-        workload_of(args),
-        References(args.tolerance),
-        streams=args.streams,
-        size=args.streams,
-        seed=args.seed,
-        timeout_s=args.timeout_s,
-    )
+    driver = driver_of(args, server.url)
     turns: list[Turn] = []
 
     def done(turn: Turn) -> None:
@@ -144,12 +133,8 @@ def _controller_logs(server: Server) -> list[Path]:
 
 def main(arguments: Sequence[str]) -> int:
     args = parse(arguments)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     if args.streams is None:
         args.streams = args.capacity * args.nodes * 3 // 4
-    if not is_free("127.0.0.1", args.port):
-        say(f"port {args.port} is in use; choose another: --port")
-        return 2
     args.override = [
         f"talker.max_num_seqs={args.capacity}",
         f"speech_decoder.max_streams={2 * args.capacity}",
@@ -158,19 +143,14 @@ def main(arguments: Sequence[str]) -> int:
     config = spread_config(args, 1, args.nodes, _HASTE)
     facts: dict[str, Any] = {**circumstances.environment(args.commit), "config": config}
     facts |= {"placement": args.placement, "policy": _HASTE, "capacity": args.capacity}
-    env = dict(pair.split("=", 1) for pair in args.env)
-    with serving(config, None, args.port, env, node_cpus(args)) as server:
-        try:
-            facts["ready_s"] = server.wait_until_ready(args.ready_timeout)
-            say(f"ready after {facts['ready_s']:.1f} s")
-            with Steering(server) as steering:
-                result = run_loop(lambda: stepped(args, server, steering))
-        except ServerFailed as error:
-            say(str(error))
-            show(server)
-            return 2
-        finally:
-            keep(server, args.out / "server.log")
+    try:
+        with (
+            ready_server(args, config, nodes=node_cpus(args)) as (server, facts["ready_s"]),
+            Steering(server) as steering,
+        ):
+            result = run_loop(lambda: stepped(args, server, steering))
+    except ServerFailed:
+        return 2
     result = files.to_json({"facts": facts, **result})
     files.write_json(args.out / "trace.json", result)
     say("\n" + report.compose(args.out, result))
