@@ -14,6 +14,11 @@ from typing import Annotated, Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+# Seconds of recording that a voice encoder takes at all; which of them are wanted, `ingress.voices`
+# says. Shorter ones have no frames to be a voice, longer ones would need memory without bound.
+SHORTEST_CLIP_S: Final = 0.1
+LONGEST_CLIP_S: Final = 60.0
+
 Device = Literal["auto", "cuda", "cpu"]
 Dtype = Literal["auto", "float32", "bfloat16"]
 Profile = Literal["latency", "balanced", "throughput", "auto"]
@@ -110,6 +115,11 @@ class Environment:
             api_keys=text("TTS_API_KEY"),
             api_keys_file=Path(keys_file) if keys_file else None,
         )
+
+
+def kept_at(stated: str | None, users: Path, name: str) -> str:
+    """Where something is kept: as stated, or in our part of one of the user's folders."""
+    return stated if stated is not None else str(users / "qwen3-tts-serve" / name)
 
 
 class Strict(BaseModel):
@@ -250,8 +260,6 @@ class VoiceEncoderConfig(Strict):
         description="CPU cores that Ray reserves per replica; none are kept for what is rare",
     )
     num_threads: int = Field(default=2, ge=1, description="where it runs on a CPU")
-    min_clip_s: float = Field(default=1.0, ge=0.1, description="shortest recording")
-    max_clip_s: float = Field(default=30.0, gt=0, le=120, description="longest recording")
     max_queued: int = Field(
         default=16, ge=0, description="recordings that wait at an ingress; then 429"
     )
@@ -326,9 +334,7 @@ class JobsConfig(Strict):
 
     @property
     def folder(self) -> Path:
-        if self.directory is not None:
-            return Path(self.directory).expanduser()
-        return Environment.read().cache / "qwen3-tts-serve" / "jobs"
+        return Path(kept_at(self.directory, Environment.read().cache, "jobs")).expanduser()
 
 
 class VoicesConfig(Strict):
@@ -349,8 +355,10 @@ class VoicesConfig(Strict):
     max_voices: int = Field(default=1000, ge=0, description="in the library")
     max_voices_of_a_key: int = Field(default=100, ge=0, description="of them, one API key's")
     max_upload_bytes: int = Field(default=10 << 20, ge=1, description="file of a recording")
-    min_s: float = Field(default=1.0, gt=0, description="shortest recording of a voice")
-    max_s: float = Field(default=30.0, gt=0, le=60, description="longest one")
+    min_s: float = Field(
+        default=1.0, ge=SHORTEST_CLIP_S, description="shortest recording of a voice"
+    )
+    max_s: float = Field(default=30.0, gt=0, le=LONGEST_CLIP_S, description="longest one")
     require_consent: bool = Field(
         default=False,
         description="no voice is made of a recording or a vector without a recorded consent, and"
@@ -370,9 +378,7 @@ class VoicesConfig(Strict):
 
     @property
     def place(self) -> str:
-        if self.path is not None:
-            return self.path
-        return str(Environment.read().data / "qwen3-tts-serve" / "voices")
+        return kept_at(self.path, Environment.read().data, "voices")
 
 
 class AccessConfig(Strict):
@@ -458,8 +464,7 @@ class IngressConfig(Strict):
         default=4,
         ge=1,
         description="streams of batches and long texts that one ingress has at a time, of each"
-        " model; they wait"
-        " for free places and give way to listeners",
+        " model; they wait for free places and give way to listeners",
     )
     batch: BatchConfig = BatchConfig()
     live: LiveConfig = LiveConfig()

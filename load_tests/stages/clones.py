@@ -24,7 +24,6 @@ from load_tests.stages.in_process import (
     request,
     settings_for,
 )
-from serve_app.config import VoiceEncoderConfig
 from serve_app.models.voice_encoder.stage import ClipEncoder
 from serve_app.types import ClonedVoice, EncodedClip
 
@@ -71,7 +70,7 @@ def main() -> None:
     stages = Stages.load(checkpoint, settings_for(8, 2048), args.device)
     facts = stages.facts(args.commit)
     began_s = time.perf_counter()
-    encoder = ClipEncoder(checkpoint, VoiceEncoderConfig(), args.device)
+    encoder = ClipEncoder(checkpoint, args.device)
     facts["encoder_load_s"] = time.perf_counter() - began_s
     print(facts)
     encoded = {seconds: encode(encoder, seconds) for seconds in SECONDS}

@@ -31,9 +31,9 @@ _KINDS: Final = "WAV, MP3, FLAC, Ogg, M4A (MP4), WebM or AAC"
 class ClipLimits:
     """How long a recording may be, in seconds, and its file, in bytes."""
 
-    min_s: float = 1.0
-    max_s: float = 30.0
-    max_bytes: int = 10 << 20
+    min_s: float
+    max_s: float
+    max_bytes: int
 
 
 def decode_clip(data: bytes, param: str, limits: ClipLimits) -> np.ndarray:

@@ -34,7 +34,7 @@ def load(config: AppConfig, device: str) -> Encodes:
     from serve_app.models.checkpoint.locate import checkpoint_folder
     from serve_app.models.voice_encoder.stage import ClipEncoder
 
-    return ClipEncoder(open_checkpoint(checkpoint_folder(config)), config.voice_encoder, device)
+    return ClipEncoder(open_checkpoint(checkpoint_folder(config)), device)
 
 
 @serve.deployment

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from serve_app.config import AppConfig, CodePredictorConfig, VoiceEncoderConfig
+from serve_app.config import AppConfig, CodePredictorConfig
 from serve_app.models.checkpoint.files import open_checkpoint
 from serve_app.models.code_predictor.channel.in_process import InProcessFrames
 from serve_app.models.fused.speech import FusedSpeech
@@ -147,7 +147,7 @@ def test_a_base_checkpoint_meets_no_kernel_late_and_its_decoder_is_primed(folder
 
 
 def encoded(folder: Path, device: str) -> list[EncodedClip]:
-    encoder = ClipEncoder(open_checkpoint(folder), VoiceEncoderConfig(), device)
+    encoder = ClipEncoder(open_checkpoint(folder), device)
     return [encoder.encode(recording(50_000 + 31_000 * seed, seed)) for seed in range(4)]
 
 

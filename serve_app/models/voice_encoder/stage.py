@@ -6,7 +6,7 @@ from typing import Final
 import numpy as np
 import torch
 
-from serve_app.config import VoiceEncoderConfig
+from serve_app.config import LONGEST_CLIP_S, SHORTEST_CLIP_S
 from serve_app.errors import CheckpointError, InvalidRequest
 from serve_app.models.checkpoint.files import MODEL_WEIGHTS, Checkpoint
 from serve_app.models.device import resolve_device
@@ -23,7 +23,6 @@ class ClipEncoder:
 
     Args:
         checkpoint: a Base checkpoint.
-        config: bounds of a clip.
         device: auto, cuda or cpu.
 
     Raises:
@@ -31,13 +30,12 @@ class ClipEncoder:
         StageUnavailable: CUDA is asked for and absent.
     """
 
-    def __init__(self, checkpoint: Checkpoint, config: VoiceEncoderConfig, device: str) -> None:
+    def __init__(self, checkpoint: Checkpoint, device: str) -> None:
         spec = checkpoint.spec.voice_encoder
         if spec is None:
             raise CheckpointError(
                 str(checkpoint.path / MODEL_WEIGHTS), "has no speaker encoder: it clones no voices"
             )
-        self._config = config
         self._sample_rate_hz = spec.speech.sample_rate_hz
         self._device = resolve_device(device, "float32").device
         if self._device.type == "cuda":
@@ -51,7 +49,7 @@ class ClipEncoder:
         # The memory of one clip at a time is bounded, that of several would not be.
         self._lock = threading.Lock()
         # The first clip is no first: kernels are loaded, and codebooks divided.
-        self.encode(np.zeros(int(config.min_clip_s * self._sample_rate_hz) + 1, np.float32))
+        self.encode(np.zeros(int(SHORTEST_CLIP_S * self._sample_rate_hz) + 1, np.float32))
 
     def encode(self, samples: np.ndarray) -> EncodedClip:
         """Encode a clip: float32 [N] mono, -1..1; blocks, one clip after the other.
@@ -69,10 +67,10 @@ class ClipEncoder:
         if samples.ndim != 1 or samples.dtype != np.float32 or not np.isfinite(samples).all():
             raise InvalidRequest("The recording is not one channel of samples.", None, _CODE)
         seconds = len(samples) / self._sample_rate_hz
-        least, most = self._config.min_clip_s, self._config.max_clip_s
-        if not least <= seconds <= most:
+        if not SHORTEST_CLIP_S <= seconds <= LONGEST_CLIP_S:
             raise InvalidRequest(
-                f"The recording is {seconds:.1f} s long; {least:g} to {most:g} s are needed.",
+                f"The recording is {seconds:.2f} s long;"
+                f" {SHORTEST_CLIP_S:g} to {LONGEST_CLIP_S:g} s are needed.",
                 None,
                 _CODE,
             )
