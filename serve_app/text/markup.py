@@ -35,7 +35,7 @@ _TAGGED: Final = (
     r"|<\?xml[^<>]{0,200}>|<!--[^<>]{0,1000}-->"
 )
 _TAG: Final = re.compile(f"{_BRACKETED}|{_TAGGED}", re.IGNORECASE | re.DOTALL)
-_ATTRIBUTE: Final = re.compile(r"([\w:-]+)\s*=\s*(?:\"([^\"]*)\"|'([^']*)')")
+_ATTRIBUTE: Final = re.compile(r"(?<![\w:-])([\w:-]+)\s*=\s*(?:\"([^\"]*)\"|'([^']*)')")
 _TIME: Final = re.compile(r"\+?(\d{1,6}(?:\.\d{1,6})?)(ms|s)")
 _STRENGTHS_S: Final = {
     "none": 0.0,

@@ -20,6 +20,9 @@ _LINE_BREAKS: Final = re.compile("\r\n?|[\x0b\x0c\x85\u2028\u2029]")
 _SPACES: Final = re.compile(r"[^\S\n]+")
 _EMPTY_LINES: Final = re.compile(r" ?\n ?(?:\n ?)+")
 _SPACED_BREAK: Final = re.compile(r" ?\n ?")
+# Marks on one letter, as many as Unicode's stream-safe text has; no script needs more than a few.
+# The time to normalise text grows with the square of a run of them.
+_MAX_MARKS: Final = 30
 # Joiners form emoji and, in other scripts, letters; every other format character is invisible.
 _KEPT: Final = frozenset("\n\t\u200c\u200d")
 
@@ -42,9 +45,10 @@ class Normalisation:
 def clean(text: str) -> str:
     """NFC without control and invisible characters, and with single spaces and line breaks.
 
-    An empty line, the mark of a paragraph, stays one.
+    An empty line, the mark of a paragraph, stays one. Of a heap of marks on one letter, only as
+    many stay as a letter can have.
     """
-    text = _LINE_BREAKS.sub("\n", unicodedata.normalize("NFC", text))
+    text = _LINE_BREAKS.sub("\n", unicodedata.normalize("NFC", _without_heaps(text)))
     if not text.isascii() or not text.isprintable():
         text = "".join(
             char for char in text if char in _KEPT or unicodedata.category(char) not in ("Cc", "Cf")
@@ -53,6 +57,18 @@ def clean(text: str) -> str:
     text = _EMPTY_LINES.sub("\n\n", text)
     # One line break stays one; `_EMPTY_LINES` has left two only where a paragraph ends.
     return _SPACED_BREAK.sub("\n", text).strip()
+
+
+def _without_heaps(text: str) -> str:
+    if text.isascii():
+        return text
+    kept: list[str] = []
+    marks = 0
+    for char in text:
+        marks = marks + 1 if unicodedata.combining(char) else 0
+        if marks <= _MAX_MARKS:
+            kept.append(char)
+    return "".join(kept)
 
 
 def normalised(text: str, code: str, options: Normalisation) -> str:
@@ -203,9 +219,11 @@ def spoken_number(number: Decimal, code: str, to: str = "cardinal") -> str:
     """`number` in words.
 
     Raises:
-        ValueError: it cannot be said in this language.
+        ValueError: it cannot be said in this language, or is too large or too small to be said.
     """
-    if len(number.as_tuple().digits) > _MAX_DIGITS:
+    # "1e999999999" has one digit, and Python would write out all of the others.
+    is_sayable = number.is_finite() and (not number or abs(number.adjusted()) < _MAX_DIGITS)
+    if not is_sayable or len(number.as_tuple().digits) > _MAX_DIGITS:
         raise ValueError(f"{number} has more than {_MAX_DIGITS} digits")
     exact = int(number) if number == number.to_integral_value() else number
     try:

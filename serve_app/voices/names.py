@@ -12,6 +12,9 @@ MAX_NAME_CHARS: Final = 64
 MAX_TEXT_CHARS: Final = 4096
 _VOICE_ID: Final = re.compile(r"voice_[0-9a-f]{32}")
 _CONSENT_ID: Final = re.compile(r"cons_[0-9a-f]{32}")
+# The time to normalise text can grow with the square of its length: of what is much longer than it
+# may be, not even that is done.
+_MOST_TIMES: Final = 3
 # Besides letters, marks and numbers of any script.
 _OTHERS: Final = " _.'-"
 _LANGUAGE: Final = re.compile(r"[A-Za-z]{2,16}(?:-[A-Za-z0-9]{1,8}){0,4}")
@@ -34,7 +37,12 @@ def is_consent_id(text: str) -> bool:
 
 
 def folded(name: str) -> str:
-    """What two names have in common that are the same to a reader: case, width, white space."""
+    """What two names have in common that are the same to a reader: case, width, white space.
+
+    What is too long to be a name is the same as nothing else.
+    """
+    if len(name) > _MOST_TIMES * MAX_NAME_CHARS:
+        return name
     return " ".join(unicodedata.normalize("NFKC", name).casefold().split())
 
 
@@ -57,7 +65,8 @@ def checked_name(value: object, param: str = "name") -> str:
         raise InvalidRequest(f"Missing required parameter: '{param}'.", param)
     if not isinstance(value, str):
         raise InvalidRequest(f"'{param}' must be a string.", param)
-    parts = unicodedata.normalize("NFC", value).split(" ")
+    is_short = len(value) <= _MOST_TIMES * MAX_NAME_CHARS
+    parts = unicodedata.normalize("NFC", value).split(" ") if is_short else [value]
     name = " ".join(part for part in parts if part)
     if not 0 < len(name) <= MAX_NAME_CHARS:
         raise InvalidRequest(f"'{param}' must have 1 to {MAX_NAME_CHARS} characters.", param)
@@ -83,7 +92,8 @@ def checked_text(value: object, param: str) -> str:
         raise InvalidRequest(f"Missing required parameter: '{param}'.", param)
     if not isinstance(value, str):
         raise InvalidRequest(f"'{param}' must be a string.", param)
-    text = unicodedata.normalize("NFC", value).strip()
+    is_short = len(value) <= _MOST_TIMES * MAX_TEXT_CHARS
+    text = unicodedata.normalize("NFC", value).strip() if is_short else value
     if len(text) > MAX_TEXT_CHARS:
         raise InvalidRequest(
             f"'{param}' has {len(text)} characters, at most {MAX_TEXT_CHARS} are allowed.",

@@ -16,7 +16,7 @@ from serve_app.config import VoicesConfig
 from serve_app.errors import InvalidRequest
 from serve_app.http.names import VOICE_ALIASES, find_voice
 from serve_app.http.observe.record import current
-from serve_app.http.speech.body import SpeechBody
+from serve_app.http.speech.body import MAX_WEIGHT, SpeechBody
 from serve_app.http.speech.checks import check_string, refuse_controls, stated
 from serve_app.types import ModelCard, NamedVoice, Voice
 from serve_app.voices.consents import check_consent
@@ -28,8 +28,9 @@ from serve_app.voices.names import MAX_TEXT_CHARS
 from serve_app.voices.values import Caller, StoredVoice
 
 _RECORDINGS: Final = ("ref_audio", "references", "speaker_embedding")
-# One part of a blend: a name, and its weight in parentheses.
-_PART: Final = re.compile(r"\s*([^()+]+?)\s*(?:\(\s*([0-9]*\.?[0-9]+)\s*\))?\s*")
+# One part of a blend: a name, and its weight in parentheses. No two neighbours of the pattern match
+# the same character, or the time for a name would grow with a power of its length.
+_PART: Final = re.compile(r"([^()+]+)(?:\(\s*([0-9]{1,9}(?:\.[0-9]{1,9})?|\.[0-9]{1,9})\s*\))?")
 _DATA_URL: Final = re.compile(r"data:[^,;]{0,100}(?:;[^,;]{1,100}){0,4};base64,", re.IGNORECASE)
 _LISTED: Final = 20
 
@@ -224,9 +225,11 @@ def blend_of(name: str) -> list[tuple[str, float]]:
     """
     if not is_blend(name):
         return [(name, 1.0)]
-    found = [_PART.fullmatch(part) for part in name.split("+", MAX_BLENDED)]
-    parts = [(part[1], float(part[2] or 1)) for part in found if part is not None]
-    if len(parts) != len(found) or not all(0 < weight <= 1000 for _, weight in parts):
+    found = [_PART.fullmatch(part.strip()) for part in name.split("+", MAX_BLENDED)]
+    parts = [(part[1].strip(), float(part[2] or 1)) for part in found if part is not None]
+    if len(parts) != len(found) or not all(
+        each and 0 < weight <= MAX_WEIGHT for each, weight in parts
+    ):
         raise InvalidRequest(
             f"'voice' is no blend: up to {MAX_BLENDED} names with weights, as in 'a(2)+b(1)'.",
             "voice",

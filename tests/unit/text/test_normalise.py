@@ -26,6 +26,16 @@ def test_invisible_characters_and_spaces_are_tidied(text, expected):
     assert clean(expected) == expected
 
 
+def test_a_heap_of_marks_on_one_letter_is_cut_and_others_stay():
+    heap = "\u0301\u0316" * 500_000
+    kept = clean(f"a{heap}b{heap}c")
+    assert set(kept) <= set("aábc\u0301\u0316")
+    assert [len(part) for part in (kept.split("b")[0], kept.split("b")[1])] == [30, 31]
+    vietnamese = "Tiê\u0301ng Viê\u0323t"
+    assert clean(vietnamese) == "Tiếng Việt"
+    assert clean("का\u0302\u0323") == unicodedata.normalize("NFC", "का\u0302\u0323")
+
+
 def test_clean_text_has_no_control_characters_whatever_comes():
     text = "".join(map(chr, range(0x3000)))
     kept = clean(text)

@@ -134,7 +134,17 @@ def test_what_a_request_asks_for_is_rewritten():
 @pytest.mark.parametrize(
     "part",
     ["<", "<break", 'a="b" ', "[pause ", "<!--", "[ ", '<prosody rate="1.1">', "<p>a", "1", "1.",
-     "1,", "http://", "a@", "*", "[", "**a", "`", "> ", "👨\u200d", "1,111", "("],
+     "1,", "http://", "a@", "*", "[", "**a", "`", "> ", "👨\u200d", "1,111", "(",
+     "\u0301\u0316", f"<p {'a' * 996}>"],
 )  # fmt: skip
 def test_nothing_repeated_takes_long(part):
     read(part * (32_768 // len(part)), markdown=True, emoji=True, words=True)
+
+
+@pytest.mark.parametrize(
+    "number", ["1e999999999", "-1E+999999999", "1e-999999999", "1e50", "Infinity", "-inf", "NaN"]
+)
+@pytest.mark.parametrize("kind", ["cardinal", "ordinal"])
+def test_a_number_that_nobody_can_say_stays_as_it_is_written(number, kind):
+    (unit,) = read(f'<say-as interpret-as="{kind}">{number}</say-as>')
+    assert unit.text == number

@@ -41,6 +41,14 @@ def test_the_file_of_a_name_says_nothing_of_it_and_is_the_same_for_what_reads_th
     assert folded("Straße") == folded("STRASSE")
 
 
+def test_what_is_far_too_long_is_not_even_normalised():
+    heap = "a" + "\u0301\u0316" * 500_000
+    assert folded(heap) == heap
+    for check in (checked_name, checked_text):
+        with pytest.raises(InvalidRequest):
+            check(heap, "name")
+
+
 def test_texts_and_languages_are_checked():
     assert checked_text(" Good\nmorning. ", "ref_text") == "Good\nmorning."
     for wrong in ("a" * 4097, "a\0", "\ud800", 3):
