@@ -1,24 +1,34 @@
 """`tts-stream voices`: the voice library of a server."""
 
 import argparse
+import io
 import json
+import random
 import secrets
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 from urllib.parse import quote
 
 from serve_app.cli import options as command_line
+from serve_app.cli import outputs
 from serve_app.cli.client import Client
 
 _PATH: Final = "/audio/voices"
 _ALIASES: Final = "/audio/voice_aliases"
 _DEFAULT: Final = "/audio/default_voice"
 VERBS: Final = (
-    *("list", "add", "design", "show", "rename", "delete", "download"),
+    *("list", "add", "audition", "design", "show", "play", "edit", "rename", "delete", "download"),
     *("alias", "unalias", "default"),
 )
+_KINDS: Final = ("audio_sample", "prompt", "embedding")
+# What a described voice is heard with: some seconds, and many sounds.
+_SCRIPT: Final = (
+    "Hello, and welcome. A quick look at the pages of a good book, and the whole evening is gone"
+    " before you have put it down."
+)
+_RATE_HZ: Final = 24000
 
 
 def is_meant(arguments: Sequence[str]) -> bool:
@@ -45,9 +55,23 @@ def parser() -> argparse.ArgumentParser:
     add.add_argument("--description")
     add.add_argument("--consent", help="id of a recorded consent")
     add.add_argument("--shared", action="store_true", help="other keys may speak with it")
-    design = verb("design", "make a voice from a description", "name", "description")
-    design.add_argument("--say", help="what it says first")
+    audition = verb("audition", "hear a voice of a description; nothing is kept", "description")
+    design = verb("design", "keep the voice of a description", "name", "description")
+    for described in (audition, design):
+        described.add_argument("--say", default=_SCRIPT, help="what it says; default: a sentence")
+        described.add_argument("--language", help="of what it says, as en or German")
+        described.add_argument("--seed", type=int, help="another seed, another voice")
+    audition.add_argument("-o", "--output", help="write a WAV file instead of playing it")
+    design.add_argument("--shared", action="store_true", help="other keys may speak with it")
     verb("show", "what is known of a voice", "name")
+    verb("play", "hear the recording of a voice", "name")
+    edit = verb("edit", "change what is known of a voice; an empty text takes it away", "name")
+    edit.add_argument("--text", help="what is said in its recording")
+    edit.add_argument("--language")
+    edit.add_argument("--description")
+    sharing = edit.add_mutually_exclusive_group()
+    sharing.add_argument("--shared", action="store_true", default=None, help="with other keys")
+    sharing.add_argument("--private", action="store_false", dest="shared", help="or not")
     verb("rename", "give a voice another name", "name", "new_name")
     verb("delete", "delete a voice", "name")
     download = verb("download", "fetch the recording of a voice, as FLAC", "name")
@@ -72,13 +96,24 @@ def run(arguments: Sequence[str]) -> int:
     match options.verb:
         case "list":
             for voice in client.ask("GET", _PATH)["data"]:
-                if voice.get("type") in ("audio_sample", "prompt", "embedding"):
+                if voice.get("type") in _KINDS:
                     _print_line(voice)
         case "add":
             _print_line(_added(client, options))
+        case "audition":
+            _audition(client, options)
         case "design":
-            fields = {"type": "prompt", "name": options.name, "prompt": options.description}
-            _print_line(client.ask("POST", _PATH, {**fields, "script_hint": options.say}))
+            _print_line(client.ask("POST", _PATH, _described(options)))
+        case "play":
+            _hear(_samples(client.fetch("GET", f"{_place(options.name)}/preview")))
+        case "edit":
+            facts = {
+                "ref_text": options.text,
+                "language": options.language,
+                "speaker_description": options.description,
+                "shared": options.shared,
+            }
+            _print_line(client.ask("POST", _place(options.name), facts))
         case "show":
             found = client.ask("GET", _place(options.name))
             print(json.dumps(found, indent=2, ensure_ascii=False))
@@ -110,6 +145,61 @@ def _default(client: Client, options: argparse.Namespace) -> None:
     voice = client.ask("GET" if body is None else "PUT", _DEFAULT, body)["voice"]
     if voice is not None:
         _print_line(voice)
+
+
+def _described(options: argparse.Namespace) -> Mapping[str, Any]:
+    return {
+        "type": "prompt",
+        "name": options.name,
+        "prompt": options.description,
+        "script_hint": options.say,
+        "language": options.language,
+        "seed": options.seed,
+        "shared": options.shared or None,
+    }
+
+
+def _audition(client: Client, options: argparse.Namespace) -> None:
+    """Have it spoken, and say by which seed `design` makes the same voice."""
+    seed = random.randrange(1 << 31) if options.seed is None else options.seed
+    body = {
+        "model": "gpt-4o-mini-tts",
+        "task_type": "VoiceDesign",
+        "instructions": options.description,
+        "input": options.say,
+        "language": options.language,
+        "seed": seed,
+        "response_format": "pcm",
+    }
+    stated = {name: value for name, value in body.items() if value is not None}
+    output = outputs.speakers() if options.output is None else outputs.File(options.output, True)
+    with client.speech(stated) as (headers, pieces):
+        rate_hz = int(headers.get("x-sample-rate") or _RATE_HZ)
+        _hear(((rate_hz, piece) for piece in pieces), output)
+    print(f"seed {seed}")
+
+
+def _samples(recording: bytes) -> Iterator[tuple[int, bytes]]:
+    """Rate and bytes of the 16-bit samples of a recording."""
+    import av
+
+    with av.open(io.BytesIO(recording)) as file:
+        resampler = av.AudioResampler("s16", "mono")
+        for frame in file.decode(audio=0):
+            for part in resampler.resample(frame):
+                yield part.sample_rate, bytes(part.planes[0])[: 2 * part.samples]
+
+
+def _hear(audio: Iterator[tuple[int, bytes]], output: outputs.Output | None = None) -> None:
+    output = output or outputs.speakers()
+    try:
+        for rate_hz, piece in audio:
+            output.begin(rate_hz)
+            output.write(piece)
+        output.finish()
+    except BaseException:
+        output.abort()
+        raise
 
 
 def _added(client: Client, options: argparse.Namespace) -> Mapping[str, Any]:

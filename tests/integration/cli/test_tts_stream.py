@@ -21,27 +21,12 @@ from tests.unit.audio.signals import decoded
 COMMAND = (sys.executable, "-m", "serve_app.cli.tts_stream", "--seed", str(SEED))
 TIMEOUT_S = 60
 REPOSITORY = Path(__file__).parents[3]
-# Notes what it is called with, and keeps what it is to play.
-PLAYER = """#!/bin/sh
-echo "$@" > "$HEARD.arguments"
-exec cat > "$HEARD"
-"""
 
 
 @pytest.fixture(scope="module")
 def server():
     with running() as (url, service):
         yield url, service
-
-
-@pytest.fixture
-def player(tmp_path):
-    """A folder with a program that "plays", and where it puts what it hears."""
-    program = tmp_path / "bin" / "aplay"
-    program.parent.mkdir()
-    program.write_text(PLAYER)
-    program.chmod(0o755)
-    return program.parent, tmp_path / "heard"
 
 
 def environment(url, **more):

@@ -1,16 +1,27 @@
 """`tts-stream voices`: the library of a server, from the command line."""
 
 import json
+import os
 import threading
 import time
 from contextlib import contextmanager
 
+import numpy as np
 import pytest
 import uvicorn
 
 from serve_app.cli.tts_stream import main
-from tests.integration.http.service import CARD
-from tests.integration.http.voices.recordings import BASE, WAV, cloning
+from serve_app.fakes import fake_card
+from tests.integration.http.service import CARD, SEED, samples
+from tests.integration.http.voices.recordings import BASE, WAV, cloning, tone
+
+DESIGN = fake_card(
+    task="voice_design",
+    name="design",
+    path="fakes/design",
+    voices=(),
+    voice_sources=frozenset({"description"}),
+)
 
 
 @contextmanager
@@ -29,9 +40,9 @@ def serving(service):
 
 
 @pytest.fixture
-def command(tmp_path, monkeypatch, capsysbinary):
+def command(request, tmp_path, monkeypatch, capsysbinary):
     """Runs a command line; gives its status, output and complaints."""
-    service = cloning(tmp_path, cards=(CARD, BASE))
+    service = cloning(tmp_path, cards=(CARD, BASE, *getattr(request, "param", ())))
     with serving(service) as url:
         monkeypatch.setenv("OPENAI_BASE_URL", url)
         monkeypatch.chdir(tmp_path)
@@ -71,6 +82,46 @@ def test_a_voice_is_added_found_spoken_with_and_deleted(command, tmp_path):
     assert run("voices", "delete", "anne")[1] == f"{voice_id}\n"
     status, out, err = run("voices", "delete", "anne")
     assert (status, err) == (1, "tts-stream: The voice 'anne' does not exist.\n")
+
+
+@pytest.mark.parametrize("command", [(DESIGN,)], indirect=True, ids=["design"])
+def test_a_described_voice_is_heard_before_and_after_it_is_kept(command, player, monkeypatch):
+    run, service = command
+    folder, heard = player
+    monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
+    monkeypatch.setenv("HEARD", str(heard))
+    said = ("--say", "Hello there.", "--language", "en", "--seed", str(SEED))
+    assert run("voices", "audition", "An old man.", *said) == (0, f"seed {SEED}\n", "")
+    assert np.array_equal(np.frombuffer(heard.read_bytes(), "<i2"), samples())
+    assert run("voices", "design", "Opa", "An old man.", *said)[0] == 0
+    heard.unlink()
+    assert run("voices", "play", "opa") == (0, "", "")
+    kept = np.frombuffer(heard.read_bytes(), "<i2").astype(int)
+    assert np.abs(kept - samples()).max() <= 1
+    first, second = service.talker.requests
+    for request in (first, second):
+        assert (request.text, request.instructions) == ("Hello there.", "An old man.")
+        assert (request.language, request.seed) == ("english", SEED)
+    # Without a seed it is another voice each time, and one knows which.
+    assert run("voices", "audition", "An old man.", "-o", "a.wav")[1] != f"seed {SEED}\n"
+
+
+def test_what_is_known_of_a_voice_is_changed(command, player, monkeypatch, tmp_path):
+    run, _ = command
+    folder, heard = player
+    (tmp_path / "anna.wav").write_bytes(WAV)
+    assert run("voices", "add", "Anna", "anna.wav", "--text", "Good morning.")[0] == 0
+    changes = ("--text", "", "--language", "en", "--description", "calm", "--shared")
+    assert run("voices", "edit", "anna", *changes)[0] == 0
+    shown = json.loads(run("voices", "show", "anna")[1])
+    facts = [shown[name] for name in ("ref_text", "language", "description", "shared")]
+    assert facts == [None, "en", "calm", True]
+    assert run("voices", "edit", "anna", "--description", "")[1].split("\t")[2:] == ["en\n"]
+    monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
+    monkeypatch.setenv("HEARD", str(heard))
+    assert run("voices", "play", "anna")[0] == 0
+    played = np.frombuffer(heard.read_bytes(), "<i2") / 32768
+    assert np.abs(played - tone(2)).max() < 2 / 32768
 
 
 def test_what_is_wrong_is_said(command, tmp_path):
