@@ -57,7 +57,8 @@ WAV = sound_file(tone(2))
 
 def config_of(folder, access=None, **voices):
     fields = {"access": AccessConfig(**access)} if access else {}
-    return IngressConfig(voices=VoicesConfig(path=str(folder / "voices"), **voices), **fields)
+    voices = {"path": str(folder / "voices"), **voices}
+    return IngressConfig(voices=VoicesConfig(**voices), **fields)
 
 
 def cloning(folder, cards=(BASE,), config=None, **voices):
