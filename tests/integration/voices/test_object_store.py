@@ -10,7 +10,7 @@ import pytest
 from serve_app.audio.decoding import ClipLimits, decode_clip
 from serve_app.storage.objects import storage_at
 from tests.integration.http.service import samples
-from tests.integration.http.voices.recordings import BASE, VOICES, WAV, cloning, spoken, upload
+from tests.integration.http.voices.recordings import VOICES, WAV, cloning, spoken, upload
 
 # What is held of any library, tried again in this one.
 from tests.unit.voices.test_library import (  # noqa: F401

@@ -60,7 +60,7 @@ class Gate:
 class Visit:
     """A page that is open, and everything that went wrong in it."""
 
-    def __init__(self, browser, url, **options):
+    def __init__(self, browser, url, path="/web/", seen="#voice option", **options):
         self.url = url
         self.complaints = []
         self.elsewhere = []
@@ -71,8 +71,8 @@ class Visit:
         self.page.on("console", self._on_console)
         self.page.on("pageerror", lambda error: self.complaints.append(str(error)))
         self.page.on("request", self._on_request)
-        self.page.goto(f"{url}/web/")
-        self.page.locator("#voice option").first.wait_for(state="attached")
+        self.page.goto(f"{url}{path}")
+        self.page.locator(seen).first.wait_for(state="attached")
 
     def _on_console(self, message):
         if message.type in ("error", "warning"):

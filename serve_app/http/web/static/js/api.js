@@ -2,6 +2,10 @@
 
 export const SERVER = globalThis.document ? new URL("../", document.baseURI) : new URL("http://localhost/");
 
+const VOICES = "v1/audio/voices";
+const DEFAULT = "v1/audio/default_voice";
+const JSON_TYPE = { "Content-Type": "application/json" };
+
 /** What a server refused or failed at, in its own words. */
 export class ServerError extends Error {
   constructor(message, status, param) {
@@ -15,14 +19,36 @@ function headers(key) {
   return key ? { Authorization: `Bearer ${key}` } : {};
 }
 
-async function list(path, key) {
-  const response = await fetch(new URL(path, SERVER), { headers: headers(key) });
+async function ask(method, path, key, body, type = {}) {
+  const sent = { method, headers: { ...headers(key), ...type }, body };
+  const response = await fetch(new URL(path, SERVER), sent).catch((error) => {
+    throw new Error("The server cannot be reached.", { cause: error });
+  });
   if (!response.ok) throw await errorOf(response);
-  return response.json();
+  return response;
 }
 
-export const models = async (key) => (await list("v1/models", key)).data;
-export const voices = async (key) => (await list("v1/audio/voices", key)).data;
+const list = async (path, key) => (await (await ask("GET", path, key)).json()).data;
+export const models = (key) => list("v1/models", key);
+export const voices = (key) => list(VOICES, key);
+
+/** Keep a voice: of a recording, or of a description. */
+export async function createVoice(fields, recording, key) {
+  const form = new FormData();
+  for (const [name, value] of Object.entries(fields)) if (value) form.set(name, value);
+  if (recording) form.set("audio_sample", recording, "recording");
+  return (await ask("POST", VOICES, key, form)).json();
+}
+
+export const changeVoice = async (id, fields, key) =>
+  (await ask("POST", `${VOICES}/${id}`, key, JSON.stringify(fields), JSON_TYPE)).json();
+export const deleteVoice = (id, key) => ask("DELETE", `${VOICES}/${id}`, key);
+/** The recording of a voice, as a file. */
+export const recording = async (id, key) => (await ask("GET", `${VOICES}/${id}/download`, key)).blob();
+/** The voice that answers where none is named, or null. */
+export const defaultVoice = async (key) => (await (await ask("GET", DEFAULT, key)).json()).voice;
+export const setDefaultVoice = (id, key) =>
+  id ? ask("PUT", DEFAULT, key, JSON.stringify({ voice: id }), JSON_TYPE) : ask("DELETE", DEFAULT, key);
 
 /** State of the server; a server that cannot serve answers as well, with 503. */
 export async function health() {
@@ -34,7 +60,7 @@ export async function health() {
 export async function speech(request, key, signal) {
   const response = await fetch(new URL("v1/audio/speech", SERVER), {
     method: "POST",
-    headers: { "Content-Type": "application/json", ...headers(key) },
+    headers: { ...JSON_TYPE, ...headers(key) },
     body: JSON.stringify(request),
     signal,
   });

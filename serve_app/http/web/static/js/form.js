@@ -1,7 +1,8 @@
 // The form: what can be chosen follows from what is served.
 
+import { key, titled } from "./server.js";
+
 const $ = (id) => document.getElementById(id);
-const titled = (name) => name.replaceAll("_", " ").replace(/(^|\s)\p{L}/gu, (letter) => letter.toUpperCase());
 
 /** The list has each name once, for the first model that has it: what it stands for is known for that one. */
 function aliasLabel(voice, model) {
@@ -25,12 +26,17 @@ export class Form {
     this.#show();
   }
 
-  /** Offer what a server has; choices that it has as well stay. */
-  fill(models, voices) {
+  /** Offer what a server has; choices that it has as well stay. `wanted` is a voice of the library to begin with. */
+  fill(models, voices, wanted) {
+    const isFirst = !this.#models.length;
     this.#models = models;
     this.#voices = voices;
     choices($("model"), [["", models.map((model) => [model.id, model.id])]]);
+    const clones = models.find((model) => model.task_type === "Base");
+    const isThere = isFirst && clones && voices.some((voice) => voice.id === wanted);
+    if (isThere) $("model").value = clones.id;
     this.#fillModel();
+    if (isThere) $("voice").value = wanted;
   }
 
   get model() {
@@ -38,7 +44,7 @@ export class Form {
   }
 
   get key() {
-    return $("key").value.trim();
+    return key();
   }
 
   /** The body of the request; fields that are left as they are by default are left out. */
@@ -107,7 +113,7 @@ export class Form {
 }
 
 /** Fill a select with groups of [value, label]; what was chosen stays chosen where it is left. */
-function choices(select, groups) {
+export function choices(select, groups) {
   const before = select.value;
   select.replaceChildren();
   for (const [label, entries] of groups) {

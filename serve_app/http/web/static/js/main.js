@@ -1,16 +1,17 @@
 // The page: a form, one take at a time, and what is shown of it.
 
-import * as api from "./api.js";
 import { Example } from "./example.js";
 import { Form } from "./form.js";
 import { Pictures } from "./pictures.js";
 import { Player } from "./player.js";
+import * as server from "./server.js";
 import { Take } from "./take.js";
 import { Takes, save } from "./takes.js";
 
 const $ = (id) => document.getElementById(id);
-const KEY = "api-key";
 const DEFAULT_RATE_HZ = 24000;
+// A voice of the library that another page has sent here.
+const WANTED = new URLSearchParams(location.search).get("voice");
 // Where motion is unwanted, the mark of what is heard moves in steps.
 const calm = matchMedia("(prefers-reduced-motion: reduce)");
 
@@ -19,7 +20,7 @@ const narrow = matchMedia("(max-width: 60rem)");
 
 const pictures = new Pictures($("waveform"), $("spectrogram"), $("axis-end"));
 const takes = new Takes($("takes"), $("no-takes"));
-$("key").value = sessionStorage.getItem(KEY) ?? "";
+server.rememberKey(connect);
 const form = new Form(() => example.show());
 const example = new Example(form);
 
@@ -31,32 +32,19 @@ let ticking = 0;
 
 async function connect() {
   try {
-    const state = await api.health();
-    $("server").textContent = `${state.status}, version ${state.version}`;
-    $("server-dot").dataset.state = state.status;
-    $("note").textContent = state.note ?? "";
-    $("note").hidden = !state.note;
-    const [models, voices] = await Promise.all([api.models(form.key), api.voices(form.key)]);
-    form.fill(models, voices);
+    const [models, voices] = await server.connect();
+    form.fill(models, voices, WANTED);
     complain(null);
   } catch (error) {
-    $("server-dot").dataset.state = "unhealthy";
-    if (!(error instanceof api.ServerError)) $("server").textContent = "not reachable";
-    complain(error instanceof TypeError ? new Error("The server cannot be reached.") : error);
+    complain(server.unreachable(error));
   }
   example.show();
 }
 
-/** Show an error in its own words, or none. */
 function complain(error) {
-  $("error").textContent = error?.message ?? "";
-  $("error").hidden = !error;
+  server.complain(error);
   form.blame(error?.param);
-  if (error?.status === 401) {
-    $("more").open = true;
-    $("key").focus();
-  }
-  if (error) $("error").scrollIntoView({ block: "nearest" });
+  if (error?.status === 401) $("key").focus();
 }
 
 /** The player at a sample rate, made after a click, as browsers want. */
@@ -196,10 +184,6 @@ $("form").addEventListener("submit", (event) => {
 $("stop").addEventListener("click", stop);
 $("replay").addEventListener("click", () => play(shown));
 $("download").addEventListener("click", () => save(shown));
-$("key").addEventListener("change", () => {
-  sessionStorage.setItem(KEY, form.key);
-  connect();
-});
 document.addEventListener("keydown", (event) => {
   if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) {
     event.preventDefault();

@@ -145,7 +145,7 @@ export class Pictures {
 }
 
 /** The pen of a canvas that has one pixel for each of the screen, wiped. */
-function sized(canvas) {
+export function sized(canvas) {
   const ratio = devicePixelRatio || 1;
   const width = Math.max(1, Math.round(canvas.clientWidth * ratio));
   const height = Math.max(1, Math.round(canvas.clientHeight * ratio));
