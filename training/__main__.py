@@ -21,7 +21,7 @@ def _recipe(args: argparse.Namespace) -> Recipe:
 
 
 def _all(args: argparse.Namespace) -> None:
-    done = _recipe(args).all(args.teacher, args.voices, args.processes)
+    done = _recipe(args).all(args.teacher, args.voices)
     print("done" if done else "there is more to do: run the same command again", flush=True)
 
 
@@ -43,7 +43,7 @@ def _sentences(args: argparse.Namespace) -> None:
 
 
 def _speak(args: argparse.Namespace) -> None:
-    _recipe(args).speak(args.teacher, args.voices, args.processes)
+    _recipe(args).speak(args.teacher, args.voices)
 
 
 def _configure(args: argparse.Namespace) -> None:
@@ -109,7 +109,6 @@ def _resynthesise(args: argparse.Namespace) -> None:
 def _add_teacher(step: argparse.ArgumentParser) -> None:
     step.add_argument("--teacher", type=Path, required=True, help="kokoro-v1.0.int8.onnx")
     step.add_argument("--voices", type=Path, required=True, help="folder of its *.bin styles")
-    step.add_argument("--processes", type=int, default=14, help="that speak at a time")
 
 
 def main() -> None:

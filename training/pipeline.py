@@ -70,14 +70,14 @@ class Recipe:
         self._spent[piece] = self._spent.get(piece, 0.0) + seconds
         (self.work / _SPENT).write_text(json.dumps(self._spent), encoding="utf-8")
 
-    def speak(self, teacher: Path, voices: Path, processes: int) -> None:
+    def speak(self, teacher: Path, voices: Path) -> None:
         """Let the teacher speak the plan."""
         began, seconds = time.monotonic(), self.left_s("speak")
         if seconds < _LEAST_S:
             return
         corpus = self.work / "corpus"
         device = self.device.type
-        job = Synthesis(self.plan, corpus, teacher, voices, device, processes, seconds / 60)
+        job = Synthesis(self.plan, corpus, teacher, voices, device, seconds / 60)
         run(job, self._encoded())
         self._note("speak", time.monotonic() - began)
 
@@ -158,10 +158,10 @@ class Recipe:
         round_to_disk(trainer.codec)
         write_speech(self.work / CHECKPOINT, trainer.codec)
 
-    def all(self, teacher: Path, voices: Path, processes: int) -> bool:
+    def all(self, teacher: Path, voices: Path) -> bool:
         """Do what is next until the time is over; return whether everything is done."""
         self.configure()
-        self.speak(teacher, voices, processes)
+        self.speak(teacher, voices)
         if not self.is_done("speak"):
             return False
         self.codec("all")
