@@ -10,7 +10,7 @@ import torch
 
 from training.codes import is_held_out
 from training.corpus import Stream
-from training.pipeline import PLAN, Minutes, Recipe
+from training.pipeline import CORPUS, PLAN, Minutes, Recipe
 from training.plan import TEACHER_VOICES, draw, write
 from training.sentences.phonemes import ids_of
 
@@ -50,12 +50,20 @@ def _configure(args: argparse.Namespace) -> None:
     _recipe(args).configure()
 
 
+def _resume(args: argparse.Namespace) -> None:
+    _recipe(args).resume(args.checkpoint)
+
+
 def _codec(args: argparse.Namespace) -> None:
-    _recipe(args).codec(args.stage)
+    _recipe(args).codec(args.stage, args.hours)
 
 
 def _encode(args: argparse.Namespace) -> None:
     _recipe(args).encode()
+
+
+def _imagine(args: argparse.Namespace) -> None:
+    _recipe(args).imagine(args.imagined)
 
 
 def _talker(args: argparse.Namespace) -> None:
@@ -73,7 +81,9 @@ def _say(args: argparse.Namespace) -> None:
     recipe = Recipe(args.work, Minutes(), args.device, 0.0)
     texts = args.sentences.read_text(encoding="utf-8").splitlines()
     manner = Manner(args.streaming, args.temperature, seed=args.seed)
-    say(recipe.chorus(), recipe.codec("decoder").codec.eval(), texts, args.out, manner)
+    trainer = recipe.codec_trainer("decoder")
+    trainer.finish()
+    say(recipe.chorus(), trainer.codec.eval(), texts, args.out, manner)
 
 
 def _speak_with(args: argparse.Namespace) -> None:
@@ -100,10 +110,11 @@ def _card(args: argparse.Namespace) -> None:
 def _resynthesise(args: argparse.Namespace) -> None:
     from training.evaluate import resynthesise
 
-    codec = Recipe(args.work, Minutes(), args.device, 0.0).codec("decoder").codec
-    stream = Stream.load(args.work / "corpus", torch.device(args.device))
+    trainer = Recipe(args.work, Minutes(), args.device, 0.0).codec_trainer("decoder")
+    trainer.finish()
+    stream = Stream.load(args.work / CORPUS, torch.device(args.device), hours=args.hours)
     held_out = [i for i, row in enumerate(stream.rows) if is_held_out(row.id)][: args.count]
-    resynthesise(codec, stream, held_out, args.out)
+    resynthesise(trainer.codec, stream, held_out, args.out)
 
 
 def _add_teacher(step: argparse.ArgumentParser) -> None:
@@ -139,9 +150,14 @@ def main() -> None:
     planning.add_argument("--count", type=int, default=30000)
     planning.add_argument("--seed", type=int, default=1)
     step("configure", _configure, "train the text tokenizer and write the configuration")
+    resumed = step("resume", _resume, "begin WORK with the weights of a finished checkpoint")
+    resumed.add_argument("checkpoint", type=Path)
     codec = step("codec", _codec, "train the speech tokenizer")
     codec.add_argument("--stage", choices=("all", "decoder"), default="all")
+    codec.add_argument("--hours", type=float, default=40.0, help="of the corpus that it reads")
     step("encode", _encode, "turn the corpus into codes")
+    making_up = step("imagine", _imagine, "rough codes for what was not spoken")
+    making_up.add_argument("--imagined", type=int, default=20_000, help="sentences, at most")
     step("talker", _talker, "train talker and code predictor")
     step("export", _export, "write the speech tokenizer into the checkpoint")
     spoken = step("say", _say, "let the checkpoint speak a file of sentences")
@@ -169,6 +185,7 @@ def main() -> None:
     again = step("resynthesise", _resynthesise, "pass held-out speech through the codec alone")
     again.add_argument("out", type=Path)
     again.add_argument("--count", type=int, default=40)
+    again.add_argument("--hours", type=float, default=4.0, help="of the corpus that it reads")
     args = parser.parse_args()
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
     args.run(args)

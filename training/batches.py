@@ -1,7 +1,6 @@
 """Batches for the talker: sentences in a random text mode, padded to one of a few fixed shapes."""
 
-import queue
-import threading
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final
@@ -9,6 +8,7 @@ from typing import Final
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from training.codes import CodeBook
 from training.layout import ABSENT, PromptIds, Rows, lay_out
@@ -16,6 +16,7 @@ from training.text import Splitter
 
 LENGTHS: Final = (64, 96, 128, 176, 240, 320)
 """Positions that a batch may be long; longer sentences are left out."""
+_PROCESSES: Final = max(1, min(5, (os.cpu_count() or 2) // 4))
 
 
 @dataclass(frozen=True)
@@ -79,11 +80,12 @@ class _Laid:
     rows: Rows
 
 
-class Batches:
-    """Draws batches without end, in a thread of its own.
+class Batches(IterableDataset[Batch]):
+    """Draws batches without end; `loader` does so in processes of their own.
 
     Args:
         indices: the sentences to draw from.
+        seed: decides all of it, with the number of the process.
     """
 
     def __init__(
@@ -140,7 +142,8 @@ class Batches:
 
     def draw(self) -> Iterator[Batch]:
         """Yield batches, epoch after epoch."""
-        rng = np.random.default_rng(self._seed)
+        worker = get_worker_info()
+        rng = np.random.default_rng((self._seed, worker.id if worker else 0))
         waiting: dict[int, list[_Laid]] = {length: [] for length in LENGTHS}
         while True:
             for index in rng.permutation(self._indices):
@@ -154,23 +157,11 @@ class Batches:
                     waiting[length] = []
 
     def __iter__(self) -> Iterator[Batch]:
-        ready: queue.Queue[Batch] = queue.Queue(8)
-        stop = threading.Event()
+        return self.draw()
 
-        def produce() -> None:
-            for batch in self.draw():
-                while not stop.is_set():
-                    try:
-                        ready.put(batch, timeout=0.5)
-                        break
-                    except queue.Full:
-                        continue
-                if stop.is_set():
-                    return
+    def loader(self, processes: int = _PROCESSES) -> DataLoader[Batch]:
+        """Return what draws ahead, as one thread lays out fewer sentences than a GPU learns from.
 
-        threading.Thread(target=produce, daemon=True).start()
-        try:
-            while True:
-                yield ready.get()
-        finally:
-            stop.set()
+        Memory is not pinned there: that would break a graph that is recorded meanwhile.
+        """
+        return DataLoader(self, batch_size=None, num_workers=processes, prefetch_factor=6)

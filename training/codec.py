@@ -2,7 +2,8 @@
 
 Two stages. In the first everything learns, and the first codebook also learns to tell the phonemes
 of its frame, which makes it a target that a small talker can learn. Then encoder and codebooks stay
-as they are, so that codes no longer change, and the decoder goes on with critics.
+as they are, so that codes no longer change, and the decoder goes on with critics, from the codes of
+whole sentences, as it gets them when it speaks.
 """
 
 import time
@@ -19,6 +20,7 @@ from torch import Tensor, nn
 from training.corpus import FRAME_SAMPLES, NUM_LABELS, SLOTS, Stream
 from training.critics import Critics
 from training.losses import critic_loss, persuasion, spectral_distance
+from training.mean import RunningMean
 from training.progress import Clock, Log
 from training.quantizer import LearnedCodebooks
 from training.reference import load_reference
@@ -26,8 +28,10 @@ from training.replay import Replayed, capturable_adamw, moments, set_moments, se
 from training.shape import VoiceShape, voice_speech_config
 from training.snake import hasten
 from training.stacks import decoder_stack, encoder_stack
+from training.team import Team
 
 _SAVE_EVERY_S: Final = 60.0
+_FAR_SEED: Final = 1_000_003
 
 
 @dataclass(frozen=True)
@@ -37,23 +41,26 @@ class CodecTraining:
     unquantised_share: of the time, before the codebooks are placed, so that they start on latents
     that mean something. start_batches: batches whose vectors they are placed by.
     critic_frames, critic_crops: what the critics see of a batch; they cost ten times the codec.
+    mean_steps: how far back the running mean of the weights reaches, which is what is exported.
     """
 
     batch: int = 24
     crop_frames: int = 14
-    critic_frames: int = 4
-    critic_crops: int = 12
+    critic_frames: int = 8
+    critic_crops: int = 16
     learning_rate: float = 5e-4
-    critic_rate: float = 2e-4
+    decoder_rate: float = 4e-4
+    critic_rate: float = 3e-4
     mel_weight: float = 10.0
-    spectrum_weight: float = 1.0
+    spectrum_weight: float = 2.0
     commitment_weight: float = 0.25
     phoneme_weight: float = 3.0
-    adversarial_weight: float = 1.0
-    matching_weight: float = 2.0
+    adversarial_weight: float = 1.5
+    matching_weight: float = 4.0
     unquantised_share: float = 0.12
     start_batches: int = 40
     critic_width: int = 32
+    mean_steps: float = 500.0
     seed: int = 1
 
 
@@ -162,7 +169,7 @@ def _initialise(decoder: nn.Module) -> None:
 
 
 class CodecTrainer:
-    """One run of training, resumable from `file`.
+    """One run of training, resumable from `file`; with others of a `Team`, in step with them.
 
     Args:
         stage: "all", or "decoder" with encoder and codebooks as they are.
@@ -172,6 +179,7 @@ class CodecTrainer:
         self, file: Path, shape: VoiceShape, config: CodecTraining, device: torch.device, stage: str
     ) -> None:
         self.file, self.config, self.device, self.stage = file, config, device, stage
+        self.team = Team()
         torch.manual_seed(config.seed)
         self.codec = Codec(shape).to(device)
         self.codec.prepare()
@@ -179,20 +187,24 @@ class CodecTrainer:
         self.critics = Critics(config.critic_width).to(device)
         learned: nn.Module = self.codec.speech.decoder if stage == "decoder" else self.codec
         self.learned = list(learned.parameters())
+        self.rate = config.decoder_rate if stage == "decoder" else config.learning_rate
         self.optimizer = capturable_adamw(
-            self.learned, device, config.learning_rate, betas=(0.8, 0.99), weight_decay=1e-3
+            self.learned, device, self.rate, betas=(0.8, 0.99), weight_decay=1e-3
         )
         self.critic_optimizer = capturable_adamw(
             self.critics.parameters(), device, config.critic_rate, betas=(0.8, 0.99)
         )
         self.spent = {"all": 0.0, "decoder": 0.0}
         self.steps = 0
-        if file.exists():
-            self._load()
+        stored = torch.load(file, map_location=device, weights_only=True) if file.exists() else {}
+        if stored:
+            self._load(stored)
+        self.mean = RunningMean(self.codec, config.mean_steps)
+        if "mean" in stored:
+            self.mean.set_state(stored["mean"])
         self.has_books = bool(self.codec.books.started)
 
-    def _load(self) -> None:
-        stored = torch.load(self.file, map_location=self.device, weights_only=True)
+    def _load(self, stored: dict[str, Any]) -> None:
         self.codec.load_state_dict(stored["codec"])
         self.codec.prepare()
         self.steps, self.spent = stored["steps"], stored["spent"]
@@ -207,6 +219,7 @@ class CodecTrainer:
         part = self.file.with_suffix(".part")
         state = {
             "codec": self.codec.state_dict(),
+            "mean": self.mean.state(),
             "critics": self.critics.state_dict(),
             "steps": self.steps,
             "spent": self.spent,
@@ -223,25 +236,48 @@ class CodecTrainer:
         """Train until the clock says stop; critics take part from that share of the time on."""
         config = self.config
         clock = Clock(total_s, limit_s, self.spent[self.stage])
-        generator = torch.Generator(self.device).manual_seed(config.seed + self.steps)
+        seed = config.seed + self.steps + _FAR_SEED * self.team.rank
+        torch.manual_seed(seed)
+        generator = torch.Generator(self.device).manual_seed(seed)
         steps: dict[tuple[bool, bool], Replayed] = {}
-        saved = time.monotonic()
-        while not clock.is_over:
-            set_rate(self.optimizer, clock.rate(config.learning_rate, final=0.1))
+        saved, began, first_step = time.monotonic(), time.monotonic(), self.steps
+        while True:
+            is_over = clock.is_over
+            if self.team.meets(self.steps):
+                self.team.average((*self.learned, *self.critics.parameters()))
+                is_over = self.team.any(is_over)
+            if is_over and (self.team.size == 1 or self.team.meets(self.steps)):
+                break
+            set_rate(self.optimizer, clock.rate(self.rate, final=0.05))
+            set_rate(self.critic_optimizer, clock.rate(config.critic_rate, final=0.1))
             if not self.has_books and clock.progress >= config.unquantised_share:
                 self._place_books(stream, generator)
                 self.has_books = True
             key = (self.has_books, clock.progress >= critics_from)
             if key not in steps:
-                steps[key] = Replayed(partial(self._step, *key), self.device)
-            found = steps[key](*stream.crops(config.batch, config.crop_frames, generator))
+                step = partial(self._step, *key) if self.stage == "all" else self._polish
+                steps[key] = Replayed(step, self.device)
+            drawn = stream.crops if self.stage == "all" else stream.coded_crops
+            found = steps[key](*drawn(config.batch, config.crop_frames, generator))
             self.steps += 1
+            self.mean.follow(self.steps)
+            if not self.team.leads:
+                continue
             if log.is_due:
-                log.write(step=self.steps, seconds=clock.used_s, **found)
+                a_second = (self.steps - first_step) / (time.monotonic() - began)
+                log.write(step=self.steps, seconds=clock.used_s, steps_a_second=a_second, **found)
             if time.monotonic() - saved > _SAVE_EVERY_S:
                 self.spent[self.stage], saved = clock.used_s, time.monotonic()
                 self.save()
         self.spent[self.stage] = clock.used_s
+
+    def finish(self) -> None:
+        """Give the codec the weights to encode with and to export: the running mean.
+
+        Codebooks are running means by themselves.
+        """
+        self.codec.load_state_dict(self.mean.state())
+        self.codec.prepare()
 
     def _place_books(self, stream: Stream, generator: torch.Generator) -> None:
         config = self.config
@@ -260,41 +296,55 @@ class CodecTrainer:
     ) -> dict[str, Tensor]:
         """Learn from one batch of crops; see `Stream.crops`."""
         config, codec = self.config, self.codec
-        everything = self.stage == "all"
         self.optimizer.zero_grad(set_to_none=True)
-        self.critic_optimizer.zero_grad(set_to_none=True)
-        with torch.set_grad_enabled(everything):
-            if quantised or not everything:
-                semantic, acoustic, codes, commitment = codec.quantise(wave, learn=everything)
-            else:
-                semantic, acoustic = codec.projections(wave)
-                # A soft bound on the size of the latent, which no codebook bounds yet.
-                commitment = 0.01 * (semantic.square().mean() + acoustic.square().mean())
-                codes = torch.zeros_like(labels.transpose(1, 2))
-            phoneme, right = codec.phoneme_loss(semantic, labels)
-        made = codec.decode(semantic, acoustic).float()
-        mel, spectrum = spectral_distance(made, wave)
-        loss = config.mel_weight * mel + config.spectrum_weight * spectrum
-        if everything:
-            loss = loss + config.commitment_weight * commitment
-            loss = loss + config.phoneme_weight * phoneme
-        found = {
-            "mel": mel,
-            "spectrum": spectrum,
+        if quantised:
+            semantic, acoustic, codes, commitment = codec.quantise(wave, learn=True)
+        else:
+            semantic, acoustic = codec.projections(wave)
+            # A soft bound on the size of the latent, which no codebook bounds yet.
+            commitment = 0.01 * (semantic.square().mean() + acoustic.square().mean())
+            codes = torch.zeros_like(labels.transpose(1, 2))
+        phoneme, right = codec.phoneme_loss(semantic, labels)
+        loss, found = self._compared(wave, codec.decode(semantic, acoustic).float(), critics)
+        loss = loss + config.commitment_weight * commitment + config.phoneme_weight * phoneme
+        self._learn(loss)
+        found |= {
             "commitment": commitment,
             "phoneme": phoneme,
             "phonemes_right": right,
             "codes_used": _distinct(codes),
         }
+        return {name: value.detach() for name, value in found.items()}
+
+    def _polish(self, wave: Tensor, codes: Tensor) -> dict[str, Tensor]:
+        """Teach the decoder alone; see `Stream.coded_crops`."""
+        codec = self.codec
+        self.optimizer.zero_grad(set_to_none=True)
+        with torch.no_grad():
+            semantic, acoustic = codec.entries_of(codes)
+        loss, found = self._compared(wave, codec.decode(semantic, acoustic).float(), critics=True)
+        self._learn(loss)
+        return {name: value.detach() for name, value in found.items()}
+
+    def _compared(
+        self, wave: Tensor, made: Tensor, critics: bool
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """What is wrong with what the decoder made, and single figures of it."""
+        config = self.config
+        mel, spectrum = spectral_distance(made, wave)
+        loss = config.mel_weight * mel + config.spectrum_weight * spectrum
+        found = {"mel": mel, "spectrum": spectrum}
         if critics:
             critic, adversarial, matching = self._argue(wave, made)
             loss = loss + config.adversarial_weight * adversarial
             loss = loss + config.matching_weight * matching
             found |= {"critic": critic, "adversarial": adversarial, "matching": matching}
+        return loss, found
+
+    def _learn(self, loss: Tensor) -> None:
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.learned, 10.0)
         self.optimizer.step()
-        return {name: value.detach() for name, value in found.items()}
 
     def _argue(self, wave: Tensor, made: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Teach the critics on the end of each crop; return their loss and the decoder's two.
@@ -304,8 +354,14 @@ class CodecTrainer:
         crops = slice(self.config.critic_crops)
         piece = slice(-self.config.critic_frames * FRAME_SAMPLES, None)
         real, fake = wave[crops, piece], made[crops, piece]
+        self.critic_optimizer.zero_grad(set_to_none=True)
         with self._autocast():
-            critic = critic_loss(self.critics(real), self.critics(fake.detach()))
+            # Both in one pass, as the critics' layers are too small to fill a GPU.
+            of_both = self.critics(torch.cat((real, fake.detach())))
+            halves = [[layer.chunk(2) for layer in critic] for critic in of_both]
+            critic = critic_loss(
+                *([[layer[half] for layer in own] for own in halves] for half in (0, 1))
+            )
         critic.backward()
         self.critic_optimizer.step()
         for parameter in self.critics.parameters():

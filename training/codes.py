@@ -1,6 +1,7 @@
 """The corpus as codes: what the talker learns from, small enough to keep (16 bytes a frame)."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from training.codec import Codec
 from training.corpus import Stream
 
 _ONE_IN_HELD_OUT = 50
+_MOST_SENTENCES = 512
 
 
 def is_held_out(number: Any) -> Any:
@@ -40,22 +42,31 @@ class CodeBook:
     def __len__(self) -> int:
         return len(self.texts)
 
+    @classmethod
+    def load_all(cls, folder: Path) -> "CodeBook | None":
+        """Read `codes.npz` and what several processes wrote beside it; None where there is none."""
+        files = sorted(folder.glob("codes*.npz"))
+        return cls.all_of([cls.load(file) for file in files]) if files else None
+
+    @classmethod
+    def all_of(cls, books: Sequence["CodeBook"]) -> "CodeBook":
+        """Return the sentences of all."""
+        before = np.cumsum([0, *(book.starts[-1] for book in books)])
+        starts = [book.starts[:-1] + first for book, first in zip(books, before, strict=False)]
+        return cls(
+            np.concatenate([book.codes for book in books]),
+            np.concatenate([book.labels for book in books]),
+            np.concatenate([*starts, before[-1:]]),
+            np.concatenate([book.ids for book in books]),
+            np.concatenate([book.spoken for book in books]),
+            tuple(voice for book in books for voice in book.voices),
+            tuple(text for book in books for text in book.texts),
+        )
+
     @property
     def is_held_out(self) -> np.ndarray:
         """Sentences that no training step sees: bool [sentences]."""
         return is_held_out(self.ids)
-
-    def joined(self, other: "CodeBook") -> "CodeBook":
-        """Return the sentences of both."""
-        return CodeBook(
-            np.concatenate([self.codes, other.codes]),
-            np.concatenate([self.labels, other.labels]),
-            np.concatenate([self.starts, other.starts[1:] + self.starts[-1]]),
-            np.concatenate([self.ids, other.ids]),
-            np.concatenate([self.spoken, other.spoken]),
-            self.voices + other.voices,
-            self.texts + other.texts,
-        )
 
     def save(self, file: Path) -> None:
         """Write one compressed file."""
@@ -79,17 +90,22 @@ class CodeBook:
         return cls(**arrays, voices=tuple(about["voices"]), texts=tuple(about["texts"]))
 
 
-def encode(codec: Codec, stream: Stream, batch: int = 48) -> CodeBook:
-    """Encode every sentence alone, as the released encoder would."""
+def encode(codec: Codec, stream: Stream, batch_frames: int = 12_000) -> CodeBook:
+    """Encode every sentence alone, as the released encoder would; `batch_frames` at a time."""
     codec.eval()
-    order = np.argsort(np.diff(stream.starts.numpy()))
+    sizes = np.diff(stream.starts.numpy())
+    order = np.argsort(sizes)
     codes = np.empty((stream.frames, codec.books.usage.shape[0]), np.uint8)
-    for begin in range(0, len(order), batch):
-        chosen = order[begin : begin + batch]
+    begin = 0
+    while begin < len(order):
+        longest = sizes[order[begin : begin + _MOST_SENTENCES]]
+        count = int((longest * np.arange(1, len(longest) + 1) <= batch_frames).sum())
+        chosen = order[begin : begin + max(1, count)]
         found = codec.encode([stream.wave(int(i)) for i in chosen])
-        for index, rows in zip(chosen, found, strict=True):
-            first, end = (int(stream.starts[index + i]) for i in (0, 1))
-            codes[first:end] = rows.T.to(torch.uint8).cpu().numpy()
+        rows = torch.cat(found, dim=1).T.to(torch.uint8).cpu().numpy()
+        where = np.concatenate([np.arange(sizes[i]) + int(stream.starts[i]) for i in chosen])
+        codes[where] = rows
+        begin += len(chosen)
     return CodeBook(
         codes,
         stream.labels.cpu().numpy(),

@@ -6,7 +6,7 @@ text, voice, offset and length, the teacher's phonemes with the time that each t
 
 import json
 from collections.abc import Collection, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -78,25 +78,41 @@ class Stream:
     """All speech end to end, each sentence filled up to whole frames.
 
     audio: int16 [frames * 1920]. labels: uint8 [frames, 4]. starts: int64 [sentences + 1], in
-    frames.
+    frames. codes: uint8 [frames, groups], where they are known (see `with_codes`).
     """
 
     rows: tuple[Utterance, ...]
     audio: Tensor
     labels: Tensor
     starts: Tensor
+    codes: Tensor | None = None
 
     @classmethod
     def load(
-        cls, folder: Path, device: torch.device, without: Collection[int] = frozenset()
+        cls,
+        folder: Path,
+        device: torch.device,
+        without: Collection[int] = frozenset(),
+        hours: float | None = None,
+        share: tuple[int, int] = (0, 1),
     ) -> "Stream":
-        """Read a corpus onto `device`, but for the sentences of some ids.
+        """Read a corpus.
+
+        Args:
+            folder: the corpus's.
+            device: where it is to live.
+            without: ids of sentences to leave out.
+            hours: how much to read at most, the lowest ids first.
+            share: a part and the number of parts that the sentences are dealt out to.
 
         Raises:
             FileNotFoundError: there is no speech.
         """
         found = (row for row in utterances(folder) if row.id not in without)
-        rows = sorted(found, key=lambda row: row.id)
+        rows = sorted(found, key=lambda row: row.id)[share[0] :: share[1]]
+        if hours is not None:
+            ends = np.cumsum([row.samples for row in rows]) / (3600 * 12.5 * FRAME_SAMPLES)
+            rows = rows[: max(1, int(np.searchsorted(ends, hours)))]
         files = {name: np.fromfile(folder / name, "<i2") for name in {row.file for row in rows}}
         rows = [row for row in rows if row.offset + row.samples <= len(files[row.file])]
         if not rows:
@@ -114,17 +130,49 @@ class Stream:
             torch.from_numpy(starts),
         )
 
+    def with_codes(self, ids: np.ndarray, starts: np.ndarray, codes: np.ndarray) -> "Stream":
+        """Return the same with codes: uint8 [frames, groups] of sentences by their `ids`.
+
+        Raises:
+            KeyError: a sentence has none.
+        """
+        place = {int(number): index for index, number in enumerate(ids)}
+        pieces = []
+        for row in self.rows:
+            index = place[row.id]
+            pieces.append(codes[starts[index] : starts[index + 1]])
+        joined = torch.from_numpy(np.concatenate(pieces)).to(self.audio.device)
+        return replace(self, codes=joined)
+
     @property
     def frames(self) -> int:
         return len(self.labels)
 
-    def crops(self, batch: int, frames: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Return random pieces: float32 [B, frames * 1920] and labels int64 [B, frames, 4]."""
+    def _where(self, batch: int, frames: int, generator: torch.Generator) -> Tensor:
         device = self.audio.device
         first = torch.randint(self.frames - frames, (batch,), generator=generator, device=device)
-        where = first[:, None] + torch.arange(frames, device=device)
-        wave = self.audio.view(-1, FRAME_SAMPLES)[where].flatten(1).float() / 32768
-        return wave, self.labels[where].long()
+        return first[:, None] + torch.arange(frames, device=device)
+
+    def _waves(self, where: Tensor) -> Tensor:
+        return self.audio.view(-1, FRAME_SAMPLES)[where].flatten(1).float() / 32768
+
+    def coded_crops(
+        self, batch: int, frames: int, generator: torch.Generator
+    ) -> tuple[Tensor, Tensor]:
+        """Return random pieces: float32 [B, frames * 1920] and codes int64 [B, groups, frames].
+
+        Raises:
+            ValueError: no codes are known.
+        """
+        if self.codes is None:
+            raise ValueError("the corpus has no codes yet: encode it first")
+        where = self._where(batch, frames, generator)
+        return self._waves(where), self.codes[where].long().transpose(1, 2)
+
+    def crops(self, batch: int, frames: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Return random pieces: float32 [B, frames * 1920] and labels int64 [B, frames, 4]."""
+        where = self._where(batch, frames, generator)
+        return self._waves(where), self.labels[where].long()
 
     def wave(self, index: int) -> Tensor:
         """Return the samples of one sentence: float32 [frames * 1920]."""

@@ -1,7 +1,9 @@
 """The critics of adversarial training; none of them is part of a checkpoint.
 
 Two kinds: some fold the waveform by a period and look at it as an image (pitch, buzz), the others
-look at the complex short-time spectrum (everything else).
+look at the complex short-time spectrum (everything else). Some of each hear only what lies below
+3 kHz, where the voice's harmonics are: of the two halves of the spectrum it is the lower one whose
+faults are heard.
 """
 
 from itertools import pairwise
@@ -12,8 +14,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import weight_norm
 
-_PERIODS: Final = (2, 3, 5, 7, 11)
+_PERIODS: Final = (2, 5, 11)
 _WINDOWS: Final = (2048, 1024, 512)
+_LOW_PERIODS: Final = (2, 3, 5, 7)
+_LOW_WINDOWS: Final = (512, 256)
+_LOWER: Final = 4
+"""How much lower the sampling rate of the low band is."""
+_TAPS: Final = 64 * _LOWER + 1
 _SLOPE: Final = 0.1
 
 
@@ -76,13 +83,31 @@ class SpectrumCritic(nn.Module):
 class Critics(nn.Module):
     """All critics; `width` channels in the first layer of each."""
 
+    taps: Tensor
+
     def __init__(self, width: int = 32) -> None:
         super().__init__()
         self.members = nn.ModuleList(
             [PeriodCritic(p, width) for p in _PERIODS]
             + [SpectrumCritic(w, width) for w in _WINDOWS]
         )
+        self.low_members = nn.ModuleList(
+            [PeriodCritic(p, width) for p in _LOW_PERIODS]
+            + [SpectrumCritic(w, width) for w in _LOW_WINDOWS]
+        )
+        place = (torch.arange(_TAPS) - _TAPS // 2) / _LOWER
+        taps = torch.sinc(place) * torch.hann_window(_TAPS, periodic=False) / _LOWER
+        self.register_buffer("taps", taps.view(1, 1, -1), persistent=False)
+
+    def low(self, wave: Tensor) -> Tensor:
+        """Return what lies below 3 kHz of [B, N] samples, at a quarter of the rate."""
+        return F.conv1d(wave[:, None], self.taps, stride=_LOWER, padding=_TAPS // 2)[:, 0]
 
     def forward(self, wave: Tensor) -> list[list[Tensor]]:
         """Return what each critic finds in [B, N] samples."""
-        return [critic(wave) for critic in self.members]
+        with torch.autocast(wave.device.type, enabled=False):
+            low = self.low(wave.float())
+        return [
+            *(critic(wave) for critic in self.members),
+            *(critic(low) for critic in self.low_members),
+        ]

@@ -31,17 +31,23 @@ def speech_tensors(codec: Codec) -> dict[str, Tensor]:
     for name in list(tensors):
         if name.endswith(("cluster_usage", "initialized")):
             tensors[name] = torch.ones_like(tensors[name])
-    decoder = "decoder.quantizer.{}.vq.layers.{}._codebook.embedding_sum"
-    encoder = "encoder.quantizer.{}_residual_vector_quantizer.layers.{}.codebook.embed_sum"
     for book, entries in enumerate(codec.books.entries):
-        part, side, layer = (
-            ("rvq_first", "semantic", 0) if book == 0 else ("rvq_rest", "acoustic", book - 1)
-        )
-        for name in (decoder.format(part, layer), encoder.format(side, layer)):
+        for name in book_names(book):
             if name not in tensors:
                 raise KeyError(f"the reference's tokenizer has no {name}")
             tensors[name] = entries
     return {name: _stored(tensor, _SPEECH_DTYPE) for name, tensor in tensors.items()}
+
+
+def book_names(book: int) -> tuple[str, str]:
+    """Return the names of a codebook's entries in the file: the decoder's, the encoder's."""
+    part, side, layer = (
+        ("rvq_first", "semantic", 0) if book == 0 else ("rvq_rest", "acoustic", book - 1)
+    )
+    return (
+        f"decoder.quantizer.{part}.vq.layers.{layer}._codebook.embedding_sum",
+        f"encoder.quantizer.{side}_residual_vector_quantizer.layers.{layer}.codebook.embed_sum",
+    )
 
 
 def model_tensors(model: TalkerModel) -> dict[str, Tensor]:

@@ -16,12 +16,17 @@ from training.export import round_to_disk, write_model, write_speech
 from training.imagined import imagine
 from training.plan import read
 from training.progress import Log
+from training.resume import resume
 from training.shape import VoiceShape
 from training.synthesis import Synthesis, run
 from training.talker import TalkerTrainer, TalkerTraining
+from training.team import Team
 from training.text import write_configuration
 
 CHECKPOINT: Final = "checkpoint"
+CODEC: Final = "codec.pt"
+TALKER: Final = "talker.pt"
+CORPUS: Final = "corpus"
 CODES: Final = "codes.npz"
 IMAGINED: Final = "imagined.npz"
 _SPENT: Final = "spent.json"
@@ -49,7 +54,11 @@ class Recipe:
 
     def __init__(self, work: Path, minutes: Minutes, device: str, limit_s: float) -> None:
         self.work, self.minutes = work, minutes
+        self.team = Team()
         self.device = torch.device(device)
+        if self.device.type == "cuda" and self.team.size > 1:
+            self.device = torch.device("cuda", self.team.rank % torch.cuda.device_count())
+            torch.cuda.set_device(self.device)
         self.plan = work / PLAN
         self._ends = time.monotonic() + limit_s
         file = work / _SPENT
@@ -67,6 +76,8 @@ class Recipe:
         return total - self._spent.get(piece, 0.0) < _LEAST_S
 
     def _note(self, piece: str, seconds: float) -> None:
+        if not self.team.leads:
+            return
         self._spent[piece] = self._spent.get(piece, 0.0) + seconds
         (self.work / _SPENT).write_text(json.dumps(self._spent), encoding="utf-8")
 
@@ -87,42 +98,76 @@ class Recipe:
             texts = [item.text for item in read(self.plan)]
             write_configuration(self.work / CHECKPOINT, VoiceShape(), texts)
 
-    def codec(self, stage: str) -> CodecTrainer:
-        """Train the speech tokenizer: stage "all", or "decoder" when the codes stay."""
+    def codec_trainer(self, stage: str) -> CodecTrainer:
+        """The speech tokenizer as it is."""
+        file = self.work / CODEC
+        return CodecTrainer(file, VoiceShape(), CodecTraining(), self.device, stage)
+
+    def resume(self, checkpoint: Path) -> None:
+        """Begin with the weights of a finished checkpoint; see `training.resume`."""
+        resume(checkpoint, self.work / CODEC, self.work / TALKER, self.work / CHECKPOINT)
+
+    def codec(self, stage: str, hours: float = 40.0) -> CodecTrainer:
+        """Train the speech tokenizer: stage "all", or "decoder" when the codes stay.
+
+        hours: of the corpus that are read; a few dozen hold all that a decoder can learn.
+        """
         torch.backends.cudnn.benchmark = self.device.type == "cuda"
-        file = self.work / "codec.pt"
-        trainer = CodecTrainer(file, VoiceShape(), CodecTraining(), self.device, stage)
+        trainer = self.codec_trainer(stage)
         piece = "codec" if stage == "all" else "decoder"
         seconds = self.left_s(piece)
         if seconds >= _LEAST_S:
-            stream = Stream.load(self.work / "corpus", self.device)
+            stream = Stream.load(self.work / CORPUS, self.device, hours=hours)
+            book = CodeBook.load_all(self.work)
+            if stage == "decoder" and book is not None:
+                stream = stream.with_codes(book.ids, book.starts, book.codes)
             total = 60 * asdict(self.minutes)[piece]
             log = Log(self.work / f"{piece}.jsonl")
             # Critics argue about detail; before there is speech they only cost time.
-            trainer.run(stream, total, seconds, log, 0.0 if stage == "decoder" else 0.85)
-            trainer.save()
+            trainer.run(stream, total, seconds, log, 0.0 if stage == "decoder" else 0.7)
+            if self.team.leads:
+                trainer.save()
             self._note(piece, trainer.spent[stage] - self._spent.get(piece, 0.0))
         return trainer
 
     def _encoded(self) -> frozenset[int]:
         """Sentences that are kept as codes; their speech may be gone with an earlier machine."""
-        file = self.work / CODES
-        return frozenset(CodeBook.load(file).ids.tolist() if file.exists() else ())
+        book = CodeBook.load_all(self.work)
+        return frozenset(book.ids.tolist() if book else ())
 
     def encode(self) -> None:
-        """Turn what is new in the corpus into codes, once the codes no longer change."""
+        """Turn what is new in the corpus into codes, once the codes no longer change.
+
+        Each of a team encodes its share into a file of its own.
+        """
         known = self._encoded()
-        if all(row.id in known for row in utterances(self.work / "corpus")):
+        if all(row.id in known for row in utterances(self.work / CORPUS)):
             return
-        trainer = self.codec("all")
+        trainer = self.codec_trainer("all")
         torch.backends.cudnn.benchmark = False  # every batch has another length
-        stream = Stream.load(self.work / "corpus", self.device, without=known)
+        share = (self.team.rank, self.team.size)
+        stream = Stream.load(self.work / CORPUS, self.device, known, share=share)
+        trainer.finish()
         round_to_disk(trainer.codec)
         book = encode(trainer.codec, stream)
-        if known:
-            book = CodeBook.load(self.work / CODES).joined(book)
-        imagine(book, stream.rows, read(self.plan), seed=1).save(self.work / IMAGINED)
-        book.save(self.work / CODES)
+        if self.team.size > 1:
+            book.save(self.work / f"codes-{time.time_ns() // 1_000_000}-{self.team.rank}.npz")
+            return
+        file = self.work / CODES
+        if file.exists():
+            book = CodeBook.all_of([CodeBook.load(file), book])
+        book.save(file)
+
+    def imagine(self, count: int = 20_000) -> None:
+        """Make up rough codes for `count` sentences that were not spoken; see `imagined`."""
+        book = CodeBook.load_all(self.work)
+        if book is None or count <= 0 or (self.work / IMAGINED).exists():
+            return
+        spoken = set(book.ids.tolist())
+        rest = [item for item in read(self.plan) if item.id not in spoken][:count]
+        if rest:
+            rows = [row for row in utterances(self.work / CORPUS) if row.id in spoken]
+            imagine(book, rows, rest, seed=1).save(self.work / IMAGINED)
 
     def talker(self) -> None:
         """Teach talker and code predictor; the checkpoint always holds the latest."""
@@ -131,30 +176,32 @@ class Recipe:
             return
         folder = self.work / CHECKPOINT
         config: dict[str, Any] = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        file = self.work / "talker.pt"
-        trainer = TalkerTrainer(file, folder, config, TalkerTraining(), self.device)
-        book = CodeBook.load(self.work / CODES)
+        trainer = TalkerTrainer(self.work / TALKER, folder, config, TalkerTraining(), self.device)
+        books = [CodeBook.load_all(self.work)]
         if (self.work / IMAGINED).exists():
-            book = book.joined(CodeBook.load(self.work / IMAGINED))
+            books.append(CodeBook.load(self.work / IMAGINED))
+        book = CodeBook.all_of([book for book in books if book is not None])
         log = Log(self.work / "talker.jsonl")
         trainer.run(book, 60 * self.minutes.talker, seconds, log)
-        trainer.save()
-        write_model(folder, trainer.model)
+        if self.team.leads:
+            trainer.save()
+            trainer.finish()
+            write_model(folder, trainer.model)
         self._note("talker", trainer.spent - self._spent.get("talker", 0.0))
 
     def chorus(self) -> Chorus:
         """What speaks with the talker as it is."""
         folder = self.work / CHECKPOINT
         config: dict[str, Any] = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        file = self.work / "talker.pt"
+        file = self.work / TALKER
         trainer = TalkerTrainer(file, folder, config, TalkerTraining(), self.device)
+        trainer.finish()
         return Chorus(trainer.model, trainer.ids, trainer.splitter)
 
     def export(self) -> None:
         """Write the speech tokenizer into the checkpoint."""
-        trainer = CodecTrainer(
-            self.work / "codec.pt", VoiceShape(), CodecTraining(), self.device, "decoder"
-        )
+        trainer = self.codec_trainer("decoder")
+        trainer.finish()
         round_to_disk(trainer.codec)
         write_speech(self.work / CHECKPOINT, trainer.codec)
 
@@ -168,6 +215,7 @@ class Recipe:
         if not self.is_done("codec"):
             return False
         self.encode()
+        self.imagine()
         self.talker()
         if not self.is_done("talker"):
             return False

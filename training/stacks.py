@@ -8,6 +8,7 @@ here.
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 
@@ -40,17 +41,25 @@ def decoder_stack(stack: Any, rows: Tensor, window: int) -> Tensor:
     return stack.output_proj(stack.norm(rows))
 
 
-def talker_stack(stack: Any, rows: Tensor) -> Tensor:
-    """Run the talker over [B, L, H], up to and with its final norm."""
+def talker_stack(stack: Any, rows: Tensor, dropout: float = 0.0) -> Tensor:
+    """Run the talker over [B, L, H], up to and with its final norm.
+
+    dropout: of what each layer adds to its rows.
+    """
     tables = stack.rotary_emb(rows, positions(rows)[None].expand(3, 1, -1))
     for layer in stack.layers:
-        rows = layer(rows, attention_mask=None, position_embeddings=tables)[0]
+        rows = _added(rows, layer(rows, attention_mask=None, position_embeddings=tables), dropout)
     return stack.norm(rows)
 
 
-def predictor_stack(stack: Any, rows: Tensor) -> Tensor:
+def predictor_stack(stack: Any, rows: Tensor, dropout: float = 0.0) -> Tensor:
     """Run the code predictor over [N, groups, H], up to and with its final norm."""
     tables = stack.rotary_emb(rows, positions(rows))
     for layer in stack.layers:
-        rows = layer(rows, attention_mask=None, position_embeddings=tables)[0]
+        rows = _added(rows, layer(rows, attention_mask=None, position_embeddings=tables), dropout)
     return stack.norm(rows)
+
+
+def _added(rows: Tensor, out: tuple[Tensor, ...], dropout: float) -> Tensor:
+    """What a layer makes of `rows`, with a share of its additions left out."""
+    return rows + F.dropout(out[0] - rows, dropout) if dropout else out[0]

@@ -15,13 +15,16 @@ from training.batches import LENGTHS, Batch, Batches, BatchOptions
 from training.codes import CodeBook
 from training.corpus import NUM_LABELS, SLOTS
 from training.layout import ABSENT, PromptIds
+from training.mean import RunningMean
 from training.progress import Clock, Log
 from training.reference import load_reference
 from training.replay import Replayed, capturable_adamw, moments, set_moments, set_rate
 from training.stacks import predictor_stack, talker_stack
+from training.team import Team
 from training.text import Splitter
 
 _SAVE_EVERY_S: Final = 60.0
+_FAR_SEED: Final = 1_000_003
 
 
 @dataclass(frozen=True)
@@ -31,12 +34,14 @@ class TalkerTraining:
     frame_dropout, group_noise: shares of the frames whose codes are hidden from the talker, and of
     single codes replaced by random ones: what it says must come from the text, and it must bear its
     own mistakes. coarse_history: share of the sentences whose acoustic codes are all hidden, as
-    they are where the teacher did not speak.
+    they are where the teacher did not speak. layer_dropout: of what each layer adds. mean_steps:
+    how far back the running mean of the weights reaches, which is what is evaluated and exported.
     """
 
     learning_rate: float = 1.5e-3
     weight_decay: float = 0.05
     dropout: float = 0.1
+    layer_dropout: float = 0.05
     frame_dropout: float = 0.15
     group_noise: float = 0.05
     coarse_history: float = 0.1
@@ -44,6 +49,7 @@ class TalkerTraining:
     phoneme_weight: float = 0.5
     imagined_weight: float = 0.5
     merge_dropout: float = 0.1
+    mean_steps: float = 1000.0
     seed: int = 1
 
 
@@ -74,11 +80,11 @@ class TalkerModel(nn.Module):
         marks = _marks(codes[..., 1:], self.num_codes, tables.dtype)
         return rows + marks.flatten(-2) @ tables.flatten(0, 1)
 
-    def hidden(self, rows: Tensor) -> Tensor:
+    def hidden(self, rows: Tensor, dropout: float = 0.0) -> Tensor:
         """States after the final norm, [B, L, H]; padding lies behind and is never looked at."""
-        return talker_stack(self.talker.model, rows)
+        return talker_stack(self.talker.model, rows, dropout)
 
-    def fill(self, hidden: Tensor, codes: Tensor) -> Tensor:
+    def fill(self, hidden: Tensor, codes: Tensor, dropout: float = 0.0) -> Tensor:
         """Scores of groups 1 to Q - 1, [N, Q - 1, codes], each given the codes [N, Q] before it."""
         predictor = self.talker.code_predictor
         tables = torch.stack([t.weight for t in predictor.model.codec_embedding[:-1]])
@@ -89,7 +95,7 @@ class TalkerModel(nn.Module):
             torch.einsum("ngc,gch->ngh", marks, tables),
         ]
         rows = predictor.small_to_mtp_projection(torch.cat(before, dim=1))
-        states = predictor_stack(predictor.model, rows)
+        states = predictor_stack(predictor.model, rows, dropout)
         heads = torch.stack([head.weight for head in predictor.lm_head])
         return torch.einsum("ngh,gch->ngc", states[:, 1:], heads)
 
@@ -108,7 +114,7 @@ def _look_up(table: Tensor, ids: Tensor) -> Tensor:
 
 
 class TalkerTrainer:
-    """One run of training, resumable from `file`."""
+    """One run of training, resumable from `file`; with others of a `Team`, in step with them."""
 
     def __init__(
         self,
@@ -121,6 +127,7 @@ class TalkerTrainer:
     ) -> None:
         self.options = options or BatchOptions()
         self.file, self.training, self.device = file, training, device
+        self.team = Team()
         torch.manual_seed(training.seed)
         self.model = TalkerModel(config).to(device)
         self.splitter = Splitter(folder, training.merge_dropout)
@@ -133,17 +140,25 @@ class TalkerTrainer:
         ]
         self.optimizer = capturable_adamw(groups, device, training.learning_rate, betas=(0.9, 0.95))
         self.steps, self.spent = 0, 0.0
-        if file.exists():
-            stored = torch.load(file, map_location=device, weights_only=True)
+        stored = torch.load(file, map_location=device, weights_only=True) if file.exists() else {}
+        if stored:
             self.model.load_state_dict(stored["model"])
             self.steps, self.spent = stored["steps"], stored["spent"]
             set_moments(self.optimizer, stored["moments"], device)
+        self.mean = RunningMean(self.model, training.mean_steps)
+        if "mean" in stored:
+            self.mean.set_state(stored["mean"])
+        self.best: dict[str, Tensor] = stored.get("best", {})
+        self.best_loss = float(stored.get("best_loss", "inf"))
 
     def save(self) -> None:
         """Write everything that a later call goes on from."""
         part = self.file.with_suffix(".part")
         state = {
             "model": self.model.state_dict(),
+            "mean": self.mean.state(),
+            "best": self.best,
+            "best_loss": self.best_loss,
             "steps": self.steps,
             "spent": self.spent,
             "moments": moments(self.optimizer),
@@ -158,7 +173,8 @@ class TalkerTrainer:
         rows = model.embed(batch.text, codes)
         if noisy:
             rows = F.dropout(rows, training.dropout)
-        hidden = model.hidden(rows)
+        dropout = training.layer_dropout if noisy else 0.0
+        hidden = model.hidden(rows, dropout)
         scores = model.talker.codec_head(hidden).float()
         leads = batch.target >= 0
         wrong = F.cross_entropy(
@@ -171,7 +187,7 @@ class TalkerTrainer:
             guessed.flatten(0, 2), batch.next_labels.flatten(), ignore_index=ABSENT
         )
         following = batch.next_codes.flatten(0, 1)[batch.chosen]
-        filled = model.fill(hidden.flatten(0, 1)[batch.chosen], following).float()
+        filled = model.fill(hidden.flatten(0, 1)[batch.chosen], following, dropout).float()
         groups = F.cross_entropy(
             filled.flatten(0, 1), following[:, 1:].flatten(), reduction="none"
         ).view(len(following), -1)
@@ -223,25 +239,35 @@ class TalkerTrainer:
         clock = Clock(total_s, limit_s, self.spent)
         indices = np.arange(len(book))
         held_out = book.is_held_out & book.spoken
-        seed = training.seed + self.steps
+        seed = training.seed + self.steps + _FAR_SEED * self.team.rank
+        torch.manual_seed(seed)
         drawn = Batches(book, indices[~held_out], self.ids, self.splitter, self.options, seed)
         small = replace(self.options, positions=LENGTHS[-1] * 4, varied_split=0.0)
         unseen = Batches(book, indices[held_out], self.ids, self.splitter, small, seed=0)
-        fixed = [b.to(device) for b in islice(unseen.draw(), 4)] if held_out.any() else []
+        fixed = [b.to(device) for b in islice(unseen, 8)] if held_out.any() else []
         steps = {length: Replayed(self._step, device) for length in LENGTHS}
         self.model.train()
-        saved = time.monotonic()
-        for batch in drawn:
-            if clock.is_over:
+        saved, began, first_step = time.monotonic(), time.monotonic(), self.steps
+        for batch in drawn.loader():
+            is_over = clock.is_over
+            if self.team.meets(self.steps):
+                self.team.average(self.model.parameters())
+                is_over = self.team.any(is_over)
+            if is_over and (self.team.size == 1 or self.team.meets(self.steps)):
                 break
             set_rate(self.optimizer, clock.rate(training.learning_rate))
             found = steps[batch.text.shape[1]](*batch.to(device).tensors)
             self.steps += 1
+            self.mean.follow(self.steps)
+            if not self.team.leads:
+                continue
             if log.is_due:
-                numbers = found | {f"unseen_{k}": v for k, v in self._unseen(fixed).items()}
+                a_second = (self.steps - first_step) / (time.monotonic() - began)
+                numbers = found | self._unseen(fixed)
                 log.write(
                     step=self.steps,
                     seconds=clock.used_s,
+                    steps_a_second=a_second,
                     positions=batch.text.shape[1],
                     **numbers,
                 )
@@ -252,13 +278,24 @@ class TalkerTrainer:
 
     @torch.no_grad()
     def _unseen(self, batches: list[Batch]) -> dict[str, Tensor]:
+        """Losses of the running mean on sentences that no step sees; the best mean is kept."""
         if not batches:
             return {}
         self.model.eval()
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
+        on_gpu = self.device.type == "cuda"
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=on_gpu), self.mean.in_place():
             found = [self.losses(batch, noisy=False) for batch in batches]
         self.model.train()
-        return {name: torch.stack([f[name] for f in found]).mean() for name in found[0]}
+        means = {name: torch.stack([f[name] for f in found]).mean() for name in found[0]}
+        loss = float(means["first"] + means["rest"])
+        if loss < self.best_loss:
+            self.best_loss = loss
+            self.best = {name: value.clone() for name, value in self.mean.state().items()}
+        return {f"unseen_{name}": value for name, value in means.items()}
+
+    def finish(self) -> None:
+        """Give the model the weights to export: the best mean that was seen."""
+        self.model.load_state_dict(self.best or self.mean.state())
 
 
 def _share(right: Tensor, counted: Tensor) -> Tensor:

@@ -57,20 +57,57 @@ def _large(rng: random.Random) -> Said:
     return Said(f"{number:,}", _cardinal(number))
 
 
+def _number(rng: random.Random) -> Said:
+    """As many of each length, up to six digits; a comma from four digits on, mostly."""
+    digits = rng.choice((1, 2, 3, 4, 4, 4, 5, 6))
+    number = rng.randint(10 ** (digits - 1), 10**digits - 1)
+    if digits > 3 and rng.random() < 0.5:
+        number -= number % rng.choice((10, 50, 100))
+    has_comma = digits > 4 or rng.random() < 0.8
+    return Said(f"{number:,}" if has_comma else f"{number}", _cardinal(number))
+
+
+def _minus(rng: random.Random) -> Said:
+    number = rng.choice((rng.randint(1, 20), rng.randint(1, 99)))
+    return Said(f"-{number}", f"minus {_cardinal(number)}")
+
+
+def _worded(rng: random.Random) -> Said:
+    """A number that is written as words, perhaps with hyphens, which nobody hears."""
+    number = rng.choice((rng.randint(1, 99), rng.randint(20, 99), 100 * rng.randint(1, 99)))
+    return Said(num2words(number).replace(",", ""), _cardinal(number))
+
+
+def _decade(rng: random.Random) -> Said:
+    year = rng.choice((1800, 1900)) + 10 * rng.randint(1, 9)
+    words = _year_words(year)
+    return Said(f"{year}s", words[:-1] + "ies" if words.endswith("y") else f"{words}s")
+
+
+def _fraction(rng: random.Random) -> Said:
+    pairs = (
+        ("1/2", "one half"), ("1/3", "one third"), ("2/3", "two thirds"), ("1/4", "one quarter"),
+        ("3/4", "three quarters"), ("1/5", "one fifth"), ("1/10", "one tenth"),
+    )  # fmt: skip
+    return Said(*rng.choice(pairs))
+
+
 def _decimal(rng: random.Random) -> Said:
-    whole, tenth = rng.randint(0, 60), rng.randint(1, 9)
-    return Said(f"{whole}.{tenth}", f"{_cardinal(whole)} point {_DIGITS[tenth]}")
+    whole = rng.randint(0, 120)
+    part = rng.choice((f"{rng.randint(1, 9)}", f"{rng.randint(1, 99):02d}"))
+    words = " ".join(_DIGITS[int(digit)] for digit in part)
+    return Said(f"{whole}.{part}", f"{_cardinal(whole)} point {words}")
 
 
 def _place(rng: random.Random) -> Said:
-    number = rng.randint(1, 31)
-    last = 0 if 10 < number < 20 else number % 10
+    number = rng.choice((rng.randint(1, 31), rng.randint(1, 31), rng.randint(32, 999)))
+    last = 0 if 10 < number % 100 < 20 else number % 10
     ending = {1: "st", 2: "nd", 3: "rd"}.get(last, "th")
     return Said(f"{number}{ending}", _ordinal(number))
 
 
 def _year(rng: random.Random) -> Said:
-    year = rng.choice((rng.randint(1600, 1999), rng.randint(1950, 2035)))
+    year = rng.choice((rng.randint(1100, 1999), rng.randint(1900, 1999), rng.randint(1950, 2035)))
     return Said(f"{year}", _year_words(year))
 
 
@@ -96,6 +133,9 @@ def _day(rng: random.Random) -> Said:
 def _time(rng: random.Random) -> Said:
     hour, minute = rng.randint(1, 12), rng.choice((0, 5, 10, 15, 20, 30, 45, rng.randint(1, 59)))
     words = _cardinal(hour)
+    if rng.random() < 0.1:  # as a timetable has it
+        hour, minute = rng.randint(13, 23), rng.randint(10, 59)
+        return Said(f"{hour}:{minute}", f"{_cardinal(hour)} {_cardinal(minute)}")
     if minute == 0:
         half, half_spoken = rng.choice((("a.m.", "a m"), ("p.m.", "p m")))
         return rng.choice(
@@ -110,9 +150,15 @@ def _time(rng: random.Random) -> Said:
 
 def _money(rng: random.Random) -> Said:
     sign, one, many, cent = rng.choice(
-        (("$", "dollar", "dollars", "cent"), ("£", "pound", "pounds", "penny"))
+        (
+            ("$", "dollar", "dollars", "cent"),
+            ("£", "pound", "pounds", "penny"),
+            ("€", "euro", "euros", "cent"),
+        )
     )
-    whole = rng.choice((rng.randint(1, 20), rng.randint(1, 999), 50 * rng.randint(20, 90)))
+    whole = rng.choice(
+        (rng.randint(1, 20), rng.randint(1, 999), 50 * rng.randint(20, 90), rng.randint(1000, 9999))
+    )
     cents = rng.choice((0, 0, 5 * rng.randint(1, 19), rng.randint(1, 99)))
     unit = one if whole == 1 else many
     if not cents:
@@ -154,6 +200,10 @@ def _measure(rng: random.Random) -> Said:
     sign, word = rng.choice(
         (
             ("kg", "kilograms"),
+            ("mm", "millimeters"),
+            ("MB", "megabytes"),
+            ("km/h", "kilometers per hour"),
+            ("°F", "degrees Fahrenheit"),
             ("km", "kilometers"),
             ("cm", "centimeters"),
             ("mph", "miles per hour"),
@@ -175,6 +225,11 @@ AMOUNTS: Final[Mapping[str, Callable[[random.Random], Said]]] = {
     "some": lambda rng: _count(rng, 13, 99),
     "lots": lambda rng: _count(rng, 100, 999),
     "large": _large,
+    "number": _number,
+    "minus": _minus,
+    "worded": _worded,
+    "decade": _decade,
+    "fraction": _fraction,
     "decimal": _decimal,
     "nth": _place,
     "year": _year,

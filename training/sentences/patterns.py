@@ -130,6 +130,32 @@ Take bus {some} to {town}; it leaves at {time}.
 Flight {lots} to {town} is delayed until {time}.
 Page {lots}, line {some}.
 Chapter {few}: {person} and the {kind} {object}.
+The answer is {number}.
+The sum of {number} and {number} is {number}.
+There are {number} {objects} and {number} {objects} {somewhere}.
+{number} {objects}, please.
+{person} counted {number} {objects} {sometime}.
+Between {number} and {number} {objects} were {kind}.
+More than {number} guests came to {town}, and {number} of them stayed.
+Of {number} {objects}, only {number} are {kind}.
+Your order, number {number}, will arrive on {date}.
+The score was {some} to {few}.
+Ticket {number}, room {lots}, floor {few}.
+It was {minus} degrees {sometime}, and {minus} at night.
+The balance of your account is {minus}.
+{worded} {objects} and {worded} {objects} make a {kind} picture.
+{name} is {worded} years old, and {person} is {worded}.
+At least {worded} {objects} were {somewhere}.
+In the {decade}, {matter} mattered more than in the {decade}.
+{fraction} of the {objects} and {fraction} of the {objects} are {kind}.
+Add {fraction} of a cup, stir for {worded} minutes, and {do} it.
+Read pages {some} to {lots} of chapter {few} by {day}.
+From {year} to {year}, {name} {family} lived in {town}.
+{person} bought it for {money} and sold it for {money}.
+With {share} off, the {object} is only {money}.
+My code is {code}, and my phone number is {phone}.
+The {nth} edition of {year} has {lots} pages.
+The next train to {town} is at {time}, the one after that at {time}.
 Once upon a time, {person} {did} a {kind} {object}, and {sometime} the {objects} were {kind}.
 """.strip().splitlines()
 )

@@ -84,7 +84,7 @@ def test_an_imagined_sentence_has_the_codes_of_its_phonemes() -> None:
     assert said == [60, 50]
     known = {row.tobytes() for row in book.codes}
     assert all(row.tobytes() in known for row in made.codes)
-    assert len(book.joined(made)) == 5
+    assert len(CodeBook.all_of([book, made])) == 5
 
 
 def test_batches_have_one_of_few_shapes(tmp_path: Path) -> None:

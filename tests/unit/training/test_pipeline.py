@@ -6,9 +6,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from training.codes import CodeBook
-from training.corpus import Utterance
+from training.corpus import Stream, Utterance
 from training.pipeline import CODES, IMAGINED, PLAN, Minutes, Recipe
 from training.plan import Planned, write
 from training.progress import Clock
@@ -64,7 +65,30 @@ def test_codes_are_kept_when_their_speech_is_gone(tmp_path: Path) -> None:
     shutil.rmtree(corpus)
     _speak(corpus, 2)
     recipe.encode()
+    recipe.imagine()
     both = CodeBook.load(book)
     assert both.ids.tolist() == [1, 2]
     assert np.array_equal(both.codes[: both.starts[1]], first.codes)
     assert CodeBook.load(tmp_path / IMAGINED).ids.tolist() == [0, 3]
+
+
+def test_what_a_team_encodes_apart_is_read_as_one(tmp_path: Path) -> None:
+    corpus = tmp_path / "corpus"
+    write([Planned(i, "heart", (50, 60), "said") for i in range(4)], tmp_path / PLAN)
+    recipe = Recipe(tmp_path, Minutes(), "cpu", limit_s=0.0)
+    _speak(corpus, 3)
+    recipe.encode()
+    (tmp_path / CODES).rename(tmp_path / "codes-1.npz")
+    shutil.rmtree(corpus)
+    _speak(corpus, 1)
+    recipe.encode()
+    book = CodeBook.load_all(tmp_path)
+    assert book is not None
+    assert sorted(book.ids.tolist()) == [1, 3]
+    stream = Stream.load(corpus, torch.device("cpu"))
+    coded = stream.with_codes(book.ids, book.starts, book.codes)
+    _, codes = coded.coded_crops(2, 3, torch.Generator().manual_seed(0))
+    place = book.ids.tolist().index(1)
+    own = book.codes[book.starts[place] : book.starts[place + 1]]
+    windows = {own[i : i + 3].tobytes() for i in range(len(own) - 2)}
+    assert {crop.T.numpy().astype(np.uint8).tobytes() for crop in codes} <= windows

@@ -1,0 +1,73 @@
+"""Go on from a finished checkpoint where the work folder that made it is gone.
+
+Weights come back as the file has them (bfloat16 and float16); optimizers, critics and the heads for
+phonemes, which no checkpoint holds, start anew.
+"""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+from safetensors.torch import load_file
+
+from training.codec import Codec
+from training.export import book_names
+from training.shape import VoiceShape, voice_speech_config
+from training.talker import TalkerModel
+
+_SPEECH: Final = "speech_tokenizer"
+_WEIGHTS: Final = "model.safetensors"
+_SHAPE_KEYS: Final = ("decoder_config", "encoder_config", "encoder_valid_num_quantizers")
+
+
+def read_codec(folder: Path, shape: VoiceShape) -> Codec:
+    """Return the speech tokenizer of a checkpoint, to train on.
+
+    Raises:
+        ValueError: it has other sizes than `shape`.
+    """
+    config = json.loads((folder / _SPEECH / "config.json").read_text(encoding="utf-8"))
+    wanted = json.loads(json.dumps(voice_speech_config(shape)))
+    for key in _SHAPE_KEYS:
+        if config[key] != wanted[key]:
+            raise ValueError(f"{folder} has another {key} than the recipe")
+    tensors = load_file(folder / _SPEECH / _WEIGHTS)
+    codec = Codec(shape)
+    codec.speech.load_state_dict({name: tensor.float() for name, tensor in tensors.items()})
+    with torch.no_grad():
+        entries = [tensors[book_names(book)[0]].float() for book in range(shape.num_groups)]
+        codec.books.total.copy_(torch.stack(entries))
+        codec.books.usage.fill_(1.0)
+        codec.books.started.fill_(True)
+    return codec
+
+
+def read_talker(folder: Path) -> TalkerModel:
+    """Return talker and code predictor of a checkpoint, to train on."""
+    config: dict[str, Any] = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    model = TalkerModel(config)
+    tensors = load_file(folder / _WEIGHTS)
+    model.talker.load_state_dict(
+        {name.removeprefix("talker."): tensor.float() for name, tensor in tensors.items()}
+    )
+    return model
+
+
+def resume(folder: Path, codec_file: Path, talker_file: Path, out: Path) -> None:
+    """Write what the trainers go on from, and the checkpoint's configuration into `out`.
+
+    Args:
+        folder: the finished checkpoint.
+        codec_file: the work folder's, for the codec.
+        talker_file: likewise for talker and code predictor.
+        out: its checkpoint.
+    """
+    shutil.copytree(folder, out, ignore=shutil.ignore_patterns("*.safetensors"), dirs_exist_ok=True)
+    codec = read_codec(folder, VoiceShape())
+    spent = {"all": 0.0, "decoder": 0.0}
+    torch.save({"codec": codec.state_dict(), "steps": 0, "spent": spent}, codec_file)
+    talker = read_talker(folder)
+    state = {"model": talker.state_dict(), "steps": 0, "spent": 0.0, "moments": {}}
+    torch.save(state, talker_file)
