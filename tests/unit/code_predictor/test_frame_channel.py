@@ -1,7 +1,9 @@
 """Both ends of the frame channel on one machine: who is let in, what is believed, what is lost."""
 
+import contextlib
 import math
 import os
+import resource
 import socket
 import threading
 import time
@@ -232,19 +234,58 @@ def test_a_predictor_that_fails_ends_and_its_talker_goes_elsewhere(
     client.close()
 
 
+class Hanging(Broken):
+    """A predictor whose device does not come back from a frame until it is let."""
+
+    def __init__(self, local: InProcessFrames) -> None:
+        super().__init__(local)
+        self.begun, self.let = threading.Event(), threading.Event()
+        self._local = local
+
+    def __call__(self, *inputs: Tensor) -> Tensor:
+        self.begun.set()
+        assert self.let.wait(PATIENCE_S)
+        return self._local.run(*inputs)
+
+
 def test_a_frame_that_never_ends_ends_the_process(serve: Serve, local: InProcessFrames) -> None:
     deaths: list[str] = []
-    server = serve(on_death=deaths.append)
-    assert server.health().progress_s is None
+    hanging = Hanging(local)
+    server = serve(hanging, on_death=deaths.append, stall_s=0.0)
+    assert (server.health().state, server.health().progress_s) == ("works", None)
     client = remote(server.endpoint())
-    client.predict(batch_of(local))
-    client.close()
-    assert server.health().progress_s is not None
-    server.frames.since_s = time.monotonic() - 3600
-    assert not deaths
-    with pytest.raises(StageFailed, match=r"has not ended.*busy for 36\d\d s"):
+    caller = threading.Thread(target=client.predict, args=(batch_of(local),))
+    caller.start()
+    assert hanging.begun.wait(PATIENCE_S)
+    with pytest.raises(StageFailed, match="has not ended"):
         require(server.health())
     assert "has not ended" in deaths[0]
+    hanging.let.set()
+    caller.join(PATIENCE_S)
+    assert server.health().state == "works"
+    assert server.health().progress_s is not None
+    client.close()
+
+
+def test_a_connection_that_cannot_be_accepted_keeps_no_other_out(
+    serve: Serve, local: InProcessFrames
+) -> None:
+    """As where the process has no more files for a while."""
+    server = serve()
+    descriptors = resource.getrlimit(resource.RLIMIT_NOFILE)
+    client = remote(server.endpoint())
+    early = connected(server.endpoint())
+    lowest = early.fileno()
+    early.close()
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (lowest + 1, descriptors[1]))
+        with contextlib.suppress(OSError):
+            connected(server.endpoint()).close()
+        time.sleep(0.3)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, descriptors)
+    assert torch.equal(client.predict(batch_of(local)), local.predict(batch_of(local)))
+    client.close()
 
 
 def test_a_peer_that_answers_something_else_counts_as_lost(

@@ -29,6 +29,8 @@ from serve_app.types import Health
 _HANDSHAKE_S: Final = 10.0
 # A frame takes milliseconds, and talkers try another predictor after four seconds.
 _STALL_S: Final = 10.0
+# After an attempt to accept a connection that failed.
+_ACCEPT_PAUSE_S: Final = 0.1
 # Through each of the two ways in; a talker has one.
 _MAX_CONNECTIONS: Final = 256
 
@@ -48,6 +50,7 @@ class FrameServer:
             be trusted after that: a device that failed once fails every frame.
         handshake_s: time in which a peer has to say who it is.
         max_connections: through each of the two ways in.
+        stall_s: how long a frame may take.
     """
 
     def __init__(
@@ -58,6 +61,7 @@ class FrameServer:
         *,
         handshake_s: float = _HANDSHAKE_S,
         max_connections: int = _MAX_CONNECTIONS,
+        stall_s: float = _STALL_S,
     ) -> None:
         self.frames = Frames(frames)
         self.threads: set[threading.Thread] = set()
@@ -65,6 +69,7 @@ class FrameServer:
         self._on_death = on_death
         self._handshake_s = handshake_s
         self._max_connections = max_connections
+        self._stall_s = stall_s
         self._lock = threading.Lock()
         # Whoever sees a thread in `threads` sees one that has been started.
         self._starting = threading.Lock()
@@ -135,8 +140,8 @@ class FrameServer:
         elif not self._is_open:
             state, reason = "unavailable", "the frame server is closed"
         # A talker that was killed leaves an event behind that the device waits for for ever.
-        elif busy_s > _STALL_S:
-            state, reason = "failed", f"a frame has not ended for {_STALL_S:g} s"
+        elif busy_s > self._stall_s:
+            state, reason = "failed", f"a frame has not ended for {self._stall_s:g} s"
             self._on_death(reason)
         return Health(state, reason, busy_s, None if last_s is None else now_s - last_s)
 
@@ -163,8 +168,13 @@ class FrameServer:
         while self._is_open:
             try:
                 connection, _ = listener.accept()
-            except OSError:
-                return
+            except OSError as error:
+                if not self._is_open:
+                    return
+                # A peer that has gone already, or no more files for a while: others come later.
+                logger.warning("a talker could not be let in: %s", error)
+                time.sleep(_ACCEPT_PAUSE_S)
+                continue
             same = [c for c in list(self._connections) if c.family == listener.family]
             if len(same) >= self._max_connections:
                 logger.warning("%d connections are open: refused another", len(same))

@@ -55,9 +55,10 @@ class Frames:
     def answer(self, batch: FrameBatch) -> bytes:
         """The codes of a batch that came over the socket, int16."""
         with self._lock:
+            self.since_s = time.monotonic()
             on_device = FrameBatch(*(t.to(self.device) for t in batch.tensors()))
             codes = to_bytes(self._run(on_device).to(torch.int16))
-            self.answered_s = time.monotonic()
+            self.since_s, self.answered_s = math.inf, time.monotonic()
             return codes
 
     def answer_shared(self, shared: SharedBuffers, rows: int) -> None:
