@@ -7,7 +7,6 @@ elsewhere encodes, and what was encoded once is kept, here and in the library.
 import asyncio
 import hashlib
 import logging
-import math
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -252,7 +251,8 @@ def checked_vector(values: Any, param: str) -> np.ndarray:
     if not is_list or not all(type(value) in (int, float) for value in values):
         raise InvalidRequest(f"'{param}' must be a list of numbers.", param)
     limit = float(np.finfo(np.float32).max)
-    if not all(math.isfinite(value) and abs(value) <= limit for value in values):
+    # False of NaN as well; `math.isfinite` raises of an integer that no float holds.
+    if not all(abs(value) <= limit for value in values):
         raise InvalidRequest(f"'{param}' has numbers that are not finite.", param)
     return np.array(values, np.float32)
 

@@ -15,7 +15,7 @@ import torch
 
 from serve_app.chunking import Chunker
 from serve_app.config import CodePredictorConfig
-from serve_app.errors import InvalidRequest, StageFailed, StageUnavailable
+from serve_app.errors import InvalidRequest, Overloaded, StageFailed, StageUnavailable
 from serve_app.models.checkpoint.files import open_checkpoint
 from serve_app.models.code_predictor.channel.contract import FrameBatch
 from serve_app.models.code_predictor.channel.in_process import InProcessFrames
@@ -148,6 +148,15 @@ def test_codes_that_a_lost_predictor_never_made_reach_nobody(path, predictor, al
         made, rest = asyncio.run(run(engine))
     assert len(made) == 7
     assert_same_codes(np.concatenate([made, rest]), alone)
+
+
+def test_a_stream_that_fails_at_once_makes_no_place_look_free_soon(path, predictor) -> None:
+    predictor.at[1] = lambda codes: codes.fill_(-1)
+    with talker(path, predictor=predictor) as engine:
+        with pytest.raises(StageUnavailable, match="predictor was lost"):
+            speak(engine, [LONG])
+        with pytest.raises(Overloaded):
+            engine.admission.check(inside=1, places=1)
 
 
 def test_an_engine_that_fails_says_so_once_and_serves_nobody(path, predictor) -> None:

@@ -16,6 +16,7 @@ from typing import Any, Final
 
 from fastapi import FastAPI, Request
 from fastapi.responses import Response
+from starlette.requests import ClientDisconnect
 
 from serve_app import metrics
 from serve_app.config import IngressConfig
@@ -24,7 +25,7 @@ from serve_app.http.background import Background
 from serve_app.http.document import JSON, operation
 from serve_app.http.errors import error_response
 from serve_app.http.reading import read_body
-from serve_app.http.response import AudioResponse
+from serve_app.http.response import CLIENT_GONE, AudioResponse
 from serve_app.http.speech.accept import Checked, Job, Speech
 from serve_app.http.speech.body import read_json
 from serve_app.http.speech.document import FIELDS
@@ -93,7 +94,7 @@ class _Batch:
         self._writer = AudioWriter(background.speak, config.read_ahead_s, recorder, speech.clock)
 
     async def respond(self, http: Request) -> Response:
-        status = 400
+        status = CLIENT_GONE  # unless there is an answer
         try:
             self._look()
             raw = await read_body(http, self._speech.max_body_bytes)
@@ -101,6 +102,11 @@ class _Batch:
             await self._speech.ready()
             items = await asyncio.to_thread(self._items, raw, client_id)
             status = 200
+        except ClientDisconnect:
+            raise
+        except Exception as error:
+            status = error_response(error).status_code
+            raise
         finally:
             self._recorder.count(metrics.REQUESTS, status=str(status))
         pieces = self._answer(items)

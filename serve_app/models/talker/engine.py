@@ -148,9 +148,9 @@ class VllmTalker:
         try:
             while not finished:
                 item = await stream.queue.get()
-                first_s = first_s or time.monotonic()
                 if isinstance(item, Exception):
                     raise item
+                first_s = first_s or time.monotonic()
                 finished = item.finish_reason is not None
                 yield item
         finally:

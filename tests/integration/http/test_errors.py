@@ -325,7 +325,8 @@ def test_a_batch_is_refused_unread_where_many_texts_wait_already() -> None:
             yield
 
     async def main() -> None:
-        async with Stuck(config=IngressConfig(background_streams=1)).http() as http:
+        service = Stuck(config=IngressConfig(background_streams=1))
+        async with service.http() as http:
             path = "/v1/audio/speech/batch"
             # One that is made and as many as may wait.
             waiting = [
@@ -336,6 +337,7 @@ def test_a_batch_is_refused_unread_where_many_texts_wait_already() -> None:
                 await asyncio.sleep(0.01)
             assert answer.status_code == 429
             assert answer.headers["retry-after"] == "10"
+            assert service.counts[metrics.REQUESTS.name, "429"] == 1
             for task in waiting:
                 task.cancel()
             await asyncio.gather(*waiting, return_exceptions=True)
