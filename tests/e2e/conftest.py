@@ -1,5 +1,6 @@
 """A real server: the launcher, `serve run`, HAProxy and all replicas, in processes of their own."""
 
+import contextlib
 import json
 import os
 import signal
@@ -8,6 +9,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +21,9 @@ pytest.importorskip("ray")
 
 import psutil
 
+from load_tests.servers.child import kill_left
 from load_tests.servers.processes import DEPLOYMENTS, processes
+from load_tests.servers.server import MARK, marked
 
 REPOSITORY = Path(__file__).parents[2]
 CONFIGS = {"split": "configs/serve.yaml", "fused": "configs/serve.fused.yaml"}
@@ -36,6 +40,7 @@ class Server:
     url: str
     process: psutil.Process
     observer: subprocess.Popen[str]
+    mark: str
 
     def stats(self) -> dict[str, dict[str, float]]:
         assert self.observer.stdin is not None
@@ -49,6 +54,14 @@ class Server:
         stats = self.stats()
         talker, decoder = stats["talker"], stats["speech_decoder"]
         return max(talker["running"], talker["waiting"], talker["streams"], decoder["streams"])
+
+    def processes(self) -> list[psutil.Process]:
+        """All that it has started, also those that are nobody's children."""
+        found: list[psutil.Process] = []
+        for pid in marked(self.mark):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                found.append(psutil.Process(pid))
+        return found
 
     def replicas(self) -> dict[str, list[psutil.Process]]:
         """The processes of the replicas, by the names of their deployments."""
@@ -78,8 +91,10 @@ def run_server(
     """A server, whose stages in `application` are the ones that are observed."""
     port = free_port()
     log = folder / "server.log"
+    mark = uuid.uuid4().hex
     environment = {
         **os.environ,
+        MARK: mark,
         "HOST": "127.0.0.1",
         "PORT": str(port),
         # Sockets lie below it, and the path of a socket must be short.
@@ -113,12 +128,12 @@ def run_server(
         if reporter is not None:
             reporter.write_line(f"\n{placement}: ready {ready_s:.1f} s after the start")
         with observe(placement, folder, environment, application) as observer:
-            server = Server(placement, url, root, observer)
+            server = Server(placement, url, root, observer, mark)
             server.stats()  # so that the first measured call finds the way
             yield server
             observer.kill()
     finally:
-        stop(process, root)
+        stop(process, mark)
 
 
 def wait_until_ready(url: str, process: subprocess.Popen[bytes], log: Path) -> None:
@@ -145,7 +160,8 @@ def observe(
     observer = Path(__file__).with_name("observer.py")
     return subprocess.Popen(
         [sys.executable, str(observer), address, SPEECH[placement], application],
-        env=environment,
+        # Not one of the server's own.
+        env={name: value for name, value in environment.items() if name != MARK},
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
@@ -153,9 +169,8 @@ def observe(
     )
 
 
-def stop(process: subprocess.Popen[bytes], root: psutil.Process) -> None:
+def stop(process: subprocess.Popen[bytes], mark: str) -> None:
     """End the server as Ctrl-C does, then whatever of it is left; touches only what it started."""
-    started_here = root.children(recursive=True) if process.poll() is None else []
     if process.poll() is None:
         process.send_signal(signal.SIGINT)
         try:
@@ -163,10 +178,7 @@ def stop(process: subprocess.Popen[bytes], root: psutil.Process) -> None:
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
-    _, alive = psutil.wait_procs(started_here, timeout=10)
-    for left in alive:
-        left.kill()
-    psutil.wait_procs(alive, timeout=10)
+    kill_left(lambda: marked(mark))
 
 
 def free_port() -> int:

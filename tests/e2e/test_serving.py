@@ -92,11 +92,15 @@ def is_loopback(ip: str) -> bool:
 
 
 def test_nothing_listens_beyond_this_machine(server: Server) -> None:
+    """What `ss -ltn` shows of it: Ray's own processes, HAProxy and standbys included."""
     open_ports: list[str] = []
-    for process in (server.process, *server.process.children(recursive=True)):
+    listening: set[int] = set()
+    for process in server.processes():
         sockets = [c for c in process.net_connections("tcp") if c.status == "LISTEN"]
+        listening |= {c.laddr.port for c in sockets}
         beyond = [c.laddr for c in sockets if not is_loopback(c.laddr.ip)]
         open_ports += [f"{address} of {process.cmdline()[:3]}" for address in beyond]
+    assert httpx.URL(server.url).port in listening
     assert not open_ports
 
 
@@ -207,6 +211,30 @@ def test_a_wrong_request_gets_a_status_and_a_reason(client: openai.OpenAI, serve
     with pytest.raises(openai.NotFoundError):
         client.audio.speech.create(model="no-such-model", voice=VOICE, input=TEXT)
     wait_until_idle(server, 5)
+
+
+def test_text_of_thousands_of_ids_is_spoken_and_a_stream_beside_it_goes_on(server: Server) -> None:
+    """1,100 emoji, of four ids each, beside the frames: they ended the engine once."""
+    limits = {"min_new_tokens": 3 * NUM_FRAMES, "max_new_tokens": 3 * NUM_FRAMES}
+    alone = np.frombuffer(speak(server, **limits), np.int16).astype(np.int32)
+    before = {name: process.pid for name, (process,) in server.replicas().items()}
+    url = f"{server.url}/v1/audio/speech"
+    with httpx.stream("POST", url, json=body(**limits), timeout=120) as beside:
+        pieces = beside.iter_raw()
+        heard = next(pieces)
+        parrots = speak(
+            server,
+            input="\U0001f99c" * 1100,
+            non_streaming_mode=False,
+            max_new_tokens=NUM_FRAMES,
+        )
+        heard += b"".join(pieces)
+    assert 0 < len(parrots) <= (NUM_FRAMES * SAMPLES_PER_FRAME + SAMPLE_RATE_HZ) * 2
+    together = np.frombuffer(heard, np.int16)
+    assert together.shape == alone.shape
+    # In other chunks, whose sums are rounded from another order.
+    assert np.abs(together - alone).max() <= TOLERANCE_LSB
+    assert {name: process.pid for name, (process,) in server.replicas().items()} == before
 
 
 def test_a_client_that_leaves_frees_the_engine_at_once(server: Server) -> None:
