@@ -5,6 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 
+from serve_app.config import TalkerConfig
 from serve_app.errors import InvalidRequest
 from serve_app.models.checkpoint.reading import read_spec
 from serve_app.models.checkpoint.spec import ModelSpec
@@ -83,6 +84,16 @@ def test_text_for_frames_that_are_never_made_is_left_out(
     text = tokenizer.encode(parrots)
     assert prompt.max_new_tokens == 10
     assert prompt.trailing_text.tolist() == text[1:11]
+
+
+def test_by_default_there_is_room_for_the_longest_speech_behind_a_text_of_4096_tokens(
+    spec: ModelSpec, tokenizer: TextTokenizer
+) -> None:
+    """OpenAI's limit of 4,096 characters, in a language of a token each."""
+    text = "\U0001f99c" * 1024
+    assert len(tokenizer.encode(text)) == 4096
+    prompt = built(spec, tokenizer, text=text, max_model_len=TalkerConfig().max_model_len)
+    assert prompt.max_new_tokens == spec.generation.max_new_tokens == 8192
 
 
 def test_auto_without_a_voice_has_the_shortest_prefix(
