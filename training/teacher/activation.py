@@ -22,13 +22,13 @@ def adapted_snake(x: Tensor, asked: tuple[Tensor, Tensor], alpha: Tensor, valid:
     """Norm each channel over its valid steps, apply gain and offset, then y + sin(ay)^2 / a.
 
     Args:
-        x: [B, T, C], padding ignored.
+        x: float32 or float16 [B, T, C], padding ignored.
         asked: gain and offset [B, C].
         alpha: a of each channel [C].
         valid: what counts of x.
 
     Returns:
-        [B, T, C], zero in the padding.
+        [B, T, C] like x, zero in the padding.
     """
     if x.is_cuda and _works(x.device):
         return fused(x, asked, alpha, valid)
@@ -37,9 +37,10 @@ def adapted_snake(x: Tensor, asked: tuple[Tensor, Tensor], alpha: Tensor, valid:
 
 def plain(x: Tensor, asked: tuple[Tensor, Tensor], alpha: Tensor, valid: Valid) -> Tensor:
     """`adapted_snake` by PyTorch's operations."""
-    factor, summand = affine(moments(x, valid), *asked)
-    y = torch.addcmul(summand.unsqueeze(1), x, factor.unsqueeze(1))
-    return valid.clean(y + torch.sin(alpha * y).square() / alpha)
+    values = x.float()
+    factor, summand = affine(moments(values, valid), *asked)
+    y = torch.addcmul(summand.unsqueeze(1), values, factor.unsqueeze(1))
+    return valid.clean(y + torch.sin(alpha * y).square() / alpha).to(x.dtype)
 
 
 def fused(x: Tensor, asked: tuple[Tensor, Tensor], alpha: Tensor, valid: Valid) -> Tensor:
@@ -90,13 +91,13 @@ def _works(device: torch.device) -> bool:
 
 def compare(device: torch.device) -> None:
     """Raise AssertionError where `fused` and `plain` differ."""
-    for channels in (128, 256):
-        x = torch.randn(3, 700, channels, device=device) * 3 + 1
+    for channels, kind in ((128, torch.float16), (256, torch.float32)):
+        x = (torch.randn(3, 700, channels, device=device) * 3 + 1).to(kind)
         valid = Valid.of([700, 641, 5], 700, device)
         asked = (torch.randn(3, channels, device=device), torch.randn(3, channels, device=device))
         alpha = torch.rand(channels, device=device) + 0.5
         made, expected = (function(x, asked, alpha, valid) for function in (fused, plain))
-        torch.testing.assert_close(made, expected, rtol=1e-3, atol=1e-4)
+        torch.testing.assert_close(made, expected, rtol=2e-3, atol=1e-3)
 
 
 @cache

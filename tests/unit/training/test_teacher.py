@@ -55,6 +55,15 @@ def test_a_batch_says_what_each_sentence_says_alone(more: int) -> None:
         assert apart(heard, expected) < 1e-3
 
 
+def test_half_the_bits_say_the_same() -> None:
+    network = tiny_teacher()
+    readings = network.read(*sentences([12, 3]))
+    expected = spoken(network, readings)
+    network.decoder.generator.halve()
+    for heard, whole in zip(spoken(network, readings), expected, strict=True):
+        assert 0 < apart(heard, whole) < 1e-2
+
+
 def test_a_sentence_does_not_hear_its_neighbours() -> None:
     network = tiny_teacher()
     tokens, styles = sentences([6, 20, 31])
