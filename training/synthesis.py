@@ -74,10 +74,14 @@ class Batch:
 
 
 def level(audio: np.ndarray) -> tuple[np.ndarray, int] | None:
-    """Trim silence and set the loudness; return int16 samples and how many were cut in front."""
-    heard = np.flatnonzero(np.abs(audio) > _AUDIBLE)
-    if not heard.size:
+    """Trim silence and set the loudness; return int16 samples and how many were cut in front.
+
+    What is silent, or no number somewhere, gives None.
+    """
+    size = np.abs(audio)
+    if not _AUDIBLE < size.max() < np.inf:
         return None
+    heard = np.flatnonzero(size > _AUDIBLE)
     begin = max(0, int(heard[0]) - int(_LEAD_S * _RATE_HZ))
     piece = audio[begin : int(heard[-1]) + int(_TAIL_S * _RATE_HZ)].astype(np.float32)
     loud = piece[np.abs(piece) > _AUDIBLE]
@@ -87,6 +91,11 @@ def level(audio: np.ndarray) -> tuple[np.ndarray, int] | None:
     piece[:_FADE_SAMPLES] *= ramp
     piece[-_FADE_SAMPLES:] *= ramp[::-1]
     return np.round(piece * 32767).astype("<i2"), begin
+
+
+def _is_paced(samples: int, phonemes: int) -> bool:
+    pace = (samples / _RATE_HZ - _LEAD_S - _TAIL_S) / phonemes
+    return _PACE_S[0] <= pace <= _PACE_S[1]
 
 
 def padded(steps: int) -> int:
@@ -121,7 +130,7 @@ class _Writer:
         self._listing = (out / f"manifest-{tag}.jsonl").open("w", encoding="utf-8")
         self._writing, self._levelling = ThreadPoolExecutor(1), ThreadPoolExecutor(_THREADS)
         self._pending: deque[Future[None]] = deque()
-        self.samples = 0
+        self.samples = self.left_out = 0
 
     def __enter__(self) -> "_Writer":
         return self
@@ -155,12 +164,10 @@ class _Writer:
         levelled = list(self._levelling.map(level, rows))
         lines = []
         for item, reading, piece in zip(batch.items, batch.readings, levelled, strict=True):
-            if piece is None:
+            if piece is None or not _is_paced(len(piece[0]), len(item.tokens)):
+                self.left_out += 1
                 continue
             samples, cut = piece
-            pace = (len(samples) / _RATE_HZ - _LEAD_S - _TAIL_S) / len(item.tokens)
-            if not _PACE_S[0] <= pace <= _PACE_S[1]:
-                continue
             row = Utterance(
                 id=item.id,
                 text=item.text,
@@ -243,6 +250,7 @@ def speak(
                 told = time.monotonic()
                 _tell(writer.samples, told - start)
     _tell(writer.samples, time.monotonic() - start)
+    print(f"{writer.left_out} sentences left out: silent, broken or at an absurd pace", flush=True)
 
 
 def _tell(samples: int, seconds: float) -> None:

@@ -105,3 +105,5 @@ def test_levels_trim_silence_and_reach_the_loudness() -> None:
     middle = samples[4_000:20_000] / 32767
     assert 0.08 < np.sqrt(np.mean(middle**2)) < 0.11
     assert level(np.zeros(9_000, np.float32)) is None
+    audio[12_000] = np.nan
+    assert level(audio) is None
