@@ -7,6 +7,8 @@ from load_tests.loops.client import WAV_HEADER_BYTES, AudioShape, SpeechClient
 from load_tests.loops.ladder import BURST_LADDER, CLOSED_LADDER, OPEN_LADDER, Ladders
 from load_tests.loops.workload import Workload
 
+FORMATS = ("pcm", "wav", "mp3", "opus", "aac", "flac")
+
 
 def add_workload_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
@@ -17,7 +19,7 @@ def add_workload_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--voice", default="ryan")
     parser.add_argument("--language", default="english")
     parser.add_argument("--model", help="default: the server's first")
-    parser.add_argument("--response-format", choices=("pcm", "wav"), default="pcm")
+    parser.add_argument("--response-format", choices=FORMATS, default="pcm")
     parser.add_argument("--seed", type=int, default=0, help="of texts, seeds and arrivals")
     parser.add_argument("--sample-rate", type=int, default=24000, help="Hz")
     parser.add_argument("--samples-per-frame", type=int, default=1920)
@@ -62,7 +64,8 @@ def frames_of(text: str) -> tuple[int | None, int | None]:
 
 def client_of(args: argparse.Namespace, url: str) -> SpeechClient:
     header = WAV_HEADER_BYTES if args.response_format == "wav" else 0
-    shape = AudioShape(args.sample_rate, args.samples_per_frame, header)
+    is_encoded = args.response_format not in ("pcm", "wav")
+    shape = AudioShape(args.sample_rate, args.samples_per_frame, header, is_encoded)
     return SpeechClient(url, shape, args.timeout_s)
 
 

@@ -37,7 +37,7 @@ class Workload:
     """A sequence of requests.
 
     `min_frames` and `max_frames` are the lengths that requests are forced to, drawn uniformly from
-    the range; both None leave the length to the model. `response_format` is "pcm" or "wav".
+    the range; both None leave the length to the model. `response_format` is one of the server's.
     `distinct` is after how many the requests repeat; None: never.
     """
 

@@ -65,7 +65,7 @@ def speak_once(app: FastAPI, shape: AudioShape = SHAPE, **client: Any) -> Reques
     workload = Workload(
         min_frames=NUM_FRAMES,
         max_frames=NUM_FRAMES,
-        response_format="wav" if shape.header_bytes else "pcm",
+        response_format=("mp3" if shape.is_encoded else "wav" if shape.header_bytes else "pcm"),
     )
 
     async def go(url: str) -> RequestResult:
@@ -91,6 +91,14 @@ def test_a_request_is_complete_and_its_times_are_in_order(header_bytes: int) -> 
     (request,) = service.talker.requests
     assert request.streaming_text
     assert request.min_new_tokens == request.max_new_tokens == NUM_FRAMES
+
+
+def test_an_encoded_body_counts_as_the_samples_that_were_forced() -> None:
+    result = speak_once(Service(frame_s=0.005).app, AudioShape(is_encoded=True))
+    assert (result.error, result.detail, result.status) == ("", "", 200)
+    assert result.samples == result.expected_samples == NUM_FRAMES * 1920
+    assert result.first_audible_s is None
+    assert 0 < result.arrivals[0][1] < result.num_bytes
 
 
 def test_a_closed_loop_keeps_its_streams_busy_and_leaves_the_warm_up_out() -> None:
