@@ -3,5 +3,9 @@ imported.
 """
 
 import os
+import sys
+from pathlib import Path
 
+# Where pytest names a test's module "gpu.test_...", a process of its own (apart.py) finds it.
+sys.path.append(str(Path(__file__).parents[1]))
 os.environ.setdefault("VLLM_GPU_SYNC_CHECK", "error")

@@ -15,9 +15,11 @@ import torch
 
 from serve_app.config import AppConfig
 from serve_app.models.checkpoint.files import open_checkpoint
-from serve_app.models.kernel_cache.stages import Speak, started
+from serve_app.models.kernel_cache.stages import started
 from serve_app.models.memory.estimate import MIB, estimate
 from serve_app.models.memory.presets import fitted
+from serve_app.resumption import Resumed
+from serve_app.types import PcmChunk
 from tests.parity.engines import request
 
 FRAMES = 60
@@ -25,7 +27,7 @@ FRAMES = 60
 CONTEXT = 650 * MIB
 
 
-async def spoken(speak: Speak, count: int) -> None:
+async def spoken(speak: Resumed[PcmChunk], count: int) -> None:
     async def one(index: int) -> None:
         asked = request("word " * 40, seed=index, max_new_tokens=FRAMES)
         async with aclosing(
