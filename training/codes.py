@@ -1,6 +1,7 @@
 """The corpus as codes: what the talker learns from, small enough to keep (16 bytes a frame)."""
 
 import json
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,11 @@ _MOST_SENTENCES = 512
 def is_held_out(number: Any) -> Any:
     """Whether a sentence (or each of an array of them) is kept from training, by its id."""
     return number % _ONE_IN_HELD_OUT == 0
+
+
+def held_out_ids() -> range:
+    """All ids of sentences that are kept from training."""
+    return range(0, sys.maxsize, _ONE_IN_HELD_OUT)
 
 
 @dataclass(frozen=True)

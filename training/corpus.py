@@ -73,6 +73,11 @@ def utterances(folder: Path) -> Iterator[Utterance]:
             yield Utterance(**row)
 
 
+def _mapped(file: Path) -> np.ndarray:
+    """Samples of a file, read where they are looked at."""
+    return np.memmap(file, "<i2", "r") if file.stat().st_size else np.empty(0, "<i2")
+
+
 @dataclass(frozen=True)
 class Stream:
     """All speech end to end, each sentence filled up to whole frames.
@@ -113,7 +118,7 @@ class Stream:
         if hours is not None:
             ends = np.cumsum([row.samples for row in rows]) / (3600 * 12.5 * FRAME_SAMPLES)
             rows = rows[: max(1, int(np.searchsorted(ends, hours)))]
-        files = {name: np.fromfile(folder / name, "<i2") for name in {row.file for row in rows}}
+        files = {name: _mapped(folder / name) for name in {row.file for row in rows}}
         rows = [row for row in rows if row.offset + row.samples <= len(files[row.file])]
         if not rows:
             raise FileNotFoundError(f"no speech in {folder}: give the teacher more minutes")

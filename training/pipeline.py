@@ -10,7 +10,7 @@ import torch
 
 from training.chorus import Chorus
 from training.codec import CodecTrainer, CodecTraining
-from training.codes import CodeBook, encode
+from training.codes import CodeBook, encode, held_out_ids
 from training.corpus import Stream, utterances
 from training.export import round_to_disk, write_model, write_speech
 from training.imagined import imagine
@@ -117,7 +117,7 @@ class Recipe:
         piece = "codec" if stage == "all" else "decoder"
         seconds = self.left_s(piece)
         if seconds >= _LEAST_S:
-            stream = Stream.load(self.work / CORPUS, self.device, hours=hours)
+            stream = Stream.load(self.work / CORPUS, self.device, held_out_ids(), hours=hours)
             book = CodeBook.load_all(self.work)
             if stage == "decoder" and book is not None:
                 stream = stream.with_codes(book.ids, book.starts, book.codes)
