@@ -159,7 +159,7 @@ def main() -> None:
     making_up = step("imagine", _imagine, "rough codes for what was not spoken")
     making_up.add_argument("--imagined", type=int, default=20_000, help="sentences, at most")
     step("talker", _talker, "train talker and code predictor")
-    step("export", _export, "write the speech tokenizer into the checkpoint")
+    step("export", _export, "write all weights into the checkpoint")
     spoken = step("say", _say, "let the checkpoint speak a file of sentences")
     spoken.add_argument("sentences", type=Path)
     spoken.add_argument("out", type=Path)

@@ -174,9 +174,7 @@ class Recipe:
         seconds = self.left_s("talker")
         if seconds < _LEAST_S:
             return
-        folder = self.work / CHECKPOINT
-        config: dict[str, Any] = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        trainer = TalkerTrainer(self.work / TALKER, folder, config, TalkerTraining(), self.device)
+        trainer = self.talker_trainer()
         books = [CodeBook.load_all(self.work)]
         if (self.work / IMAGINED).exists():
             books.append(CodeBook.load(self.work / IMAGINED))
@@ -186,24 +184,31 @@ class Recipe:
         if self.team.leads:
             trainer.save()
             trainer.finish()
-            write_model(folder, trainer.model)
+            write_model(self.work / CHECKPOINT, trainer.model)
         self._note("talker", trainer.spent - self._spent.get("talker", 0.0))
+
+    def talker_trainer(self) -> TalkerTrainer:
+        """Talker and code predictor as they are."""
+        folder = self.work / CHECKPOINT
+        config: dict[str, Any] = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        return TalkerTrainer(self.work / TALKER, folder, config, TalkerTraining(), self.device)
 
     def chorus(self) -> Chorus:
         """What speaks with the talker as it is."""
-        folder = self.work / CHECKPOINT
-        config: dict[str, Any] = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        file = self.work / TALKER
-        trainer = TalkerTrainer(file, folder, config, TalkerTraining(), self.device)
+        trainer = self.talker_trainer()
         trainer.finish()
         return Chorus(trainer.model, trainer.ids, trainer.splitter)
 
     def export(self) -> None:
-        """Write the speech tokenizer into the checkpoint."""
+        """Write all weights into the checkpoint, as far as they are trained."""
         trainer = self.codec_trainer("decoder")
         trainer.finish()
         round_to_disk(trainer.codec)
         write_speech(self.work / CHECKPOINT, trainer.codec)
+        if (self.work / TALKER).exists():
+            talker = self.talker_trainer()
+            talker.finish()
+            write_model(self.work / CHECKPOINT, talker.model)
 
     def all(self, teacher: Path, voices: Path) -> bool:
         """Do what is next until the time is over; return whether everything is done."""
