@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncGenerator, Callable
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import Any, Final
 
 import grpc
@@ -34,6 +35,16 @@ from serve_app.types import SpeechRequest
 ROUTER: Final = FewestStreams
 
 
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """The last item of a stream that a replica has no room for.
+
+    Serve takes what is raised for a fault: it writes a traceback and counts an error for each.
+    """
+
+    error: Overloaded
+
+
 def through(handle: DeploymentHandle, method: str) -> Resumable[Any]:
     """Calls of a deployment's `method(request, done)`, which yields; closing one cancels it.
 
@@ -41,7 +52,7 @@ def through(handle: DeploymentHandle, method: str) -> Resumable[Any]:
     function from Python, which takes as long as the rest of pickling a chunk, and what passes
     between stages is importable on both sides.
 
-    Raises (the generator): the errors of `from_ray`.
+    Raises (the generator): the errors of `from_ray`, and what a `Refused` holds.
     """
     stage = handle.options(
         stream=True, request_serialization="pickle", response_serialization="pickle"
@@ -51,9 +62,13 @@ def through(handle: DeploymentHandle, method: str) -> Resumable[Any]:
     async def call(request: SpeechRequest, done: np.ndarray | None) -> AsyncGenerator[Any, None]:
         response = HandleResponse(remote, request, done)
         ended = False
+        refused: Refused | None = None
         try:
             async for item in response:
-                yield item
+                if isinstance(item, Refused):
+                    refused = item
+                else:
+                    yield item
             ended = True
         except asyncio.CancelledError as error:
             # Serve reports a call that was cancelled over there in the same way as our own end.
@@ -67,6 +82,8 @@ def through(handle: DeploymentHandle, method: str) -> Resumable[Any]:
             raise from_ray(error) from error
         finally:
             response.close(ended)
+        if refused is not None:
+            raise refused.error
 
     return call
 

@@ -10,8 +10,10 @@ from ray import serve
 from ray.serve.handle import DeploymentHandle
 
 from serve_app.config import AppConfig, Environment
+from serve_app.deployments.calls import Refused
 from serve_app.deployments.ray_serve import port
 from serve_app.deployments.recorded import StageStats, ray_recorder, recorded
+from serve_app.errors import Overloaded
 from serve_app.load.served import About, Served
 from serve_app.pipeline import timed
 from serve_app.protocols import require
@@ -47,14 +49,19 @@ class Fused:
 
     async def speak(
         self, request: SpeechRequest, done: np.ndarray | None = None
-    ) -> AsyncGenerator[PcmChunk, None]:
-        """Yield the audio after `done` (int64 [T, Q]); raises what talker and decoder raise."""
+    ) -> AsyncGenerator[PcmChunk | Refused, None]:
+        """Yield the audio after `done` (int64 [T, Q]), or at last that there is no room;
+        raises what else talker and decoder raise.
+        """
         stream = self._speech.speak(request, done)
         stream = recorded(stream, request, done, self._recorder, "talker", "speech_decoder")
         stream = self._board.noted(stream, resumed=done is not None)
-        async with aclosing(timed("stages", stream)) as chunks:
-            async for chunk in chunks:
-                yield chunk
+        try:
+            async with aclosing(timed("stages", stream)) as chunks:
+                async for chunk in chunks:
+                    yield chunk
+        except Overloaded as error:
+            yield Refused(error)
 
     async def served(self) -> Served:
         """What is served, for an ingress."""

@@ -10,10 +10,11 @@ from ray import serve
 from ray.serve.handle import DeploymentHandle
 
 from serve_app.config import AppConfig
-from serve_app.deployments.calls import HandleResponse
+from serve_app.deployments.calls import HandleResponse, Refused
 from serve_app.deployments.predictor_session import PredictorSession
 from serve_app.deployments.ray_serve import port
 from serve_app.deployments.recorded import StageStats, ray_recorder, recorded
+from serve_app.errors import Overloaded
 from serve_app.protocols import require
 from serve_app.types import CodecFrames, SpeechRequest
 
@@ -38,12 +39,18 @@ class TalkerDeployment:
 
     async def frames(
         self, request: SpeechRequest, done: np.ndarray | None = None
-    ) -> AsyncGenerator[CodecFrames, None]:
-        """Yield the frames after `done` in items of growing size; raises as `protocols.Talker`."""
+    ) -> AsyncGenerator[CodecFrames | Refused, None]:
+        """Yield the frames after `done` in items of growing size, or at last that there is no room;
+        raises what else `protocols.Talker` does.
+        """
         stream = self._talker.frames(request, done)
-        async with aclosing(recorded(stream, request, done, self._recorder, "talker")) as frames:
-            async for item in frames:
-                yield item
+        stream = recorded(stream, request, done, self._recorder, "talker")
+        try:
+            async with aclosing(stream) as frames:
+                async for item in frames:
+                    yield item
+        except Overloaded as error:
+            yield Refused(error)
 
     async def stats(self) -> dict[str, dict[str, float]]:
         """Load of this replica and of its code predictor."""

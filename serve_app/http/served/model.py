@@ -21,6 +21,8 @@ from serve_app.resumption import Observe, Policy, Resumable, resumed
 from serve_app.types import ModelCard, PcmChunk, SpeechRequest
 
 _STARTS_LATE: Final = "VoiceEncoder"
+# What its replicas have at hand when an application goes is heard within so long, or not at all.
+_LAST_S: Final = 1.0
 
 
 class Way(Protocol):
@@ -76,6 +78,9 @@ class Model:
         # Not observed: it asks before there is a stage to lose.
         self._warm_up = WarmUp(self._ask, resumed(self._call, policy))
         self._warming: asyncio.Task[None] | None = None
+        # Until when a first audio may come, once the application has gone, and who waits for one.
+        self._last_s: float | None = None
+        self._waiting: set[asyncio.Timeout] = set()
 
     @property
     def voice_encoder(self) -> VoiceEncoder:
@@ -96,6 +101,36 @@ class Model:
         """No new requests; those under way go on as long as the stages do."""
         if self._warming is not None:
             self._warming.cancel()
+
+    def retire(self) -> None:
+        """The application has gone: as `stop`, and who has heard nothing yet waits no longer than
+        its replicas need for what they have at hand.
+
+        There may be none left, and no other will come.
+        """
+        self.stop()
+        self._last_s = asyncio.get_running_loop().time() + _LAST_S
+        for timer in self._waiting:
+            timer.reschedule(self._last_s)
+
+    async def first(self, chunks: AsyncGenerator[PcmChunk, None]) -> PcmChunk:
+        """The first chunk of a stream of `speak`.
+
+        Raises:
+            StopAsyncIteration: there is none.
+            StageUnavailable: the application has gone, and nothing has come.
+        """
+        timer = asyncio.timeout_at(self._last_s)
+        self._waiting.add(timer)
+        try:
+            async with timer:
+                return await anext(chunks)
+        except TimeoutError:
+            if not timer.expired():
+                raise
+            raise StageUnavailable("its application has gone") from None
+        finally:
+            self._waiting.discard(timer)
 
     def limit(self, settings: AdmissionSettings) -> None:
         """Change who may wait, from now on."""

@@ -103,9 +103,13 @@ class Models:
         if model is not None:
             try:
                 async with aclosing(model.speak(request)) as chunks:
+                    first = await model.first(chunks)
+                    begun = True
+                    yield first
                     async for chunk in chunks:
-                        begun = True
                         yield chunk
+                return
+            except StopAsyncIteration:
                 return
             except StageUnavailable:
                 # Its stages may have ended before it was known that it goes.
@@ -160,7 +164,7 @@ class Models:
 
     def _retire(self, name: str, why: str) -> None:
         model = self._models.pop(name)
-        model.stop()
+        model.retire()
         if model.card is not None:
             self._catalog.remove(model.card.name)
         logger.info("application '%s': no new requests, %s", name, why)

@@ -7,7 +7,7 @@ import openai
 import pytest
 from ray.exceptions import ActorDiedError
 
-from serve_app.deployments.calls import through
+from serve_app.deployments.calls import Refused, through
 from serve_app.errors import Overloaded
 from serve_app.fakes import FakeTalker
 from serve_app.pipeline import synthesize
@@ -95,6 +95,22 @@ def test_only_a_loss_is_tried_again():
     with pytest.raises(openai.RateLimitError):
         asyncio.run(create(service))
     assert service.done == [0]
+
+
+def test_a_replica_refuses_with_a_value():
+    async def refuse(request, done):
+        yield Refused(Overloaded(f"no room for {request.text}", 2.5, "talker"))
+
+    async def main():
+        handle = FakeHandle(refuse)
+        call = through(handle, "speak")
+        request = SpeechRequest("r", CARD.name, "Hello.", NamedVoice("vivian"), "auto", SEED)
+        with pytest.raises(Overloaded, match=r"no room for Hello\.") as caught:
+            await anext(call(request, None))
+        assert (caught.value.retry_after_s, caught.value.stage) == (2.5, "talker")
+        assert handle.cancelled == 0
+
+    asyncio.run(main())
 
 
 def test_a_call_cancelled_by_the_other_side_is_a_loss():

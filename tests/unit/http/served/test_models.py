@@ -120,6 +120,29 @@ def test_a_request_whose_model_goes_before_its_first_audio_hears_of_that() -> No
     asyncio.run(main())
 
 
+def test_nobody_waits_for_a_model_that_has_gone() -> None:
+    """Its last replica may have ended before anybody knew, and the call finds none."""
+
+    async def main() -> None:
+        server = Server(own=FakeWay(fake_card(name="own")))
+        server.models.follow([application("own")])
+        await server.until(lambda: server.states() == {"own": "healthy"})
+
+        async def for_ever(pause_s: float) -> None:
+            del pause_s
+            await asyncio.Event().wait()
+
+        server.ways["own"].talker = talker = FakeTalker(num_frames=4, sleep=for_ever)
+        asking = asyncio.create_task(server.speak("own"))
+        await server.until(lambda: talker.running)
+        server.models.follow([])
+        with pytest.raises(UnknownModel):
+            await asyncio.wait_for(asking, 20)
+        assert not talker.running
+
+    asyncio.run(main())
+
+
 def test_what_replaces_a_model_is_asked_when_it_runs_and_not_before() -> None:
     async def main() -> None:
         server = Server(own=FakeWay(fake_card(name="before")))
