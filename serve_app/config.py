@@ -71,6 +71,8 @@ class Environment:
             the launcher sets it.
         own_cluster: TTS_OWN_CLUSTER, whether the Ray cluster is the launcher's own, one
             machine that no other can join; the launcher sets it.
+        proxy_refuses: TTS_PROXY_REFUSES, whether every request comes through an HAProxy that the
+            launcher has taught to refuse; it sets it.
         api_keys, api_keys_file: who may come in, beside `ingress.access`: TTS_API_KEY, the keys
             themselves, and TTS_API_KEYS_FILE.
     """
@@ -85,6 +87,7 @@ class Environment:
     data: Path
     standbys: Path | None
     own_cluster: bool = False
+    proxy_refuses: bool = False
     api_keys: str | None = field(default=None, repr=False)
     api_keys_file: Path | None = None
 
@@ -112,6 +115,7 @@ class Environment:
             data=Path(text("XDG_DATA_HOME") or Path.home() / ".local" / "share"),
             standbys=Path(standbys) if standbys else None,
             own_cluster=text("TTS_OWN_CLUSTER") is not None,
+            proxy_refuses=text("TTS_PROXY_REFUSES") is not None,
             api_keys=text("TTS_API_KEY"),
             api_keys_file=Path(keys_file) if keys_file else None,
         )

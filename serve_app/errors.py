@@ -8,6 +8,7 @@
       NotAuthenticated    401  there is no valid API key
       NotAllowed          403  not for this caller
       Overloaded          429  try later; carries retry_after_s
+        Full              429  whoever else comes now is refused as well
         RateLimited       429  a limit of the caller's key, not of the server
       StageUnavailable    503  starting, draining, unreachable, silent for too long
         StageLost         503  its process ended while it worked on the request
@@ -65,6 +66,10 @@ class Overloaded(SpeechError):
 
     def __str__(self) -> str:
         return self.message
+
+
+class Full(Overloaded):
+    """Nobody could be let in, whatever the caller's priority."""
 
 
 class RateLimited(Overloaded):

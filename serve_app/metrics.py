@@ -91,6 +91,10 @@ REFUSED_AT_INGRESS: Final = Metric(
     "Requests that would have waited too long for a place, refused before a stage heard of them.",
     ("model",),
 )
+REFUSED_AT_PROXY: Final = Metric(
+    "tts_refused_at_proxy_total",
+    "Requests that HAProxy refused by itself, because an ingress had just refused one for all.",
+)
 STAGE_REFUSED: Final = Metric(
     "tts_stage_refused_total",
     "Calls that a stage had no room for, also those that are made again.",

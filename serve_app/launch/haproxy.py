@@ -14,6 +14,7 @@ from serve_app.config import Environment
 from serve_app.launch import refusals
 from serve_app.launch.ports import Ports
 
+_CORRECTED: Final = "# corrected"
 # For the first line and the headers of a request; the ingress bounds its body.
 _HEADERS_S: Final = 30
 
@@ -66,16 +67,21 @@ def _corrected(folder: Path, *ports: int) -> dict[str, str]:
         # Serve's own make a 500 of all.
         r"/^ *(errorfile|http-response return) /d",
         rf"s|^( *)option httplog$|&{_lines(refusals.error_files(folder))}|",
-        rf"s|^( *)http-reuse always$|&{_lines(refusals.rewritten(folder))}|",
+        rf"s|^( *)http-reuse always$|&{_lines(refusals.of_backend(folder))}|",
+        f"$a {_CORRECTED}",
     ]
     script, program = folder / "haproxy.sed", folder / "haproxy"
     script.write_text("\n".join([*commands, ""]))
-    # The file is in a folder of its node.
+    # The file is in a folder of its node. Serve has it read more often than it writes it.
     program.write_text(
-        f"#!/bin/sh\nsed -E -i -f '{script}' '{folder}'/*/haproxy.cfg\nexec '{binary}' \"$@\"\n"
+        "#!/bin/sh\n"
+        f"for file in '{folder}'/*/haproxy.cfg; do\n"
+        f"  grep -q '^{_CORRECTED}$' \"$file\" || sed -E -i -f '{script}' \"$file\"\n"
+        "done\n"
+        f"exec '{binary}' \"$@\"\n"
     )
     program.chmod(0o700)
-    return {"RAY_SERVE_HAPROXY_BINARY_PATH": str(program)}
+    return {"RAY_SERVE_HAPROXY_BINARY_PATH": str(program), "TTS_PROXY_REFUSES": "1"}
 
 
 def _lines(texts: Iterable[str]) -> str:

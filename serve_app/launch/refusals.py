@@ -12,6 +12,11 @@ from pathlib import Path
 from typing import Final
 
 _RETRY_S: Final = 1
+# Where most of a crowd knocks.
+_SPEECH: Final = ("/v1/audio/speech", "/audio/speech")
+# So long what one was told holds for others. A place is free every 8 ms where 120 streams end a
+# second, and those who wait inside take it: nobody else has to be found for it at once.
+_FULL_MS: Final = 25
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,15 +79,53 @@ def error_files(folder: Path) -> Iterator[str]:
         yield f"errorfile {status} {folder}/{status}.http"
 
 
-def rewritten(folder: Path) -> Iterator[str]:
-    """For a backend: what a server has answered that is not the application. That one's errors are
+def of_backend(folder: Path) -> Iterator[str]:
+    """For a backend of HAProxy's configuration."""
+    yield from _early(folder)
+    yield from _rewritten(folder)
+
+
+def _early(folder: Path) -> Iterator[str]:
+    """Who is refused before an ingress hears of it.
+
+    An ingress that has refused a request because nobody could be let in says so, and for a moment
+    whoever comes gets the same answer from here: at a thousand a second the event loop that sends
+    the audio would otherwise do little else. What was refused is told to the next ingress that is
+    asked. Who comes from a page of another origin is not meant: the answer has no headers for that.
+
+    The names of the headers are those of `http/access/fronted.py`.
+    """
+    refusal = next(found for found in _REFUSALS if found.status == HTTPStatus.TOO_MANY_REQUESTS)
+    speech = f"{{ method POST }} {{ path {' '.join(_SPEECH)} }}"
+    full = "{ var(proc.full_until),sub(txn.now) gt 0 } !{ req.hdr(origin) -m found }"
+    yield "stick-table type integer size 1 expire 1h store gpc0"
+    yield "http-request set-var(txn.now) date(0,ms)"
+    yield f"http-request track-sc0 int(1) if {speech}"
+    yield f"http-request sc-inc-gpc0(0) if {speech} {full}"
+    yield _answer("http-request", refusal, folder, f"{speech} {full}")
+    yield "http-request del-header x-tts-refused"
+    yield f"http-request set-header x-tts-refused %[sc0_clr_gpc0] if {speech}"
+    told = "{ res.hdr(x-tts-full) -m found }"
+    yield f"http-response set-var(proc.full_until) date({_FULL_MS},ms) if {told}"
+    yield "http-response del-header x-tts-full"
+    # These end by themselves when their client leaves; Serve need not watch it as well, which takes
+    # two tasks and a queue for each.
+    yield f"http-request set-header x-request-disconnect-disabled ?1 if {speech}"
+
+
+def _rewritten(folder: Path) -> Iterator[str]:
+    """What a server has answered that is not the application. That one's errors are
     JSON.
     """
     for refusal in _REFUSALS:
-        fields = "".join(f" hdr {name} {value}" for name, value in refusal.headers.items())
-        yield (
-            f"http-response return status {refusal.status} content-type application/json"
-            f" file {folder}/{refusal.status}.json{fields}"
-            f" if {{ status {refusal.status} }}"
-            " !{ res.hdr(content-type) -m beg application/json }"
-        )
+        plain = "!{ res.hdr(content-type) -m beg application/json }"
+        condition = f"{{ status {refusal.status} }} {plain}"
+        yield _answer("http-response", refusal, folder, condition)
+
+
+def _answer(rule: str, refusal: Refusal, folder: Path, condition: str) -> str:
+    fields = "".join(f" hdr {name} {value}" for name, value in refusal.headers.items())
+    return (
+        f"{rule} return status {refusal.status} content-type application/json"
+        f" file {folder}/{refusal.status}.json{fields} if {condition}"
+    )

@@ -5,7 +5,7 @@ The talker asks it of its engine's places, the ingress of those of all live repl
 
 from typing import Final
 
-from serve_app.errors import Overloaded
+from serve_app.errors import Full, Overloaded
 from serve_app.types import Stage
 
 # How much the last stream counts in the mean.
@@ -58,7 +58,8 @@ class Admission:
             gives_way: others of a higher priority come; the last places and all waiting are theirs.
 
         Raises:
-            Overloaded: it would wait too long, or too many wait; says when to come again.
+            Full: it would wait too long, or too many wait; says when to come again.
+            Overloaded: others could still come in.
         """
         if background and inside >= places - int(places * _KEPT_FREE):
             raise Overloaded(
@@ -79,7 +80,7 @@ class Admission:
         service_s = _UNKNOWN_S if self._service_s is None else self._service_s
         wait_s = (waiting + 1) * service_s / places if places else 0.0
         if waiting >= self._max_queued or (wait_s > self._max_wait_s and not goes_on):
-            raise Overloaded(
+            raise Full(
                 f"{inside} requests are running or waiting, and {places} run together;"
                 f" the next one would wait for {wait_s:.1f} s",
                 max(_LEAST_RETRY_S, wait_s - self._max_wait_s),

@@ -9,6 +9,7 @@ from ray.serve.exceptions import BackPressureError, RequestCancelledError
 from serve_app.deployments.calls import from_ray
 from serve_app.errors import (
     CheckpointError,
+    Full,
     InvalidRequest,
     Overloaded,
     RepeatedFailure,
@@ -27,6 +28,7 @@ ERRORS = [
     UnknownModel("a", "model", "model_not_found"),
     Overloaded("a"),
     Overloaded("a", 2.5, "talker"),
+    Full("a", 2.5),
     StageUnavailable("a"),
     StageLost("a"),
     StageFailed("a"),

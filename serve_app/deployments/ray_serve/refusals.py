@@ -1,4 +1,5 @@
-"""What an ingress has refused of late, for the scaling policy: the stages never see it."""
+"""What an ingress, or HAProxy before it, has refused of late, for the scaling policy: the stages
+never see it."""
 
 import time
 from collections import deque
@@ -19,14 +20,16 @@ class CountedRefusals:
     ) -> None:
         self._recorder = recorder
         self._clock = clock
-        self._refused: deque[float] = deque()
+        self._refused: deque[tuple[float, float]] = deque()
 
     def count(self, metric: metrics.Metric, **labels: str) -> None:
         if metric == metrics.REFUSED_AT_INGRESS:
-            self._refused.append(self._clock())
+            self._refused.append((self._clock(), 1))
         self._recorder.count(metric, **labels)
 
     def add(self, metric: metrics.Metric, amount: float, **labels: str) -> None:
+        if metric == metrics.REFUSED_AT_PROXY:
+            self._refused.append((self._clock(), amount))
         self._recorder.add(metric, amount, **labels)
 
     def observe(self, metric: metrics.Metric, value: float, **labels: str) -> None:
@@ -38,6 +41,6 @@ class CountedRefusals:
     def report(self) -> dict[str, float]:
         """By the names of `scaling.snapshot`."""
         now_s = self._clock()
-        while self._refused and now_s - self._refused[0] > names.WINDOW_S:
+        while self._refused and now_s - self._refused[0][0] > names.WINDOW_S:
             self._refused.popleft()
-        return {names.REFUSED: len(self._refused) / names.WINDOW_S}
+        return {names.REFUSED: sum(count for _, count in self._refused) / names.WINDOW_S}

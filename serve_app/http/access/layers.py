@@ -1,6 +1,7 @@
 """Puts the layers around the application, all of them plain ASGI.
 
-From the outside: the record of the request, other origins, keys and limits, sizes.
+From the outside: the record of the request, what a proxy in front is told, other origins, keys and
+limits, sizes.
 """
 
 from collections.abc import Awaitable, Callable
@@ -12,6 +13,7 @@ from starlette.middleware.cors import CORSMiddleware
 
 from serve_app import metrics
 from serve_app.config import Environment, IngressConfig
+from serve_app.http.access.fronted import Fronted
 from serve_app.http.access.gate import KeyGate
 from serve_app.http.access.keyring import Keyring
 from serve_app.http.access.limits import KeyLimits
@@ -74,6 +76,8 @@ def add_layers(
             expose_headers=_EXPOSED,
             max_age=3600,
         )
+    if Environment.read().proxy_refuses:
+        app.add_middleware(Fronted, recorder=recorder)
     log.choose(as_json=config.observe.log_format == "json")
     app.add_middleware(Observed, recorder=recorder, tracer=tracer)
 

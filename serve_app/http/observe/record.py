@@ -22,6 +22,7 @@ class Record:
         resumed: how often a stream lost a stage and went on.
         silent_s: the longest that a stream was silent for it.
         waited_s: how long the request waited for room.
+        full: whether it was refused because nobody could be let in.
         retry: which attempt of its client this is, after the first; OpenAI's clients say so.
     """
 
@@ -47,6 +48,7 @@ class Record:
     resumed: int = 0
     silent_s: float = 0.0
     waited_s: float = 0.0
+    full: bool = False
     retry: int = 0
     arrived_s: float = 0.0
 

@@ -8,7 +8,7 @@ from typing import Final
 
 from serve_app import metrics
 from serve_app.config import AdmissionSettings
-from serve_app.errors import Overloaded, StageUnavailable, UnknownModel
+from serve_app.errors import Full, Overloaded, StageUnavailable, UnknownModel
 from serve_app.http.catalog import Catalog
 from serve_app.http.health import ModelStatus
 from serve_app.http.served.application import Application
@@ -141,7 +141,8 @@ class Models:
             except Overloaded as error:
                 refusals.append(error)
         if refusals:
-            raise min(refusals, key=lambda error: error.retry_after_s)
+            # Full only where all are.
+            raise min(refusals, key=lambda error: (isinstance(error, Full), error.retry_after_s))
 
     def statuses(self) -> tuple[ModelStatus, ...]:
         """Of all, the default first."""

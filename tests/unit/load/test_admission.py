@@ -2,7 +2,7 @@
 
 import pytest
 
-from serve_app.errors import Overloaded
+from serve_app.errors import Full, Overloaded
 from serve_app.load.admission import Admission
 
 CAPACITY = 8
@@ -66,7 +66,7 @@ def test_the_mean_follows_what_streams_take_now() -> None:
 
 def test_who_is_refused_hears_when_to_come_again() -> None:
     found = admission(service_s=80.0)
-    with pytest.raises(Overloaded) as refused:
+    with pytest.raises(Full) as refused:
         found.check(CAPACITY, CAPACITY)
     assert refused.value.retry_after_s == pytest.approx(9.75)
     with pytest.raises(Overloaded) as refused:
@@ -94,8 +94,9 @@ def test_who_gives_way_leaves_the_last_places_and_does_not_wait() -> None:
     found = admission(service_s=0.4)
     found.check(6, CAPACITY, gives_way=True)
     for inside in (7, 8):
-        with pytest.raises(Overloaded, match="higher priority"):
+        with pytest.raises(Overloaded, match="higher priority") as refused:
             found.check(inside, CAPACITY, gives_way=True)
+        assert not isinstance(refused.value, Full)
         found.check(inside, CAPACITY)
     # What was heard already is not sent away, and where nobody is there all wait.
     found.check(8, CAPACITY, goes_on=True, gives_way=True)

@@ -22,5 +22,7 @@ def test_what_was_refused_of_late_is_told_and_everything_is_passed_on() -> None:
     counted.count(metrics.STREAMS_LOST, hop="ingress")
     assert counted.report() == {"refused_per_s": 0.5}
     assert len(kept.counted) == 6
+    counted.add(metrics.REFUSED_AT_PROXY, 20)
+    assert counted.report() == {"refused_per_s": 2.5}
     now_s[0] = 111.0
     assert counted.report() == {"refused_per_s": 0.0}

@@ -8,7 +8,14 @@ from typing import Any
 import pytest
 
 from serve_app.config import AdmissionSettings
-from serve_app.errors import ModelStarting, Overloaded, StageFailed, StageUnavailable, UnknownModel
+from serve_app.errors import (
+    Full,
+    ModelStarting,
+    Overloaded,
+    StageFailed,
+    StageUnavailable,
+    UnknownModel,
+)
 from serve_app.fakes import FakeTalker, fake_card
 from serve_app.http.catalog import Catalog
 from serve_app.http.served.models import Models
@@ -207,7 +214,7 @@ def test_a_model_that_is_full_or_broken_refuses_no_others() -> None:
             assert await server.speak("fine") == 4
             server.models.look()  # it may be for another one
             server.models.follow([application("full")])
-            with pytest.raises(Overloaded):
+            with pytest.raises(Full):
                 server.models.look()
             # More may wait, from now on.
             server.models.limit({"Full": AdmissionSettings(max_queued=4, max_wait_s=60.0)})
