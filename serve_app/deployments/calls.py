@@ -31,6 +31,9 @@ from serve_app.load.streams import CALLING, Stream
 from serve_app.resumption import Resumable
 from serve_app.types import SpeechRequest
 
+_FRAME_S: Final = 0.08
+# Longer than any wait that a request is let in for, and a busy replica's first audio.
+_FIRST_S: Final = 1.0
 # For Serve; see deployments/limits.py.
 ROUTER: Final = FewestStreams
 
@@ -60,7 +63,7 @@ def through(handle: DeploymentHandle, method: str) -> Resumable[Any]:
     remote = getattr(stage, method).remote
 
     async def call(request: SpeechRequest, done: np.ndarray | None) -> AsyncGenerator[Any, None]:
-        response = HandleResponse(remote, request, done)
+        response = HandleResponse(remote, request, done, stream=Stream(first_s=_FIRST_S))
         ended = False
         refused: Refused | None = None
         try:
@@ -68,6 +71,7 @@ def through(handle: DeploymentHandle, method: str) -> Resumable[Any]:
                 if isinstance(item, Refused):
                     refused = item
                 else:
+                    response.made(len(item.codes) * _FRAME_S)
                     yield item
             ended = True
         except asyncio.CancelledError as error:
@@ -94,8 +98,11 @@ class HandleResponse:
     Raises StageUnavailable, beside what Serve raises, where it does not and another one does.
     """
 
-    def __init__(self, remote: Callable[..., Any], *arguments: Any) -> None:
-        self._stream = Stream()
+    def __init__(
+        self, remote: Callable[..., Any], *arguments: Any, stream: Stream | None = None
+    ) -> None:
+        self._stream = stream or Stream()
+        self.made = self._stream.made
         calling = CALLING.set(self._stream)
         self._response: Any = remote(*arguments)
         CALLING.reset(calling)

@@ -12,16 +12,22 @@ from typing import Final, Generic, TypeVar
 # So long a replica that has rejected a call is not called again: at its end, or once it is asked.
 _CLOSED_S: Final = 0.25
 _IDLE_TIMES: Final = 10
+# As how many more a stream counts that is late. With one more, a replica 32 times slower than the
+# others kept twice as many as it could carry (load_tests.simulator.routing).
+_LATE_COUNTS: Final = 3
 
 K = TypeVar("K", bound=Hashable)
 
 
 @dataclass(slots=True)
 class _Replica:
-    """own: calls of this caller; others: of all others, when last heard of."""
+    """own: calls of this caller; others: of all others, when last heard of; late: those of its own
+    whose listeners have nothing to hear, when last looked at.
+    """
 
     own: int = 0
     others: int = 0
+    late: int = 0
     heard_s: float = float("-inf")
     closed_until_s: float = float("-inf")
     unheard: int = 0
@@ -83,7 +89,8 @@ class Places(Generic[K]):
         """Choose the replica for one more call, and count it.
 
         The one with the fewest streams, of those that are `near` if there are any; one that does
-        not answer, or has just rejected a call, only where there is no other. None: all have
+        not answer, or has just rejected a call, only where there is no other. A stream that is late
+        counts as several, so that a replica that is slower than others gets fewer. None: all have
         `limit` streams or are `excluded`.
         """
         now_s = self._clock()
@@ -91,7 +98,7 @@ class Places(Generic[K]):
             key: (
                 replica.unheard > 0 or replica.closed_until_s > now_s,
                 key not in near,
-                replica.load,
+                replica.load + _LATE_COUNTS * replica.late,
             )
             for key, replica in self._replicas.items()
             if key not in excluded and replica.load < limit
@@ -121,6 +128,12 @@ class Places(Generic[K]):
         if replica is not None:
             replica.others = max(0, num_streams - replica.own)
             replica.heard_s, replica.unheard = self._clock(), 0
+
+    def set_late(self, key: K, count: int) -> None:
+        """So many streams of this caller have made their listeners wait."""
+        replica = self._replicas.get(key)
+        if replica is not None:
+            replica.late = count
 
     def not_heard(self, key: K) -> int:
         """A replica was asked in vain; how many times in a row by now."""

@@ -48,6 +48,7 @@ logger = logging.getLogger(__name__)
 
 class FewestStreams(LocalityMixin, RequestRouter):
     """Sends each call to the replica with the fewest streams, and waits for none but the first.
+    Those that make their listeners wait count as several.
 
     A handle that prefers its own node has the replicas there asked first. Streams of a replica that
     is to go finish there, or go on elsewhere where there is room for them.
@@ -160,6 +161,8 @@ class FewestStreams(LocalityMixin, RequestRouter):
         """Keep the numbers true, and find who hangs."""
         while True:
             await asyncio.sleep(self._ask_every_s)
+            for replica_id, streams in self._streams.items():
+                self.places.set_late(replica_id, streams.late)
             try:
                 self._let_go()
             except Exception:  # whoever hangs is looked for nevertheless

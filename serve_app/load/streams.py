@@ -13,22 +13,54 @@ from typing import Final, TypeVar
 
 from serve_app.errors import StageUnavailable
 
+# So long a stream counts as late after its listener had to wait: the ones of a replica that is only
+# just too slow are never late all at once.
+LATE_S: Final = 2.0
+
 T = TypeVar("T")
 
 
 class Stream:
     """The reading end of one call; belongs to its event loop.
 
+    Args:
+        first_s: of a stream that somebody listens to, how long the first audio may take.
+
     Attributes:
         heard_s: when its last item came, by `clock`.
     """
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        clock: Callable[[], float] = time.monotonic,
+        first_s: float | None = None,
+    ) -> None:
         self.heard_s = float("-inf")
+        # Until when its listener has something to hear; before the first audio, waits for it.
+        self._due_s = float("inf") if first_s is None else clock() + first_s
+        self._is_heard = False
+        self._asked_s = self._late_s = float("-inf")
         self._clock = clock
         self._group: Streams | None = None
         self._timer: asyncio.Timeout | None = None
         self._reason: str | None = None
+
+    @property
+    def is_late(self) -> bool:
+        """Whether its listener has nothing to hear, or had nothing of late, or waits too long for
+        the first. What a reader has not asked for in time is not late.
+        """
+        now_s = self._clock()
+        is_awaited = self._timer is not None and self._asked_s <= self._due_s < now_s
+        return is_awaited or now_s - self._late_s < LATE_S
+
+    def made(self, audio_s: float) -> None:
+        """So much audio has come."""
+        now_s = self._clock()
+        if self._is_heard and self._asked_s <= self._due_s < now_s:
+            self._late_s = now_s
+        self._due_s = audio_s + (max(self._due_s, now_s) if self._is_heard else now_s)
+        self._is_heard = True
 
     @property
     def has_left(self) -> bool:
@@ -43,6 +75,7 @@ class Stream:
         """
         try:
             if self._reason is None:
+                self._asked_s = self._clock()
                 async with asyncio.timeout(None) as self._timer:
                     item = await anext(items)
                 self.heard_s = self._clock()
@@ -79,6 +112,11 @@ class Streams:
     def heard_s(self) -> float:
         """When the last item of any of them came."""
         return max((stream.heard_s for stream in self.members), default=float("-inf"))
+
+    @property
+    def late(self) -> int:
+        """How many are late."""
+        return sum(stream.is_late for stream in self.members)
 
     def leave(self, reason: str, at_most: int | None = None) -> int:
         """Have them leave, all or some; how many did."""

@@ -100,3 +100,16 @@ def test_room_is_for_those_that_are_not_excluded(places: Places[str]) -> None:
     assert places.has_room(STREAMS)
     assert not places.has_room(STREAMS, {"b"})
     assert places.take(STREAMS, {"b"}) is None
+
+
+def test_a_replica_whose_streams_are_late_gets_fewer(places: Places[str]) -> None:
+    places.set_live(["a", "b"])
+    assert sorted(filter(None, (places.take(8) for _ in range(4)))) == ["a", "a", "b", "b"]
+    places.set_late("a", 2)
+    # Its two count as eight.
+    assert [places.take(16) for _ in range(6)] == ["b"] * 6
+    assert {places.take(16), places.take(16)} == {"a", "b"}
+    # It is slower, and not full.
+    assert places.has_room(4)
+    places.set_late("a", 0)
+    assert [places.take(16) for _ in range(5)] == ["a"] * 5

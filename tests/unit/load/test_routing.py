@@ -272,3 +272,27 @@ def test_a_replica_whose_streams_go_on_may_be_slow_to_answer() -> None:
 
 async def numbers() -> AsyncGenerator[int, None]:
     yield 1
+
+
+def test_new_streams_avoid_a_replica_whose_listeners_wait() -> None:
+    async def main() -> None:
+        slow, quick = Replica("a", 8), Replica("b", 8)
+        router = router_of(slow, quick, ask_every_s=0.01, answer_s=30)
+        streams: dict[str, list[Stream]] = {"a": [], "b": []}
+        for number in range(4):
+            CALLING.set(stream := Stream(first_s=0.01))
+            chosen = await router._choose_replica_for_request(pending(number))
+            streams[chosen.replica_id.unique_id].append(stream)
+        slow.streams = quick.streams = 2
+        for stream in streams["b"]:
+            await stream.next(numbers())
+            stream.made(60.0)
+        waits = [asyncio.create_task(stream.next(silence())) for stream in streams["a"]]
+        await asyncio.sleep(0.5)
+        for number in range(4, 9):
+            chosen = await router._choose_replica_for_request(pending(number))
+            assert chosen.replica_id.unique_id == "b"
+        for wait in waits:
+            wait.cancel()
+
+    run(main())

@@ -85,3 +85,67 @@ def test_a_stream_belongs_to_the_replica_that_it_was_given_last() -> None:
     assert (first.members, second.members) == (set(), {stream})
     stream.join(None)
     assert not second.members
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now_s = 100.0
+
+    def __call__(self) -> float:
+        return self.now_s
+
+
+def test_a_stream_is_late_when_its_listener_has_to_wait_and_for_a_while_after_it() -> None:
+    async def main() -> None:
+        clock, group = Clock(), Streams()
+        stream = Stream(clock, first_s=1.0)
+        stream.join(group)
+        source: asyncio.Queue[int] = asyncio.Queue()
+
+        async def audio() -> AsyncGenerator[int, None]:
+            while True:
+                yield await source.get()
+
+        made = audio()
+
+        async def comes(after_s: float, audio_s: float) -> int:
+            """How many are late before the audio comes, which was asked for so long."""
+            task = await waiting(stream, made)
+            clock.now_s += after_s
+            late = group.late
+            source.put_nowait(0)
+            await task
+            stream.made(audio_s)
+            return late
+
+        assert await comes(0.9, 1.0) == 0
+        assert await comes(0.5, 0.25) == 0
+        # Of 1.25 s half a second was heard.
+        assert await comes(0.7, 0.5) == 0
+        assert await comes(0.6, 4.0) == 1
+        assert group.late == 1
+        clock.now_s += 1.9
+        assert group.late == 1
+        clock.now_s += 0.2
+        assert group.late == 0
+        # A reader that comes late has itself to blame.
+        clock.now_s += 10.0
+        assert await comes(0.1, 1.0) == 0
+        assert group.late == 0
+
+    asyncio.run(main())
+
+
+def test_a_first_audio_that_does_not_come_is_late_and_a_session_never_is() -> None:
+    async def main() -> None:
+        clock = Clock()
+        stream, session = Stream(clock, first_s=1.0), Stream(clock)
+        waits = [await waiting(one, items(silent=True)) for one in (stream, session)]
+        assert not stream.is_late
+        clock.now_s += 1.5
+        assert stream.is_late
+        assert not session.is_late
+        for wait in waits:
+            wait.cancel()
+
+    asyncio.run(main())

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from load_tests.simulator import loads
+from load_tests.simulator import loads, routing
 from load_tests.simulator.machine import BIN_FRAMES, NUM_BINS, Fleet, bins_of
 from load_tests.simulator.measured import Service
 from load_tests.simulator.report import Row, over_seeds, plot, table
@@ -93,3 +93,13 @@ def test_a_run_is_drawn_beside_the_oracle(tmp_path: Path) -> None:
     )
     assert plot(tmp_path / "run.png", row)
     assert (tmp_path / "run.png").stat().st_size > 10_000
+
+
+def test_a_replica_that_is_much_slower_gets_fewer_streams_where_late_ones_count() -> None:
+    slower = (1.0, 1.0, 1.0, 24.0)
+    fewest, late = (
+        routing.simulate(Service(), slower, 90.0, 15.0, seed=1, counts_late=counts)
+        for counts in (False, True)
+    )
+    assert late.streams[3] < 0.7 * fewest.streams[3]
+    assert late.dry < fewest.dry
