@@ -18,7 +18,7 @@ from load_tests.chaos import settings
 from load_tests.chaos.changes import Operator
 from load_tests.chaos.killer import Killer
 from load_tests.chaos.listener import judge
-from load_tests.chaos.loads import Driver
+from load_tests.chaos.loads import Driver, ended
 from load_tests.chaos.outcomes import Turn, figures_of
 from load_tests.chaos.record import Record, result_of
 from load_tests.chaos.schedule import blows
@@ -88,8 +88,7 @@ async def _full(driver: Driver, args: Any) -> Turn:
     """Full load, undisturbed: what the others are measured against."""
     turn = Turn("full load", time.perf_counter())
     await driver.steady(turn, turn.begin_s + args.phase_s)
-    turn.end_s = time.perf_counter()
-    return turn
+    return ended(turn)
 
 
 async def _disturb(

@@ -1,6 +1,7 @@
 """The loads that a server is put under, each for a number of seconds."""
 
 import asyncio
+import os
 import random
 import time
 from collections.abc import Awaitable, Callable, Mapping
@@ -62,8 +63,9 @@ class Driver:
         """The first load after ready: a burst."""
         turn = Turn("cold", time.perf_counter())
         async with self.listener(turn) as client:
-            await run_burst(client, self.workload, BurstLoop(self.size, times=1, cold=True))
-        return _ended(turn)
+            run = await run_burst(client, self.workload, BurstLoop(self.size, times=1, cold=True))
+        turn.lags_s += run.clock_errors_s
+        return ended(turn)
 
     async def learn(self) -> Turn:
         """Each request alone: what every later stream is compared with."""
@@ -71,7 +73,7 @@ class Driver:
         async with self.listener(turn, teach=True) as client:
             for number in range(self.workload.distinct or 0):
                 await client.speak(self.workload.call(number))
-        return _ended(turn)
+        return ended(turn)
 
     async def run(self, load: str, seconds: float, factor: float = 3.0) -> Turn:
         """One turn of `load`; `factor` is of the capacity, in an overload and in a soak."""
@@ -86,11 +88,12 @@ class Driver:
             await self.steady(turn, end_s, max(1, round(factor * self.streams)))
         else:
             await _TURNS[load](self, turn, end_s)
-        return _ended(turn)
+        return ended(turn)
 
     async def steady(self, turn: Turn, end_s: float, streams: int | None = None) -> None:
         async with self.listener(turn, patient=True) as client:
-            await run_closed(client, self.workload, _until(end_s, streams or self.streams))
+            run = await run_closed(client, self.workload, _until(end_s, streams or self.streams))
+        turn.lags_s += run.clock_errors_s
 
     async def during(self, name: str, change: Awaitable[Any], after_s: float) -> Turn:
         """Full load while `change` is made, and for `after_s` seconds more."""
@@ -102,7 +105,7 @@ class Driver:
             await change
             await asyncio.sleep(after_s)
             over.set()
-        return _ended(turn)
+        return ended(turn)
 
     async def _ask_until(self, client: Listener, over: asyncio.Event, number: int) -> None:
         while not over.is_set():
@@ -112,7 +115,8 @@ class Driver:
     async def _burst(self, turn: Turn, end_s: float) -> None:
         async with self.listener(turn) as client:
             while time.perf_counter() < end_s:
-                await run_burst(client, self.workload, BurstLoop(self.size, times=1))
+                run = await run_burst(client, self.workload, BurstLoop(self.size, times=1))
+                turn.lags_s += run.clock_errors_s
                 await asyncio.sleep(self.pause_s)
 
     async def _step(self, turn: Turn, end_s: float) -> None:
@@ -121,7 +125,8 @@ class Driver:
 
         async def others(client: Listener) -> None:
             await asyncio.sleep(middle_s - time.perf_counter())
-            await run_closed(client, self.workload, _until(end_s, max(1, self.streams - 1)))
+            run = await run_closed(client, self.workload, _until(end_s, max(1, self.streams - 1)))
+            turn.lags_s += run.clock_errors_s
 
         async with self.listener(turn, patient=True) as client, asyncio.TaskGroup() as group:
             group.create_task(run_closed(client, self.workload, _until(end_s, 1)))
@@ -132,7 +137,8 @@ class Driver:
             raise ValueError("an overload needs the capacity, which full load measures")
         plan = OpenLoop(factor * self.capacity_hz, seconds, warm_up_s=0.0, seed=self.seed)
         async with self.listener(turn) as client:
-            await run_open(client, self.workload, plan)
+            run = await run_open(client, self.workload, plan)
+        turn.lags_s += run.clock_errors_s
 
     async def _slow(self, turn: Turn, end_s: float) -> None:
         """Half of them read at the speed of playback, the others stall after the first piece."""
@@ -144,7 +150,8 @@ class Driver:
         async with self.listener(
             turn, manner=manner, buffer_bytes=_SMALL_BUFFERS, patient=True
         ) as client:
-            await run_closed(client, self.workload, _until(end_s, self.streams))
+            run = await run_closed(client, self.workload, _until(end_s, self.streams))
+        turn.lags_s += run.clock_errors_s
 
     async def _vanishing(self, turn: Turn, end_s: float) -> None:
         """Two of three hang up, at any moment from before the first audio on."""
@@ -154,7 +161,8 @@ class Driver:
             return Manner(leave_after_s=draw.uniform(*_LEAVES_S)) if index % 3 else EAGER
 
         async with self.listener(turn, manner=manner, patient=True) as client:
-            await run_closed(client, self.workload, _until(end_s, self.streams))
+            run = await run_closed(client, self.workload, _until(end_s, self.streams))
+        turn.lags_s += run.clock_errors_s
 
     async def recovery_s(self, limit_s: float, within_s: float = 60.0) -> float | None:
         """Seconds until one request's first audio takes no longer than `limit_s` again."""
@@ -183,6 +191,8 @@ def _until(end_s: float, streams: int) -> ClosedLoop:
     return ClosedLoop(streams, _ENDLESS, warm_up=0, max_s=left_s)
 
 
-def _ended(turn: Turn) -> Turn:
+def ended(turn: Turn) -> Turn:
+    """The turn, which is over now."""
     turn.end_s = time.perf_counter()
+    turn.load_average = os.getloadavg()[0]
     return turn

@@ -2,8 +2,9 @@
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import zip_longest
+from statistics import fmean
 from typing import Final, Literal
 
 from load_tests.chaos.compare import Comparison
@@ -78,7 +79,9 @@ class Refusals:
 class PhaseFigures:
     """All requests of one load, in however many turns it ran; seconds, nan where there is none.
 
-    The percentiles are of complete requests: what was refused never had a first audio.
+    The percentiles are of complete requests: what was refused never had a first audio. What the
+    client saw is true to `client_lag_p99_s`, by which its own sleeps ended late. `load_average` is
+    the machine's, in the mean over the ends of turns.
     """
 
     phase: str
@@ -92,6 +95,8 @@ class PhaseFigures:
     span_s: float
     complete_per_s: float
     refusals: Refusals
+    client_lag_p99_s: float = math.nan
+    load_average: float = math.nan
 
 
 def refusals_of(outcomes: Iterable[Outcome]) -> Refusals:
@@ -175,12 +180,18 @@ def longest_gap(outcomes: Iterable[Outcome], begin_s: float, end_s: float) -> Ga
 
 @dataclass(slots=True)
 class Turn:
-    """One run of one load."""
+    """One run of one load.
+
+    lags_s: how late the client's own sleeps ended.
+    load_average: of the machine, when it had ended.
+    """
 
     phase: str
     begin_s: float
     end_s: float = math.nan
     outcomes: list[Outcome] = field(default_factory=list)
+    lags_s: list[float] = field(default_factory=list)
+    load_average: float = math.nan
 
     @property
     def span_s(self) -> float:
@@ -193,10 +204,14 @@ def by_phase(turns: Iterable[Turn]) -> list[PhaseFigures]:
     for turn in turns:
         groups.setdefault(turn.phase, []).append(turn)
     return [
-        figures_of(
-            phase,
-            [outcome for turn in group for outcome in turn.outcomes],
-            sum(turn.span_s for turn in group),
+        replace(
+            figures_of(
+                phase,
+                [outcome for turn in group for outcome in turn.outcomes],
+                sum(turn.span_s for turn in group),
+            ),
+            client_lag_p99_s=percentile([lag for turn in group for lag in turn.lags_s], 0.99),
+            load_average=fmean(turn.load_average for turn in group),
         )
         for phase, group in groups.items()
     ]

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from load_tests.chaos.__main__ import save_to
+from load_tests.chaos.loads import ended
 from load_tests.chaos.outcomes import Turn
 from load_tests.chaos.record import Record
 from load_tests.chaos.settings import driver_of
@@ -71,7 +72,7 @@ async def watched(args: argparse.Namespace, server: Server, save: Any) -> Record
             while not dealing.done():
                 await driver.steady(turn, time.perf_counter() + 2.0)
             await dealing
-            turn.end_s = time.perf_counter()
+            ended(turn)
             done(turn)
         finally:
             watching.cancel()

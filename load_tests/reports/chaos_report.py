@@ -21,6 +21,8 @@ _PHASES: Final = (
     "first audio p50 / p95, ms",
     "longest gap, s",
     "complete/s",
+    "client late p99, ms",
+    "machine's load",
 )
 _USAGE: Final = {
     "processes": "processes",
@@ -118,6 +120,8 @@ def _phases(result: Mapping[str, Any]) -> str:
                 f"{_ms(phase['first_audio_p50_s'])} / {_ms(phase['first_audio_p95_s'])}",
                 _number(phase["longest_gap_s"], 2),
                 _number(phase["complete_per_s"], 2),
+                _ms(phase["client_lag_p99_s"]),
+                _number(phase["load_average"], 1),
             ]
         )
     return "\n".join([*table_head(_PHASES), *map(table_line, rows)])

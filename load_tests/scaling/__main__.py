@@ -14,6 +14,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Final
 
+from load_tests.chaos.loads import ended
 from load_tests.chaos.outcomes import Turn, by_phase
 from load_tests.chaos.settings import driver_of
 from load_tests.loops.runner import run_loop
@@ -59,7 +60,7 @@ async def stepped(args: argparse.Namespace, server: Server, steering: Steering) 
     turns: list[Turn] = []
 
     def done(turn: Turn) -> None:
-        turn.end_s = time.perf_counter()
+        ended(turn)
         turns.append(turn)
         say(chaos_report.turn_line(turn))
 

@@ -210,7 +210,7 @@ def test_the_command_line_makes_a_server_and_a_workload(tmp_path: Path) -> None:
 
 def test_a_report_names_what_was_lost_and_after_what(tmp_path: Path) -> None:
     record = Record(began_s=90.0, full_p95_s=0.1)
-    turn = Turn("steady", 100.0, 130.0)
+    turn = Turn("steady", 100.0, 130.0, lags_s=[0.001, 0.03], load_average=2.5)
     turn.outcomes += [
         Outcome("steady", 0, result(), compare(pcm(1, 2), pcm(1, 3), 1)),
         Outcome(
@@ -238,7 +238,7 @@ def test_a_report_names_what_was_lost_and_after_what(tmp_path: Path) -> None:
     for line in (
         "**1 of 2 requests lost, broken or unequal.** 1 streams were compared with the undisturbed"
         " one, 1 of them differ by rounding alone.",
-        "| steady | 2 | 1 | 0 | 0 | 0 | 1 | 0 | 1 | 100 / 100 | 19.90 | 0.03 |",
+        "| steady | 2 | 1 | 0 | 0 | 0 | 1 | 0 | 1 | 100 / 100 | 19.90 | 0.03 | 30 | 2.5 |",
         "| 11.5 | talker | SIGKILL | 4711, one of 2 | 8.5 | 0.5 | 1 (1) | 19.90 |",
         "- broken: steady, request 4, 10.0 to 30.0 s, status 200, 1920 of 48000 samples: truncated"
         " after 3840 bytes; SIGKILL to talker 18.5 s before its end",
