@@ -76,9 +76,9 @@ STREAMS_LOST: Final = Metric(
 )
 STREAMS_MOVED: Final = Metric(
     "tts_streams_moved_total",
-    "Streams that were told to leave a replica of this deployment, because it does not answer"
-    " (hangs) or is taken out of service (goes).",
-    ("deployment", "reason"),
+    "Streams that were told to leave a replica of the deployment `callee`, because it does not"
+    " answer (hangs) or is taken out of service (goes).",
+    ("callee", "reason"),
 )
 STREAM_SILENCE: Final = Metric(
     "tts_stream_silence_seconds",

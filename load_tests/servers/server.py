@@ -89,7 +89,7 @@ class Server:
     def _has_given_up(self) -> bool:
         """Whether Serve has found that it fails: on a lent machine, waiting on costs time."""
         return any(
-            word in path.read_text(errors="replace")
+            word in _text(path)
             for path in self.logs()
             if path.name.startswith("controller_")
             for word in _GIVEN_UP
@@ -102,6 +102,14 @@ class Server:
         yield from sorted(session.glob("serve/*.log"))
         # A log may go while this looks: Ray removes those of workers that ended.
         yield from sorted(path for path in session.glob("worker-*") if _size(path))
+
+
+def _text(path: Path) -> str:
+    """Ray moves logs away while somebody looks."""
+    try:
+        return path.read_text(errors="replace")
+    except OSError:
+        return ""
 
 
 def _size(path: Path) -> int:
@@ -196,7 +204,7 @@ def marked(mark: str) -> list[int]:
 def show(server: Server) -> None:
     """Print the end of the server's log, and of each other log that speaks of an error."""
     for path in server.logs():
-        lines = path.read_text(errors="replace").splitlines()
+        lines = _text(path).splitlines()
         if path != server.log:
             errors = [n for n, line in enumerate(lines) if "Error" in line or "ERROR" in line]
             if not errors:
@@ -207,7 +215,7 @@ def show(server: Server) -> None:
 
 
 def keep(server: Server, target: Path) -> None:
-    parts = [f"--- {path.name}\n{path.read_text(errors='replace')}" for path in server.logs()]
+    parts = [f"--- {path.name}\n{_text(path)}" for path in server.logs()]
     files.write_text(target, "\n".join(parts))
 
 

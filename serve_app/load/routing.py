@@ -191,8 +191,8 @@ class FewestStreams(LocalityMixin, RequestRouter):
                     logger.info("%s is to go: %d streams go on elsewhere", key, left)
 
     def _count_moved(self, reason: str, count: int) -> None:
-        deployment = self._deployment_id.name
-        self._recorder.add(metrics.STREAMS_MOVED, count, deployment=deployment, reason=reason)
+        callee = self._deployment_id.name
+        self._recorder.add(metrics.STREAMS_MOVED, count, callee=callee, reason=reason)
 
     def _was_asked(self, replica_id: ReplicaID, asking: asyncio.Task[None]) -> None:
         del self._asked[replica_id]

@@ -1,6 +1,15 @@
 """The recorder through the real classes of Ray Serve, which need no cluster until they export."""
 
-from ray.serve.metrics import Counter, Gauge, Histogram
+import pytest
+from ray.serve.metrics import (
+    APPLICATION_TAG,
+    DEPLOYMENT_TAG,
+    REPLICA_TAG,
+    ROUTE_TAG,
+    Counter,
+    Gauge,
+    Histogram,
+)
 
 from serve_app import metrics
 
@@ -17,3 +26,18 @@ def test_any_status_can_be_counted_and_any_format_observed():
         recorder.count(metrics.REQUESTS, status=status)
     recorder.observe(metrics.AUDIO_DURATION, 1.5, model="m", format="opus", transport="stream")
     assert made == [metrics.REQUESTS.name]
+
+
+# Told by `http/observe/exposition.py`, not through Ray.
+OWN = (metrics.BUILD_INFO, metrics.READY, metrics.REPLICAS, metrics.MODEL_READY)
+
+
+@pytest.mark.parametrize(
+    "metric",
+    [m for m in vars(metrics).values() if isinstance(m, metrics.Metric) and m not in OWN],
+    ids=lambda metric: metric.name,
+)
+def test_no_label_is_one_that_serve_sets_itself(metric):
+    """On a replica, and only there, such a metric cannot be made."""
+    reserved = {APPLICATION_TAG, DEPLOYMENT_TAG, REPLICA_TAG, ROUTE_TAG}
+    assert not reserved & set(metric.labels)

@@ -12,6 +12,7 @@ from ray.serve._private import haproxy as serve_haproxy
 
 from serve_app import __main__ as launcher
 from serve_app import serve_config
+from serve_app.config import Environment
 from serve_app.launch import haproxy, overrides
 from serve_app.launch.ports import Ports
 from serve_app.launch.several import deployments_of
@@ -51,6 +52,7 @@ def test_haproxy_reads_what_the_launcher_sets(tmp_path: Path) -> None:
     source = inspect.getsource(constants) + inspect.getsource(serve_haproxy)
     with Ports() as ports:
         names = haproxy.environment(tmp_path, ports)
+    source += inspect.getsource(Environment)
     assert [name for name in names if f'"{name}"' not in source] == []
 
 
