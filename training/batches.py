@@ -21,7 +21,7 @@ _PROCESSES: Final = max(1, min(5, (os.cpu_count() or 2) // 4))
 
 @dataclass(frozen=True)
 class Batch:
-    """B sentences, L positions; int64, -1 where there is none.
+    """B sentences, L positions; integers, -1 where there is none: small ones until `to`.
 
     text [B, L]. codes [B, L, groups]. target [B, L]. next_codes [B, L, groups] and next_labels
     [B, L, 4]: of the frame that each position leads to. spoken: bool [B]. chosen [N]: which of the
@@ -50,11 +50,12 @@ class Batch:
         )
 
     def to(self, device: torch.device) -> "Batch":
-        """Copy to `device`."""
+        """Copy to `device`, as int64."""
         parts = self.tensors
         if device.type == "cuda":
             parts = tuple(part.pin_memory() for part in parts)
-        return Batch(*(part.to(device, non_blocking=True) for part in parts))
+        moved = (part.to(device, non_blocking=True) for part in parts)
+        return Batch(*(part if part.dtype == torch.bool else part.long() for part in moved))
 
 
 @dataclass(frozen=True)
@@ -119,9 +120,9 @@ class Batches(IterableDataset[Batch]):
     def _joined(self, laid: list[_Laid], length: int, rng: np.random.Generator) -> Batch:
         groups = self._book.codes.shape[1]
         shape = (len(laid), length)
-        text, target = (np.full(shape, ABSENT, np.int64) for _ in range(2))
-        codes, following = (np.full((*shape, groups), ABSENT, np.int64) for _ in range(2))
-        next_labels = np.full((*shape, self._book.labels.shape[1]), ABSENT, np.int64)
+        text, target = (np.full(shape, ABSENT, np.int16) for _ in range(2))
+        codes, following = (np.full((*shape, groups), ABSENT, np.int16) for _ in range(2))
+        next_labels = np.full((*shape, self._book.labels.shape[1]), ABSENT, np.int16)
         for i, one in enumerate(laid):
             rows = one.rows
             size = len(rows.text)
@@ -163,5 +164,8 @@ class Batches(IterableDataset[Batch]):
         """Return what draws ahead, as one thread lays out fewer sentences than a GPU learns from.
 
         Memory is not pinned there: that would break a graph that is recorded meanwhile.
+        VOICE_LOADERS in the environment is another number of processes; 0 draws in this one.
         """
-        return DataLoader(self, batch_size=None, num_workers=processes, prefetch_factor=6)
+        processes = int(os.environ.get("VOICE_LOADERS", processes))
+        ahead = 4 if processes else None
+        return DataLoader(self, batch_size=None, num_workers=processes, prefetch_factor=ahead)

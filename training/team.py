@@ -24,7 +24,7 @@ class Team:
         whether to go on.
     """
 
-    def __init__(self, every: int = 40) -> None:
+    def __init__(self, every: int = 80) -> None:
         self.every = every
         self.rank = int(os.environ.get("RANK", "0"))
         self.size = int(os.environ.get("WORLD_SIZE", "1"))
