@@ -160,7 +160,8 @@ def test_who_says_nothing_is_let_go(serve: Serve) -> None:
 
 
 def test_connections_are_bounded_each_way(serve: Serve, local: InProcessFrames) -> None:
-    server = serve(max_connections=2)
+    # Not by the handshake, which would end it as well.
+    server = serve(max_connections=2, handshake_s=3600)
     endpoint = server.endpoint("another node")
     held = [admitted(endpoint, tcp=True) for _ in range(2)]
     assert is_shut_out(connected(endpoint, tcp=True))
@@ -288,8 +289,12 @@ def test_a_connection_that_cannot_be_accepted_keeps_no_other_out(
     client.close()
 
 
+@pytest.mark.parametrize(
+    ("kind", "rows", "answer"),
+    [(3, 2, b"something went wrong"), (3, 2, bytes(60)), (FRAME, 1, b""), (FRAME, 1, bytes(60))],
+)
 def test_a_peer_that_answers_something_else_counts_as_lost(
-    serve: Serve, local: InProcessFrames, tmp_path: Path
+    serve: Serve, local: InProcessFrames, tmp_path: Path, kind: int, rows: int, answer: bytes
 ) -> None:
     listener = socket.socket(socket.AF_UNIX)
     listener.bind(str(tmp_path / "s"))
@@ -298,7 +303,7 @@ def test_a_peer_that_answers_something_else_counts_as_lost(
     def confused() -> None:
         peer, _ = listener.accept()
         send(peer, HELLO, MAX_ROWS, b"torch.float32")
-        send(peer, 3, 2, b"something went wrong")
+        send(peer, kind, rows, answer)
 
     thread = threading.Thread(target=confused, daemon=True)
     thread.start()
