@@ -208,7 +208,7 @@ def bind(
 
 def voice_encoder(config: AppConfig, cluster: Mapping[str, float]) -> Application:
     """The deployment beside the stages, on any device that its node has: no frame waits for it."""
-    from serve_app.deployments.voice_encoder import VoiceEncoder
+    from serve_app.deployments.voice_encoder import VoiceEncoderDeployment
 
     settings = config.voice_encoder
     wanted = _device(settings.device or config.device, cluster.get("GPU", 0.0))
@@ -216,7 +216,7 @@ def voice_encoder(config: AppConfig, cluster: Mapping[str, float]) -> Applicatio
     shares = {"VoiceEncoder": settings.num_gpus if wanted == "cuda" else 0.0}
     envs = {"VoiceEncoder": env if wanted == "cuda" else {**env, **_NO_GPU_ENV}}
     options = _actor_options({"VoiceEncoder": settings.num_cpus}, shares, envs)["VoiceEncoder"]
-    deployment: Any = VoiceEncoder
+    deployment: Any = VoiceEncoderDeployment
     deployment = deployment.options(ray_actor_options=options, **voice_encoder_options(settings))
     return deployment.bind(config, wanted if shares["VoiceEncoder"] else "auto")
 

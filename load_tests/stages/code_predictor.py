@@ -23,7 +23,7 @@ from load_tests.reports import circumstances, files, report
 from load_tests.stages import floors
 from serve_app.models.checkpoint.spec import CodePredictorSpec, TransformerSpec
 from serve_app.models.code_predictor.channel.contract import FrameBatch
-from serve_app.models.code_predictor.fast import FastCodePredictor, Plan
+from serve_app.models.code_predictor.fast import FastCodePredictor, PredictorPlan
 from serve_app.models.code_predictor.model import CodePredictor
 from serve_app.models.cuda_graph import GraphRunner
 from serve_app.models.layers.few_rows import Tiles
@@ -37,10 +37,10 @@ SPECS = {
     for size, width in (("0.6b", 1024), ("1.7b", 2048))
 }
 
-_TILED = Plan()
+_TILED = PredictorPlan()
 # More rows than these are tiled.
-_VECTOR = Plan(vector_rows=8)
-_LIBRARY = Plan(library_rows=1)
+_VECTOR = PredictorPlan(vector_rows=8)
+_LIBRARY = PredictorPlan(library_rows=1)
 PLANS = {
     "default": None,
     "vector": _VECTOR,

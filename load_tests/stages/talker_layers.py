@@ -17,7 +17,7 @@ from torch import Tensor
 
 from load_tests.reports import circumstances, files
 from serve_app.models.layers.few_rows import Tiles
-from serve_app.models.talker.vllm.transformer import PLANS, OwnTransformer, Plan
+from serve_app.models.talker.vllm.transformer import PLANS, OwnTransformer, TalkerPlan
 
 # hidden, layers of the releases.
 SIZES: Final = {"0.6b": (1024, 28), "1.7b": (2048, 28)}
@@ -76,7 +76,7 @@ def decode_context(rows: int, context: int, num_layers: int) -> tuple[Tensor, An
     return torch.full((rows,), context, device="cuda"), whole
 
 
-def milliseconds(layers: OwnTransformer, plan: Plan, rows: int, context: int) -> float:
+def milliseconds(layers: OwnTransformer, plan: TalkerPlan, rows: int, context: int) -> float:
     positions, whole = decode_context(rows, context, len(layers.layers))
     x = torch.randn(rows, layers.layers[0].qkv.shape[1], device="cuda").to(torch.bfloat16)
     with torch.inference_mode(), torch.cuda.stream(torch.cuda.Stream()):
@@ -98,12 +98,12 @@ def milliseconds(layers: OwnTransformer, plan: Plan, rows: int, context: int) ->
         return start.elapsed_time(end) / _REPLAYS
 
 
-def candidates(rows: int) -> list[Plan]:
+def candidates(rows: int) -> list[TalkerPlan]:
     """Plans worth trying for so many rows."""
-    plans = [Plan("library"), Plan("library", pdl=False)]
+    plans = [TalkerPlan("library"), TalkerPlan("library", pdl=False)]
     if rows <= 4:
         tiles = ((16, 4, 16, 4), (8, 4, 8, 4), (16, 4, 16, 2), (16, 8, 16, 4), (8, 2, 16, 2))
-        plans += [Plan("vector", Tiles(*each)) for each in tiles]
+        plans += [TalkerPlan("vector", Tiles(*each)) for each in tiles]
     if 1 < rows <= 128:
         wide, narrow = ((32, 64, 32, 64), (8, 12)), ((32, 32, 32, 32), (4, 6))
         others = (
@@ -112,7 +112,7 @@ def candidates(rows: int) -> list[Plan]:
             ((64, 64, 64, 64), (8, 6)),
         )
         plans += [
-            Plan("tiled", Tiles(*tiles), splits, pdl=pdl)
+            TalkerPlan("tiled", Tiles(*tiles), splits, pdl=pdl)
             for (tiles, splits), pdl in product((wide, narrow, *others), (True, False))
         ]
     return plans

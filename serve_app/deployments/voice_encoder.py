@@ -37,8 +37,8 @@ def load(config: AppConfig, device: str) -> Encodes:
     return ClipEncoder(open_checkpoint(checkpoint_folder(config)), device)
 
 
-@serve.deployment
-class VoiceEncoder:
+@serve.deployment(name=VOICE_ENCODER)
+class VoiceEncoderDeployment:
     """Encodes one recording at a time on a thread; Serve queues the others, so many and no more.
 
     One that has failed is not healthy, and Serve replaces it: a device may not recover.

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from load_tests.stages.talker_layers import SIZES, decode_context, random_model
-from serve_app.models.talker.vllm.transformer import PLANS, OwnTransformer, Plan
+from serve_app.models.talker.vllm.transformer import PLANS, OwnTransformer, TalkerPlan
 
 # Of 28 layers of bfloat16 with random weights; the plans differ by 0.025 to 0.028 from each other.
 TOLERANCE = 0.06
@@ -28,7 +28,7 @@ def test_plans_agree(layers: OwnTransformer, rows: int) -> None:
     x = torch.randn(rows, hidden, device="cuda", generator=generator).to(torch.bfloat16)
     plans = [plan for _, plan in PLANS if plan.products != "vector" or rows <= 2]
     with torch.inference_mode():
-        expected = layers.run(Plan("library", pdl=False), positions, x, context).float()
+        expected = layers.run(TalkerPlan("library", pdl=False), positions, x, context).float()
         for plan in plans:
             before = x.clone()
             got = layers.run(plan, positions, x, context).float()

@@ -29,7 +29,7 @@ def test_a_frame_equals_eager(width: int) -> None:
 def main(width: int) -> None:
     from load_tests.stages.code_predictor import random_batch, random_weights
     from serve_app.models.checkpoint.spec import CodePredictorSpec, TransformerSpec
-    from serve_app.models.code_predictor.fast import FastCodePredictor, Plan
+    from serve_app.models.code_predictor.fast import FastCodePredictor, PredictorPlan
     from serve_app.models.code_predictor.model import CodePredictor
     from serve_app.models.layers.few_rows import Tiles
 
@@ -37,7 +37,7 @@ def main(width: int) -> None:
     spec = CodePredictorSpec(shape, 32, 4, width, 40)
     given = (spec, *random_weights(spec, "cpu"), torch.device("cpu"), torch.float32)
     tiles = Tiles(qkv=8, output=8, gate_up=16, down=16, head=16)
-    tiled = Plan(pdl=False, residual=torch.float32, tiled=tiles, splits=(2, 3))
+    tiled = PredictorPlan(pdl=False, residual=torch.float32, tiled=tiles, splits=(2, 3))
     vector = replace(tiled, vector_rows=2, vector=tiles, library_rows=3)
     # Two streams are four rows in the first pass, which the library takes under `vector`.
     cases = [(vector, 1, 5, 1.0), (vector, 2, 0, 0.6), (tiled, 2, 5, 1.0)]

@@ -232,7 +232,7 @@ def _drawn(logits, temperature, top_k, top_p, u, scaled, weights):
 def _frame(layers, norm, eps, rotary, tables, heads, first, draws, options, codes):
     """Write the codes [B, Q - 1] of a frame.
 
-    layers: weights of all layers, stacked, in the order of `LayerWeights`; rotary: [2, positions,
+    layers: weights of all layers, stacked, in the order of `PredictorLayer`; rotary: [2, positions,
     head_dim]; tables: [Q - 2, V, h], of the codes that are fed back; heads: [Q - 1, V, h]; first:
     [2 B, h], both positions of each stream's first pass; draws: int64 [2, B], seed and frame;
     options: temperature float32 [B], top_k int64 [B], top_p float32 [B].

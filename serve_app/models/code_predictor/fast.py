@@ -36,7 +36,7 @@ _NARROW = Tiles(qkv=32, output=32, gate_up=32, down=32, head=16)
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class PredictorPlan:
     """How to run; measured by load_tests/stages/code_predictor.py.
 
     vector_rows: up to this many rows, products do without matrix units; `vector` has their tiles,
@@ -63,14 +63,16 @@ class Plan:
 
 
 # One way for every batch, in which no row's sums depend on the others.
-DETERMINISTIC: Final = Plan(tiled=_NARROW, splits=(4, 6), pdl=False, tile_rows=DETERMINISTIC_ROWS)
+DETERMINISTIC: Final = PredictorPlan(
+    tiled=_NARROW, splits=(4, 6), pdl=False, tile_rows=DETERMINISTIC_ROWS
+)
 
 # By the largest batch they are for; what measured best on an H200 (docs/performance.md).
-PLANS: tuple[tuple[int, Plan], ...] = (
-    (1, Plan(vector_rows=2)),
-    (40, Plan(pdl=False)),
-    (100, Plan(tiled=_NARROW, splits=(4, 6))),
-    (1 << 30, Plan(library_rows=1)),
+PLANS: tuple[tuple[int, PredictorPlan], ...] = (
+    (1, PredictorPlan(vector_rows=2)),
+    (40, PredictorPlan(pdl=False)),
+    (100, PredictorPlan(tiled=_NARROW, splits=(4, 6))),
+    (1 << 30, PredictorPlan(library_rows=1)),
 )
 
 
@@ -84,7 +86,7 @@ class FastCodePredictor(CodePredictor):
         codec_embedding: Tensor,
         device: torch.device,
         dtype: torch.dtype,
-        plan: Plan | None = None,
+        plan: PredictorPlan | None = None,
     ) -> None:
         super().__init__(spec, tensors, codec_embedding, device, dtype)
         self.plans = PLANS if plan is None else ((1 << 30, plan),)
@@ -125,7 +127,7 @@ class FastCodePredictor(CodePredictor):
             x = following[:, None]
         return codes
 
-    def _project_fixed(self, rows: Tensor, plan: Plan) -> Tensor:
+    def _project_fixed(self, rows: Tensor, plan: PredictorPlan) -> Tensor:
         """`_project`, by the plan's tiles if it has any."""
         if self.projection is None or plan.tile_rows is None:
             return self._project(rows)
@@ -135,7 +137,7 @@ class FastCodePredictor(CodePredictor):
         product = tiled_linear(rows.contiguous(), weight, out, tiles, tile_rows=fixed)
         return (product[0] + bias.float()).to(rows.dtype)
 
-    def plan_for(self, batch: int) -> Plan:
+    def plan_for(self, batch: int) -> PredictorPlan:
         """How to run a batch of that many streams."""
         return next(plan for most, plan in self.plans if batch <= most)
 
@@ -155,7 +157,9 @@ class FastCodePredictor(CodePredictor):
             forward = self._vector if len(flat) <= plan.vector_rows else self._tiled
         return forward(plan, flat, cache, start, self.heads[group - 1])
 
-    def _vector(self, plan: Plan, x: Tensor, cache: Tensor, start: int, head: Tensor) -> Tensor:
+    def _vector(
+        self, plan: PredictorPlan, x: Tensor, cache: Tensor, start: int, head: Tensor
+    ) -> Tensor:
         eps, fresh = self.spec.transformer.rms_norm_eps, len(x) // cache.shape[2]
         attend = self._attention(plan, x, cache, start)
         x = vector_layers(
@@ -167,7 +171,9 @@ class FastCodePredictor(CodePredictor):
         norm = (self.norm, eps)
         return vector_linear(last, head, logits, plan.vector.head, norm=norm, pdl=plan.pdl)
 
-    def _tiled(self, plan: Plan, x: Tensor, cache: Tensor, start: int, head: Tensor) -> Tensor:
+    def _tiled(
+        self, plan: PredictorPlan, x: Tensor, cache: Tensor, start: int, head: Tensor
+    ) -> Tensor:
         eps, fresh = self.spec.transformer.rms_norm_eps, len(x) // cache.shape[2]
         attend = self._attention(plan, x, cache, start)
         delta = tiled_layers(
@@ -181,14 +187,16 @@ class FastCodePredictor(CodePredictor):
             stages=plan.stages, pdl=plan.pdl, tile_rows=plan.tile_rows,
         )  # fmt: skip
 
-    def _library(self, plan: Plan, x: Tensor, cache: Tensor, start: int, head: Tensor) -> Tensor:
+    def _library(
+        self, plan: PredictorPlan, x: Tensor, cache: Tensor, start: int, head: Tensor
+    ) -> Tensor:
         eps, fresh = self.spec.transformer.rms_norm_eps, len(x) // cache.shape[2]
         attention = projected(self.layers, self._attention(plan, x, cache, start))
         delta = library_layers(self.layers, x, attention, eps, pdl=plan.pdl)
         normed = add_norm(x, delta, self.norm, eps, plan.pdl)
         return F.linear(normed[fresh - 1 :: fresh], head).float()
 
-    def _attention(self, plan: Plan, x: Tensor, cache: Tensor, start: int) -> Step:
+    def _attention(self, plan: PredictorPlan, x: Tensor, cache: Tensor, start: int) -> Step:
         """Attention of each layer over its part of `cache`, from position `start` on."""
         shape, rotary = self.spec.transformer, (self.cos, self.sin)
         out = x.new_empty(len(x), shape.num_heads * shape.head_dim)

@@ -17,19 +17,12 @@ from torch import Tensor
 
 from serve_app.models.checkpoint.spec import CodePredictorSpec
 from serve_app.models.code_predictor.channel.contract import FrameBatch
-from serve_app.models.layers.reference import rms_norm
+from serve_app.models.layers.reference import rms_norm, rotate
 from serve_app.models.sampling import sample, uniform
 
 
-def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotary embedding, rotate-half pairing. x: [..., D]; cos, sin broadcastable to it."""
-    half = x.shape[-1] // 2
-    turned = torch.cat((-x[..., half:], x[..., :half]), dim=-1)
-    return x * cos + turned * sin
-
-
 @dataclass(frozen=True, slots=True)
-class LayerWeights:
+class PredictorLayer:
     """One decoder layer, projections joined along the output axis."""
 
     input_norm: Tensor
@@ -88,11 +81,11 @@ class CodePredictor:
         return F.linear(rows, *self.projection) if self.projection else rows
 
     @staticmethod
-    def _layer(prefix: str, take: Callable[[str], Tensor]) -> LayerWeights:
+    def _layer(prefix: str, take: Callable[[str], Tensor]) -> PredictorLayer:
         def weight(name: str) -> Tensor:
             return take(f"{prefix}.{name}.weight")
 
-        return LayerWeights(
+        return PredictorLayer(
             input_norm=weight("input_layernorm"),
             qkv=torch.cat([weight(f"self_attn.{n}_proj") for n in "qkv"]),
             q_norm=weight("self_attn.q_norm"),

@@ -33,7 +33,7 @@ def _zeros(*shape: int, dtype: torch.dtype = _BF16) -> Tensor:
     return torch.zeros(*shape, dtype=dtype)
 
 
-def _products(hidden: int, rows: int, plan: fast.Plan, how: How) -> None:
+def _products(hidden: int, rows: int, plan: fast.PredictorPlan, how: How) -> None:
     """The products of a layer of `hidden` by a plan, the talker's or the code predictor's."""
     qkv, inner, pdl = (_HEADS + 2 * _KV_HEADS) * _DIM, 3 * hidden, how.pdl
     x, wide, narrow = _zeros(rows, hidden), _zeros(rows, _HEADS * _DIM), _zeros(rows, inner)
@@ -76,7 +76,7 @@ def _products(hidden: int, rows: int, plan: fast.Plan, how: How) -> None:
 
 def products_of_one_row(how: How) -> None:
     for hidden in (2048, 1024)[: 2 if how.thorough else 1]:
-        _products(hidden, 1, fast.Plan(vector_rows=2), how)
+        _products(hidden, 1, fast.PredictorPlan(vector_rows=2), how)
 
 
 def products_of_some_rows(how: How) -> None:

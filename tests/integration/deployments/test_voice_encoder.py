@@ -8,7 +8,7 @@ import pytest
 from ray import serve
 
 from serve_app.config import AppConfig
-from serve_app.deployments.voice_encoder import RemoteVoiceEncoder, VoiceEncoder
+from serve_app.deployments.voice_encoder import RemoteVoiceEncoder, VoiceEncoderDeployment
 from serve_app.errors import InvalidRequest, StageFailed
 from serve_app.types import EncodedClip
 from tests.parity.clips import recording
@@ -17,7 +17,9 @@ from tests.parity.clips import recording
 def deployed(folder: Path) -> RemoteVoiceEncoder:
     """In this process and without a cluster."""
     config = AppConfig.model_validate({"model": str(folder)})
-    return RemoteVoiceEncoder(serve.run(VoiceEncoder.bind(config, "cpu"), _local_testing_mode=True))
+    return RemoteVoiceEncoder(
+        serve.run(VoiceEncoderDeployment.bind(config, "cpu"), _local_testing_mode=True)
+    )
 
 
 def test_recordings_come_back_encoded_or_refused(tiny_checkpoint) -> None:
@@ -44,7 +46,7 @@ class Broken:
 
 def test_one_whose_device_fails_says_so_and_is_not_healthy() -> None:
     async def scenario() -> None:
-        broken = VoiceEncoder.bind(AppConfig(), "cpu", lambda config, device: Broken())
+        broken = VoiceEncoderDeployment.bind(AppConfig(), "cpu", lambda config, device: Broken())
         handle = serve.run(broken, _local_testing_mode=True)
         await handle.check_health.remote()
         with pytest.raises(StageFailed, match="no device for 24000 samples"):

@@ -6,12 +6,12 @@ import torch.nn.functional as F
 
 from serve_app.errors import CheckpointError
 from serve_app.models.checkpoint.files import Checkpoint
+from serve_app.models.layers.reference import rotate
 from serve_app.models.speech_decoder.network.causal import (
     causal_conv,
     conv_of_padded,
     conv_weight,
     rotary,
-    rotate,
     transposed_conv_of_padded,
     transposed_conv_weight,
     window_mask,

@@ -13,10 +13,9 @@ from torch import Tensor, nn
 from serve_app.errors import CheckpointError
 from serve_app.models.checkpoint.files import SPEECH_WEIGHTS
 from serve_app.models.checkpoint.spec import SpeechDecoderSpec
-from serve_app.models.layers.reference import rms_norm
+from serve_app.models.layers.reference import rms_norm, rotate
 from serve_app.models.speech_decoder.network.causal import (
     conv_weight,
-    rotate,
     transposed_conv_of_padded,
     transposed_conv_weight,
     windowed_attention,

@@ -114,13 +114,6 @@ def rotary(
     return angle.cos(), angle.sin()
 
 
-def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Apply rotary embedding to [B, T, heads, head_dim], computing in the dtype of cos."""
-    wide = x.to(cos.dtype)
-    low, high = wide.chunk(2, -1)
-    return (wide * cos + torch.cat((-high, low), -1) * sin).to(x.dtype)
-
-
 def window_mask(position: Tensor, num_new: int, window: int) -> Tensor:
     """Say which keys each query sees: bool [B, 1, T, window-1+T], true where the key counts.
 

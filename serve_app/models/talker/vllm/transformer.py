@@ -35,7 +35,7 @@ _NARROW: Final = Tiles(qkv=32, output=32, gate_up=32, down=32)
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class TalkerPlan:
     """How to run a number of rows; measured by load_tests/stages/talker_layers.py.
 
     products: without matrix units, streamed into partial sums, or the library's.
@@ -56,13 +56,13 @@ class Plan:
 
 # One way for every step, in which no row's sums depend on the others: not on who else is decoded,
 # and not on whether a position is prefilled or decoded.
-DETERMINISTIC: Final = Plan("tiled", _NARROW, (4, 6), pdl=False, tile_rows=DETERMINISTIC_ROWS)
+DETERMINISTIC: Final = TalkerPlan("tiled", _NARROW, (4, 6), pdl=False, tile_rows=DETERMINISTIC_ROWS)
 
 # By the largest number of rows they are for; what measured best on an H200 (docs/performance.md).
-PLANS: Final[tuple[tuple[int, Plan], ...]] = (
-    (1, Plan("vector")),
-    (40, Plan("tiled", _NARROW, (4, 6), pdl=False)),
-    (1 << 30, Plan("library")),
+PLANS: Final[tuple[tuple[int, TalkerPlan], ...]] = (
+    (1, TalkerPlan("vector")),
+    (40, TalkerPlan("tiled", _NARROW, (4, 6), pdl=False)),
+    (1 << 30, TalkerPlan("library")),
 )
 
 
@@ -103,7 +103,7 @@ class OwnTransformer:
     def __init__(
         self,
         model: Any,
-        plans: Sequence[tuple[int, Plan]] = PLANS,
+        plans: Sequence[tuple[int, TalkerPlan]] = PLANS,
         most_positions: int = MOST_POSITIONS,
     ) -> None:
         self.plans = plans
@@ -147,7 +147,7 @@ class OwnTransformer:
             return self._library(embeddings, plan, lambda index, x: unpaged[index](positions, x))
         return self.run(plan, positions, embeddings, context)
 
-    def run(self, plan: Plan, positions: Tensor, embeddings: Tensor, context: Any) -> Tensor:
+    def run(self, plan: TalkerPlan, positions: Tensor, embeddings: Tensor, context: Any) -> Tensor:
         """As when called, by `plan`; `context` has `attn_metadata` and `slot_mapping` by layer."""
         layers, eps, pdl = self.layers, self._eps, plan.pdl
 
@@ -179,7 +179,7 @@ class OwnTransformer:
             hidden, head, out, plan.tiles.output, stages=plan.stages, tile_rows=plan.tile_rows
         )
 
-    def _library(self, embeddings: Tensor, plan: Plan, attention: Step) -> Tensor:
+    def _library(self, embeddings: Tensor, plan: TalkerPlan, attention: Step) -> Tensor:
         x = embeddings.clone()
         delta = library_layers(self.layers, x, attention, self._eps, pdl=plan.pdl)
         return add_norm(x, delta, self._norm, self._eps, plan.pdl)
