@@ -2,7 +2,7 @@
 
 import logging
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
@@ -59,3 +59,13 @@ def resolve_device(
     resolved = DeviceSpec(chosen, chosen_dtype, f"{why_device}; {why_dtype}")
     logger.info("using %s with %s (%s)", resolved.device, resolved.dtype, resolved.reason)
     return resolved
+
+
+def allow_tf32(allowed: bool) -> None:
+    """Let float32 products on CUDA use TensorFloat-32 or not, in the whole process, for good.
+
+    Other threads launch at the same time: what one of them restored would be another's change.
+    """
+    cudnn: Any = torch.backends.cudnn
+    for flag in (torch.backends.cuda.matmul, cudnn.conv):
+        flag.fp32_precision = "tf32" if allowed else "ieee"

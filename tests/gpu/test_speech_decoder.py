@@ -11,6 +11,7 @@ from torch import Tensor
 from serve_app.config import SpeechDecoderConfig
 from serve_app.models.checkpoint.files import Checkpoint, open_checkpoint
 from serve_app.models.cuda_graph import BatchGraphs
+from serve_app.models.device import allow_tf32
 from serve_app.models.speech_decoder.network import kernels as kernels_decoder
 from serve_app.models.speech_decoder.network.causal import conv_weight
 from serve_app.models.speech_decoder.network.model import SpeechDecoderModel
@@ -21,7 +22,7 @@ from serve_app.models.speech_decoder.network.passes import (
     waveform,
 )
 from serve_app.models.speech_decoder.stage import StreamingSpeechDecoder
-from serve_app.models.speech_decoder.steps import DecoderSteps, allow_tf32
+from serve_app.models.speech_decoder.steps import DecoderSteps
 from serve_app.types import CodecFrames
 from tests.conftest import TinyCheckpoint
 from tests.unit.speech_decoder.waiting import WaitingRunner

@@ -6,13 +6,14 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from serve_app.models.cuda_graph import BatchGraphs
+from serve_app.models.device import allow_tf32
 from serve_app.models.speech_decoder.network.model import SpeechDecoderModel
 from serve_app.models.speech_decoder.network.state import DecoderState
 
@@ -27,16 +28,6 @@ _LIVE_TENSORS: Final = 4
 _SPIN_FRAMES: Final = 16
 # Graphs of up to so many streams are there from the start, larger ones follow.
 _FIRST_ROWS: Final = 8
-
-
-def allow_tf32(allowed: bool) -> None:
-    """Let float32 products on CUDA use TensorFloat-32 or not, in the whole process, for good.
-
-    Other threads launch at the same time: what one of them restored would be another's change.
-    """
-    cudnn: Any = torch.backends.cudnn
-    for flag in (torch.backends.cuda.matmul, cudnn.conv):
-        flag.fp32_precision = "tf32" if allowed else "ieee"
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,7 @@ import torch
 from serve_app.config import LONGEST_CLIP_S, SHORTEST_CLIP_S
 from serve_app.errors import CheckpointError, InvalidRequest
 from serve_app.models.checkpoint.files import MODEL_WEIGHTS, Checkpoint
-from serve_app.models.device import resolve_device
+from serve_app.models.device import allow_tf32, resolve_device
 from serve_app.models.voice_encoder.speaker import SpeakerEncoder
 from serve_app.models.voice_encoder.speech import SpeechEncoder
 from serve_app.types import EncodedClip
@@ -40,8 +40,7 @@ class ClipEncoder:
         self._device = resolve_device(device, "float32").device
         if self._device.type == "cuda":
             # Rounded inputs would change codes; the process has no other networks.
-            torch.backends.cuda.matmul.allow_tf32 = False
-            torch.backends.cudnn.allow_tf32 = False
+            allow_tf32(False)
         speech = checkpoint.speech_tokenizer_tensors("encoder.")
         self._speech = SpeechEncoder(spec.speech, speech, self._device)
         speaker = checkpoint.tensors("speaker_encoder.")

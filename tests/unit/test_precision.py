@@ -4,7 +4,7 @@ import threading
 
 import torch
 
-from serve_app.models.speech_decoder.steps import allow_tf32
+from serve_app.models.device import allow_tf32
 
 
 def switches() -> tuple[str, str]:
