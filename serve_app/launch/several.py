@@ -17,15 +17,17 @@ STAGES: Final[Mapping[str, tuple[str, ...]]] = {
     "split": ("Ingress", "SpeechDecoder", "Talker", "CodePredictor"),
     "fused": ("Ingress", "Fused"),
 }
+# Beside the stages of a checkpoint that clones voices; where there is none, Serve says so.
+VOICE_ENCODER: Final = "VoiceEncoder"
 WITH_INGRESS: Final = (BUILDER, HTTP_BUILDER)
 WITH_MODEL: Final = (BUILDER, MODEL_BUILDER)
 
 
 def deployments_of(builder: str, args: Mapping[str, Any]) -> tuple[str, ...]:
-    """The deployments of an application of ours."""
+    """The deployments that an application of ours may have."""
     if builder == HTTP_BUILDER:
         return ("Ingress",)
-    ingress, *stages = STAGES[args.get("placement", "split")]
+    ingress, *stages = (*STAGES[args.get("placement", "split")], VOICE_ENCODER)
     return (ingress, *stages) if builder == BUILDER else tuple(stages)
 
 

@@ -15,7 +15,7 @@ from serve_app import serve_config
 from serve_app.config import Environment
 from serve_app.launch import haproxy, overrides
 from serve_app.launch.ports import Ports
-from serve_app.launch.several import deployments_of
+from serve_app.launch.several import VOICE_ENCODER, deployments_of
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 SHIPPED = sorted(CONFIGS.glob("*.yaml"))
@@ -36,7 +36,8 @@ def test_shipped_configs_set_every_deployment(path: Path) -> None:
     for application in serve_config.load(path)["applications"]:
         names = [deployment["name"] for deployment in application["deployments"]]
         known = deployments_of(application["import_path"], application["args"])
-        assert sorted(names) == sorted(known)
+        # None of them names a checkpoint that has to have a voice encoder.
+        assert sorted(names) == sorted(set(known) - {VOICE_ENCODER})
         for deployment in application["deployments"]:
             assert deployment["health_check_period_s"] <= 5
 
@@ -155,3 +156,18 @@ def test_the_launcher_refuses_a_faulty_file_before_it_starts_anything(
     path.write_text("proxy_locaton: EveryNode\n")
     assert launcher.main([str(path)]) == 2
     assert "proxy_locaton" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("placement", serve_config.STAGES)
+def test_the_voice_encoder_has_settings_like_any_other_deployment(
+    config: dict[str, Any], placement: str
+) -> None:
+    (application,) = config["applications"]
+    application["args"]["placement"] = placement
+    kept = {"min_replicas": 1, "max_replicas": 1, "target_ongoing_requests": 2}
+    encoder: dict[str, Any] = {"name": VOICE_ENCODER, "autoscaling_config": kept}
+    application["deployments"] = [encoder]
+    assert list(serve_config.find_problems(config)) == []
+    encoder["ray_actor_options"] = {"num_cpus": 1}
+    (problem,) = serve_config.find_problems(config)
+    assert "deployments.VoiceEncoder.ray_actor_options: set num_cpus" in problem

@@ -11,17 +11,20 @@ from dataclasses import dataclass
 from typing import Final
 
 from serve_app.config import AppConfig, StageConfig
+from serve_app.models.checkpoint.encoder_shapes import speaker_encoder_shapes, speech_encoder_shapes
 from serve_app.models.checkpoint.shapes import (
     Shapes,
     code_predictor_shapes,
     speech_decoder_shapes,
     talker_shapes,
 )
-from serve_app.models.checkpoint.spec import ModelSpec, SpeechDecoderSpec
+from serve_app.models.checkpoint.spec import ModelSpec, SpeechDecoderSpec, VoiceEncoderSpec
 from serve_app.models.memory.pool import kv_cache_bytes
 
 MIB: Final = 1 << 20
 STAGES: Final = ("talker", "code_predictor", "speech_decoder")
+# Beside them, where the checkpoint clones voices.
+VOICE_ENCODER: Final = "voice_encoder"
 # Context, modules and libraries of each process that uses the GPU.
 _PROCESS: Final = 650 * MIB
 # Workspaces of vLLM and of a prefill, the larger part as wide as the model; graphs by streams.
@@ -34,6 +37,10 @@ _PREDICTOR: Final = 150 * MIB
 _DECODER: Final = 300 * MIB
 _PER_FRAME: Final = MIB // 4
 _WORKSPACE_PER_FRAME: Final = int(4.24 * MIB)
+# Of a recording, tensors as long and as wide as the widest layer that are there at once (peak of
+# full-size encoders on a CPU, 30 s: 3.6), and cuDNN's workspace, which no device has told yet.
+_LONG_TENSORS: Final = 4
+_ENCODER: Final = 200 * MIB
 # With the histories of convolutions, beside the attention's: a tenth of it.
 _HISTORIES: Final = 1.11
 
@@ -64,7 +71,9 @@ def gib(size: float) -> str:
 
 
 def estimate(config: AppConfig, spec: ModelSpec, stages: Sequence[str] = STAGES) -> Estimate:
-    """One replica of each of `stages` on one GPU."""
+    """One replica of each of `stages` on one GPU; of the voice encoder, which a recording starts,
+    all that there may be.
+    """
     talker, decoder = config.talker, config.speech_decoder
     parts: dict[str, int] = dict.fromkeys(
         ("weights", "KV pool", "slots", "workspaces", "processes"), 0
@@ -86,8 +95,22 @@ def estimate(config: AppConfig, spec: ModelSpec, stages: Sequence[str] = STAGES)
         frames = min(max(decoder.batch_sizes), decoder.max_streams) * max(decoder.chunk_frames)
         per_frame = _PER_FRAME + (0 if decoder.cudnn_benchmark else _WORKSPACE_PER_FRAME)
         parts["workspaces"] += _DECODER + frames * per_frame
-    parts["processes"] = _PROCESS * (1 if config.placement == "fused" else len(stages))
+    own = len(set(stages) - {VOICE_ENCODER})
+    parts["processes"] = _PROCESS * (1 if config.placement == "fused" and own else own)
+    if VOICE_ENCODER in stages and spec.voice_encoder is not None:
+        longest_s = config.ingress.voices.max_s
+        each = _PROCESS + _encoder_bytes(spec.voice_encoder, longest_s)
+        parts["voice encoder"] = config.voice_encoder.max_replicas * each
     return Estimate(parts)
+
+
+def _encoder_bytes(spec: VoiceEncoderSpec, longest_s: float) -> int:
+    """Weights in float32, and the longest recording on its way through them."""
+    shapes = speech_encoder_shapes(spec.speech.mimi) | speaker_encoder_shapes(spec.speaker)
+    weights = 4 * sum(math.prod(shape) for shape in shapes.values())
+    samples = longest_s * spec.speech.sample_rate_hz
+    wide = int(4 * spec.speech.mimi["num_filters"] * samples)
+    return weights + _LONG_TENSORS * wide + _ENCODER
 
 
 def _weights(shapes: Shapes, stage: StageConfig) -> int:

@@ -4,9 +4,16 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-from serve_app.config import AppConfig, StageConfig
+from serve_app.config import AppConfig, StageConfig, VoiceEncoderConfig
 from serve_app.models.checkpoint.spec import ModelSpec
-from serve_app.models.memory.estimate import MIB, STAGES, Estimate, estimate, gib
+from serve_app.models.memory.estimate import (
+    MIB,
+    STAGES,
+    VOICE_ENCODER,
+    Estimate,
+    estimate,
+    gib,
+)
 from serve_app.models.memory.pool import TYPICAL_POSITIONS, position_bytes
 
 # Of the memory, what stays free: fragments, a display, what the estimate does not know.
@@ -34,13 +41,19 @@ class Group:
     share: float
 
 
-def groups(config: AppConfig) -> list[Group]:
-    """All stages on one GPU where their shares add up to one at most, else each on its own."""
+def groups(config: AppConfig, spec: ModelSpec) -> list[Group]:
+    """All stages on one GPU where their shares add up to one at most, else each on its own.
+
+    A voice encoder without a share of its own is beside whatever the first GPU of its node has.
+    """
     shares = {name: getattr(config, name).num_gpus for name in STAGES}
     total = sum(shares.values())
+    encoder = config.voice_encoder
+    is_guest = not encoder.num_gpus and (encoder.device or config.device) != "cpu"
+    beside = (VOICE_ENCODER,) if is_guest and spec.voice_encoder is not None else ()
     if config.placement == "fused" or total <= 1 + _EPSILON:
-        return [Group(STAGES, min(1.0, total) or 1.0)]
-    return [Group((name,), min(1.0, share) or 1.0) for name, share in shares.items()]
+        return [Group((*STAGES, *beside), min(1.0, total) or 1.0)]
+    return [Group((name, *beside), min(1.0, share) or 1.0) for name, share in shares.items()]
 
 
 def fitted(config: AppConfig, spec: ModelSpec, memory: int) -> AppConfig:
@@ -54,7 +67,7 @@ def fitted(config: AppConfig, spec: ModelSpec, memory: int) -> AppConfig:
     last = config
     for settings in _candidates():
         last = _overlaid(config, settings)
-        if all(_fits(last, spec, group, memory) for group in groups(last)):
+        if all(_fits(last, spec, group, memory) for group in groups(last, spec)):
             return _with_pool(last, spec, memory)
     raise ValueError(
         f"{_what(last, spec)} need more than a GPU with {gib(memory)} GiB has:"
@@ -69,7 +82,7 @@ def check(config: AppConfig, spec: ModelSpec, memory: int) -> str | None:
     Raises:
         ValueError: they certainly do not.
     """
-    for group in groups(config):
+    for group in groups(config, spec):
         needed = estimate(config, spec, group.stages)
         there = int(group.share * memory)
         said = (
@@ -95,14 +108,16 @@ def _candidates() -> Iterator[Mapping[str, Mapping[str, Any]]]:
                 "batch_sizes": decoder,
                 "first_batch_sizes": tuple(s for s in batches if s <= _FIRST_BATCH),
             },
+            # Two at once where there is plenty of room.
+            "voice_encoder": {"max_replicas": 2 if streams > _DECODER_BATCH else 1},
         }
 
 
 def _overlaid(config: AppConfig, settings: Mapping[str, Mapping[str, Any]]) -> AppConfig:
     """`config` with these settings where it states none."""
-    changed: dict[str, StageConfig] = {}
+    changed: dict[str, StageConfig | VoiceEncoderConfig] = {}
     for name, values in settings.items():
-        stage: StageConfig = getattr(config, name)
+        stage: StageConfig | VoiceEncoderConfig = getattr(config, name)
         free = {key: v for key, v in values.items() if key not in stage.model_fields_set}
         changed[name] = stage.model_copy(update=free)
     return config.model_copy(update=changed)
@@ -121,7 +136,7 @@ def _with_pool(config: AppConfig, spec: ModelSpec, memory: int) -> AppConfig:
     talker = config.talker
     if talker.kv_cache_bytes is not None:
         return config
-    group = next(group for group in groups(config) if "talker" in group.stages)
+    group = next(group for group in groups(config, spec) if "talker" in group.stages)
     now = estimate(config, spec, group.stages)
     left = _room(group, memory) - now.total
     itemsize = 4 if talker.dtype == "float32" else 2
@@ -139,5 +154,5 @@ def _what(config: AppConfig, spec: ModelSpec) -> str:
 
 
 def _needed(config: AppConfig, spec: ModelSpec) -> str:
-    found: list[Estimate] = [estimate(config, spec, g.stages) for g in groups(config)]
+    found: list[Estimate] = [estimate(config, spec, g.stages) for g in groups(config, spec)]
     return max(found, key=lambda needed: needed.total).text()

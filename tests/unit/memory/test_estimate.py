@@ -10,15 +10,23 @@ import pytest
 from serve_app.config import AppConfig
 from serve_app.models.checkpoint.reading import read_spec
 from serve_app.models.checkpoint.spec import ModelSpec
-from serve_app.models.memory.estimate import MIB, Estimate, _row_bytes, estimate
+from serve_app.models.memory.estimate import (
+    MIB,
+    STAGES,
+    VOICE_ENCODER,
+    Estimate,
+    _row_bytes,
+    estimate,
+)
 from serve_app.models.random_checkpoint.write import write_configuration
 from serve_app.models.speech_decoder.network.model import SpeechDecoderModel
+from serve_app.types import TaskType
 
 
 @cache
-def spec_of(size: Any) -> ModelSpec:
+def spec_of(size: Any, variant: TaskType = "custom_voice") -> ModelSpec:
     with TemporaryDirectory() as folder:
-        write_configuration(Path(folder), size=size, variant="custom_voice")
+        write_configuration(Path(folder), size=size, variant=variant)
         return read_spec(Path(folder))
 
 
@@ -69,3 +77,22 @@ def test_stages_apart_take_what_they_take_together() -> None:
     together = estimate(config, spec).total
     stages = ("talker", "code_predictor", "speech_decoder")
     assert sum(estimate(config, spec, (name,)).total for name in stages) == together
+
+
+def test_a_checkpoint_that_clones_needs_room_for_its_voice_encoder() -> None:
+    plain, clones = spec_of("0.6b"), spec_of("0.6b", "base")
+    stages = (*STAGES, VOICE_ENCODER)
+    config = AppConfig(placement="fused")
+    before = estimate(config, clones).total
+    # Weights of 68 million values in float32, a context, and some 0.7 GiB for 30 s of sound.
+    for count in (1, 2):
+        config = AppConfig(placement="fused", voice_encoder={"max_replicas": count})
+        added = (estimate(config, clones, stages).total - before) / count
+        assert 1.6 < added / 2**30 < 2.0
+        assert estimate(config, plain, stages).total == estimate(config, plain).total
+    short = AppConfig(placement="fused", ingress={"voices": {"max_s": 10}})
+    assert (
+        estimate(short, clones, stages).total < estimate(config, clones, stages).total - 800 * MIB
+    )
+    alone = estimate(AppConfig(), clones, (VOICE_ENCODER,)).parts
+    assert alone["processes"] == alone["weights"] == 0

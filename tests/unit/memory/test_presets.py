@@ -86,10 +86,10 @@ def test_a_share_of_a_gpu_is_a_share_of_its_memory() -> None:
 def test_stages_on_gpus_of_their_own_are_looked_at_apart() -> None:
     shares = {"talker": {"num_gpus": 1.0}, "code_predictor": {"num_gpus": 0.5}}
     config = auto(placement="split", **shares, speech_decoder={"num_gpus": 0.5})
-    assert [group.stages for group in groups(config)] == [
+    assert [group.stages for group in groups(config, spec_of("0.6b"))] == [
         ("talker",), ("code_predictor",), ("speech_decoder",)
     ]  # fmt: skip
-    assert [group.share for group in groups(config)] == [1.0, 0.5, 0.5]
+    assert [group.share for group in groups(config, spec_of("0.6b"))] == [1.0, 0.5, 0.5]
     together = fitted(auto(placement="split"), spec_of("1.7b"), 16 << 30)
     apart = fitted(config, spec_of("1.7b"), 16 << 30)
     assert apart.talker.max_num_seqs > together.talker.max_num_seqs
@@ -103,3 +103,19 @@ def test_a_stated_profile_is_refused_only_where_it_is_certain_not_to_fit() -> No
     assert "profile: auto" in said
     with pytest.raises(ValueError, match=r"KV pool 7\.0"):
         check(config, spec, 10 << 30)
+
+
+def test_a_card_leaves_room_for_the_encoder_of_a_checkpoint_that_clones() -> None:
+    clones = spec_of("0.6b", "base")
+    for gib, streams, encoders in ((8, 4, 1), (24, 64, 1), (80, 256, 2)):
+        config = fitted(auto(), clones, CARDS[gib] * MIB)
+        assert (config.talker.max_num_seqs, config.voice_encoder.max_replicas) == (
+            streams,
+            encoders,
+        ), gib
+        (group,) = groups(config, clones)
+        assert estimate(config, clones, group.stages).total < 0.95 * CARDS[gib] * MIB
+    on_cpu = fitted(auto(voice_encoder={"device": "cpu"}), clones, CARDS[8] * MIB)
+    assert on_cpu.talker.max_num_seqs == 16
+    own = fitted(auto(voice_encoder={"num_gpus": 1}), clones, CARDS[8] * MIB)
+    assert own.talker.max_num_seqs == 16
