@@ -16,6 +16,7 @@ from serve_app.deployments.agents import Agents
 from serve_app.deployments.calls import reach, through
 from serve_app.deployments.ray_serve import port
 from serve_app.deployments.ray_serve.applications import Following, ask_serve
+from serve_app.deployments.ray_serve.ledger import RayLedger
 from serve_app.deployments.ray_serve.refusals import CountedRefusals
 from serve_app.deployments.recorded import of_hop, ray_recorder
 from serve_app.deployments.voice_encoder import VOICE_ENCODER, RemoteVoiceEncoder
@@ -81,6 +82,7 @@ class Ingress:
             Agents().texts,
             look=self._models.look,
             encoder_of=self._models.encoder_of,
+            ledger=RayLedger(self._application),
         )
 
     def reconfigure(self, user_config: Mapping[str, Any]) -> None:

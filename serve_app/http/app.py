@@ -13,6 +13,7 @@ from serve_app.config import IngressConfig
 from serve_app.http import catalog as lists
 from serve_app.http import health
 from serve_app.http.access.layers import add_layers
+from serve_app.http.access.limits import SharedLedger
 from serve_app.http.background import Background
 from serve_app.http.batch import endpoint as batch
 from serve_app.http.catalog import Catalog
@@ -47,13 +48,15 @@ def build_api(
     tracer: Tracer | None = None,
     look: Callable[[int], None] = lambda priority: None,
     encoder_of: EncoderOf = lambda _: None,
+    ledger: SharedLedger | None = None,
 ) -> FastAPI:
     """The application: `speak` makes the audio, `catalog` says what is served.
 
     `gather` knows the metrics of the whole cluster; without it there is no `/metrics`. `tracer` is
     the configuration's where it is not given. `look` raises Overloaded where a listener's request
     could not be let in, before anything of it is read. `encoder_of` gives what encodes recordings
-    for a checkpoint, or None.
+    for a checkpoint, or None. `ledger` is where all ingresses count what keys use, if there may be
+    several.
     """
     recorder = recorder or metrics.NoRecorder()
     library = Voices.open(config, encoder_of)
@@ -84,5 +87,5 @@ def build_api(
     web.add_routes(app)
     docs.add_routes(app)
     add_error_handlers(app)
-    add_layers(app, config, status, recorder, tracer)
+    add_layers(app, config, status, recorder, tracer, ledger)
     return app

@@ -62,14 +62,15 @@ class KeyGate:
         if not is_speech(scope):
             await self._app(scope, receive, send)
             return
-        refusal = self._limits.enter(key)
-        if refusal is not None:
-            response = error_response(RateLimited(refusal.message, refusal.retry_after_s))
-            _add(response, self._limits.headers(key))
+        entry = await self._limits.enter(key)
+        if entry.refusal is not None:
+            error = RateLimited(entry.refusal.message, entry.refusal.retry_after_s)
+            response = error_response(error)
+            _add(response, entry.headers)
             await refuse(response, scope, receive, send)
             return
         try:
-            await self._app(scope, receive, _with_headers(send, self._limits.headers(key)))
+            await self._app(scope, receive, _with_headers(send, entry.headers))
         finally:
             self._limits.leave(key)
 

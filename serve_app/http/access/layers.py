@@ -16,7 +16,7 @@ from serve_app.config import Environment, IngressConfig
 from serve_app.http.access.fronted import Fronted
 from serve_app.http.access.gate import KeyGate
 from serve_app.http.access.keyring import Keyring
-from serve_app.http.access.limits import KeyLimits
+from serve_app.http.access.limits import KeyLimits, SharedLedger
 from serve_app.http.access.peers import Ingresses
 from serve_app.http.access.sizes import Sizes
 from serve_app.http.health import Status
@@ -56,15 +56,17 @@ def add_layers(
     status: Callable[[], Awaitable[Status]],
     recorder: metrics.Recorder,
     tracer: Tracer,
+    ledger: SharedLedger | None = None,
 ) -> None:
-    """Guard and watch `app`; `status` knows how many ingresses share the limits of the keys.
+    """Guard and watch `app`; `status` knows how many ingresses share the limits of the keys, by
+    `ledger`, or where there is none each by itself.
 
     Raises:
         KeyFileError: the keys cannot be read.
     """
     access = config.access
     app.add_middleware(Sizes, config=access)
-    limits = KeyLimits(access, Ingresses(status).count)
+    limits = KeyLimits(access, ledger, Ingresses(status).count)
     app.add_middleware(KeyGate, config=config, keyring=keyring_of(config), limits=limits)
     if access.cors_origins:
         app.add_middleware(

@@ -1,34 +1,41 @@
-"""How often a key may ask for speech, and for how much at once.
+"""How often a key may ask for speech, and for how much at once: over all ingresses together.
 
-Each ingress holds its part of a key's limits: Serve spreads requests over the ingresses, which know
-of each other only how many they are. A limit of 60 a minute is 30 a minute at each of two. What a
-client sees is the whole: its headers state the limit of the key, and what is left by this ingress's
-reckoning.
+All of them ask one ledger. While that does not answer each goes by a part of the limits, as many
+parts as there are ingresses, so that a key has at most what it may have, or an ingress' part less.
 """
 
-import math
+import asyncio
+import logging
 import time
+import uuid
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from typing import Final
+from dataclasses import dataclass
+from typing import Final, Protocol
 
 from serve_app.config import AccessConfig
+from serve_app.http.access.ledger import MINUTE_S, SILENT_S, Allowed, Ledger, Verdict
 from serve_app.keys.key_file import Key
 
-_MINUTE_S: Final = 60.0
 # When somebody else's speech may be over, for who has too many at once.
 _AT_ONCE_RETRY_S: Final = 1.0
-# Keys that have gone from the file are forgotten after so many others.
-_MAX_SEEN: Final = 10_000
+# Of a request that waits for it; then the ledger is left alone for a while.
+_PATIENCE_S: Final = 0.25
+_PAUSE_S: Final = 2.0
+_TELL_EVERY_S: Final = SILENT_S / 4
+
+logger = logging.getLogger(__name__)
 
 
-@dataclass(slots=True)
-class _Use:
-    """What one key has used at this ingress; `tokens` are requests that it may make at once."""
+class SharedLedger(Protocol):
+    """A `Ledger` somewhere else, which all ingresses reach; what it raises means that it cannot be
+    reached.
+    """
 
-    tokens: float
-    at_s: float
-    running: int = 0
+    async def ask(self, ingress: str, key: str, allowed: Allowed, running: int) -> Verdict: ...
+
+    def tell(self, ingress: str, running: Mapping[str, int]) -> None:
+        """Without an answer, in the order of the calls."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,89 +46,139 @@ class Refusal:
     retry_after_s: float
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """Whether a request was let in, and what OpenAI's clients read of the rate; nothing where there
+    is no limit.
+    """
+
+    refusal: Refusal | None
+    headers: Mapping[str, str]
+
+
+_FREE: Final = Entry(None, {})
+
+
 class KeyLimits:
     """Counts what the keys use.
 
     Args:
+        shared: the ledger of all ingresses; None: there is one ingress.
         ingresses: how many there are now.
     """
 
-    config: AccessConfig
-    ingresses: Callable[[], int] = lambda: 1
-    clock: Callable[[], float] = time.monotonic
-    _used: dict[str, _Use] = field(default_factory=dict)
+    def __init__(
+        self,
+        config: AccessConfig,
+        shared: SharedLedger | None = None,
+        ingresses: Callable[[], int] = lambda: 1,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._config = config
+        self._shared = shared
+        self._ingresses = ingresses
+        self._clock = clock
+        self._name = uuid.uuid4().hex
+        self._own = Ledger(clock)
+        self._running: dict[str, int] = {}
+        self._asks_again_s = float("-inf")
+        self._telling: asyncio.Task[None] | None = None
 
-    def enter(self, key: Key) -> Refusal | None:
+    async def enter(self, key: Key) -> Entry:
         """Count a request that begins, unless a limit is in its way; then nothing is counted."""
-        per_minute, at_once = self._per_minute(key), self._at_once(key)
-        use = self._filled(key, per_minute)
-        share = max(1, self.ingresses())
-        if at_once is not None and use.running >= math.ceil(at_once / share):
-            return Refusal(
-                f"The key '{key.name}' may have {at_once} requests at once.", _AT_ONCE_RETRY_S
-            )
-        if per_minute is not None:
-            # A part of less than one request would let nothing through.
-            if use.tokens < 1:
-                missing_s = (1 - use.tokens) / (per_minute / share) * _MINUTE_S
-                return Refusal(
-                    f"The key '{key.name}' may make {per_minute:g} requests per minute.", missing_s
-                )
-            use.tokens -= 1
-        use.running += 1
-        return None
+        allowed = self._allowed(key)
+        if allowed == Allowed():
+            return _FREE
+        self._running[key.name] = self._running.get(key.name, 0) + 1
+        verdict: Verdict | None = None
+        try:
+            verdict, parts = await self._ask(key, allowed)
+        finally:
+            if verdict is None or verdict.refused:
+                self._less(key)
+        self._keep_telling()
+        return Entry(_refusal(key, allowed, verdict), _headers(allowed, verdict, parts))
 
     def leave(self, key: Key) -> None:
         """A request that had entered is over."""
-        self._used[key.name].running -= 1
+        if key.name in self._running:
+            self._less(key)
+            if self._shared is not None:
+                self._tell({key.name: self._running.get(key.name, 0)})
 
-    def headers(self, key: Key) -> Mapping[str, str]:
-        """What OpenAI's clients read of the rate; none where there is no limit."""
-        per_minute = self._per_minute(key)
-        if per_minute is None:
-            return {}
-        use, share = self._filled(key, per_minute), max(1, self.ingresses())
-        missing = _capacity(per_minute, share) - use.tokens
-        return {
-            "x-ratelimit-limit-requests": f"{per_minute:g}",
-            "x-ratelimit-remaining-requests": str(min(int(use.tokens * share), int(per_minute))),
-            "x-ratelimit-reset-requests": duration(missing / (per_minute / share) * _MINUTE_S),
-        }
+    def _less(self, key: Key) -> None:
+        self._running[key.name] -= 1
+        if not self._running[key.name]:
+            del self._running[key.name]
 
-    def _filled(self, key: Key, per_minute: float | None) -> _Use:
-        now_s = self.clock()
-        use = self._used.get(key.name)
-        if use is None:
-            self._forget()
-            use = self._used[key.name] = _Use(math.inf, now_s)
-        if per_minute is not None:
-            share = max(1, self.ingresses())
-            gained = (now_s - use.at_s) * per_minute / share / _MINUTE_S
-            use.tokens = min(use.tokens + gained, _capacity(per_minute, share))
-        use.at_s = now_s
-        return use
+    async def _ask(self, key: Key, allowed: Allowed) -> tuple[Verdict, int]:
+        """The verdict, and of how many parts it is one."""
+        asked = (self._name, key.name)
+        count = self._running[key.name]
+        if self._shared is None:
+            return self._own.ask(*asked, allowed, count), 1
+        if self._clock() >= self._asks_again_s:
+            try:
+                async with asyncio.timeout(_PATIENCE_S):
+                    return await self._shared.ask(*asked, allowed, count), 1
+            except Exception as error:
+                logger.warning("limits of keys are divided for the moment: %r", error)
+                self._asks_again_s = self._clock() + _PAUSE_S
+        parts = max(1, self._ingresses())
+        return self._own.ask(*asked, allowed.share(parts), count), parts
 
-    def _forget(self) -> None:
-        if len(self._used) >= _MAX_SEEN:
-            self._used = {name: use for name, use in self._used.items() if use.running}
+    def _tell(self, running: Mapping[str, int]) -> None:
+        assert self._shared is not None
+        try:
+            self._shared.tell(self._name, running)
+        except Exception as error:
+            logger.warning("the ledger of the keys is not told: %r", error)
 
-    def _per_minute(self, key: Key) -> float | None:
-        return key.requests_per_minute or self.config.requests_per_minute
+    def _keep_telling(self) -> None:
+        if self._shared is not None and (self._telling is None or self._telling.done()):
+            self._telling = asyncio.create_task(self._tell_until_idle())
 
-    def _at_once(self, key: Key) -> int | None:
-        return key.concurrent or self.config.concurrent
+    async def _tell_until_idle(self) -> None:
+        while self._running:
+            await asyncio.sleep(_TELL_EVERY_S)
+            self._tell(dict(self._running))
+
+    def _allowed(self, key: Key) -> Allowed:
+        return Allowed(
+            key.requests_per_minute or self._config.requests_per_minute,
+            key.concurrent or self._config.concurrent,
+        )
 
 
-def _capacity(per_minute: float, share: int) -> float:
-    return max(1.0, per_minute / share)
+def _refusal(key: Key, allowed: Allowed, verdict: Verdict) -> Refusal | None:
+    if verdict.refused == "at_once":
+        return Refusal(
+            f"The key '{key.name}' may have {allowed.at_once} requests at once.", _AT_ONCE_RETRY_S
+        )
+    if verdict.refused == "rate":
+        return Refusal(
+            f"The key '{key.name}' may make {allowed.per_minute:g} requests per minute.",
+            verdict.next_s,
+        )
+    return None
+
+
+def _headers(allowed: Allowed, verdict: Verdict, parts: int) -> Mapping[str, str]:
+    rate = allowed.per_minute
+    if rate is None:
+        return {}
+    return {
+        "x-ratelimit-limit-requests": f"{rate:g}",
+        "x-ratelimit-remaining-requests": str(min(int(verdict.left * parts), int(rate))),
+        "x-ratelimit-reset-requests": duration(verdict.full_s),
+    }
 
 
 def duration(seconds: float) -> str:
     """As OpenAI writes one: 12ms, 1.5s, 6m0s."""
     if seconds < 1:
         return f"{max(0, round(seconds * 1000))}ms"
-    if seconds < _MINUTE_S:
+    if seconds < MINUTE_S:
         return f"{round(seconds, 2):g}s"
     minutes, rest = divmod(round(seconds), 60)
     return f"{minutes}m{rest}s"

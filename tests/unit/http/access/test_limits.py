@@ -6,6 +6,7 @@ import pytest
 
 from serve_app.config import AccessConfig
 from serve_app.http.access.keyring import Keyring
+from serve_app.http.access.ledger import SILENT_S, Ledger
 from serve_app.http.access.limits import KeyLimits, duration
 from serve_app.http.access.peers import Ingresses
 from serve_app.http.health import Status
@@ -21,79 +22,216 @@ class Clock:
         return self.now_s
 
 
-def limits_of(clock, ingresses=1, **config):
-    return KeyLimits(AccessConfig(**config), lambda: ingresses, clock)
+class There:
+    """A ledger that all ingresses reach; how many calls of it fail."""
+
+    def __init__(self, clock, failing=0):
+        self.ledger = Ledger(clock)
+        self.failing = failing
+
+    async def ask(self, *asked):
+        if self.failing:
+            self.failing -= 1
+            raise OSError("away")
+        return self.ledger.ask(*asked)
+
+    def tell(self, *told):
+        self.ledger.tell(*told)
+
+
+def limits_of(clock, shared=None, ingresses=1, **config):
+    return KeyLimits(AccessConfig(**config), shared, lambda: ingresses, clock)
 
 
 def key_of(name="a", **limits):
     return Key(name=name, hash=digest_of(name), **limits)
 
 
-def entered(limits, key):
+async def entered(limits, key):
     """How many requests are let in one after the other, each over before the next."""
     count = 0
-    while limits.enter(key) is None:
+    while (await limits.enter(key)).refusal is None:
         limits.leave(key)
         count += 1
     return count
 
 
+async def begun(limits, key):
+    """Whether one more is let in; it stays."""
+    return (await limits.enter(key)).refusal is None
+
+
 def test_a_rate_is_a_bucket_that_fills_again():
-    clock = Clock()
-    limits, key = limits_of(clock), key_of(requests_per_minute=30)
-    assert entered(limits, key) == 30
-    refusal = limits.enter(key)
-    assert refusal.retry_after_s == pytest.approx(2.0)
-    assert "30 requests per minute" in refusal.message
-    clock.now_s += 2.0
-    assert entered(limits, key) == 1
-    clock.now_s += 3600
-    assert entered(limits, key) == 30
+    async def main():
+        clock = Clock()
+        limits, key = limits_of(clock), key_of(requests_per_minute=30)
+        assert await entered(limits, key) == 30
+        refusal = (await limits.enter(key)).refusal
+        assert refusal.retry_after_s == pytest.approx(2.0)
+        assert "30 requests per minute" in refusal.message
+        clock.now_s += 2.0
+        assert await entered(limits, key) == 1
+        clock.now_s += 3600
+        assert await entered(limits, key) == 30
+
+    asyncio.run(main())
 
 
 def test_what_is_running_counts_until_it_leaves():
-    limits, key = limits_of(Clock()), key_of(concurrent=2)
-    assert limits.enter(key) is limits.enter(key) is None
-    assert "2 requests at once" in limits.enter(key).message
-    limits.leave(key)
-    assert limits.enter(key) is None
+    async def main():
+        limits, key = limits_of(Clock()), key_of(concurrent=2)
+        assert await begun(limits, key)
+        assert await begun(limits, key)
+        assert "2 requests at once" in (await limits.enter(key)).refusal.message
+        limits.leave(key)
+        assert await begun(limits, key)
+
+    asyncio.run(main())
 
 
 def test_a_refused_request_uses_nothing_up():
-    limits, key = limits_of(Clock()), key_of(concurrent=1, requests_per_minute=3)
-    assert limits.enter(key) is None
-    assert limits.enter(key) is not None
-    assert limits.headers(key)["x-ratelimit-remaining-requests"] == "2"
+    async def main():
+        limits, key = limits_of(Clock()), key_of(concurrent=1, requests_per_minute=3)
+        assert await begun(limits, key)
+        entry = await limits.enter(key)
+        assert entry.refusal is not None
+        assert entry.headers["x-ratelimit-remaining-requests"] == "2"
+
+    asyncio.run(main())
 
 
 def test_keys_have_limits_apart_and_those_of_the_configuration_where_they_state_none():
-    limits = limits_of(Clock(), requests_per_minute=2)
-    assert entered(limits, key_of("a")) == 2
-    assert entered(limits, key_of("b")) == 2
-    assert entered(limits, key_of("c", requests_per_minute=5)) == 5
+    async def main():
+        limits = limits_of(Clock(), requests_per_minute=2)
+        assert await entered(limits, key_of("a")) == 2
+        assert await entered(limits, key_of("b")) == 2
+        assert await entered(limits, key_of("c", requests_per_minute=5)) == 5
+
+    asyncio.run(main())
+
+
+def test_a_limit_holds_over_all_ingresses_together_wherever_requests_go():
+    async def main():
+        clock = Clock()
+        there = There(clock)
+        several = [limits_of(clock, there, ingresses=3) for _ in range(3)]
+        rate, key = key_of("rate", requests_per_minute=30), key_of("at_once", concurrent=4)
+        assert await entered(several[0], rate) == 30
+        assert [await entered(one, rate) for one in several[1:]] == [0, 0]
+        clock.now_s += 10
+        assert [await entered(one, rate) for one in reversed(several)] == [5, 0, 0]
+        assert [await begun(several[i], key) for i in (0, 0, 1, 2, 2, 0)] == [True] * 4 + [
+            False
+        ] * 2
+        several[1].leave(key)
+        assert [await begun(several[i], key) for i in (2, 1)] == [True, False]
+
+    asyncio.run(main())
+
+
+def test_many_at_once_are_let_in_exactly_as_often_as_they_may():
+    async def main():
+        clock = Clock()
+        there = There(clock)
+        several = [limits_of(clock, there) for _ in range(4)]
+        key = key_of(concurrent=7)
+        together = [begun(several[i % 4], key) for i in range(40)]
+        assert sum(await asyncio.gather(*together)) == 7
+
+    asyncio.run(main())
+
+
+def test_what_an_ingress_had_that_is_gone_is_not_running():
+    async def main():
+        clock = Clock()
+        there = There(clock)
+        lost, other = limits_of(clock, there), limits_of(clock, there)
+        key = key_of(concurrent=2)
+        assert await begun(lost, key)
+        assert await begun(lost, key)
+        assert not await begun(other, key)
+        clock.now_s += SILENT_S + 1
+        assert await begun(other, key)
+
+    asyncio.run(main())
+
+
+def test_a_ledger_that_began_anew_learns_what_is_running():
+    async def main():
+        clock = Clock()
+        there = There(clock)
+        one, other = limits_of(clock, there), limits_of(clock, there)
+        key = key_of(concurrent=3)
+        for _ in range(2):
+            assert await begun(one, key)
+        there.ledger = Ledger(clock)
+        # By its next request, or by what it tells while there are any.
+        assert await begun(one, key)
+        assert not await begun(other, key)
+
+    asyncio.run(main())
 
 
 @pytest.mark.parametrize(("ingresses", "rate", "at_once"), [(2, 15, 2), (4, 7, 1), (100, 1, 1)])
-def test_ingresses_share_a_limit(ingresses, rate, at_once):
-    limits = limits_of(Clock(), ingresses)
-    assert entered(limits, key_of("rate", requests_per_minute=30)) == rate
-    key = key_of("at_once", concurrent=3)
-    count = 0
-    while limits.enter(key) is None:
-        count += 1
-    assert count == at_once
+def test_without_the_ledger_each_ingress_goes_by_its_part(ingresses, rate, at_once):
+    async def main():
+        limits = limits_of(Clock(), There(Clock(), failing=1000), ingresses)
+        assert await entered(limits, key_of("rate", requests_per_minute=30)) == rate
+        key = key_of("at_once", concurrent=3)
+        count = 0
+        while await begun(limits, key):
+            count += 1
+        assert count == at_once
+
+    asyncio.run(main())
+
+
+def test_a_ledger_that_does_not_answer_is_left_alone_for_a_while():
+    async def main():
+        clock = Clock()
+        there = There(clock, failing=1)
+        limits, key = limits_of(clock, there, ingresses=2), key_of(requests_per_minute=4)
+        assert await entered(limits, key) == 2
+        clock.now_s += 3
+        assert await entered(limits, key) == 4
+
+    asyncio.run(main())
+
+
+def test_who_leaves_while_the_ledger_is_asked_is_not_counted():
+    async def main():
+        asked = asyncio.Event()
+
+        class SlowOnce(There):
+            async def ask(self, *asked_for):
+                if not asked.is_set():
+                    asked.set()
+                    await asyncio.sleep(60)
+                return await super().ask(*asked_for)
+
+        limits, key = limits_of(Clock(), SlowOnce(Clock())), key_of(concurrent=1)
+        waiting = asyncio.create_task(limits.enter(key))
+        await asked.wait()
+        waiting.cancel()
+        await asyncio.gather(waiting, return_exceptions=True)
+        assert await begun(limits, key)
+
+    asyncio.run(main())
 
 
 def test_the_headers_are_openais():
-    clock = Clock()
-    limits, key = limits_of(clock, 2), key_of(requests_per_minute=60)
-    limits.enter(key)
-    assert limits.headers(key) == {
-        "x-ratelimit-limit-requests": "60",
-        "x-ratelimit-remaining-requests": "58",
-        "x-ratelimit-reset-requests": "2s",
-    }
-    assert limits.headers(key_of("free")) == {}
+    async def main():
+        clock = Clock()
+        limits = limits_of(clock, There(clock, failing=1), ingresses=2)
+        key = key_of(requests_per_minute=60)
+        assert (await limits.enter(key)).headers == {
+            "x-ratelimit-limit-requests": "60",
+            "x-ratelimit-remaining-requests": "58",
+            "x-ratelimit-reset-requests": "2s",
+        }
+        assert (await limits.enter(key_of("free"))).headers == {}
+
+    asyncio.run(main())
     assert [duration(s) for s in (0, 0.012, 1.5, 59.9, 360)] == [
         "0ms",
         "12ms",
