@@ -174,6 +174,14 @@ KV_PREEMPTIONS: Final = Metric(
 STAGE_STEPS: Final = Metric(
     "tts_stage_steps_total", "Steps of a stage; frames by steps is its batch size.", ("stage",)
 )
+STAGE_STEP_SECONDS: Final = Metric(
+    "tts_stage_step_seconds_total",
+    "Time that the steps of a stage took; by steps, it is how long one takes.",
+    ("stage",),
+)
+PROMPT_TOKENS: Final = Metric(
+    "tts_prompt_tokens_total", "Positions of the prompts that the talker has begun with."
+)
 STAGE_FRAMES: Final = Metric(
     "tts_stage_frames_total", "Codec frames that a stage has made or decoded.", ("stage",)
 )
@@ -191,6 +199,13 @@ REPLICAS: Final = Metric(
     "tts_replicas",
     "Replicas of a deployment: ready, and total with those that start or end.",
     ("application", "deployment", "state"),
+    is_gauge=True,
+)
+VOICES: Final = Metric(
+    "tts_voices",
+    "Voices of the library by what they were made of, as the ingress last saw it; speakers are the"
+    " models' own.",
+    ("type",),
     is_gauge=True,
 )
 MODEL_READY: Final = Metric(

@@ -38,6 +38,7 @@ class Fused:
         self._recorder = ray_recorder()
         self._board = Board(config.talker.max_num_seqs)
         self._stage_stats = StageStats(self._recorder, "fused")
+        self._decoder_stats = StageStats(self._recorder, "speech_decoder")
         folder = await asyncio.to_thread(checkpoint_folder, config)
         self._about = about
         self._card = await asyncio.to_thread(describe, config, folder)
@@ -76,7 +77,9 @@ class Fused:
 
     async def check_health(self) -> None:
         require(await self._speech.health())
-        self._stage_stats.note((await self._speech.stats())["talker"])
+        stats = await self._speech.stats()
+        self._stage_stats.note(stats["talker"])
+        self._decoder_stats.note_work(stats["speech_decoder"])
 
     def __del__(self) -> None:
         if hasattr(self, "_speech"):

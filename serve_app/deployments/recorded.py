@@ -79,9 +79,16 @@ class StageStats:
         if "kv_cache_usage" in stats:
             self._recorder.set(metrics.KV_CACHE_USAGE, stats["kv_cache_usage"])
         self._count(metrics.LATE_KERNELS, stats, "late_kernels", **stage)
+        self.note_work(stats)
+        self._count(metrics.KV_PREEMPTIONS, stats, "preemptions")
+        self._count(metrics.PROMPT_TOKENS, stats, "prompt_tokens")
+
+    def note_work(self, stats: Mapping[str, float]) -> None:
+        """Count the work alone, of a stage whose load is that of another beside it."""
+        stage = {"stage": self._stage}
         self._count(metrics.STAGE_STEPS, stats, "steps", **stage)
         self._count(metrics.STAGE_FRAMES, stats, "frames", **stage)
-        self._count(metrics.KV_PREEMPTIONS, stats, "preemptions")
+        self._count(metrics.STAGE_STEP_SECONDS, stats, "step_s", **stage)
 
     def _count(
         self, metric: metrics.Metric, stats: Mapping[str, float], name: str, **labels: str

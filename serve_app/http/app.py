@@ -83,7 +83,7 @@ def build_api(
     voices.add_routes(app, library, catalog, speech, background.live, answers)
     health.add_routes(app, catalog, status)
     if gather is not None and config.observe.metrics != "off":
-        exposition.add_routes(app, gather, status)
+        exposition.add_routes(app, gather, status, library.counter(catalog))
     web.add_routes(app)
     docs.add_routes(app)
     add_error_handlers(app)

@@ -280,6 +280,19 @@ def test_others_are_served_while_a_long_text_is_tokenized(path) -> None:
         asyncio.run(run(engine))
 
 
+def test_what_steps_take_and_prompts_have_is_counted(path) -> None:
+    with talker(path) as engine:
+        before, began_s = engine.stats(), time.perf_counter()
+        speak(engine, [LONG, LONG])
+        elapsed_s, after = time.perf_counter() - began_s, engine.stats()
+        prompt = build_prompt(LONG, engine.spec, engine.tokenizer, 512)
+        added = {name: after[name] - before[name] for name in ("prompt_tokens", "step_s", "steps")}
+        assert added["prompt_tokens"] == 2 * len(prompt.rows)
+        # Together they are what the engine was busy for, which was nearly all of the time.
+        assert 0.5 * elapsed_s < added["step_s"] <= elapsed_s
+        assert added["steps"] >= 60
+
+
 def test_speech_that_is_cut_for_want_of_room_leaves_a_trace(path, caplog) -> None:
     with talker(path, max_model_len=64) as engine:
         (asked_for,) = speak(engine, [request("Hello there.", max_new_tokens=5)])

@@ -6,7 +6,7 @@ Ray's labels those stay that tell replicas apart: addresses of nodes are nobody'
 """
 
 import re
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from typing import Final
 
 from fastapi import FastAPI
@@ -34,10 +34,20 @@ _ESCAPED: Final = str.maketrans({"\\": "\\\\", '"': '\\"', "\n": "\\n"})
 Gather = Callable[[], Awaitable[Sequence[str]]]
 
 
-def add_routes(app: FastAPI, gather: Gather, status: Callable[[], Awaitable[Status]]) -> None:
+# How many voices there are, by their type.
+CountVoices = Callable[[], Awaitable[Mapping[str, int]]]
+
+
+def add_routes(
+    app: FastAPI,
+    gather: Gather,
+    status: Callable[[], Awaitable[Status]],
+    count_voices: CountVoices,
+) -> None:
     @app.get("/metrics", include_in_schema=False)
     async def exposed() -> PlainTextResponse:
-        text = "".join((*merged(await gather()), *_own(await status())))
+        own = (*_own(await status()), *_of_voices(await count_voices()))
+        text = "".join((*merged(await gather()), *own))
         return PlainTextResponse(text, media_type=CONTENT_TYPE)
 
 
@@ -103,6 +113,11 @@ def _own(status: Status) -> list[str]:
         label = model.name.translate(_ESCAPED)
         lines.append(f'{metrics.MODEL_READY.name}{{model="{label}"}} {int(model.can_serve)}\n')
     return lines
+
+
+def _of_voices(counts: Mapping[str, int]) -> list[str]:
+    lines = [f'{metrics.VOICES.name}{{type="{kind}"}} {n}\n' for kind, n in counts.items()]
+    return [*_head(metrics.VOICES), *lines]
 
 
 def _head(metric: metrics.Metric) -> tuple[str, str]:

@@ -80,6 +80,7 @@ class SpeechDecoderRunner:
         self._failure: BaseException | None = None
         self._closing = False
         self._num_steps = 0
+        self._step_s = 0.0
         self._num_frames = 0
         self._thread = threading.Thread(target=self._work, name="speech-decoder", daemon=True)
         self._thread.start()
@@ -173,6 +174,7 @@ class SpeechDecoderRunner:
                 "max_streams": self.steps.max_streams,
                 "waiting": len(self._queue.jobs),
                 "steps": self._num_steps,
+                "step_s": self._step_s,
                 "frames": self._num_frames,
             }
 
@@ -278,6 +280,8 @@ class SpeechDecoderRunner:
     def _advance(self, step: _Step) -> None:
         """Note that a step is over; the lock is held."""
         now = self._clock()
+        if self._launched_s is not None:
+            self._step_s += now - self._launched_s
         self._launched_s, self._advanced_s = None, now
         self._num_steps += 1
         self._num_frames += sum(step.frames)

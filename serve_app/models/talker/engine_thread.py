@@ -44,7 +44,9 @@ class _Load:
     waiting: int = 0
     kv_cache_usage: float = 0.0
     steps: int = 0
+    step_s: float = 0.0
     frames: int = 0
+    prompt_tokens: int = 0
     preemptions: int = 0
 
 
@@ -153,7 +155,9 @@ class EngineThread:
             "waiting": load.waiting,
             "kv_cache_usage": load.kv_cache_usage,
             "steps": load.steps,
+            "step_s": load.step_s,
             "frames": load.frames,
+            "prompt_tokens": load.prompt_tokens,
             "preemptions": load.preemptions,
             "streams": len(self._streams),
         }
@@ -219,6 +223,7 @@ class EngineThread:
 
     def _loop(self, core: "TalkerCore") -> None:
         stepper = core.stepper
+        since_s = 0.0  # the step that is collected next has taken
         while True:
             if stepper.can_launch:
                 pause_s = stepper.pause_s()
@@ -234,11 +239,16 @@ class EngineThread:
                     self._add(core, request_id, work)
             with torch.inference_mode():
                 if stepper.can_launch:
+                    if not stepper.in_flight:
+                        since_s = time.perf_counter()
                     self._load.steps += stepper.launch()
                     if stepper.can_launch:
                         continue
                 if stepper.in_flight:
                     frames, outputs = stepper.collect()
+                    now_s = time.perf_counter()
+                    self._load.step_s += now_s - since_s
+                    since_s = now_s
                     if frames is not None:
                         self.dispatch(frames, outputs)
                     self._note_load(core)
@@ -257,6 +267,7 @@ class EngineThread:
     def _add(self, core: "TalkerCore", request_id: str, work: TalkerPrompt) -> None:
         try:
             core.add(request_id, work)
+            self._load.prompt_tokens += len(work.prompt.rows)
         except Exception as error:
             self._refuse(request_id, error)
 

@@ -31,7 +31,7 @@ class Remembers:
     def add(self, metric: metrics.Metric, amount: float, **labels: str) -> None:
         assert tuple(labels) == metric.labels
         if amount > 0:
-            self.counts[":".join((metric.name, *labels.values()))] += round(amount)
+            self.counts[":".join((metric.name, *labels.values()))] += amount
 
     def set(self, metric: metrics.Metric, value: float, **labels: str) -> None:
         assert metric.is_gauge
@@ -134,13 +134,26 @@ def test_what_a_stage_says_of_itself_is_counted_once_and_its_load_is_shown() -> 
     recorder = Remembers()
     stats = StageStats(recorder, "talker")
     for late, steps in ((0, 0), (2, 5), (2, 5), (3, 9)):
-        stats.note({"late_kernels": late, "steps": steps, "running": late, "kv_cache_usage": 0.5})
+        work = {"steps": steps, "step_s": steps / 8, "prompt_tokens": 10 * steps}
+        stats.note({"late_kernels": late, **work, "running": late, "kv_cache_usage": 0.5})
     assert recorder.counts == {
         "tts_kernels_compiled_late_total:talker": 3,
         "tts_stage_steps_total:talker": 9,
+        "tts_stage_step_seconds_total:talker": 9 / 8,
+        "tts_prompt_tokens_total": 90,
     }
     assert recorder.gauges == {
         "tts_requests_waiting:talker": 0,
         "tts_requests_running:talker": 3,
         "tts_kv_cache_usage_ratio": 0.5,
     }
+
+
+def test_the_work_of_a_stage_beside_another_is_counted_without_its_load() -> None:
+    recorder = Remembers()
+    StageStats(recorder, "speech_decoder").note_work({"steps": 3, "frames": 12, "streams": 5})
+    assert recorder.counts == {
+        "tts_stage_steps_total:speech_decoder": 3,
+        "tts_stage_frames_total:speech_decoder": 12,
+    }
+    assert recorder.gauges == {}

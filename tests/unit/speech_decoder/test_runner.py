@@ -30,6 +30,7 @@ def test_a_job_longer_than_the_longest_chunk_is_cut(
     assert samples[::SAMPLES_PER_FRAME].tolist() == [3000 + i for i in range(11)]
     assert [step[-1] for step in counting.steps] == [4, 4, 3]
     assert runner.stats()["frames"] == 11
+    assert 0 < runner.stats()["step_s"] < 10
 
 
 def test_streams_with_equal_frames_share_a_step(

@@ -17,7 +17,8 @@ from serve_app.http.observe.tracing import OpenTelemetryTracer
 from serve_app.keys.digest import digest_of
 from serve_app.keys.key_file import Key, write
 from serve_app.pipeline import timed
-from tests.integration.http.service import NUM_FRAMES, Service
+from tests.integration.http.service import CARD, NUM_FRAMES, Service
+from tests.integration.http.voices.recordings import config_of, upload
 
 PATH = "/v1/audio/speech"
 BODY = {"input": "Say nothing of this.", "response_format": "mp3", "voice": "ryan"}
@@ -125,16 +126,17 @@ def test_each_text_of_a_batch_adds_to_its_line(caplog):
     assert "audio_s=1.6" in line
 
 
-def test_the_metrics_of_all_nodes_come_as_one_text():
+def test_the_metrics_of_all_nodes_come_as_one_text(tmp_path):
     async def gather():
         return [AGENT % (("a",) * 4), AGENT % (("b",) * 4)]
 
     async def main():
         service = Service()
-        config = IngressConfig()
+        config = config_of(tmp_path)
         status = service.get_status
         service.app = build_api(service.speak, service.catalog, config, status, service, gather)
         async with service.http() as http:
+            await upload(http, "Anna")
             return await http.get("/metrics")
 
     response = asyncio.run(main())
@@ -147,6 +149,9 @@ def test_the_metrics_of_all_nodes_come_as_one_text():
     assert "10.0.0.1" not in text
     assert "node_mem" not in text
     assert "tts_ready 1\n" in text
+    kinds = {"audio_sample": 1, "embedding": 0, "prompt": 0, "speaker": len(CARD.voices)}
+    for kind, number in kinds.items():
+        assert f'tts_voices{{type="{kind}"}} {number}\n' in text
     parser = pytest.importorskip("prometheus_client.parser")
     names = {family.name for family in parser.text_string_to_metric_families(text)}
     assert {"tts_requests", "tts_audio_rtf", "tts_build_info", "tts_ready"} <= names
