@@ -183,7 +183,7 @@ def _samples(recording: bytes) -> Iterator[tuple[int, bytes]]:
     """Rate and bytes of the 16-bit samples of a recording."""
     import av
 
-    with av.open(io.BytesIO(recording)) as file:
+    with av.open(io.BytesIO(recording), "r") as file:
         resampler = av.AudioResampler("s16", "mono")
         for frame in file.decode(audio=0):
             for part in resampler.resample(frame):

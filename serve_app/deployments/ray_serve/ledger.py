@@ -32,7 +32,7 @@ class RayLedger:
             # For all who ask meanwhile; who asked first may not have the time for it.
             self._starting = self._starting or asyncio.create_task(asyncio.to_thread(self._start))
             await asyncio.shield(self._starting)
-        actor = self._actor
+        actor: Any = self._actor
         try:
             return await actor.ask.remote(ingress, key, allowed, running)
         except RayActorError:

@@ -90,12 +90,13 @@ class KeyLimits:
         if allowed == Allowed():
             return _FREE
         self._running[key.name] = self._running.get(key.name, 0) + 1
-        verdict: Verdict | None = None
         try:
             verdict, parts = await self._ask(key, allowed)
-        finally:
-            if verdict is None or verdict.refused:
-                self._less(key)
+        except BaseException:
+            self._less(key)
+            raise
+        if verdict.refused:
+            self._less(key)
         self._keep_telling()
         return Entry(_refusal(key, allowed, verdict), _headers(allowed, verdict, parts))
 
