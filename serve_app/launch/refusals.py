@@ -17,6 +17,8 @@ _SPEECH: Final = ("/v1/audio/speech", "/audio/speech")
 # So long what one was told holds for others. A place is free every 8 ms where 120 streams end a
 # second, and those who wait inside take it: nobody else has to be found for it at once.
 _FULL_MS: Final = 25
+# For what of a body fits into HAProxy's buffer, 16 KiB; the ingress bounds the rest.
+_BODY_S: Final = 30
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,9 +54,9 @@ _REFUSALS: Final = (
         for status in (502, 503, 504)
     ),
 )
-# Of these HAProxy makes some by itself; the other ones come from Serve. HAProxy's 400 and 408, for
-# what is no request, are plain whatever is configured.
-_OF_HAPROXY: Final = (500, 502, 503, 504)
+# Of these HAProxy makes some by itself; the other ones come from Serve. HAProxy's 400 and 408 for
+# what is no request are plain whatever is configured; there is a 408 for a body as well.
+_OF_HAPROXY: Final = (408, 500, 502, 503, 504)
 
 
 def write(folder: Path) -> None:
@@ -103,6 +105,9 @@ def _early(folder: Path) -> Iterator[str]:
     yield f"http-request track-sc0 int(1) if {speech}"
     yield f"http-request sc-inc-gpc0(0) if {speech} {full}"
     yield _answer("http-request", refusal, folder, f"{speech} {full}")
+    # HAProxy sends again what it has whole. An ingress that goes may end the connection between the
+    # headers and the body, and the client would find its own connection closed.
+    yield f"http-request wait-for-body time {_BODY_S}s if {speech}"
     yield "http-request del-header x-tts-refused"
     yield f"http-request set-header x-tts-refused %[sc0_clr_gpc0] if {speech}"
     told = "{ res.hdr(x-tts-full) -m found }"

