@@ -300,8 +300,12 @@ def test_a_peer_that_answers_something_else_counts_as_lost(
     listener.bind(str(tmp_path / "s"))
     listener.listen()
 
+    # Kept: who goes has been lost without any answer.
+    peers: list[socket.socket] = []
+
     def confused() -> None:
         peer, _ = listener.accept()
+        peers.append(peer)
         send(peer, HELLO, MAX_ROWS, b"torch.float32")
         send(peer, kind, rows, answer)
 
@@ -313,7 +317,8 @@ def test_a_peer_that_answers_something_else_counts_as_lost(
     assert torch.equal(client.predict(batch_of(local)), local.predict(batch_of(local)))
     client.close()
     thread.join(PATIENCE_S)
-    listener.close()
+    for each in (*peers, listener):
+        each.close()
 
 
 def test_a_predictor_in_another_container_is_reached_over_tcp(
