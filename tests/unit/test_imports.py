@@ -250,6 +250,27 @@ def test_driver_and_ingress_import_models_only_inside_functions(name: str, path:
     assert not found, f"serve_app.{name} imports {sorted(found)} when it is imported"
 
 
+# A user's variables, those of a program of its own, and one of Serve's.
+READERS = ("config", "cli.options", "launch.haproxy")
+
+
+def reads_environment(source: str) -> bool:
+    """Whether a variable of the environment is looked at, and not only set or handed on."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Call) and ast.unparse(node.func) in ("os.getenv", "os.environ.get"):
+            return True
+        is_item = isinstance(node, ast.Subscript) and isinstance(node.ctx, ast.Load)
+        if is_item and ast.unparse(node.value) == "os.environ":
+            return True
+    return False
+
+
+def test_the_environment_is_read_in_one_place() -> None:
+    found = {name for name, path in modules() if reads_environment(path.read_text("utf-8"))}
+    assert found == set(READERS)
+    assert not reads_environment("os.environ['A'] = '1'; run(env={**os.environ})")
+
+
 def test_no_folder_has_more_modules_than_a_reader_takes_in() -> None:
     folders = {path.parent for _, path in modules()}
     crowded = {
