@@ -5,16 +5,17 @@ generator of a chain closes all of them, in order, before `aclose` returns.
 """
 
 import asyncio
+import math
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Sequence
 from contextlib import aclosing
 from dataclasses import replace
 from itertools import pairwise
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 
-from serve_app.errors import StageFailed, StageUnavailable
+from serve_app.errors import StageFailed
 from serve_app.protocols import FrameSource, SampleSource
 from serve_app.types import PcmChunk, SpeechRequest
 
@@ -54,21 +55,83 @@ async def timed(
             yield chunk
 
 
-async def next_within(items: AsyncIterator[T], limit_s: float) -> T:
-    """The next item of a stream.
+class Interrupted(Exception):
+    """A wait was ended by its limit, or from elsewhere."""
 
-    Raises:
-        StopAsyncIteration: there is none.
-        StageUnavailable: none came within `limit_s` seconds; who makes them may hang.
+
+class Waiting:
+    """The waits of one stream, one after the other, each of which can be cut short.
+
+    `asyncio.timeout` does the same for one wait, at the price of a timer and some objects. A stream
+    waits for every chunk, so its waits share one timer, which is set anew only when it rings: a
+    wait costs a look at the clock. Each wait may be in another task.
     """
-    timer = asyncio.timeout(limit_s)
-    try:
-        async with timer:
-            return await anext(items)
-    except TimeoutError as error:
-        if not timer.expired():
+
+    def __init__(self) -> None:
+        self._task: asyncio.Task[Any] | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._rings_s = self._due_s = math.inf
+        self._is_cut = False
+
+    @property
+    def is_waiting(self) -> bool:
+        return self._task is not None
+
+    async def wait(self, work: Awaitable[T], limit_s: float | None = None) -> T:
+        """What `work` returns or raises.
+
+        Raises:
+            Interrupted: `interrupt` was called, or `limit_s` seconds have passed; `work` has
+                unwound by then.
+        """
+        task = asyncio.current_task()
+        assert task is not None
+        cancelling = task.cancelling()
+        if limit_s is not None:
+            self._set(limit_s)
+        self._task = task
+        try:
+            return await work
+        except asyncio.CancelledError as error:
+            if self._is_cut:
+                self._is_cut = False
+                if task.uncancel() <= cancelling:
+                    raise Interrupted from error
             raise
-        raise StageUnavailable(f"nothing came within {limit_s:g} s") from error
+        finally:
+            self._task = None
+            self._due_s = math.inf
+            if self._is_cut:  # and `work` has ended in its own way nevertheless
+                self._is_cut = False
+                task.uncancel()
+
+    def interrupt(self) -> None:
+        """End the wait that there is, if any."""
+        if self._task is not None and not self._is_cut:
+            self._is_cut = True
+            self._task.cancel()
+
+    def close(self) -> None:
+        """Let go of the timer."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _set(self, limit_s: float) -> None:
+        loop = asyncio.get_running_loop()
+        self._due_s = loop.time() + limit_s
+        if self._timer is None or self._due_s < self._rings_s:
+            self.close()
+            self._rings_s = self._due_s
+            self._timer = loop.call_at(self._rings_s, self._ring, loop)
+
+    def _ring(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._timer = None
+        if self._due_s <= loop.time():
+            self.interrupt()
+        elif self._due_s < math.inf:  # another wait than the one that it was set for
+            self._rings_s = self._due_s
+            self._timer = loop.call_at(self._rings_s, self._ring, loop)
 
 
 async def join(chunks: AsyncIterator[PcmChunk]) -> PcmChunk:

@@ -22,7 +22,7 @@ from serve_app.errors import (
     StageLost,
     StageUnavailable,
 )
-from serve_app.pipeline import next_within
+from serve_app.pipeline import Interrupted, Waiting
 from serve_app.types import FinishReason, PcmChunk, SpeechRequest
 
 
@@ -113,13 +113,13 @@ def resumed(
         losses, since_s, is_silent = _Losses(policy), clock(), False
         parts = [] if done is None or not len(done) else [done]
         while True:
-            ended, limit_s = False, policy.first_s
+            ended, limit_s, waiting = False, policy.first_s, Waiting()
             try:
                 async with aclosing(
                     call(request, np.concatenate(parts) if parts else None)
                 ) as items:
                     while True:
-                        item = await next_within(items, limit_s)
+                        item = await waiting.wait(anext(items), limit_s)
                         ended, limit_s = item.finish_reason is not None, policy.gap_s
                         if len(item.codes):
                             parts.append(item.codes)
@@ -131,9 +131,11 @@ def resumed(
                         since_s = clock()
             except StopAsyncIteration:
                 return
-            except (StageUnavailable, StageFailed, Overloaded) as error:
+            except (StageUnavailable, StageFailed, Overloaded, Interrupted) as error:
                 if ended:
                     return
+                if isinstance(error, Interrupted):  # who makes the items may hang
+                    error = StageUnavailable(f"nothing came within {limit_s:g} s")
                 is_refused = isinstance(error, Overloaded) and not parts
                 try:
                     if is_refused:
@@ -151,6 +153,8 @@ def resumed(
                     pause_s,
                     error,
                 )
+            finally:
+                waiting.close()
             await sleep(pause_s)
 
     return stream

@@ -1,7 +1,7 @@
 """How deployments call each other: streams that fail with the errors of `serve_app.errors`."""
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Final
@@ -110,8 +110,8 @@ class HandleResponse:
     def __aiter__(self) -> "HandleResponse":
         return self
 
-    async def __anext__(self) -> Any:
-        return await self._stream.next(self._response)
+    def __anext__(self) -> Awaitable[Any]:
+        return self._stream.next(self._response)
 
     def cancel(self) -> None:
         self.close()

@@ -7,6 +7,8 @@ from typing import Any, Final, TypeVar
 from fastapi.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
+from serve_app.pipeline import Interrupted, Waiting
+
 T = TypeVar("T")
 
 # The status of what its client did not wait for: nginx's number. Nobody receives it, it is for log
@@ -40,6 +42,7 @@ class AudioResponse(StreamingResponse):
         self._first = first
         self._pieces = pieces
         self._stall_s = stall_s
+        self._sending = Waiting()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
@@ -49,6 +52,7 @@ class AudioResponse(StreamingResponse):
         except (ClientGone, OSError):  # a server may report the loss on `send` instead
             return
         finally:
+            self._sending.close()
             await self._pieces.aclose()
 
     async def stream_response(self, send: Send) -> None:
@@ -60,13 +64,10 @@ class AudioResponse(StreamingResponse):
         await self._send(send, b"", more=False)
 
     async def _send(self, send: Send, body: bytes, *, more: bool = True) -> None:
-        timer = asyncio.timeout(self._stall_s)
+        message = {"type": "http.response.body", "body": body, "more_body": more}
         try:
-            async with timer:
-                await send({"type": "http.response.body", "body": body, "more_body": more})
-        except TimeoutError as error:
-            if not timer.expired():
-                raise
+            await self._sending.wait(send(message), self._stall_s)
+        except Interrupted as error:
             raise ReaderStalled(f"nothing was read for {self._stall_s:g} s") from error
 
 

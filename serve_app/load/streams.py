@@ -5,13 +5,13 @@ deadline that has to be long. The router learns of it within seconds. Cancelling
 to say so: that is between Serve and the other end. Here the wait itself ends.
 """
 
-import asyncio
 import time
 from collections.abc import AsyncIterator, Callable
 from contextvars import ContextVar
 from typing import Final, TypeVar
 
 from serve_app.errors import StageUnavailable
+from serve_app.pipeline import Interrupted, Waiting
 
 # So long a stream counts as late after its listener had to wait: the ones of a replica that is only
 # just too slow are never late all at once.
@@ -42,7 +42,7 @@ class Stream:
         self._asked_s = self._late_s = float("-inf")
         self._clock = clock
         self._group: Streams | None = None
-        self._timer: asyncio.Timeout | None = None
+        self._waiting = Waiting()
         self._reason: str | None = None
 
     @property
@@ -51,7 +51,7 @@ class Stream:
         the first. What a reader has not asked for in time is not late.
         """
         now_s = self._clock()
-        is_awaited = self._timer is not None and self._asked_s <= self._due_s < now_s
+        is_awaited = self._waiting.is_waiting and self._asked_s <= self._due_s < now_s
         return is_awaited or now_s - self._late_s < LATE_S
 
     def made(self, audio_s: float) -> None:
@@ -73,25 +73,21 @@ class Stream:
             StopAsyncIteration: there is none.
             StageUnavailable: the stream was told to leave.
         """
-        try:
-            if self._reason is None:
-                self._asked_s = self._clock()
-                async with asyncio.timeout(None) as self._timer:
-                    item = await anext(items)
+        if self._reason is None:
+            self._asked_s = self._clock()
+            try:
+                item = await self._waiting.wait(anext(items))
+            except Interrupted:
+                pass
+            else:
                 self.heard_s = self._clock()
                 return item
-        except TimeoutError:
-            if self._reason is None:
-                raise
-        finally:
-            self._timer = None
         raise StageUnavailable(self._reason)
 
     def leave(self, reason: str) -> None:
         """Have whoever waits, or comes next, fail with StageUnavailable."""
         self._reason = reason
-        if self._timer is not None:
-            self._timer.reschedule(asyncio.get_running_loop().time())
+        self._waiting.interrupt()
 
     def join(self, group: "Streams | None") -> None:
         """Be one of `group` and of no other; a stream that is over is of none."""

@@ -4,9 +4,9 @@ from contextlib import aclosing
 import numpy as np
 import pytest
 
-from serve_app.errors import StageFailed, StageUnavailable
+from serve_app.errors import StageFailed
 from serve_app.fakes import FakeSpeechDecoder, FakeTalker, fake_codes
-from serve_app.pipeline import join, next_within, synthesize, timed
+from serve_app.pipeline import Interrupted, Waiting, join, synthesize, timed
 from serve_app.types import NamedVoice, PcmChunk, SpeechRequest
 
 SCHEDULE = (1, 2, 4)
@@ -87,7 +87,7 @@ def pcm(first_sample, finish=None):
 
 def test_an_item_that_does_not_come_in_time_ends_the_wait():
     async def main():
-        stopped = []
+        stopped, waiting = [], Waiting()
 
         async def silent():
             try:
@@ -96,17 +96,97 @@ def test_an_item_that_does_not_come_in_time_ends_the_wait():
             finally:
                 stopped.append(True)
 
-        with pytest.raises(StageUnavailable, match="nothing came within"):
-            await next_within(silent(), 0.02)
+        with pytest.raises(Interrupted):
+            await waiting.wait(anext(silent()), 0.02)
         assert stopped == [True]
+        assert asyncio.current_task().cancelling() == 0
+        await asyncio.sleep(0)  # nothing is left of it
+
+    asyncio.run(main())
+
+
+def test_each_wait_has_the_whole_of_its_limit():
+    """With one timer for all: it rings within the third wait, which goes on."""
+
+    async def main():
+        waiting, loop = Waiting(), asyncio.get_running_loop()
+        for _ in range(3):
+            assert await waiting.wait(asyncio.sleep(0.2, "came"), 0.5) == "came"
+        began_s = loop.time()
+        with pytest.raises(Interrupted):
+            await waiting.wait(asyncio.sleep(60), 0.3)
+        assert loop.time() - began_s >= 0.29
+        began_s = loop.time()
+        with pytest.raises(Interrupted):  # sooner than the timer of the wait before would
+            await waiting.wait(asyncio.sleep(60), 0.01)
+        waiting.close()
+
+    asyncio.run(main())
+
+
+def test_time_between_two_waits_does_not_count():
+    async def main():
+        waiting = Waiting()
+        assert await waiting.wait(asyncio.sleep(0, 1), 0.02) == 1
+        await asyncio.sleep(0.1)
+        assert await waiting.wait(asyncio.sleep(0, 2), 0.02) == 2
+        waiting.interrupt()  # nobody waits
+        assert await waiting.wait(asyncio.sleep(0, 3)) == 3
+        waiting.close()
+
+    asyncio.run(main())
+
+
+def test_a_wait_is_ended_from_elsewhere_and_by_a_limit_around_it():
+    async def main():
+        inner, outer = Waiting(), Waiting()
+
+        async def nested():
+            return await outer.wait(inner.wait(asyncio.sleep(60)), 5)
+
+        async def first_of(ends):
+            task = asyncio.create_task(nested())
+            await asyncio.sleep(0.01)
+            for end in ends:
+                end()
+            with pytest.raises((Interrupted, asyncio.CancelledError)) as raised:
+                await task
+            return raised.type, task.cancelled()
+
+        assert await first_of([inner.interrupt]) == (Interrupted, False)
+        assert await first_of([outer.interrupt]) == (Interrupted, False)
+        assert await first_of([inner.interrupt, outer.interrupt]) == (Interrupted, False)
+
+        task = asyncio.create_task(nested())
+        await asyncio.sleep(0.01)
+        task.cancel()
+        outer.interrupt()
+        with pytest.raises(asyncio.CancelledError):  # who is cancelled is not told of a limit
+            await task
+
+    asyncio.run(main())
+
+
+def test_work_that_ends_in_its_own_way_when_it_is_cut_leaves_no_cancellation_behind():
+    async def stubborn():
+        try:
+            await asyncio.sleep(60)
+        except asyncio.CancelledError:
+            return "done"
+
+    async def main():
+        waiting = Waiting()
+        asyncio.get_running_loop().call_later(0.01, waiting.interrupt)
+        assert await waiting.wait(stubborn()) == "done"
+        assert asyncio.current_task().cancelling() == 0
 
     asyncio.run(main())
 
 
 def test_a_timeout_inside_a_stage_is_not_taken_for_the_deadline():
-    source = Source([TimeoutError("socket")])
+    source, waiting = Source([TimeoutError("socket")]), Waiting()
     with pytest.raises(TimeoutError, match="socket"):
-        asyncio.run(next_within(source.stream(), 5))
+        asyncio.run(waiting.wait(anext(source.stream()), 5))
 
 
 @pytest.mark.parametrize("chunks", [[], [pcm(0), pcm(2)]])

@@ -2,8 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncGenerator, Callable
-from contextlib import aclosing
-from typing import Any, Final, Protocol
+from typing import Final, Protocol
 
 import numpy as np
 
@@ -187,11 +186,9 @@ class Model:
         self._learn(self, served.card)
         return served.card
 
-    async def _call(
+    def _call(
         self, request: SpeechRequest, done: np.ndarray | None
-    ) -> AsyncGenerator[Any, None]:
+    ) -> AsyncGenerator[PcmChunk, None]:
         if self._passed is None:
             raise StageUnavailable("the model has not said yet what it serves")
-        async with aclosing(self._passed(request, done)) as items:
-            async for item in items:
-                yield item
+        return self._passed(request, done)
