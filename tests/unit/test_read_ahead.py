@@ -29,9 +29,44 @@ class Source:
             self.closed = True
 
 
-async def idle():
+async def stalled():
+    """For longer than a reader may be away without being taken for a slow one."""
+    await asyncio.sleep(0.15)
     for _ in range(50):
         await asyncio.sleep(0)
+
+
+def test_a_reader_who_waits_gets_each_chunk_straight_from_the_source():
+    async def main():
+        source, number = Source(), 0
+        chunks = read_ahead(source.chunks(), 1000)
+        async for _ in chunks:
+            number += 1
+            assert source.made == number
+        assert number == 10
+
+    asyncio.run(main())
+
+
+def test_a_reader_who_was_slow_waits_for_what_is_not_made_yet():
+    async def main():
+        go = asyncio.Event()
+
+        async def source():
+            for number in range(4):
+                if number == 2:
+                    await go.wait()
+                yield PcmChunk(np.zeros(4, np.int16), 4 * number, np.zeros((1, 2), np.int64))
+
+        seen = []
+        async for chunk in read_ahead(source(), 1000):
+            seen.append(chunk.first_sample)
+            if len(seen) == 1:
+                await stalled()
+                asyncio.get_running_loop().call_later(0.05, go.set)
+        assert seen == [0, 4, 8, 12]
+
+    asyncio.run(main())
 
 
 @pytest.mark.parametrize("max_samples", [1, 4, 9, 1000])
@@ -41,7 +76,7 @@ def test_all_chunks_come_in_order_and_no_more_wait_than_allowed(max_samples):
         seen = []
         async for chunk in read_ahead(source.chunks(), max_samples):
             seen.append(chunk.first_sample)
-            await idle()
+            await stalled()
             waiting = source.made - len(seen)
             assert waiting <= -(-max_samples // 4)
         assert seen == [4 * number for number in range(10)]
@@ -55,7 +90,7 @@ def test_the_source_has_ended_before_the_reader_goes_on():
         source = Source()
         chunks = read_ahead(source.chunks(), 1000)
         await anext(chunks)
-        await idle()
+        await stalled()
         assert source.closed
         await chunks.aclose()
 
@@ -65,9 +100,10 @@ def test_the_source_has_ended_before_the_reader_goes_on():
 def test_a_failure_comes_behind_the_chunks_before_it():
     async def main():
         chunks = read_ahead(Source(StageFailed("broken")).chunks(), 1000)
-        for _ in range(10):
+        for number in range(10):
             await anext(chunks)
-            await idle()
+            if number == 5:
+                await stalled()
         with pytest.raises(StageFailed, match="broken"):
             await anext(chunks)
 
@@ -80,6 +116,12 @@ def test_closing_closes_the_source_wherever_it_is():
             source = Source()
             chunks = read_ahead(source.chunks(), max_samples)
             await anext(chunks)
+            await chunks.aclose()
+            assert source.closed
+            source = Source()
+            chunks = read_ahead(source.chunks(), max_samples)
+            await anext(chunks)
+            await stalled()
             await chunks.aclose()
             assert source.closed
 
