@@ -15,6 +15,8 @@ from serve_app.http.speech.accept import Job
 from serve_app.http.speech.writer import AudioCut
 
 CONTENT_TYPE: Final = "text/event-stream; charset=utf-8"
+# Where the audio of an event belongs, in its form.
+_AUDIO: Final = "@"
 
 
 def openai_events(job: Job, pieces: AsyncGenerator[bytes, None]) -> AsyncGenerator[bytes, None]:
@@ -45,9 +47,11 @@ async def _events(
     ending: Callable[[], bytes],
 ) -> AsyncGenerator[bytes, None]:
     """`delta` of each piece in base64, then `ending`; raises what `pieces` raises."""
+    # Base64 needs no escapes, for which JSON's writer would look through all of it.
+    before, after = _event(delta(_AUDIO)).split(_AUDIO.encode())
     try:
         async for piece in pieces:
-            yield _event(delta(base64.b64encode(piece).decode("ascii")))
+            yield b"".join((before, base64.b64encode(piece), after))
     except ReaderStalled as error:  # thrown in here, and to be counted in there
         await pieces.athrow(error)
     except AudioCut as cut:

@@ -9,6 +9,7 @@ from contextlib import aclosing
 from typing import Any, Final, TypeVar
 
 from serve_app import metrics
+from serve_app.audio.formats import Encoder
 from serve_app.errors import Overloaded, StageFailed, StageUnavailable
 from serve_app.http.observe.audio import AudioObserver
 from serve_app.http.read_ahead import read_ahead
@@ -75,8 +76,14 @@ class AudioWriter:
         broke: str | None = "client_gone"  # unless the end or an error is reached
         heard = self._observer.heard(job, job.chunks(self._speak))
         chunks = read_ahead(heard, round(self._read_ahead_s * rate_hz))
-        # Beside the first audio: opening an encoder takes milliseconds.
-        opening = asyncio.create_task(self.run(job, job.output.stream))
+        opening: asyncio.Task[Encoder] | None = None
+        encoder: Encoder | None = None
+        is_costly = job.output.is_costly
+        if is_costly:
+            # Beside the first audio: opening such an encoder takes milliseconds.
+            opening = asyncio.create_task(self.run(job, job.output.stream))
+        else:
+            encoder = job.output.stream()
         try:
             async with aclosing(chunks):
                 async for chunk in chunks:
@@ -88,17 +95,22 @@ class AudioWriter:
                     job.timings.extend(chunk.timings)
                     if not len(chunk.samples):
                         continue
-                    encoder = await opening
+                    if encoder is None:
+                        assert opening is not None
+                        encoder = await opening
                     # An encoder may keep the first samples for a while.
-                    data = await self.run(job, encoder.encode, chunk.samples)
+                    if is_costly:
+                        data = await self.run(job, encoder.encode, chunk.samples)
+                    else:
+                        data = encoder.encode(chunk.samples)
                     if data and not begun:
                         self.observe_first(job)
                         begun = True
                     if data:
                         yield data
-            if reason is None or not num_samples:
+            if reason is None or not num_samples or encoder is None:
                 raise StageFailed("the audio ended without a finish reason or without samples")
-            tail = await self.run(job, (await opening).finish)
+            tail = await self.run(job, encoder.finish)
             if tail and not begun:
                 self.observe_first(job)
                 begun = True
@@ -111,7 +123,8 @@ class AudioWriter:
                 raise
             raise AudioCut(f"{job.request.request_id}: {error}") from error
         finally:
-            opening.cancel()
+            if opening is not None:
+                opening.cancel()
             if begun:
                 self.observe_end(job, num_samples, reason, broke)
 
