@@ -63,6 +63,19 @@ class Usage:
     threads: int
 
 
+@dataclass(frozen=True, slots=True)
+class Spent:
+    """The processor time of one process and of the children that it has waited for, in seconds.
+
+    kind: as of `ServerProcess`; of one that is of no known kind, what its command begins with.
+    """
+
+    pid: int
+    kind: str
+    started: int
+    cpu_s: float
+
+
 def kind_of(command: str) -> str | None:
     """What a process with this command line, or title, is in a server; None if nothing known."""
     replica = _REPLICA.match(command)
@@ -117,6 +130,25 @@ def usage(pid: int) -> Usage | None:
         return Usage(rss, len(os.listdir(folder / "fd")), int(fields[17]))
     except (OSError, IndexError):
         return None
+
+
+def spent(pids: Iterable[int]) -> Iterator[Spent]:
+    """The processor time of those of `pids` that live, of any kind."""
+    for pid in pids:
+        command, fields = _command(pid), _stat(pid)
+        if command and fields:
+            ticks = sum(int(each) for each in fields[11:15])
+            kind = kind_of(command) or _beginning(command)
+            yield Spent(pid, kind, int(fields[19]), ticks / os.sysconf("SC_CLK_TCK"))
+
+
+def _beginning(command: str) -> str:
+    """The program, or the module or file that it interprets."""
+    words = command.split()
+    for word in words[1:4] if "python" in words[0] else ():
+        if not word.startswith("-"):
+            return word.rpartition("/")[2]
+    return words[0].rpartition("/")[2]
 
 
 def descendants(pid: int) -> list[int]:
