@@ -1,13 +1,16 @@
 """What the launcher tells the Ray that it starts."""
 
 import os
+import socket
 
 import pytest
+from ray._private import parameter, ray_constants
 
-from serve_app.launch.cluster import prepare_environment
+from serve_app.launch.cluster import agent_port, prepare_environment
 
 NICENESS = "RAY_worker_niceness"
-NAMES = ("RAY_ADDRESS", NICENESS, "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER")
+SPARE = "RAY_prestart_worker_first_driver"
+NAMES = ("RAY_ADDRESS", NICENESS, SPARE, "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER")
 
 
 @pytest.fixture
@@ -21,6 +24,7 @@ def environment(monkeypatch: pytest.MonkeyPatch):
 def test_stages_of_an_own_cluster_do_not_give_way_to_other_programs(environment) -> None:
     prepare_environment()
     assert os.environ[NICENESS] == "0"
+    assert os.environ[SPARE] == "0"
 
 
 def test_a_niceness_that_was_asked_for_stays(environment) -> None:
@@ -33,3 +37,19 @@ def test_a_cluster_that_is_joined_is_left_as_it_is(environment) -> None:
     environment.setenv("RAY_ADDRESS", "10.0.0.1:6379")
     prepare_environment()
     assert NICENESS not in os.environ
+    assert SPARE not in os.environ
+
+
+def test_a_node_beside_another_cluster_has_an_agent_port_of_its_own() -> None:
+    usual = ray_constants.DEFAULT_DASHBOARD_AGENT_LISTEN_PORT
+    with socket.socket() as other:
+        other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            other.bind(("127.0.0.1", usual))
+            other.listen()
+        except OSError:  # a cluster of this machine has it
+            pass
+        with agent_port():
+            # 0: the agent takes any, and the node tells which.
+            assert parameter.RayParams().dashboard_agent_listen_port == 0
+    assert parameter.RayParams().dashboard_agent_listen_port == usual
