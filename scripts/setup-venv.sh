@@ -70,9 +70,23 @@ install() {
     # `import transformers` would fail on them. Nothing here uses them.
     pip uninstall --quiet --yes torchvision torchaudio torchcodec 2>/dev/null
   fi
-  # Compiles the byte code of what a start imports, and of nothing else (hence --no-compile above).
+  # Compiles the byte code of what a start imports, and of nothing else (hence --no-compile above): what these import,
+  # and the programs of Ray, which are processes of their own.
   say "checking the installation"
   "$venv/bin/python" -W ignore -c 'import fastapi, ray.serve, torch, transformers, vllm.v1.engine.core, serve_app' >/dev/null
+  "$venv/bin/python" -c 'import ray; print(ray.__path__[0])' |
+    (read -r ray && "$venv/bin/python" -m compileall -q -j 0 "$ray"/{_private,autoscaler,dashboard,serve} serve_app)
+  if [[ "$DEVICE" == cpu ]]; then
+    # The frame of a small code predictor, which numba compiles for this processor: else the first start would.
+    "$venv/bin/python" -W ignore - >/dev/null <<'EOF'
+from serve_app.config import CodePredictorConfig
+from serve_app.models.checkpoint.embedded import embedded_checkpoint
+from serve_app.models.checkpoint.files import open_checkpoint
+from serve_app.models.code_predictor.channel.in_process import InProcessFrames
+
+InProcessFrames.load(open_checkpoint(embedded_checkpoint()), CodePredictorConfig(), "cpu")
+EOF
+  fi
 }
 
 "$venv/bin/python" -m pip --version >/dev/null 2>&1 || new_venv
