@@ -80,7 +80,9 @@ def main(arguments: list[str]) -> int:
         config = overrides.with_env(config, haproxy.environment(Path(folder), ports))
         if environment.ray_address is None:
             config = overrides.with_env(config, {"TTS_OWN_CLUSTER": "1"})
-        config = ahead.with_standbys(config, Path(folder) / "standby")
+        config = ahead.with_standbys(
+            config, Path(folder) / "standby", own_cluster=environment.ray_address is None
+        )
         path = Path(folder) / "serve.yaml"
         path.write_text(yaml.safe_dump(config, sort_keys=False), encoding="utf-8")
         print(f"starting on http://{host}:{port}; ready when GET /ready answers 200", flush=True)

@@ -21,7 +21,7 @@ import ray
 from ray import serve
 from ray.serve import Application
 
-from serve_app.config import AppConfig, Device, Environment, HttpConfig
+from serve_app.config import CPU_ENV, AppConfig, Device, Environment, HttpConfig
 from serve_app.deployments.limits import (
     LONGEST_S,
     deployment_options,
@@ -39,11 +39,6 @@ _SMALL_MACHINE_SHARE: Final = 0.9
 _SHARE_OF_SEVERAL: Final = _SMALL_MACHINE_SHARE / 8
 BACKEND: Final = "vllm"
 
-# Before torch is imported; what vLLM reads is set by models/talker/vllm/core.py.
-_CPU_ENV: Final = {
-    # More threads than cores that are free make a step many times slower, not faster.
-    "OMP_NUM_THREADS": "1",
-}
 # Ray lets a replica without a GPU share see all GPUs.
 _NO_GPU_ENV: Final = {"CUDA_VISIBLE_DEVICES": ""}
 
@@ -212,7 +207,7 @@ def voice_encoder(config: AppConfig, cluster: Mapping[str, float]) -> Applicatio
 
     settings = config.voice_encoder
     wanted = _device(settings.device or config.device, cluster.get("GPU", 0.0))
-    env = {**_CPU_ENV, "OMP_NUM_THREADS": str(settings.num_threads)}
+    env = {"OMP_NUM_THREADS": str(settings.num_threads)}
     shares = {"VoiceEncoder": settings.num_gpus if wanted == "cuda" else 0.0}
     envs = {"VoiceEncoder": env if wanted == "cuda" else {**env, **_NO_GPU_ENV}}
     options = _actor_options({"VoiceEncoder": settings.num_cpus}, shares, envs)["VoiceEncoder"]
@@ -273,7 +268,7 @@ def make_plan(
 
     env: dict[str, Mapping[str, str]] = {"Ingress": _NO_GPU_ENV} if ingress else {}
     for name, device in devices.items():
-        env[name] = {**_CPU_ENV, **_NO_GPU_ENV} if device == "cpu" else {}
+        env[name] = dict(CPU_ENV) if device == "cpu" else {}
     return ResourcePlan(devices, reason + scaled, _actor_options(cpus, gpu_shares, env))
 
 

@@ -28,6 +28,14 @@ Profile = Literal["latency", "balanced", "throughput", "auto"]
 BUILDER: Final = "serve_app.app:build"
 MODEL_BUILDER: Final = "serve_app.app:build_model"
 HTTP_BUILDER: Final = "serve_app.app:build_http"
+# Of a process that computes without a GPU, before torch is imported; what vLLM reads is set by
+# models/talker/vllm/core.py.
+CPU_ENV: Final[Mapping[str, str]] = {
+    # More threads than cores that are free make a step many times slower, not faster.
+    "OMP_NUM_THREADS": "1",
+    # Ray lets a replica without a GPU share see all GPUs.
+    "CUDA_VISIBLE_DEVICES": "",
+}
 
 # What a profile changes of the defaults below; `balanced` is the defaults. `auto` is not here: the
 # builder sets what fits the GPUs (models/memory/presets.py); without a GPU it is the defaults.

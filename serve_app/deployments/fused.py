@@ -44,7 +44,7 @@ class Fused:
         self._card = await asyncio.to_thread(describe, config, folder)
         standbys = Environment.read().standbys
         self._speech = await SpeechProcess.start(folder, config, device, standbys=standbys)
-        if standbys is not None:
+        if standbys is not None and device == "cuda":
             # For the replica that replaces this one, or comes beside it; the raylet stays.
             standby.start_next(standbys, anchor=os.getppid())
 

@@ -74,17 +74,41 @@ def test_a_standby_that_is_gone_is_not_taken(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "given",
+    ("given", "own_cluster"),
     [
-        config(),
-        config(args={"placement": "split"}),
-        config(args={"device": "cpu"}),
+        (config(args={"placement": "split"}), True),
+        # Its replicas may be on other machines.
+        (config(), False),
+        (config(args={"device": "cpu"}), False),
     ],
 )
-def test_without_a_gpu_that_will_be_used_there_is_no_standby(given: dict, tmp_path: Path) -> None:
-    devices = tmp_path / "dev"
+def test_a_standby_that_nobody_would_take_is_not_started(
+    given: dict, own_cluster: bool, tmp_path: Path
+) -> None:
+    folder, devices = tmp_path / "standby", tmp_path / "dev"
     devices.mkdir()
-    if given["applications"][0]["args"] != config()["applications"][0]["args"]:
-        (devices / "nvidia0").touch()
-    assert with_standbys(given, tmp_path / "standby", devices) == given
-    assert not (tmp_path / "standby").exists()
+    assert with_standbys(given, folder, own_cluster=own_cluster, devices=devices) == given
+    assert not folder.exists()
+
+
+def test_without_a_gpu_the_first_replica_has_one(tmp_path: Path) -> None:
+    """It waits with what a process without a GPU has in its environment."""
+    folder, devices = tmp_path / "standby", tmp_path / "dev"
+    devices.mkdir()
+    (devices / "nvidia0").touch()  # not to be used
+    given = config(args={"device": "cpu"}, num_replicas=2)
+    changed = with_standbys(given, folder, own_cluster=True, devices=devices)
+    variables = changed["controller_options"]["runtime_env"]["env_vars"]
+    assert variables == {"TTS_STANDBYS": str(folder)}
+    end_s = time.monotonic() + 60
+    while not (found := list(folder.glob("*.sock"))):
+        assert time.monotonic() < end_s
+        time.sleep(0.05)
+    (path,) = found
+    pid = int(path.stem)
+    try:
+        environment = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+        assert b"OMP_NUM_THREADS=1" in environment
+        assert b"CUDA_VISIBLE_DEVICES=" in environment
+    finally:
+        os.kill(pid, signal.SIGKILL)

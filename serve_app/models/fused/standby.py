@@ -17,6 +17,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
@@ -80,13 +81,17 @@ class Taken:
             os.kill(self.pid, number)
 
 
-def start(folder: Path, anchor: int, fill: bool = False) -> None:
+def start(
+    folder: Path, anchor: int, fill: bool = False, env: Mapping[str, str] | None = None
+) -> None:
     """Start a standby that waits in `folder` and ends with the process `anchor`, unless taken.
 
     Args:
         folder: made if it is not there; its path is short, as a socket's has to be.
         anchor: process id.
         fill: also fill the kernel cache, for the GPUs that are here.
+        env: what its imports read of the environment beside this process's own. What it reads
+            later, its owner brings along.
     """
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     path = os.pathsep.join(entry for entry in sys.path if entry)
@@ -94,7 +99,7 @@ def start(folder: Path, anchor: int, fill: bool = False) -> None:
     process = subprocess.Popen(
         command,
         stdin=subprocess.DEVNULL,
-        env={**os.environ, "PYTHONPATH": path},
+        env={**os.environ, **(env or {}), "PYTHONPATH": path},
         start_new_session=True,
     )
     threading.Thread(target=process.wait, name="standby-reaper", daemon=True).start()
@@ -222,7 +227,9 @@ def import_stages() -> None:
 
     from serve_app.models.fused import speech
 
-    speech.import_engine(torch.device("cuda" if Path("/dev/nvidiactl").exists() else "cpu"))
+    # `CUDA_VISIBLE_DEVICES` is set, to nothing, where it is to serve without a GPU.
+    has_gpu = Path("/dev/nvidiactl").exists() and os.environ.get("CUDA_VISIBLE_DEVICES") != ""
+    speech.import_engine(torch.device("cuda" if has_gpu else "cpu"))
 
 
 if __name__ == "__main__":

@@ -108,7 +108,9 @@ def import_engine(device: torch.device) -> None:
         import vllm.v1.engine.core
 
         if device.type == "cuda":
-            import vllm.v1.worker.gpu_worker  # noqa: F401
+            import vllm.v1.worker.gpu_worker
+        else:
+            import vllm.v1.worker.cpu_worker  # noqa: F401
 
 
 def build_core(
