@@ -393,7 +393,9 @@ async def spent(
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--paths", nargs="+", choices=tuple(PATHS), default=list(PATHS))
+    # The encoder of MP3 takes a hundred times what all the rest does.
+    usual = [name for name in PATHS if name != "ingress, mp3"]
+    parser.add_argument("--paths", nargs="+", choices=tuple(PATHS), default=usual)
     parser.add_argument("--streams", type=int, default=16, help="at a time")
     parser.add_argument("--requests", type=int, default=320)
     parser.add_argument("--chunks", type=int, default=20, help="of a request")
