@@ -4,7 +4,6 @@ import os
 from pathlib import Path
 from typing import Any, Final
 
-from serve_app.config import CPU_ENV
 from serve_app.launch.overrides import with_env
 from serve_app.launch.several import WITH_MODEL
 from serve_app.models.fused import standby
@@ -45,7 +44,7 @@ def with_standbys(
     # One that has been begun for GPUs may be taken by whichever replica comes first.
     if not count and on_cpus and own_cluster:
         count = 1
-        standby.start(folder, anchor=os.getpid(), env=CPU_ENV)
+        standby.start(folder, anchor=os.getpid(), on_cpu=True)
     return with_env(config, {"TTS_STANDBYS": str(folder)}) if count else config
 
 

@@ -17,11 +17,11 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
 
+from serve_app.config import CPU_ENV
 from serve_app.models.kernel_cache.ahead import fill_beside
 
 _LENGTH: Final = struct.Struct("<I")
@@ -81,25 +81,31 @@ class Taken:
             os.kill(self.pid, number)
 
 
-def start(
-    folder: Path, anchor: int, fill: bool = False, env: Mapping[str, str] | None = None
-) -> None:
+def start(folder: Path, anchor: int, fill: bool = False, on_cpu: bool = False) -> None:
     """Start a standby that waits in `folder` and ends with the process `anchor`, unless taken.
 
     Args:
         folder: made if it is not there; its path is short, as a socket's has to be.
         anchor: process id.
         fill: also fill the kernel cache, for the GPUs that are here.
-        env: what its imports read of the environment beside this process's own. What it reads
-            later, its owner brings along.
+        on_cpu: for stages without a GPU, whether there is one or not.
     """
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     path = os.pathsep.join(entry for entry in sys.path if entry)
-    command = [sys.executable, "-m", __name__, str(folder), str(anchor), *(["fill"] * fill)]
+    command = [
+        sys.executable,
+        "-m",
+        __name__,
+        str(folder),
+        str(anchor),
+        *(["fill"] * fill),
+        *(["cpu"] * on_cpu),
+    ]
     process = subprocess.Popen(
         command,
         stdin=subprocess.DEVNULL,
-        env={**os.environ, **(env or {}), "PYTHONPATH": path},
+        # What its imports read; the rest of its environment its owner brings along.
+        env={**os.environ, **(CPU_ENV if on_cpu else {}), "PYTHONPATH": path},
         start_new_session=True,
     )
     threading.Thread(target=process.wait, name="standby-reaper", daemon=True).start()
@@ -188,7 +194,7 @@ def _receive(connection: socket.socket) -> tuple[dict[str, Any], list[int]]:
     return pickle.loads(data), descriptors
 
 
-def wait_in(folder: Path, anchor: int, fill: bool) -> socket.socket:
+def wait_in(folder: Path, anchor: int, fill: bool, on_cpu: bool) -> socket.socket:
     """Import what the stages need, and wait to be taken; returns the connection to the owner."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # of the launcher's terminal
     owner = [anchor]
@@ -202,7 +208,7 @@ def wait_in(folder: Path, anchor: int, fill: bool) -> socket.socket:
             fill_beside()
         # Else asking whether there is a GPU would settle which ones this process sees.
         os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "1"
-        import_stages()
+        import_stages(on_cpu)
         connection, _ = listener.accept()
     if _cuda_is_initialized():
         logger.warning("importing the stages has initialized CUDA: this standby is of no use")
@@ -221,14 +227,13 @@ def wait_in(folder: Path, anchor: int, fill: bool) -> socket.socket:
     return connection
 
 
-def import_stages() -> None:
+def import_stages(on_cpu: bool) -> None:
     """Import what `FusedSpeech.load` would, vLLM above all."""
     import torch
 
     from serve_app.models.fused import speech
 
-    # `CUDA_VISIBLE_DEVICES` is set, to nothing, where it is to serve without a GPU.
-    has_gpu = Path("/dev/nvidiactl").exists() and os.environ.get("CUDA_VISIBLE_DEVICES") != ""
+    has_gpu = not on_cpu and Path("/dev/nvidiactl").exists()
     speech.import_engine(torch.device("cuda" if has_gpu else "cpu"))
 
 
@@ -236,4 +241,5 @@ if __name__ == "__main__":
     from serve_app.models.fused.process import serve
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s -- %(message)s")
-    serve(wait_in(Path(sys.argv[1]), int(sys.argv[2]), "fill" in sys.argv[3:]))
+    options = sys.argv[3:]
+    serve(wait_in(Path(sys.argv[1]), int(sys.argv[2]), "fill" in options, "cpu" in options))
