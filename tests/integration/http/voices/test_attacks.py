@@ -4,11 +4,13 @@ import asyncio
 import base64
 import datetime
 import ipaddress
+import json
 import ssl
 import threading
 
 import numpy as np
 import pytest
+import websockets
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -16,6 +18,7 @@ from cryptography.x509.oid import NameOID
 
 from serve_app.errors import InvalidRequest
 from serve_app.voices.fetching import Fetcher, is_public
+from tests.integration.http.service import served
 from tests.integration.http.voices.recordings import (
     SPEECH,
     VOICES,
@@ -323,6 +326,46 @@ def test_urls_are_off_unless_hosts_are_named(tmp_path):
     asyncio.run(main())
     assert is_public("93.184.216.34")
     assert is_public("2606:4700::1111")
+
+
+FORBIDDEN = ("https://voices.example/a.wav", "http://169.254.169.254/a", "file:///etc/passwd")
+
+
+@pytest.mark.parametrize("url", FORBIDDEN)
+def test_no_way_in_is_forgotten(tmp_path, url):
+    """Of a speech request by any path, and of a voice that is kept."""
+    request = {"input": "Hello.", "ref_audio": url}
+    bodies = {
+        SPEECH: request,
+        f"{SPEECH}/batch": {"items": [request]},
+        f"{SPEECH}/long": request,
+        VOICES: {"name": "Anna", "audio_sample": url},
+        "/voices": {"voice_name": "Anna", "voice_file": url},
+        "/v1/audio/voice_consents": {"name": "Anna", "language": "en", "recording": url},
+    }
+    forms = {f"{SPEECH}/upload": request}
+
+    async def main():
+        service = cloning(tmp_path)
+        async with service.http() as http:
+            answers = {path: await http.post(path, json=body) for path, body in bodies.items()}
+            answers |= {path: await http.post(path, data=body) for path, body in forms.items()}
+            by_reference = {"input": "Hello.", "references": [{"audio_path": url, "text": "a"}]}
+            answers["references"] = await http.post(SPEECH, json=by_reference)
+        for path, answer in answers.items():
+            assert answer.status_code == 400 or path.endswith("/batch"), (path, answer.text)
+            assert "url_not_allowed" in answer.text, (path, answer.text)
+        async with served(service.app) as address:
+            socket = f"ws{address.removeprefix('http')}{SPEECH}/stream"
+            async with websockets.connect(socket) as connection:
+                await connection.send(json.dumps({"type": "session.config", "ref_audio": url}))
+                event = json.loads(await connection.recv())
+                assert event["type"] == "error"
+                assert "'ref_audio'" in event["message"], event
+        assert service.talker.requests == []
+        assert service.encoder.clips == []
+
+    asyncio.run(main())
 
 
 def certificate(folder, host):
