@@ -1,6 +1,7 @@
 """A voice from its upload to its end, by this API and by OpenAI's and other servers' clients."""
 
 import asyncio
+import base64
 import io
 
 import numpy as np
@@ -8,6 +9,7 @@ import openai
 import pytest
 import soundfile
 
+from load_tests.loops.client import server_timings
 from serve_app.config import IngressConfig, JobsConfig, VoicesConfig
 from serve_app.errors import StageUnavailable
 from serve_app.fakes import FakeVoiceEncoder, fake_card
@@ -87,6 +89,27 @@ def test_a_voice_is_spoken_with_by_id_name_and_object_and_encoded_once(tmp_path)
         np.testing.assert_array_equal(
             later.talker.requests[0].voice.speaker_vector, clip.speaker_vector
         )
+
+    asyncio.run(main())
+
+
+def test_what_a_voice_took_is_among_the_timings_of_a_response(tmp_path):
+    class Slow(FakeVoiceEncoder):
+        async def encode(self, samples):
+            await asyncio.sleep(0.3)
+            return await super().encode(samples)
+
+    async def main():
+        service = cloning(tmp_path, cards=(CARD, BASE))
+        service.encoder = Slow()
+        recording = {"ref_audio": base64.b64encode(WAV).decode(), "ref_text": "Good morning."}
+        async with service.http() as http:
+            answers = [await spoken(http, **recording) for _ in range(2)]
+            answers.append(await spoken(http, voice="ryan"))
+        first, again, speaker = [server_timings(a.headers["server-timing"]) for a in answers]
+        assert 0.3 <= first["voice"] <= first["ingress"]
+        assert again["voice"] < 0.3
+        assert "voice" not in speaker
 
     asyncio.run(main())
 
