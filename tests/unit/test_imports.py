@@ -259,8 +259,11 @@ def reads_environment(source: str) -> bool:
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Call) and ast.unparse(node.func) in ("os.getenv", "os.environ.get"):
             return True
-        is_item = isinstance(node, ast.Subscript) and isinstance(node.ctx, ast.Load)
-        if is_item and ast.unparse(node.value) == "os.environ":
+        if (
+            isinstance(node, ast.Subscript)
+            and isinstance(node.ctx, ast.Load)
+            and ast.unparse(node.value) == "os.environ"
+        ):
             return True
     return False
 

@@ -7,7 +7,7 @@ import torch
 from serve_app.models.device import allow_tf32
 
 
-def switches() -> tuple[str, str]:
+def switches() -> tuple[object, object]:
     return torch.backends.cuda.matmul.fp32_precision, torch.backends.cudnn.conv.fp32_precision  # pyright: ignore[reportAttributeAccessIssue]
 
 
