@@ -43,7 +43,7 @@ def _fields(form: Form) -> Mapping[str, Any]:
     """The fields of `SpeechBody`; in a form all are text."""
     fields = dict(form.fields)
     for name in _NUMBERS & fields.keys():
-        with contextlib.suppress(ValueError, OverflowError):
+        with contextlib.suppress(TypeError, ValueError, OverflowError):
             number = float(fields[name])
             fields[name] = int(number) if number.is_integer() else number
     for name in _FLAGS & fields.keys():

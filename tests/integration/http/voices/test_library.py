@@ -311,7 +311,14 @@ def test_a_recording_comes_in_the_form_of_a_request(tmp_path):
             assert response.content[:4] == b"RIFF"
             response = await http.post("/v1/audio/speech/upload", data={"input": "Hello."})
             assert response.json()["error"]["code"] == "voice_not_found"
-        assert service.talker.requests[0].seed == 3
+            fields = {"input": "Hello.", "ref_audio": _base64(WAV), "speed": None, "seed": 3}
+            response = await http.post("/v1/audio/speech/upload", json=fields)
+            assert response.status_code == 200, response.text
+            fields = {"input": "Hello.", "ref_audio": _base64(WAV), "speed": [1]}
+            response = await http.post("/v1/audio/speech/upload", json=fields)
+            assert response.status_code == 400
+            assert response.json()["error"]["param"] == "speed"
+        assert [request.seed for request in service.talker.requests] == [3, 3]
 
     asyncio.run(main())
 
