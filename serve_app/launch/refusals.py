@@ -104,6 +104,8 @@ def _early(folder: Path) -> Iterator[str]:
     yield "http-request set-var(txn.now) date(0,ms)"
     yield f"http-request track-sc0 int(1) if {speech}"
     yield f"http-request sc-inc-gpc0(0) if {speech} {full}"
+    # Serve reads HAProxy's lines one by one, for metrics of its own.
+    yield f"http-request set-log-level silent if {speech} {full}"
     yield _answer("http-request", refusal, folder, f"{speech} {full}")
     # HAProxy sends again what it has whole. An ingress that goes may end the connection between the
     # headers and the body, and the client would find its own connection closed.
