@@ -175,7 +175,7 @@ class TalkerConfig(StageConfig):
         default=256, ge=0, description="requests that may wait beyond the running ones; then 429"
     )
     max_wait_s: float = Field(
-        default=0.25,
+        default=0.08,
         ge=0,
         description="longest predicted wait for a place among the streams decoded together; a"
         " request that would wait longer gets 429 and when to come again",

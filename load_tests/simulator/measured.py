@@ -28,7 +28,7 @@ class Service:
     node_s: float = 0.0
     report_s: float = 2.0
     max_queued: int = 256
-    max_wait_s: float = 0.25
+    max_wait_s: float = 0.08
 
     def step_s(self, streams: float) -> float:
         """One frame of all of so many streams on one replica."""
