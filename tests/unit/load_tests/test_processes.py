@@ -3,6 +3,7 @@
 import os
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 
@@ -14,6 +15,7 @@ from load_tests.servers.processes import (
     kind_of,
     processes,
     signal_to,
+    spent,
     usage,
 )
 
@@ -85,3 +87,23 @@ def test_what_a_process_takes_is_read() -> None:
     assert used.descriptors >= 3
     assert used.threads >= 1
     assert usage(1 << 22) is None
+
+
+def test_what_a_process_has_spent_counts_its_children_and_says_what_it_runs() -> None:
+    burn = "import time; end = time.process_time() + 0.3\nwhile time.process_time() < end: pass"
+    script = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {burn!r}]); input()"
+    with subprocess.Popen(
+        [sys.executable, "-c", script], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL
+    ) as process:
+        try:
+            end_s = time.monotonic() + 60
+            while (found := list(spent([process.pid])))[0].cpu_s < 0.3:
+                assert time.monotonic() < end_s
+                time.sleep(0.05)
+        finally:
+            process.kill()
+    assert found[0].pid == process.pid
+    assert list(spent([process.pid])) == []
+    (own,) = spent([os.getpid()])
+    assert own.cpu_s > 0
+    assert own.kind
