@@ -14,6 +14,7 @@ from serve_app.models.checkpoint.reading import read_spec
 from serve_app.models.talker.engine_thread import EngineThread
 from serve_app.models.talker.outbox import TalkerStream
 from serve_app.models.talker.runtime import TalkerPrompt
+from serve_app.types import Prompt, Sampling
 from tests.conftest import TinyCheckpoint
 
 
@@ -39,7 +40,18 @@ def test_who_comes_after_the_end_is_told_and_does_not_wait(tiny_checkpoint: Tiny
     core, deaths = LostCore(), []
     predictor: Any = SimpleNamespace(reached_s=-math.inf)
     build: Any = lambda runtime: core  # noqa: E731
-    work: Any = TalkerPrompt(SimpleNamespace(), np.zeros((0, 16), np.int64))  # pyright: ignore[reportArgumentType]
+    prompt = Prompt(
+        request_id="r",
+        rows=np.full((4, 17), -1, np.int32),
+        trailing_text=np.zeros(0, np.int32),
+        pad_text_id=0,
+        talker=Sampling(0.9, 50, 1.0),
+        subtalker=Sampling(0.9, 50, 1.0),
+        seed=1,
+        min_new_tokens=2,
+        max_new_tokens=20,
+    )
+    work = TalkerPrompt(prompt, np.zeros((0, 16), np.int64))
 
     async def scenario() -> None:
         thread = EngineThread(
