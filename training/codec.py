@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from training.corpus import FRAME_SAMPLES, NUM_LABELS, SLOTS, Stream
 from training.critics import Critics
-from training.losses import critic_loss, persuasion, spectral_distance
+from training.losses import critic_loss, mishearing, persuasion, spectral_distance
 from training.mean import RunningMean
 from training.progress import Clock, Log
 from training.quantizer import LearnedCodebooks
@@ -41,13 +41,15 @@ class CodecTraining:
     unquantised_share: of the time, before the codebooks are placed, so that they start on latents
     that mean something. start_batches: batches whose vectors they are placed by.
     critic_frames, critic_crops: what the critics see of a batch; they cost ten times the codec.
+    misread_weight, mishearing_weight: of the phonemes that a listener tells from what was made, and
+    of its inner features.
     mean_steps: how far back the running mean of the weights reaches, which is what is exported.
     """
 
     batch: int = 24
     crop_frames: int = 14
-    critic_frames: int = 8
-    critic_crops: int = 16
+    critic_frames: int = 6
+    critic_crops: int = 12
     learning_rate: float = 5e-4
     decoder_rate: float = 4e-4
     critic_rate: float = 3e-4
@@ -57,6 +59,8 @@ class CodecTraining:
     phoneme_weight: float = 3.0
     adversarial_weight: float = 1.5
     matching_weight: float = 4.0
+    mishearing_weight: float = 2.0
+    misread_weight: float = 0.5
     unquantised_share: float = 0.12
     start_batches: int = 40
     critic_width: int = 32
@@ -209,7 +213,8 @@ class CodecTrainer:
         self.codec.prepare()
         self.steps, self.spent = stored["steps"], stored["spent"]
         if "critics" in stored:
-            self.critics.load_state_dict(stored["critics"])
+            # Without what is newer than the file.
+            self.critics.load_state_dict(stored["critics"], strict=False)
         if stored.get("stage") == self.stage:
             set_moments(self.optimizer, stored["moments"], self.device)
             set_moments(self.critic_optimizer, stored["critic_moments"], self.device)
@@ -244,7 +249,8 @@ class CodecTrainer:
         while True:
             is_over = clock.is_over
             if self.team.meets(self.steps):
-                self.team.average((*self.learned, *self.critics.parameters()))
+                books = (self.codec.books.usage, self.codec.books.total)
+                self.team.average((*self.learned, *self.critics.parameters(), *books))
                 is_over = self.team.any(is_over)
             if is_over and (self.team.size == 1 or self.team.meets(self.steps)):
                 break
@@ -305,7 +311,8 @@ class CodecTrainer:
             commitment = 0.01 * (semantic.square().mean() + acoustic.square().mean())
             codes = torch.zeros_like(labels.transpose(1, 2))
         phoneme, right = codec.phoneme_loss(semantic, labels)
-        loss, found = self._compared(wave, codec.decode(semantic, acoustic).float(), critics)
+        made = codec.decode(semantic, acoustic).float()
+        loss, found = self._compared(wave, labels, made, critics)
         loss = loss + config.commitment_weight * commitment + config.phoneme_weight * phoneme
         self._learn(loss)
         found |= {
@@ -316,63 +323,88 @@ class CodecTrainer:
         }
         return {name: value.detach() for name, value in found.items()}
 
-    def _polish(self, wave: Tensor, codes: Tensor) -> dict[str, Tensor]:
+    def _polish(self, wave: Tensor, labels: Tensor, codes: Tensor) -> dict[str, Tensor]:
         """Teach the decoder alone; see `Stream.coded_crops`."""
         codec = self.codec
         self.optimizer.zero_grad(set_to_none=True)
         with torch.no_grad():
             semantic, acoustic = codec.entries_of(codes)
-        loss, found = self._compared(wave, codec.decode(semantic, acoustic).float(), critics=True)
+        made = codec.decode(semantic, acoustic).float()
+        loss, found = self._compared(wave, labels, made, critics=True)
         self._learn(loss)
         return {name: value.detach() for name, value in found.items()}
 
     def _compared(
-        self, wave: Tensor, made: Tensor, critics: bool
+        self, wave: Tensor, labels: Tensor, made: Tensor, critics: bool
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """What is wrong with what the decoder made, and single figures of it."""
-        config = self.config
         mel, spectrum = spectral_distance(made, wave)
-        loss = config.mel_weight * mel + config.spectrum_weight * spectrum
-        found = {"mel": mel, "spectrum": spectrum}
-        if critics:
-            critic, adversarial, matching = self._argue(wave, made)
-            loss = loss + config.adversarial_weight * adversarial
-            loss = loss + config.matching_weight * matching
-            found |= {"critic": critic, "adversarial": adversarial, "matching": matching}
-        return loss, found
+        taught = self._teach(wave, labels, made, critics)
+        loss, judged = self._judged(wave, labels, made, critics)
+        loss = loss + self.config.mel_weight * mel + self.config.spectrum_weight * spectrum
+        return loss, {"mel": mel, "spectrum": spectrum, **taught, **judged}
 
     def _learn(self, loss: Tensor) -> None:
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.learned, 10.0)
         self.optimizer.step()
 
-    def _argue(self, wave: Tensor, made: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Teach the critics on the end of each crop; return their loss and the decoder's two.
+    def _teach(
+        self, wave: Tensor, labels: Tensor, made: Tensor, critics: bool
+    ) -> dict[str, Tensor]:
+        """One step of the listener and, if they take part, of the critics.
 
-        The end is where the decoder has seen most of what came before, as it has when it speaks.
+        Critics hear the end of each crop, where the decoder has seen most of what came before, as
+        it has when it speaks.
         """
-        crops = slice(self.config.critic_crops)
-        piece = slice(-self.config.critic_frames * FRAME_SAMPLES, None)
-        real, fake = wave[crops, piece], made[crops, piece]
         self.critic_optimizer.zero_grad(set_to_none=True)
         with self._autocast():
-            # Both in one pass, as the critics' layers are too small to fill a GPU.
-            of_both = self.critics(torch.cat((real, fake.detach())))
-            halves = [[layer.chunk(2) for layer in critic] for critic in of_both]
-            critic = critic_loss(
-                *([[layer[half] for layer in own] for own in halves] for half in (0, 1))
-            )
-        critic.backward()
+            scores = self.critics.listener(wave)[-1].float()
+        read = F.cross_entropy(scores, labels.flatten(1))
+        found = {"read": read}
+        read.backward()
+        if critics:
+            both = torch.cat((self._heard(wave), self._heard(made).detach()))
+            with self._autocast():
+                # Both in one pass, as the critics' layers are too small to fill a GPU.
+                halves = [[layer.chunk(2) for layer in one] for one in self.critics(both)]
+                critic = critic_loss(
+                    *([[layer[half] for layer in own] for own in halves] for half in (0, 1))
+                )
+            critic.backward()
+            found["critic"] = critic
         self.critic_optimizer.step()
-        for parameter in self.critics.parameters():
-            parameter.requires_grad_(False)
+        return found
+
+    def _heard(self, wave: Tensor) -> Tensor:
+        """What of a batch the critics hear."""
+        frames = self.config.critic_frames
+        return wave[: self.config.critic_crops, -frames * FRAME_SAMPLES :]
+
+    def _judged(
+        self, wave: Tensor, labels: Tensor, made: Tensor, critics: bool
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """What the listener and the critics have against what was made."""
+        config, judges = self.config, self.critics
+        judges.requires_grad_(False)
+        with torch.no_grad(), self._autocast():
+            of_real = judges.listener(wave)
         with self._autocast():
-            with torch.no_grad():
-                of_real = self.critics(real)
-            adversarial, matching = persuasion(of_real, self.critics(fake))
-        for parameter in self.critics.parameters():
-            parameter.requires_grad_(True)
-        return critic, adversarial, matching
+            of_made = judges.listener(made)
+        misread = F.cross_entropy(of_made[-1].float(), labels.flatten(1))
+        misheard = mishearing(of_real, of_made)
+        loss = config.misread_weight * misread + config.mishearing_weight * misheard
+        found = {"misread": misread, "misheard": misheard}
+        if critics:
+            with torch.no_grad(), self._autocast():
+                real = judges(self._heard(wave))
+            with self._autocast():
+                adversarial, matching = persuasion(real, judges(self._heard(made)))
+            loss = loss + config.adversarial_weight * adversarial
+            loss = loss + config.matching_weight * matching
+            found |= {"adversarial": adversarial, "matching": matching}
+        judges.requires_grad_(True)
+        return loss, found
 
 
 def _distinct(codes: Tensor) -> Tensor:

@@ -163,8 +163,8 @@ class Stream:
 
     def coded_crops(
         self, batch: int, frames: int, generator: torch.Generator
-    ) -> tuple[Tensor, Tensor]:
-        """Return random pieces: float32 [B, frames * 1920] and codes int64 [B, groups, frames].
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Return what `crops` does, and codes int64 [B, groups, frames].
 
         Raises:
             ValueError: no codes are known.
@@ -172,7 +172,8 @@ class Stream:
         if self.codes is None:
             raise ValueError("the corpus has no codes yet: encode it first")
         where = self._where(batch, frames, generator)
-        return self._waves(where), self.codes[where].long().transpose(1, 2)
+        codes = self.codes[where].long().transpose(1, 2)
+        return self._waves(where), self.labels[where].long(), codes
 
     def crops(self, batch: int, frames: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Return random pieces: float32 [B, frames * 1920] and labels int64 [B, frames, 4]."""

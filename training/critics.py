@@ -3,7 +3,8 @@
 Two kinds: some fold the waveform by a period and look at it as an image (pitch, buzz), the others
 look at the complex short-time spectrum (everything else). Some of each hear only what lies below
 3 kHz, where the voice's harmonics are: of the two halves of the spectrum it is the lower one whose
-faults are heard.
+faults are heard. Beside them a listener learns to tell the phonemes of real speech; what is made
+must sound the same to it, since a consonant is a small part of any spectrum.
 """
 
 from itertools import pairwise
@@ -13,6 +14,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import weight_norm
+
+from training.corpus import FRAME_SAMPLES, NUM_LABELS, SLOTS
+from training.losses import mel_filters
 
 _PERIODS: Final = (2, 5, 11)
 _WINDOWS: Final = (2048, 1024, 512)
@@ -80,6 +84,46 @@ class SpectrumCritic(nn.Module):
         return [*features, self.verdict(x)]
 
 
+class Listener(nn.Module):
+    """Tells the phoneme of each 20 ms of [B, frames * 1920] samples."""
+
+    def __init__(self, width: int = 128, layers: int = 4) -> None:
+        super().__init__()
+        self.hop = FRAME_SAMPLES // SLOTS // 2
+        self.window, self.bands = 4 * self.hop, 80
+        channels = (self.bands, *[width] * layers)
+        self.layers = nn.ModuleList(
+            nn.Conv1d(a, b, 5, stride=2 if i == layers - 1 else 1, padding=2)
+            for i, (a, b) in enumerate(pairwise(channels))
+        )
+        self.norms = nn.ModuleList(nn.GroupNorm(1, width) for _ in range(layers))
+        self.verdict = nn.Conv1d(width, NUM_LABELS, 1)
+
+    def forward(self, wave: Tensor) -> list[Tensor]:
+        """Return the features of each layer and, last, the scores [B, phonemes, frames * 4]."""
+        with torch.autocast(wave.device.type, enabled=False):
+            shape = torch.hann_window(self.window, device=wave.device)
+            # A window's middle lies in the middle of its 10 ms.
+            beyond = (self.window - self.hop) // 2
+            spectrum = torch.stft(
+                F.pad(wave.float(), (beyond, beyond)),
+                self.window,
+                self.hop,
+                window=shape,
+                center=False,
+                return_complex=True,
+            )
+            power = spectrum.real.square() + spectrum.imag.square()
+            filters = mel_filters(self.window, self.bands, wave.device)
+            x = (filters.T @ (power / shape.square().sum() + 1e-10).sqrt() + 3e-4).log()
+            x = (x + 5.0) / 2.0
+        features: list[Tensor] = []
+        for layer, norm in zip(self.layers, self.norms, strict=True):
+            x = F.leaky_relu(norm(layer(x)), _SLOPE)
+            features.append(x)
+        return [*features, self.verdict(x)]
+
+
 class Critics(nn.Module):
     """All critics; `width` channels in the first layer of each."""
 
@@ -95,6 +139,7 @@ class Critics(nn.Module):
             [PeriodCritic(p, width) for p in _LOW_PERIODS]
             + [SpectrumCritic(w, width) for w in _LOW_WINDOWS]
         )
+        self.listener = Listener()
         place = (torch.arange(_TAPS) - _TAPS // 2) / _LOWER
         taps = torch.sinc(place) * torch.hann_window(_TAPS, periodic=False) / _LOWER
         self.register_buffer("taps", taps.view(1, 1, -1), persistent=False)

@@ -84,3 +84,12 @@ def persuasion(
             matching = matching + (a.detach().float() - b.float()).abs().mean() / scale.detach()
             count += 1
     return adversarial / len(of_real), matching / count
+
+
+def mishearing(of_real: Sequence[Tensor], of_made: Sequence[Tensor]) -> Tensor:
+    """How differently a listener hears made speech: its inner features, relative to their size."""
+    total = of_real[0].new_zeros(())
+    for a, b in zip(of_real[:-1], of_made[:-1], strict=True):
+        scale = a.float().abs().mean().clamp(min=1e-3)
+        total = total + (a.float() - b.float()).abs().mean() / scale
+    return total / (len(of_real) - 1)

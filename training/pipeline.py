@@ -124,7 +124,7 @@ class Recipe:
             total = 60 * asdict(self.minutes)[piece]
             log = Log(self.work / f"{piece}.jsonl")
             # Critics argue about detail; before there is speech they only cost time.
-            trainer.run(stream, total, seconds, log, 0.0 if stage == "decoder" else 0.7)
+            trainer.run(stream, total, seconds, log, 0.0 if stage == "decoder" else 0.5)
             if self.team.leads:
                 trainer.save()
             self._note(piece, trainer.spent[stage] - self._spent.get(piece, 0.0))

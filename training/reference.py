@@ -24,6 +24,17 @@ _OPTIONAL: Final = (
 )
 
 
+class _Theta:
+    """`rope_theta` of a configuration that keeps it among its rope parameters.
+
+    The reference reads it where transformers had it before; an instance's own value goes first.
+    """
+
+    def __get__(self, config: Any, owner: Any = None) -> float:
+        parameters = getattr(config, "rope_parameters", None) or {}
+        return float(parameters.get("rope_theta", 10_000.0))
+
+
 class _StandIn(types.ModuleType):
     __path__: list[str] = []  # noqa: RUF012  # a package, so that submodules may be named
 
@@ -43,6 +54,8 @@ def _missing(name: str) -> bool:
 
 def load_reference() -> tuple[Any, Any]:
     """Import the modules of the speech tokenizer and of the model."""
+    if not hasattr(MimiConfig(), "rope_theta"):  # transformers from 5.17 on
+        MimiConfig.rope_theta = _Theta()  # pyright: ignore[reportAttributeAccessIssue]
     stand_ins = {name: _StandIn(name) for name in _OPTIONAL if _missing(name)}
     for name, module in stand_ins.items():
         parent, _, child = name.rpartition(".")

@@ -87,7 +87,7 @@ def test_what_a_team_encodes_apart_is_read_as_one(tmp_path: Path) -> None:
     assert sorted(book.ids.tolist()) == [1, 3]
     stream = Stream.load(corpus, torch.device("cpu"))
     coded = stream.with_codes(book.ids, book.starts, book.codes)
-    _, codes = coded.coded_crops(2, 3, torch.Generator().manual_seed(0))
+    *_, codes = coded.coded_crops(2, 3, torch.Generator().manual_seed(0))
     place = book.ids.tolist().index(1)
     own = book.codes[book.starts[place] : book.starts[place + 1]]
     windows = {own[i : i + 3].tobytes() for i in range(len(own) - 2)}
