@@ -180,10 +180,12 @@ def survives_a_stop(pair: Server, victim: Callable[[Server], psutil.Process]) ->
 
 def survives_a_kill(pair: Server, victim: Callable[[Server], psutil.Process]) -> None:
     """No request fails because of it, and none waits for the replica that is gone."""
-    stages = {name for name in pair.replicas() if name != "Ingress"}
-    before = {p.pid for name in stages for p in pair.replicas()[name]}
     with Load(pair) as load:
+        # One that was stopped for too long may have been replaced meanwhile.
+        load.wait_for(lambda: all_ready(pair), REPLACED_WITHIN_S)
         load.wait_for(lambda: len(load.answers) >= NUM_STREAMS)
+        stages = {name for name in pair.replicas() if name != "Ingress"}
+        before = {p.pid for name in stages for p in pair.replicas()[name]}
         victim(pair).kill()
         killed_after = load.sent
         # With one replica left, and while the other one is started again.
