@@ -60,9 +60,11 @@ export class Cloning {
     $("record").dataset.state = "starting";
     try {
       await recorder.start((peak, seconds) => {
+        // Some pieces are still on their way when it has been stopped.
+        if (this.#recorder !== recorder) return;
         $("level").style.setProperty("inline-size", `${Math.round(100 * Math.min(1, peak))}%`);
         $("record-label").textContent = `Stop, ${seconds.toFixed(1)} s`;
-        if (seconds >= LONGEST_RECORDING_S && this.#recorder === recorder) this.#page.attempt(() => this.#recorded());
+        if (seconds >= LONGEST_RECORDING_S) this.#page.attempt(() => this.#recorded());
       });
     } catch (error) {
       this.#rest();
