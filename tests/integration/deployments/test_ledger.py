@@ -36,7 +36,14 @@ async def main():
     one.tell("one", {"other key": 0})
     said["left"] = await asked(one, "one", "third", few, 1)  # behind what was told
     said["again"] = await asked(other, "other", "other key", few, 2)
-    ray.kill(ray.get_actor("tts-key-limits:a", namespace="serve"))
+    old = ray.get_actor("tts-key-limits:a", namespace="serve")
+    ray.kill(old)
+    try:
+        while True:  # it may answer for a moment still
+            await old.ask.remote("x", "nobody's key", rate, 0)
+            await asyncio.sleep(0.05)
+    except ray.exceptions.RayActorError:
+        pass
     said["anew"] = [await asked(ledger, "x", "key", rate, 1) for ledger in (other, one, one)]
     return said
 
