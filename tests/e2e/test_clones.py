@@ -146,6 +146,13 @@ def wait_for(condition: Any, within_s: float = START_TIMEOUT_S) -> Any:
     return found
 
 
+def has_ended(process: psutil.Process) -> bool:
+    try:
+        return process.status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
+
+
 # The reference's sound of a voice.
 @dataclass(frozen=True)
 class Expected:
@@ -397,7 +404,7 @@ def test_voices_outlive_the_server_and_the_node_that_made_them(
     assert maker.process.pid in descendants(lost)
     maker.add("Otto", ref_text=SAID)
     nodes.lose(lost)
-    assert maker.process.status() == psutil.STATUS_ZOMBIE
+    wait_for(lambda: has_ended(maker.process))
     made_s = time.monotonic()
     while not other.knows("Otto"):
         assert time.monotonic() < made_s + KNOWN_S

@@ -180,8 +180,11 @@ def test_each_request_is_answered_by_the_model_that_can(several: Several) -> Non
 
 def test_each_model_has_its_health_and_its_metrics(several: Several) -> None:
     url = several.server.url
-    health = httpx.get(f"{url}/health").json()
-    assert health["status"] == "healthy"
+    # A replica of the one that is ready later may be counted before it runs.
+    end_s = time.monotonic() + 60
+    while (health := httpx.get(f"{url}/health").json())["status"] != "healthy":
+        assert time.monotonic() < end_s, health
+        time.sleep(0.2)
     assert {m["model"]: m["application"] for m in health["served"]} == {
         "voices": "voices",
         "design": "design",
