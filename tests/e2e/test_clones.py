@@ -51,7 +51,8 @@ BODY = {
 # Samples are rounded to 16 bits on both sides, of sums taken in another order.
 TOLERANCE_LSB = 2
 # Within which a voice is known everywhere; the request that asks takes its time on a busy machine.
-KNOWN_S = 1.0
+# A second is what a server takes; this machine may be busy.
+KNOWN_S = 3.0
 CLIENT_S = 180.0
 STAGE_CPUS = 0.2
 SMALL = {
@@ -249,6 +250,8 @@ def test_a_recording_is_spoken_with_as_the_reference_package_speaks(
     (tmp_path / "anna.wav").write_bytes(WAV)
     added = ("voices", "add", "Anna", str(tmp_path / "anna.wav"), "--text", SAID)
     assert command(server.url, *added).startswith("Anna\tvoice_")
+    all_ = ingresses_of(server.process)
+    wait_for(lambda: all(ingress.knows("Anna") for ingress in all_))
     assert_same_sound(spoken(server.url, voice="Anna"), expected.in_context)
     assert_same_sound(
         spoken(server.url, voice="anna", x_vector_only_mode=True), expected.vector_only
@@ -272,8 +275,9 @@ def test_a_recording_in_the_request_is_the_same_voice(server: Server, expected: 
 
 def test_what_a_voice_took_is_told_with_the_first_audio(server: Server) -> None:
     fresh = wav_of(recording(48_000, seed=9))
-    ingress, _ = ingresses_of(server.process)
-    ingress.add("Timed", fresh, ref_text=SAID)
+    all_ = ingresses_of(server.process)
+    all_[0].add("Timed", fresh, ref_text=SAID)
+    wait_for(lambda: all(ingress.knows("Timed") for ingress in all_))
     first = server_timings(ask(server.url, voice="Timed").headers["server-timing"])
     again = server_timings(ask(server.url, voice="Timed").headers["server-timing"])
     for timings in (first, again):
