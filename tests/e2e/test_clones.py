@@ -51,8 +51,7 @@ BODY = {
 # Samples are rounded to 16 bits on both sides, of sums taken in another order.
 TOLERANCE_LSB = 2
 # Within which a voice is known everywhere; the request that asks takes its time on a busy machine.
-# A second is what a server takes; this machine may be busy.
-KNOWN_S = 3.0
+KNOWN_S = 1.0
 CLIENT_S = 180.0
 STAGE_CPUS = 0.2
 SMALL = {
