@@ -3,8 +3,8 @@
 Locust is not installed with this project (`pip install locust`). Its response time is the end to
 end time here; of each stream that is complete, `first playable`, `longest gap` and `dry` (what a
 player that began at the first frame would have waited for, a failure above 50 ms) are rows of their
-own. For the figures in README.md use `python -m load_tests`: Locust's clients wait for one
-another's Python.
+own. For the figures in docs/performance.md use `python -m load_tests`: Locust's clients wait for
+one another's Python.
 """
 
 import itertools

@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
 # Make .venv ready to serve, or with the argument `dev` also to run tests and checks. Does nothing if it already is.
 #
-# PYTHON   the interpreter to build it with (default python3, 3.11 or newer)
-# DEVICE   cpu or gpu; default: gpu where an NVIDIA driver is found
+# PYTHON      the interpreter to build it with (default python3, 3.11 or newer)
+# DEVICE      cpu or gpu; default: gpu where an NVIDIA driver is found
+# CPU_WHEELS  where PyTorch's CPU builds are, asked only where pip's own index has CUDA builds
 set -euo pipefail
 cd "$(dirname "$0")/.."
 # Container images tend to set it; the byte code in .venv is most of what makes a start quick.
@@ -11,6 +12,7 @@ unset PYTHONDONTWRITEBYTECODE
 level="${1:-serve}"
 python="${PYTHON:-python3}"
 venv=.venv
+CPU_WHEELS="${CPU_WHEELS:-https://download.pytorch.org/whl/cpu}"
 
 if [[ -z "${DEVICE:-}" ]]; then
   if [[ -e /proc/driver/nvidia/version ]] || nvidia-smi -L >/dev/null 2>&1; then DEVICE=gpu; else DEVICE=cpu; fi
@@ -50,12 +52,15 @@ install() {
   local extras="$DEVICE"
   [[ "$level" == dev ]] && extras="$DEVICE,dev,load,reference"
   if [[ "$DEVICE" == cpu ]]; then
-    # First and by itself, so that a machine whose pip knows no CPU build of torch fails here, with a plain message.
+    # First and by itself: PyTorch's usual wheels for Linux bring CUDA, gigabytes that nothing here uses.
     say "installing torch for CPU"
-    pip install --quiet --no-compile "torch==2.13.*" || return 1
-    if ! "$venv/bin/python" -W ignore -c 'import sys, torch; sys.exit(torch.version.cuda is not None)'; then
-      say "pip took a CUDA build of torch; see 'Installation' in README.md (PIP_EXTRA_INDEX_URL)"
-      pip uninstall --quiet --yes torch
+    local torch="torch==2.13.*" index=()
+    if pip install --dry-run --ignore-installed --quiet --report - "$torch" 2>/dev/null | grep -Eq '"(nvidia|cuda)[-_]'; then
+      index=(--index-url "$CPU_WHEELS")
+    fi
+    if ! pip install --quiet --no-compile ${index[@]+"${index[@]}"} "$torch"; then
+      [[ ${#index[@]} -eq 0 ]] && return 1
+      say "no CPU build of torch at $CPU_WHEELS; see 'Installation' in docs/configuration.md (CPU_WHEELS)"
       return 2
     fi
   fi
