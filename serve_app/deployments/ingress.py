@@ -59,6 +59,7 @@ class Ingress:
         self._config = config
         self._info = info
         self._recorder = CountedRefusals(ray_recorder())
+        self._applications = Following(ask_serve)
         self._models = Models(
             self._catalog,
             cache(Stages),
@@ -66,8 +67,8 @@ class Ingress:
             self._recorder,
             _noted(of_hop(self._recorder, "ingress")),
             self._application,
+            self._applications.renew,
         )
-        self._applications = Following(ask_serve)
         self._following: asyncio.Task[None] | None = None
 
     async def __serve_build_asgi_app__(self) -> FastAPI:

@@ -14,6 +14,9 @@ from serve_app.types import ModelCard
 # Of what a model tells of itself.
 _OF_VERSION: Final = ("placement", "profile", "config_digest")
 
+# Speech is made without it, and it starts when there is a recording.
+STARTS_LATE: Final = "VoiceEncoder"
+
 State = Literal["healthy", "initializing", "degraded", "unhealthy"]
 
 _EMBEDDED_NOTE: Final = (
@@ -76,7 +79,9 @@ def overall(
     """
     state: State
     if any(model.can_serve for model in models):
-        missing = any(n["ready"] < n["total"] for n in replicas.values())
+        missing = any(
+            n["ready"] < n["total"] for name, n in replicas.items() if name != STARTS_LATE
+        )
         whole = all(model.state == "healthy" for model in models)
         state = "healthy" if whole and not missing else "degraded"
     elif any(model.state == "initializing" for model in models) or not models:

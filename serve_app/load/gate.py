@@ -87,6 +87,10 @@ class Gate:
         # When each priority was last seen.
         self._seen_s: dict[int, float] = {}
 
+    def lead_to(self, stages: Sequence[StagePlaces]) -> None:
+        """Other numbers of places, or other stages, from now on; who is inside stays counted."""
+        self._entry, self._stages = stages[0], stages
+
     def look(self, priority: int = 0) -> None:
         """Before anything of a listener's request is read; background work would give way to it.
 

@@ -29,6 +29,11 @@ _STATES: Final[Mapping[str, ApplicationState]] = {
 # Of an application's configuration, what Serve replaces all replicas for.
 _RESTARTS: Final = ("import_path", "args", "runtime_env")
 
+# States of a replica that makes speech. One whose node is drained does so until its replacement
+# runs; one that a new controller has yet to ask, or that gets new settings, has not stopped.
+_MIGRATING: Final = "PENDING_MIGRATION"
+_RUNNING: Final = ("RUNNING", _MIGRATING, "RECOVERING", "UPDATING")
+
 # All applications, by name.
 Applications: TypeAlias = Mapping[str, Application]
 
@@ -56,21 +61,32 @@ class Following:
         self._known: Applications = {}
         self._asked_s = float("-inf")
         self._asking: asyncio.Task[Applications] | None = None
+        self._is_renewed = False
 
     async def now(self) -> Applications:
         now_s = time.monotonic()
-        if now_s - self._asked_s > self._max_age_s:
+        if self._is_renewed or now_s - self._asked_s > self._max_age_s:
             self._asked_s = now_s
             if self._asking is None or self._asking.done():
                 # The event loop carries the audio of other requests, so that a thread waits: one,
                 # not one per try.
                 self._asking = asyncio.create_task(asyncio.to_thread(self._ask))
+            asking = self._asking
             try:
-                asking = asyncio.shield(self._asking)
-                self._known = await asyncio.wait_for(asking, self._wait_s)
+                answer = await asyncio.wait_for(asyncio.shield(asking), self._wait_s)
+                if asking is self._asking:
+                    self._known = answer
             except Exception as error:
                 logger.warning("cannot ask Serve for its applications", exc_info=error)
+            if asking is self._asking:
+                self._is_renewed = False
         return self._known
+
+    def renew(self) -> None:
+        """Something has changed: who comes next gets no answer from before that, not even one that
+        is still under way.
+        """
+        self._asking, self._is_renewed = None, True
 
 
 def ask_serve() -> Applications:
@@ -109,11 +125,13 @@ def application_of(name: str, details: Mapping[str, Any]) -> Application:
 
 
 def _counts(deployment: Mapping[str, Any]) -> Mapping[str, int]:
-    """One that is to go is not missed. Nor is one that comes because there is more to do: the
-    cluster may have no room for it for a long time, and those that run are well.
+    """One that is to go is not missed, nor is one that takes the place of another which still
+    runs. Nor is one that comes because there is more to do: the cluster may have no room for it for
+    a long time, and those that run are well.
     """
     states = [replica["state"] for replica in deployment.get("replicas", ())]
-    ready = states.count("RUNNING")
+    ready = sum(state in _RUNNING for state in states)
     if ready and deployment.get("status") == "UPSCALING":
         return {"ready": ready, "total": ready}
-    return {"ready": ready, "total": sum(state != "STOPPING" for state in states)}
+    total = sum(state != "STOPPING" for state in states)
+    return {"ready": ready, "total": max(ready, total - states.count(_MIGRATING))}

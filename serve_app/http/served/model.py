@@ -1,7 +1,7 @@
 """One served model behind an ingress: the way to its stages, its gate, its warm-up, its health."""
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from typing import Final, Protocol
 
 import numpy as np
@@ -9,7 +9,7 @@ import numpy as np
 from serve_app import metrics
 from serve_app.config import AdmissionSettings
 from serve_app.errors import StageUnavailable
-from serve_app.http.health import ModelStatus, State
+from serve_app.http.health import STARTS_LATE, ModelStatus, State
 from serve_app.http.served.application import Application
 from serve_app.http.warm_up import WarmUp
 from serve_app.load.admission import Admission
@@ -19,7 +19,6 @@ from serve_app.protocols import VoiceEncoder
 from serve_app.resumption import Observe, Policy, Resumable, resumed
 from serve_app.types import ModelCard, PcmChunk, SpeechRequest
 
-_STARTS_LATE: Final = "VoiceEncoder"
 # What its replicas have at hand when an application goes is heard within so long, or not at all.
 _LAST_S: Final = 1.0
 
@@ -53,6 +52,7 @@ class Model:
 
     Args:
         learn: told the card when it is known, and sets it; where it raises, all is tried again.
+        passed: told that all stages have made speech, for the first time.
     """
 
     def __init__(
@@ -63,6 +63,7 @@ class Model:
         recorder: metrics.Recorder,
         observe: Observe,
         learn: Callable[["Model", ModelCard], None],
+        passed: Callable[[], None],
     ) -> None:
         self.application = application
         self.card: ModelCard | None = None
@@ -70,6 +71,7 @@ class Model:
         self._way = way
         self._recorder = recorder
         self._learn = learn
+        self._tell_passed = passed
         self._gate: Gate | None = None
         self._admission: Admission | None = None
         self._passed: Resumable[PcmChunk] | None = None
@@ -86,7 +88,7 @@ class Model:
         return self._way.voice_encoder
 
     def start(self) -> None:
-        self._warming = asyncio.create_task(self._warm_up.run())
+        self._warming = asyncio.create_task(self._warm(self._warm_up.run))
 
     def renew(self, application: Application) -> None:
         """All replicas have been replaced, and serve the same with other settings: ask which, and
@@ -94,7 +96,7 @@ class Model:
         """
         self.application = application
         self.stop()
-        self._warming = asyncio.create_task(self._warm_up.run_again())
+        self._warming = asyncio.create_task(self._warm(self._warm_up.run_again))
 
     def stop(self) -> None:
         """No new requests; those under way go on as long as the stages do."""
@@ -150,7 +152,7 @@ class Model:
         application = self.application
         replicas = application.replicas
         # Without a voice encoder, which starts when it is needed, speech is made all the same.
-        needed = {name: n for name, n in replicas.items() if name != _STARTS_LATE}
+        needed = {name: n for name, n in replicas.items() if name != STARTS_LATE}
         dead = [name for name, n in needed.items() if n["total"] and not n["ready"]]
         state: State
         reason: str | None = None
@@ -175,14 +177,23 @@ class Model:
             info=self.served.about.info if self.served is not None else {},
         )
 
+    async def _warm(self, warm_up: Callable[[], Awaitable[None]]) -> None:
+        await warm_up()
+        # What is known of its replicas is from before, when some were still starting.
+        self._tell_passed()
+
     async def _ask(self) -> ModelCard:
         served = await self._way.ask()
         limits = served.about.limits
-        self._admission = Admission(limits.max_queued, limits.max_wait_s)
         stages = [self._way.stage(name, places) for name, places in limits.places]
-        self._gate = Gate(stages, self._admission, self._recorder, model=served.card.name)
         self.served = served
-        self._passed = self._gate.into(self._way.call)
+        if self._gate is None:
+            self._admission = Admission(limits.max_queued, limits.max_wait_s)
+            self._gate = Gate(stages, self._admission, self._recorder, model=served.card.name)
+            self._passed = self._gate.into(self._way.call)
+        else:
+            # The streams that are inside stay counted; `learn` sets the limits.
+            self._gate.lead_to(stages)
         self._learn(self, served.card)
         return served.card
 

@@ -30,8 +30,10 @@ class Models:
         catalog: kept true: which cards there are, and which models are starting.
         connect: the way to an application's stages, by its name and that of its entry; the same way
             for the same names, as often as it is asked for.
-        own: the application whose model is the default where none is stated.
         observe: told of losses of streams.
+        own: the application whose model is the default where none is stated.
+        passed: told when a model has spoken for the first time: what was known of its replicas
+            before is out of date.
     """
 
     def __init__(
@@ -42,6 +44,7 @@ class Models:
         recorder: metrics.Recorder,
         observe: Observe,
         own: str | None = None,
+        passed: Callable[[], None] = lambda: None,
     ) -> None:
         self._catalog = catalog
         self._connect = connect
@@ -49,6 +52,7 @@ class Models:
         self._recorder = recorder
         self._observe = observe
         self._own = own
+        self._passed = passed
         self._models: dict[str, Model] = {}
         # Those that have no replica yet, or none but of what they were before, which would answer.
         self._awaited: dict[str, Application] = {}
@@ -157,7 +161,11 @@ class Models:
 
     def _begin(self, application: Application) -> None:
         way = self._connect(application.name, application.entry)
-        model = Model(application, way, self._policy, self._recorder, self._observe, self._learn)
+        model = Model(
+            *(application, way, self._policy, self._recorder, self._observe),
+            learn=self._learn,
+            passed=self._passed,
+        )
         self._models[application.name] = model
         self._limit(model)
         model.start()

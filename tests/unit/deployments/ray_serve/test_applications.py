@@ -53,6 +53,35 @@ def test_what_was_known_last_holds_while_the_controller_is_away() -> None:
     asyncio.run(main())
 
 
+def test_what_has_changed_is_not_answered_from_before() -> None:
+    """Though one answer is young, and another one under way."""
+    asked: list[str] = []
+    slow = threading.Event()
+
+    def ask() -> Mapping[str, Application]:
+        asked.append("")
+        number = len(asked)
+        if number == 2:
+            assert slow.wait(60)
+        return {"tts": Application("tts", "Fused", "running", version=str(number))}
+
+    async def main() -> None:
+        following = Following(ask, max_age_s=60.0)
+        assert [(await following.now())["tts"].version for _ in range(2)] == ["1", "1"]
+        following.renew()
+        waiting = asyncio.create_task(following.now())
+        while len(asked) < 2:
+            await asyncio.sleep(0.01)
+        following.renew()
+        assert (await following.now())["tts"].version == "3"
+        slow.set()
+        await waiting
+        assert (await following.now())["tts"].version == "3"
+        assert len(asked) == 3
+
+    asyncio.run(main())
+
+
 def details(**changes: Any) -> dict[str, Any]:
     """As Serve tells of an application, in what is read of it."""
     config = {
@@ -121,6 +150,11 @@ def test_an_application_that_is_deleted_has_no_configuration_any_more() -> None:
         ("UPSCALING", ["STARTING"], (0, 1)),
         ("UNHEALTHY", ["RUNNING", "STARTING"], (1, 2)),
         ("DOWNSCALING", ["RUNNING", "STOPPING"], (1, 1)),
+        # Nor one whose node is drained, nor what a new controller has yet to ask.
+        ("HEALTHY", ["PENDING_MIGRATION", "STARTING"], (1, 1)),
+        ("HEALTHY", ["PENDING_MIGRATION", "RUNNING"], (2, 2)),
+        ("HEALTHY", ["RECOVERING", "UPDATING"], (2, 2)),
+        ("UNHEALTHY", ["PENDING_MIGRATION", "STARTING", "STARTING"], (1, 2)),
     ],
 )
 def test_only_replicas_that_should_run_are_missed(

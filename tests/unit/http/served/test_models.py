@@ -18,6 +18,7 @@ from serve_app.errors import (
 )
 from serve_app.fakes import FakeTalker, fake_card
 from serve_app.http.catalog import Catalog
+from serve_app.http.health import overall
 from serve_app.http.served.models import Models
 from serve_app.metrics import NoRecorder
 from serve_app.types import SpeechRequest
@@ -30,6 +31,7 @@ class Server:
     def __init__(self, **ways: FakeWay) -> None:
         self.ways = ways
         self.catalog = Catalog()
+        self.passed = 0
         self.models = Models(
             self.catalog,
             lambda application, entry: self.ways[application],
@@ -37,7 +39,11 @@ class Server:
             NoRecorder(),
             lambda outcome, silent_s: None,
             own="own",
+            passed=self._note_passed,
         )
+
+    def _note_passed(self) -> None:
+        self.passed += 1
 
     @property
     def names(self) -> list[str]:
@@ -194,6 +200,48 @@ def test_a_model_that_gets_other_settings_is_served_all_the_while() -> None:
     asyncio.run(main())
 
 
+def test_streams_stay_counted_while_their_model_gets_other_settings() -> None:
+    async def main() -> None:
+        server = Server(own=FakeWay(fake_card(name="own"), places=1))
+        server.models.follow([application("own")])
+        await server.until(lambda: server.states() == {"own": "healthy"})
+        request = SpeechRequest("r", "own", "Hello.", None, "auto", seed=1)
+        async with aclosing(server.models.speak(request)) as before:
+            await anext(before)
+            server.ways["own"].places = 2
+            asked = len(server.ways["own"].asked)
+            server.models.follow([application("own", version="2")])
+            await server.until(lambda: len(server.ways["own"].asked) > asked)
+            # Two places now, one of which is taken.
+            async with aclosing(server.models.speak(request)) as after:
+                await anext(after)
+                with pytest.raises(Overloaded):
+                    await server.speak("own")
+            assert await server.speak("own") == 4
+        server.models.close()
+
+    asyncio.run(main())
+
+
+def test_what_is_known_of_replicas_is_out_of_date_once_a_model_has_spoken() -> None:
+    """Serve's word of them, asked for now and then, may be that none runs yet."""
+
+    async def main() -> None:
+        way = FakeWay(fake_card(name="own"))
+        way.there.clear()
+        server = Server(own=way)
+        server.models.follow([application("own", replicas={"Fused": {"ready": 1, "total": 2}})])
+        assert (server.passed, server.states()) == (0, {"own": "initializing"})
+        way.there.set()
+        await server.until(lambda: server.passed)
+        assert server.states() == {"own": "degraded"}
+        server.models.follow([application("own")])
+        assert (server.passed, server.states()) == (1, {"own": "healthy"})
+        server.models.close()
+
+    asyncio.run(main())
+
+
 def test_a_model_that_is_full_or_broken_refuses_no_others() -> None:
     async def main() -> None:
         server = Server(
@@ -293,6 +341,7 @@ def test_a_model_speaks_while_its_voice_encoder_starts() -> None:
         starts = {**running.replicas, "VoiceEncoder": {"ready": 0, "total": 1}}
         server.models.follow([dataclasses.replace(running, replicas=starts)])
         await server.until(lambda: server.states() == {"own": "healthy"})
+        assert overall("own", starts, server.models.statuses(), {}).state == "healthy"
         server.models.close()
 
     asyncio.run(main())
