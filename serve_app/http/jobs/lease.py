@@ -8,7 +8,7 @@ may be taken. No clocks are compared, and no lease is ever taken from an owner t
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Final
 
@@ -93,6 +93,10 @@ class Leases:
         self._seen.pop(folder, None)
         lease = Lease(folder, number + 1, self._owner)
         return lease if lease.renew() else None
+
+    def forget_others(self, folders: Collection[Path]) -> None:
+        """Keep what was seen of the jobs in these folders only: there are no others."""
+        self._seen = {folder: seen for folder, seen in self._seen.items() if folder in folders}
 
     def _is_unattended(self, folder: Path, number: int) -> bool:
         content = _file(folder, number).read_bytes()

@@ -14,7 +14,7 @@ from typing import Final, Protocol
 import numpy as np
 
 from serve_app.config import JobsConfig
-from serve_app.errors import RepeatedFailure, StageFailed
+from serve_app.errors import RepeatedFailure, StageFailed, StageUnavailable, UnknownModel
 from serve_app.http.jobs.store import NoSuchJob, Progress, Spec, Store
 from serve_app.http.speech.accept import Job, Speech, TextSize
 from serve_app.http.speech.joining import speak_unit
@@ -47,17 +47,26 @@ class StorageFull(Exception):
     """The jobs take all the space that they may have."""
 
 
+class NotNow(Exception):
+    """What the job is spoken with is away: it starts, or the server goes. It goes on later."""
+
+
 async def accepted(
     speech: Speech, config: JobsConfig, spec: Spec, voice: ClonedVoice | None, text: str = "Hello."
 ) -> Job:
-    """What `spec` asks for, with the models that are served now, and the voice made for it.
+    """What `spec` asks for, by the model that it was accepted for, and the voice made for it.
+
+    Where that model is not served any more, and the voice is none that was made for it, what was
+    asked for decides anew.
 
     Raises what `Speech.accept` raises.
     """
     fields = {**spec.fields, "input": text}
     if voice is not None:
-        fields |= {"model": spec.model, "voice": None}
+        fields["voice"] = None
     size = TextSize(config.max_input_chars, config.max_unit_frames)
+    if voice is not None or speech.serves(spec.model) is not False:
+        fields["model"] = spec.model
     job = await speech.accept(fields, spec.id, size, voice)
     return replace(job, transport="job")
 
@@ -80,10 +89,16 @@ class Making:
             StorageFull: there is no room left for it.
             NoSuchJob: it has been deleted.
             LeaseLost: another server has taken over.
+            NotNow: it can go on later.
         """
         units = await asyncio.to_thread(self.store.units, spec.id)
         voice = await asyncio.to_thread(self.store.voice, spec.id)
-        job = await accepted(self.speech, self.config, spec, voice)
+        try:
+            job = await accepted(self.speech, self.config, spec, voice)
+        except (StageUnavailable, UnknownModel) as error:
+            if isinstance(error, UnknownModel) and self.speech.serves(spec.model) is False:
+                raise
+            raise NotNow(f"{spec.id}: {error}") from error
         progress = await self._begun(spec, units)
         work = _Work(self, spec, lease, units, job, progress)
         await work.speak_units()
@@ -153,6 +168,8 @@ class _Work:
                 if attempt == _ATTEMPTS or isinstance(error, RepeatedFailure):
                     raise
                 logger.warning("%s: unit %d broke, trying again", self._spec.id, number)
+            except UnknownModel as error:  # it was served when the job went on
+                raise NotNow(f"{self._spec.id}: {error}") from error
             await asyncio.sleep(_PAUSE_S * attempt)
         raise AssertionError("unreachable")
 

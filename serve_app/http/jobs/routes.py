@@ -118,7 +118,8 @@ class Jobs:
         spec = Spec(
             id=new_id(),
             created_at=int(time.time()),
-            fields={**kept, "seed": job.request.seed},
+            # A model's name may have said the language.
+            fields={**kept, "seed": job.request.seed, "language": job.request.language},
             model=job.card.name,
             format=job.output.format,
             content_type=job.output.content_type,

@@ -5,6 +5,7 @@ import contextlib
 import json
 import logging
 import time
+from collections.abc import Collection
 from dataclasses import replace
 from typing import Final
 
@@ -12,7 +13,7 @@ from serve_app.config import JobsConfig
 from serve_app.errors import SpeechError
 from serve_app.http.errors import error_response
 from serve_app.http.jobs.lease import Lease, Leases
-from serve_app.http.jobs.making import LeaseLost, Making, StorageFull
+from serve_app.http.jobs.making import LeaseLost, Making, NotNow, StorageFull
 from serve_app.http.jobs.store import NoSuchJob, Record
 
 # How often an owner looks whether its job is still wanted.
@@ -33,12 +34,13 @@ class Runner:
         self._leases = leases
         self._config = config
         self._working: dict[str, asyncio.Task[None]] = {}
-        self._ended: dict[str, float] = {}
+        # Until when jobs are not looked at again.
+        self._resting: dict[str, float] = {}
         self._wake = asyncio.Event()
 
     def wake(self, job_id: str) -> None:
         """A job is new, or is to go on."""
-        self._ended.pop(job_id, None)
+        self._resting.pop(job_id, None)
         self._wake.set()
 
     async def run(self) -> None:
@@ -81,15 +83,17 @@ class Runner:
         """Jobs that are this server's from now on, the oldest first."""
         now_s = time.monotonic()
         waiting: list[Record] = []
-        for job_id in list(self._store.ids()):
-            if job_id in self._working or now_s - self._ended.get(job_id, -_ENDED_S) < _ENDED_S:
+        ids = list(self._store.ids())
+        self._forget_others(ids)
+        for job_id in ids:
+            if job_id in self._working or now_s < self._resting.get(job_id, now_s):
                 continue
             with contextlib.suppress(NoSuchJob):
                 record = self._store.record(job_id)
-                if record.state in ("pending", "processing"):
+                if record.state in ("completed", "failed"):
+                    self._resting[job_id] = now_s + _ENDED_S
+                elif record.state in ("pending", "processing") and self._can_be_made(record):
                     waiting.append(record)
-                elif record.state in ("completed", "failed"):
-                    self._ended[job_id] = now_s
         waiting.sort(key=lambda record: (record.spec.created_at, record.spec.id))
         found: list[tuple[Record, Lease]] = []
         for record in waiting:
@@ -100,6 +104,18 @@ class Runner:
                 if lease is not None:
                     found.append((record, lease))
         return found
+
+    def _can_be_made(self, record: Record) -> bool:
+        """Not before it is known whether its model is served: a server learns of it after it has
+        started, and which other one could make the job is nobody's guess until then.
+        """
+        return self._making.speech.serves(record.spec.model) is not None
+
+    def _forget_others(self, ids: Collection[str]) -> None:
+        """Keep nothing of jobs that are gone."""
+        for job_id in set(self._resting.copy()) - set(ids):
+            self._resting.pop(job_id, None)
+        self._leases.forget_others({self._store.folder(job_id) for job_id in ids})
 
     async def _work(self, record: Record, lease: Lease) -> None:
         job_id = record.spec.id
@@ -139,6 +155,10 @@ class Runner:
     def _note(self, job_id: str, error: BaseException, lease: Lease) -> None:
         """Say in the job why it failed, if it did."""
         if isinstance(error, NoSuchJob | LeaseLost) or not lease.is_held:
+            return
+        if isinstance(error, NotNow):
+            logger.warning("%s; it goes on later", error)
+            self._resting[job_id] = time.monotonic() + self._config.poll_s
             return
         if isinstance(error, StorageFull):
             content = {

@@ -118,6 +118,15 @@ class Speech:
         """The model that answers where none is named; raises what `Catalog.default` raises."""
         return self._catalog.default.name
 
+    def serves(self, model: str) -> bool | None:
+        """Whether a model is served, by its served name; None: nobody can say so yet, since models
+        are still starting.
+        """
+        cards = self._catalog.cards
+        if any(card.name == model for card in cards):
+            return True
+        return None if self._catalog.coming or not cards else False
+
     @property
     def max_body_bytes(self) -> int:
         """Of a request in JSON: more where it may bring a recording along."""

@@ -10,10 +10,11 @@ import pytest
 import soundfile
 
 from serve_app.config import IngressConfig, JobsConfig
-from serve_app.errors import Overloaded, StageFailed
+from serve_app.errors import Overloaded, StageFailed, UnknownModel
+from serve_app.fakes import fake_card
 from serve_app.http.speech.accept import Speech, TextSize
 from serve_app.http.voices.parts import Voices
-from tests.integration.http.service import SEED, Service, served, until
+from tests.integration.http.service import CARD, SEED, Service, served, until
 
 PATH = "/v1/audio/speech/long"
 UNIT = "A sentence of a text that is long. "
@@ -258,6 +259,90 @@ def test_a_job_waits_for_room_and_leaves_places_to_listeners(tmp_path):
             assert (await shown(http, job_id))["progress"]["units_done"] == 0
             service.full = False
             await in_state(http, job_id, "completed")
+
+    asyncio.run(main())
+
+
+async def begun(folder, **fields):
+    """The id of a job of which a server has made a part."""
+    service = Reading(folder, frame_s=0.02)
+    async with running(service) as http:
+        job_id = await created(http, **fields)
+        await until(lambda: service.made)
+    return job_id
+
+
+def test_a_server_that_knows_no_model_yet_leaves_a_job_as_it_is(tmp_path):
+    async def main():
+        job_id = await begun(tmp_path)
+        service = Reading(tmp_path)
+        service.catalog.remove(CARD.name)
+        async with running(service) as http:
+            await asyncio.sleep(0.3)
+            assert (await shown(http, job_id))["status"] == "processing"
+            # Nor is it made by whichever model is ready first.
+            service.catalog.expect({CARD.name: frozenset([CARD.name])})
+            service.catalog.add(fake_card(name="another", path="fakes/another"))
+            await asyncio.sleep(0.3)
+            assert (await shown(http, job_id))["status"] == "processing"
+            assert service.made == []
+            service.catalog.add(CARD)
+            await in_state(http, job_id, "completed")
+        assert {request.model for request in service.talker.requests} == {CARD.name}
+
+    asyncio.run(main())
+
+
+def test_a_job_of_a_model_that_is_not_served_any_more_is_made_as_it_was_asked_for(tmp_path):
+    async def main():
+        any_model, this_model = await begun(tmp_path), await begun(tmp_path, model=CARD.name)
+        service = Reading(tmp_path, cards=[fake_card(name="another", path="fakes/another")])
+        async with running(service) as http:
+            await in_state(http, any_model, "completed")
+            job = await in_state(http, this_model, "failed")
+            assert job["error"]["code"] == "model_not_found"
+
+    asyncio.run(main())
+
+
+def test_a_job_whose_model_goes_while_it_is_made_goes_on_when_it_is_back(tmp_path):
+    class Leaving(Reading):
+        """As an ingress at the end of its server: its model goes, with all others."""
+
+        is_there = True
+
+        async def speak(self, request):
+            if len(self.made) > 1 and self.is_there:
+                self.is_there = False
+                self.catalog.remove(CARD.name)
+            if not self.is_there:
+                raise UnknownModel("gone", "model", "model_not_found")
+            async for chunk in super().speak(request):
+                yield chunk
+
+    async def main():
+        service = Leaving(tmp_path, frame_s=0.01)
+        async with running(service) as http:
+            job_id = await created(http)
+            await until(lambda: not service.is_there)
+            await asyncio.sleep(0.3)
+            assert (await shown(http, job_id))["status"] == "processing"
+            assert len(list((tmp_path / job_id).glob("lease.*"))) == 1
+        second = Reading(tmp_path)
+        async with running(second) as http:
+            job = await in_state(http, job_id, "completed")
+            heard = (await http.get(job["download_url"])).content
+        assert heard == (await uninterrupted(second)).tobytes()
+
+    asyncio.run(main())
+
+
+def test_a_language_in_the_name_of_the_model_holds_for_the_whole_job(tmp_path):
+    async def main():
+        service = Reading(tmp_path)
+        async with running(service) as http:
+            await in_state(http, await created(http, model="tts-1-de"), "completed")
+        assert {request.language for request in service.talker.requests} == {"german"}
 
     asyncio.run(main())
 

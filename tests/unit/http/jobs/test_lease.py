@@ -69,3 +69,17 @@ def test_a_server_that_died_between_creating_and_writing_is_followed(tmp_path, c
     clock.now_s = 1.0
     assert other.claim(tmp_path) is not None
     assert (tmp_path / "lease.4").exists()
+
+
+def test_nothing_is_kept_of_jobs_that_are_gone(tmp_path, clock):
+    folders = [tmp_path / name for name in ("a", "b")]
+    other = Leases("b", 10.0, clock)
+    for folder in folders:
+        folder.mkdir()
+        Leases("a", 10.0, clock).claim(folder)
+        assert other.claim(folder) is None
+    clock.now_s += 5.0
+    other.forget_others({folders[0]})
+    clock.now_s += 5.0
+    assert other.claim(folders[0]) is not None
+    assert other.claim(folders[1]) is None  # seen for the first time again
