@@ -20,6 +20,7 @@ from serve_app.types import (
     EncodedClip,
     FinishReason,
     Health,
+    InputTokens,
     ModelCard,
     PcmChunk,
     SpeechRequest,
@@ -95,6 +96,7 @@ class FakeTalker:
             total = limit if cut and limit is not None else self._num_frames
             reason: FinishReason = "length" if cut else "stop"
             first = 0 if done is None else len(done)
+            num_context = 0 if request.context is None else len(request.context)
             chunker = Chunker(self._chunk_frames, first)
             for frame in range(first, total):
                 await self._sleep(self._frame_s)
@@ -104,7 +106,10 @@ class FakeTalker:
                 codes = fake_codes(request.seed, frame, self._num_code_groups)
                 item = chunker.add(codes, reason if last else None)
                 if item is not None:
-                    yield item
+                    # Words, as the tokenizer of a model without one.
+                    words = f"{request.text} {request.instructions or ''}".split()
+                    read = InputTokens(len(words), num_context)
+                    yield item if item.first_frame else replace(item, tokens=read)
         finally:
             self.running -= 1
 
@@ -135,7 +140,8 @@ class FakeSpeechDecoder:
             async for item in frames:
                 first_sample = item.first_frame * self._samples_per_frame
                 samples = self.decode(item.codes, item.first_frame)
-                yield PcmChunk(samples, first_sample, item.codes, item.finish_reason)
+                chunk = PcmChunk(samples, first_sample, item.codes, item.finish_reason)
+                yield replace(chunk, tokens=item.tokens)
         finally:
             self.streams -= 1
 

@@ -152,6 +152,7 @@ async def join(chunks: AsyncIterator[PcmChunk]) -> PcmChunk:
         codes=_concatenate([part.codes for part in parts]),
         finish_reason=parts[-1].finish_reason,
         timings=parts[0].timings,
+        tokens=parts[0].tokens,
     )
 
 

@@ -137,6 +137,18 @@ class SpeechRequest:
 
 
 @dataclass(frozen=True, slots=True)
+class InputTokens:
+    """What a talker reads of one request, and is counted as its usage.
+
+    text: of the text and the instructions, without what a prompt puts around them.
+    audio: codec frames of the recording that an in-context clone goes on from.
+    """
+
+    text: int = 0
+    audio: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class Prompt:
     """Everything the talker needs for one request; no file is read after it exists.
 
@@ -160,6 +172,7 @@ class Prompt:
     max_new_tokens: int
     speaker_vector: np.ndarray | None = None
     speaker_position: int = -1
+    tokens: InputTokens = InputTokens()
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,6 +184,7 @@ class CodecFrames:
     `samples` (int16 [T * samples_per_frame]) is their audio where the process that made them has
     decoded them as well; then they are not to be decoded again.
     `elapsed_s`, on the first item of a stream only: from the talker's call to this item.
+    `tokens`, on the item that a stream begins with, and on none where it goes on: what was read.
     """
 
     codes: np.ndarray
@@ -178,6 +192,7 @@ class CodecFrames:
     finish_reason: FinishReason | None = None
     samples: np.ndarray | None = None
     elapsed_s: float | None = None
+    tokens: InputTokens | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,6 +203,7 @@ class PcmChunk:
     codes: int64 [T, Q].
     timings: on the first chunk of a stream only, what parts of the way took until it came by, in
         seconds: each by a clock of its own machine.
+    tokens: as `CodecFrames.tokens`.
     """
 
     samples: np.ndarray
@@ -195,6 +211,7 @@ class PcmChunk:
     codes: np.ndarray
     finish_reason: FinishReason | None = None
     timings: tuple[tuple[str, float], ...] = ()
+    tokens: InputTokens | None = None
 
 
 @dataclass(frozen=True, slots=True)

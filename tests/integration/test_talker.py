@@ -25,7 +25,7 @@ from serve_app.models.talker.outbox import TalkerStream
 from serve_app.models.talker.prompt import build_prompt
 from serve_app.models.talker.runtime import TalkerPrompt
 from serve_app.protocols import require
-from serve_app.types import SpeechRequest
+from serve_app.types import InputTokens, SpeechRequest
 from tests.parity.engines import assert_same_codes, codes_of, collect, request, speak, talker
 
 WAIT_S = 120.0
@@ -291,6 +291,15 @@ def test_what_steps_take_and_prompts_have_is_counted(path) -> None:
         # Together they are what the engine was busy for, which was nearly all of the time.
         assert 0.5 * elapsed_s < added["step_s"] <= elapsed_s
         assert added["steps"] >= 60
+
+
+def test_a_stream_begins_with_what_was_read_for_it_unless_it_goes_on(path) -> None:
+    with talker(path) as engine:
+        read = InputTokens(text=len(engine.tokenizer.encode(LONG.text)))
+        items = asyncio.run(collect(engine.frames(LONG)))
+        assert [item.tokens for item in items] == [read, *[None] * (len(items) - 1)]
+        rest = asyncio.run(collect(engine.frames(LONG, done=items[0].codes)))
+        assert {item.tokens for item in rest} == {None}
 
 
 def test_speech_that_is_cut_for_want_of_room_leaves_a_trace(path, caplog) -> None:

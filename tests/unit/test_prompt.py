@@ -13,6 +13,7 @@ from serve_app.models.checkpoint.text_tokenizer import TextTokenizer
 from serve_app.models.talker.prompt import build_prompt
 from serve_app.types import (
     ClonedVoice,
+    InputTokens,
     NamedVoice,
     Prompt,
     Sampling,
@@ -74,6 +75,19 @@ def test_streaming_text_keeps_all_but_the_first_token_for_later(
     assert len(prompt.rows) == 3 + 6 + 1
     assert prompt.rows[-1, :2].tolist() == [text[0], 2149]
     assert prompt.trailing_text.tolist() == [*text[1:], spec.text.tts_eos_id]
+
+
+@pytest.mark.parametrize("text", ["Hello world.", "  Grüße, 你好!\n", "a " * 400])
+@pytest.mark.parametrize("instructions", [None, "Say it slowly,\nand low.", " "])
+def test_the_tokens_of_a_request_are_those_of_its_text_and_its_instructions(
+    spec: ModelSpec, tokenizer: TextTokenizer, text: str, instructions: str | None
+) -> None:
+    alone = [tokenizer.encode(part.strip()) for part in (text, instructions or "")]
+    for streaming in (False, True):
+        prompt = built(
+            spec, tokenizer, text=text, instructions=instructions, streaming_text=streaming
+        )
+        assert prompt.tokens == InputTokens(text=sum(map(len, alone)))
 
 
 def test_text_for_frames_that_are_never_made_is_left_out(
@@ -208,6 +222,8 @@ def test_a_cloned_voice_stands_where_a_speaker_would(
 def test_a_recording_shortens_the_room_for_speech(base: tuple[ModelSpec, TextTokenizer]) -> None:
     plain = built(*base, voice=clone(), max_model_len=128)
     after = built(*base, voice=clone(40, "Hello."), max_model_len=128)
+    assert (plain.tokens.audio, after.tokens.audio) == (0, 40)
+    assert plain.tokens.text == after.tokens.text == len(base[1].encode(REQUEST.text))
     assert len(after.rows) >= len(plain.rows) + 40
     assert after.max_new_tokens == 128 - len(after.rows)
     with pytest.raises(InvalidRequest, match="room for 0 frames"):

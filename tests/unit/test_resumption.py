@@ -17,7 +17,7 @@ from serve_app.errors import (
 from serve_app.fakes import FakeSpeechDecoder, FakeTalker, fake_codes
 from serve_app.pipeline import synthesize
 from serve_app.resumption import Policy, resumed
-from serve_app.types import NamedVoice, SpeechRequest
+from serve_app.types import InputTokens, NamedVoice, SpeechRequest
 
 REQUEST = SpeechRequest("r", "m", "Hello.", NamedVoice("vivian"), "auto", seed=7)
 NUM_FRAMES = 200
@@ -126,6 +126,8 @@ def test_any_loss_is_made_good_at_either_hop(error, hop, fail_at):
     assert error is None
     assert_whole(items)
     assert len(replicas.done) == 2
+    # Read twice, but asked for once.
+    assert [item.tokens for item in items if item.tokens] == [InputTokens(text=1)]
 
 
 def test_the_samples_of_a_resumed_stream_are_the_ones_of_one_that_was_not():

@@ -17,7 +17,7 @@ from serve_app.http.live.utterance import Arrived
 from serve_app.http.speech.joining import Shape, Started
 from serve_app.http.speech.writer import check_position
 from serve_app.resumption import Speak
-from serve_app.types import FinishReason, SpeechRequest
+from serve_app.types import FinishReason, InputTokens, SpeechRequest
 
 
 class Units(Protocol):
@@ -41,6 +41,7 @@ class Spoken:
     num_frames: int
     reason: FinishReason | None = None
     timings: tuple[tuple[str, float], ...] = ()
+    tokens: InputTokens | None = None
 
 
 async def speak_arriving(
@@ -81,7 +82,12 @@ async def speak_arriving(
                     samples = np.concatenate([before, shape.shaped(chunk.samples)])
                     before = before[:0]
                     yield Spoken(
-                        number, unit.text, samples, len(chunk.codes), timings=chunk.timings
+                        number,
+                        unit.text,
+                        samples,
+                        len(chunk.codes),
+                        timings=chunk.timings,
+                        tokens=chunk.tokens,
                     )
             if reason is None or not num_samples:
                 raise StageFailed("a unit ended without a finish reason or without samples")

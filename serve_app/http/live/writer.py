@@ -82,6 +82,7 @@ class LiveWriter:
                         yield UnitBegun(piece.number, piece.text, job.output.seconds(begun_at))
                     num_samples += len(piece.samples)
                     job.made.num_frames += piece.num_frames
+                    job.made.note(piece.tokens)
                     job.timings.extend(() if observed else piece.timings)
                     data = await coder.code(piece.samples, ends=piece.reason is not None)
                     if data and not observed:

@@ -96,11 +96,7 @@ class Response:
         usage = ending_of(self.job)["usage"]
         return {
             **{name: usage[name] for name in ("total_tokens", "input_tokens", "output_tokens")},
-            "input_token_details": {
-                "text_tokens": usage["input_tokens"],
-                "audio_tokens": 0,
-                "cached_tokens": 0,
-            },
+            "input_token_details": {**usage["input_token_details"], "cached_tokens": 0},
             "output_token_details": {"text_tokens": 0, "audio_tokens": usage["output_tokens"]},
         }
 

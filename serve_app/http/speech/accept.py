@@ -19,7 +19,7 @@ from serve_app.http.speech.request import engine_request_id, ignored, to_domain
 from serve_app.http.speech.voice import OfLibrary, OfRecording, OfVector, Voicing, Wanted
 from serve_app.resumption import Speak
 from serve_app.text.script import Unit
-from serve_app.types import FinishReason, ModelCard, PcmChunk, SpeechRequest, Voice
+from serve_app.types import FinishReason, InputTokens, ModelCard, PcmChunk, SpeechRequest, Voice
 
 Transport = Literal["stream", "file", "sse", "batch", "job", "websocket", "realtime", "together"]
 # From the fields of a dialect to those of `SpeechBody`.
@@ -33,14 +33,24 @@ logger = logging.getLogger(__name__)
 
 @dataclass(slots=True)
 class Made:
-    """How much audio a job has had so far, in samples and codec frames of the model, how long its
-    encoder took for it, and at its end why it ended.
+    """How much audio a job has had so far, in samples and codec frames of the model, what was read
+    for it, how long its encoder took for it, and at its end why it ended.
+
+    Each unit of a text is read with the instructions, and with the recording of its voice.
     """
 
     num_samples: int = 0
     num_frames: int = 0
+    num_text_tokens: int = 0
+    num_audio_tokens: int = 0
     encode_s: float = 0.0
     finish_reason: FinishReason | None = None
+
+    def note(self, tokens: InputTokens | None) -> None:
+        """Count what a chunk says was read."""
+        if tokens is not None:
+            self.num_text_tokens += tokens.text
+            self.num_audio_tokens += tokens.audio
 
 
 @dataclass(frozen=True, slots=True)

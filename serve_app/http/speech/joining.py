@@ -158,12 +158,13 @@ class _Joined:
     reason: FinishReason | None = None
 
     def next(self, samples: np.ndarray, source: PcmChunk | None = None) -> PcmChunk:
-        """`samples` as the next chunk; its codes and timings are those of `source`."""
+        """`samples` as the next chunk; its codes, timings and tokens are those of `source`."""
         if source is not None:
             self.no_codes = source.codes[:0]
         codes = self.no_codes if source is None else source.codes
         timings = () if source is None or self.num_samples else source.timings
-        chunk = PcmChunk(samples, self.num_samples, codes, None, timings)
+        tokens = None if source is None else source.tokens
+        chunk = PcmChunk(samples, self.num_samples, codes, None, timings, tokens)
         self.num_samples += len(samples)
         return chunk
 
@@ -172,8 +173,8 @@ class _Joined:
         piece = round(_SILENCE_PIECE_S * self.sample_rate_hz)
         while left > 0:
             chunk = self.next(np.zeros(min(left, piece), np.int16), source)
-            # The codes belong to the audio that follows.
-            yield replace(chunk, codes=self.no_codes)
+            # Codes and tokens belong to the audio that follows.
+            yield replace(chunk, codes=self.no_codes, tokens=None)
             left -= piece
 
 

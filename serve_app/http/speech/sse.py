@@ -70,21 +70,19 @@ def ending_of(job: Job) -> dict[str, Any]:
 
 
 def usage(job: Job) -> dict[str, Any]:
-    """Tokens in OpenAI's sense: of the text by estimate, and the codec frames that were made."""
-    texts = (job.request.text, job.request.instructions or "")
-    tokens = sum(map(_estimated_tokens, texts))
+    """Tokens in OpenAI's sense: those that the talker read, and the codec frames that were made."""
+    made = job.made
+    num_read = made.num_text_tokens + made.num_audio_tokens
     return {
-        "input_tokens": tokens,
-        "output_tokens": job.made.num_frames,
-        "total_tokens": tokens + job.made.num_frames,
-        "audio_duration_seconds": round(job.output.seconds(job.made.num_samples), 3),
+        "input_tokens": num_read,
+        "output_tokens": made.num_frames,
+        "total_tokens": num_read + made.num_frames,
+        "input_token_details": {
+            "text_tokens": made.num_text_tokens,
+            "audio_tokens": made.num_audio_tokens,
+        },
+        "audio_duration_seconds": round(job.output.seconds(made.num_samples), 3),
     }
-
-
-def _estimated_tokens(text: str) -> int:
-    """Only the talker has a tokenizer: four letters of an alphabet, or one other character."""
-    letters = sum(char < "\u0600" for char in text)
-    return -(-letters // 4) + len(text) - letters
 
 
 def _event(content: Mapping[str, Any]) -> bytes:

@@ -57,6 +57,7 @@ class AudioWriter:
         check_position(whole, 0)
         job.timings.extend(whole.timings)
         job.made.num_samples, job.made.num_frames = len(whole.samples), len(whole.codes)
+        job.made.note(whole.tokens)
         job.made.finish_reason = whole.finish_reason
         data = await self.run(job, job.output.file, whole.samples)
         self.observe_first(job)
@@ -92,6 +93,7 @@ class AudioWriter:
                     job.made.num_samples = num_samples
                     job.made.num_frames += len(chunk.codes)
                     job.made.finish_reason = reason = chunk.finish_reason
+                    job.made.note(chunk.tokens)
                     job.timings.extend(chunk.timings)
                     if not len(chunk.samples):
                         continue

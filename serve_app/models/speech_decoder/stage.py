@@ -147,6 +147,7 @@ class StreamingSpeechDecoder:
                 codes=item.codes,
                 finish_reason=item.finish_reason,
                 timings=timings,
+                tokens=item.tokens,
             )
             item = await anext(rest, None)
 

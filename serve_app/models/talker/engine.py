@@ -109,10 +109,11 @@ class VllmTalker:
         began_s, is_first = time.perf_counter(), True
         # Before any work. Who is let in counts from here on, also while a thread reads its text.
         num_streams = self._thread.num_streams + self._num_arriving
+        goes_on = done is not None and len(done) > 0
         self.admission.check(
             num_streams,
             self.config.max_num_seqs,
-            goes_on=done is not None and len(done) > 0,
+            goes_on=goes_on,
             background=request.background,
         )
         self._num_arriving += 1
@@ -125,7 +126,9 @@ class VllmTalker:
                 if item.finish_reason == "length":
                     self._note_cut(request, item.first_frame + len(item.codes))
                 if is_first:
-                    item, is_first = replace(item, elapsed_s=time.perf_counter() - began_s), False
+                    elapsed_s, is_first = time.perf_counter() - began_s, False
+                    tokens = None if goes_on else prompt.tokens
+                    item = replace(item, elapsed_s=elapsed_s, tokens=tokens)
                 yield item
 
     async def generate(

@@ -14,6 +14,7 @@ from serve_app.models.checkpoint.spec import ModelSpec
 from serve_app.models.checkpoint.text_tokenizer import TextTokenizer
 from serve_app.types import (
     ClonedVoice,
+    InputTokens,
     NamedVoice,
     Prompt,
     Sampling,
@@ -28,6 +29,8 @@ _CEILING_FRAMES: Final = 60
 _CEILING_FRAMES_PER_TOKEN: Final = 25
 
 _ABSENT: Final = -1
+# Around instructions: <|im_start|> user newline, <|im_end|> newline.
+_INSTRUCTION_FRAME: Final = 5
 
 
 def build_prompt(
@@ -86,6 +89,10 @@ def build_prompt(
         max_new_tokens=max_new_tokens,
         speaker_vector=None if clone is None else clone.speaker_vector,
         speaker_position=_ABSENT if clone is None else speaker_position,
+        tokens=InputTokens(
+            len(text) + max(0, len(instructions) - _INSTRUCTION_FRAME),
+            0 if request.context is None else len(request.context),
+        ),
     )
 
 

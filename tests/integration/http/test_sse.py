@@ -46,9 +46,10 @@ def test_every_format_comes_as_events_and_ends_with_its_usage(audio_format):
         assert events[-1] == {
             "type": "speech.audio.done",
             "usage": {
-                "input_tokens": 3,
+                "input_tokens": 2,
                 "output_tokens": NUM_FRAMES,
-                "total_tokens": NUM_FRAMES + 3,
+                "total_tokens": NUM_FRAMES + 2,
+                "input_token_details": {"text_tokens": 2, "audio_tokens": 0},
                 "audio_duration_seconds": SECONDS,
             },
             "finish_reason": "stop",

@@ -97,6 +97,9 @@ def test_the_sdk_has_a_text_spoken():
         assert len(audio(events)) == 2 * ONE
         done = events[-1].response
         assert (done.status, done.usage.output_tokens) == ("completed", NUM_FRAMES)
+        words = len(TEXT.split())
+        assert done.usage.input_token_details.text_tokens == done.usage.input_tokens == words
+        assert done.usage.total_tokens == words + NUM_FRAMES
         assert done.output[0].content[0].transcript == TEXT
         assert {event.response_id for event in events[1:-1]} == {done.id}
         (request,) = service.talker.requests

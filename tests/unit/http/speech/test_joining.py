@@ -10,7 +10,7 @@ from serve_app.fakes import FakeSpeechDecoder, FakeTalker, fake_codes
 from serve_app.http.speech.joining import speak_unit, speak_units
 from serve_app.pipeline import join, synthesize
 from serve_app.text.script import Unit
-from serve_app.types import NamedVoice, PcmChunk, SpeechRequest
+from serve_app.types import ClonedVoice, InputTokens, NamedVoice, PcmChunk, SpeechRequest
 
 RATE_HZ = 24000
 FRAMES = 6
@@ -72,6 +72,15 @@ def test_units_follow_each_other_with_their_pauses_and_no_sample_is_missing():
         np.testing.assert_array_equal(part[inner], ONE[inner])
         assert not samples[start + len(ONE) : start + len(ONE) + silence].any()
         start += len(ONE) + silence
+
+
+def test_what_each_unit_read_is_counted_once():
+    units = (Unit("One or two.", 1.0, 0.7), Unit("Three."))
+    voice = ClonedVoice(np.zeros(8, np.float32), np.zeros((9, 4), np.int64), "Said before.")
+    request = replace(REQUEST, voice=voice, instructions="Be slow.")
+    chunks = asyncio.run(collect(Stages(), units, request))
+    read = [chunk.tokens for chunk in chunks if chunk.tokens is not None]
+    assert read == [InputTokens(3 + 2, 9), InputTokens(1 + 2, 9)]
 
 
 def test_units_meet_without_a_step():
