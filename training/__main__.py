@@ -55,7 +55,7 @@ def _resume(args: argparse.Namespace) -> None:
 
 
 def _codec(args: argparse.Namespace) -> None:
-    _recipe(args).codec(args.stage, args.hours)
+    _recipe(args).codec(args.stage, args.hours, args.critics_from)
 
 
 def _encode(args: argparse.Namespace) -> None:
@@ -155,6 +155,7 @@ def main() -> None:
     codec = step("codec", _codec, "train the speech tokenizer")
     codec.add_argument("--stage", choices=("all", "decoder"), default="all")
     codec.add_argument("--hours", type=float, default=40.0, help="of the corpus that it reads")
+    codec.add_argument("--critics-from", type=float, default=0.5, help="share of stage `all`")
     step("encode", _encode, "turn the corpus into codes")
     making_up = step("imagine", _imagine, "rough codes for what was not spoken")
     making_up.add_argument("--imagined", type=int, default=20_000, help="sentences, at most")

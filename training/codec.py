@@ -209,7 +209,9 @@ class CodecTrainer:
         self.has_books = bool(self.codec.books.started)
 
     def _load(self, stored: dict[str, Any]) -> None:
-        self.codec.load_state_dict(stored["codec"])
+        # A new stage begins with the mean, as codes are made with its encoder.
+        goes_on = stored.get("stage") == self.stage or "mean" not in stored
+        self.codec.load_state_dict(stored["codec" if goes_on else "mean"])
         self.codec.prepare()
         self.steps, self.spent = stored["steps"], stored["spent"]
         if "critics" in stored:

@@ -107,24 +107,33 @@ class Recipe:
         """Begin with the weights of a finished checkpoint; see `training.resume`."""
         resume(checkpoint, self.work / CODEC, self.work / TALKER, self.work / CHECKPOINT)
 
-    def codec(self, stage: str, hours: float = 40.0) -> CodecTrainer:
+    def codec(self, stage: str, hours: float = 40.0, critics_from: float = 0.5) -> CodecTrainer:
         """Train the speech tokenizer: stage "all", or "decoder" when the codes stay.
 
-        hours: of the corpus that are read; a few dozen hold all that a decoder can learn.
+        hours: of the corpus that are read; a few dozen hold all that a decoder can learn. A team
+            shares them.
+        critics_from: share of the time of stage "all" that passes without critics.
         """
         torch.backends.cudnn.benchmark = self.device.type == "cuda"
         trainer = self.codec_trainer(stage)
         piece = "codec" if stage == "all" else "decoder"
         seconds = self.left_s(piece)
         if seconds >= _LEAST_S:
-            stream = Stream.load(self.work / CORPUS, self.device, held_out_ids(), hours=hours)
+            share = (self.team.rank, self.team.size)
+            stream = Stream.load(
+                self.work / CORPUS,
+                self.device,
+                held_out_ids(),
+                hours=hours / self.team.size,
+                share=share,
+            )
             book = CodeBook.load_all(self.work)
             if stage == "decoder" and book is not None:
                 stream = stream.with_codes(book.ids, book.starts, book.codes)
             total = 60 * asdict(self.minutes)[piece]
             log = Log(self.work / f"{piece}.jsonl")
             # Critics argue about detail; before there is speech they only cost time.
-            trainer.run(stream, total, seconds, log, 0.0 if stage == "decoder" else 0.5)
+            trainer.run(stream, total, seconds, log, 0.0 if stage == "decoder" else critics_from)
             if self.team.leads:
                 trainer.save()
             self._note(piece, trainer.spent[stage] - self._spent.get(piece, 0.0))

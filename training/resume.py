@@ -6,6 +6,7 @@ phonemes, which no checkpoint holds, start anew.
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -16,6 +17,7 @@ from training.codec import Codec
 from training.export import book_names
 from training.shape import VoiceShape, voice_speech_config
 from training.talker import TalkerModel
+from training.widen import widen
 
 _SPEECH: Final = "speech_tokenizer"
 _WEIGHTS: Final = "model.safetensors"
@@ -25,10 +27,18 @@ _SHAPE_KEYS: Final = ("decoder_config", "encoder_config", "encoder_valid_num_qua
 def read_codec(folder: Path, shape: VoiceShape) -> Codec:
     """Return the speech tokenizer of a checkpoint, to train on.
 
+    A decoder of fewer channels becomes as wide as `shape` has it; it still says the same.
+
     Raises:
         ValueError: it has other sizes than `shape`.
     """
     config = json.loads((folder / _SPEECH / "config.json").read_text(encoding="utf-8"))
+    channels = int(config["decoder_config"]["decoder_dim"])
+    if channels < shape.decoder_dim:
+        narrow, codec = read_codec(folder, replace(shape, decoder_dim=channels)), Codec(shape)
+        widen(narrow.speech, codec.speech)
+        codec.books.load_state_dict(narrow.books.state_dict())
+        return codec
     wanted = json.loads(json.dumps(voice_speech_config(shape)))
     for key in _SHAPE_KEYS:
         if config[key] != wanted[key]:
@@ -55,7 +65,9 @@ def read_talker(folder: Path) -> TalkerModel:
     return model
 
 
-def resume(folder: Path, codec_file: Path, talker_file: Path, out: Path) -> None:
+def resume(
+    folder: Path, codec_file: Path, talker_file: Path, out: Path, shape: VoiceShape | None = None
+) -> None:
     """Write what the trainers go on from, and the checkpoint's configuration into `out`.
 
     Args:
@@ -63,9 +75,15 @@ def resume(folder: Path, codec_file: Path, talker_file: Path, out: Path) -> None
         codec_file: the work folder's, for the codec.
         talker_file: likewise for talker and code predictor.
         out: its checkpoint.
+        shape: of the speech tokenizer; see `read_codec`.
     """
+    shape = shape or VoiceShape()
     shutil.copytree(folder, out, ignore=shutil.ignore_patterns("*.safetensors"), dirs_exist_ok=True)
-    codec = read_codec(folder, VoiceShape())
+    file = out / _SPEECH / "config.json"
+    config = json.loads(file.read_text(encoding="utf-8"))
+    config["decoder_config"]["decoder_dim"] = shape.decoder_dim
+    file.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    codec = read_codec(folder, shape)
     spent = {"all": 0.0, "decoder": 0.0}
     torch.save({"codec": codec.state_dict(), "steps": 0, "spent": spent}, codec_file)
     talker = read_talker(folder)

@@ -81,7 +81,7 @@ class VoiceShape:
     decoder: Transformer = Transformer(128, 384, 3, 4, 4, 32)
     decoder_window: int = 16
     latent: int = 128
-    decoder_dim: int = 256
+    decoder_dim: int = 320
     encoder: Transformer = Transformer(128, 256, 2, 4, 4, 32)
     encoder_window: int = 32
     encoder_filters: int = 12

@@ -1,15 +1,18 @@
 """Training that goes on from a finished checkpoint."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
+from serve_app.models.checkpoint.files import open_checkpoint
+from serve_app.models.speech_decoder.network.model import SpeechDecoderModel
 from tests.unit.training.shapes import TEXTS, TINY
 from training.codec import Codec
 from training.export import round_to_disk, speech_tensors, write_model, write_speech
-from training.resume import read_codec, read_talker
+from training.resume import read_codec, read_talker, resume
 from training.shape import VoiceShape
 from training.talker import TalkerModel
 from training.text import write_configuration
@@ -52,4 +55,66 @@ def test_a_talker_comes_back_as_it_was_written(
 
 def test_a_codec_of_other_sizes_is_refused(checkpoint: tuple[Path, Codec, TalkerModel]) -> None:
     with pytest.raises(ValueError, match="decoder_config"):
-        read_codec(checkpoint[0], VoiceShape())
+        read_codec(checkpoint[0], replace(VoiceShape(), decoder_dim=TINY.decoder_dim))
+
+
+WIDE = replace(TINY, decoder_dim=48)
+
+
+def _codes(count: int) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(3)
+    shape = (2, TINY.num_groups, count)
+    return torch.randint(0, TINY.num_codes, shape, generator=generator)
+
+
+@torch.no_grad()
+def test_a_wider_codec_says_the_same(checkpoint: tuple[Path, Codec, TalkerModel]) -> None:
+    narrow, wide = read_codec(checkpoint[0], TINY), read_codec(checkpoint[0], WIDE)
+    assert wide.speech.decoder.decoder[0].conv.weight.shape[0] == 48
+    codes = _codes(6)
+    expected = narrow.decode(*narrow.entries_of(codes))
+    assert expected.std() > 1e-4
+    torch.testing.assert_close(wide.decode(*wide.entries_of(codes)), expected, rtol=1e-4, atol=1e-6)
+    wave = torch.randn(1, 1920 * 5) * 0.1
+    assert torch.equal(wide.encode([wave[0]])[0], narrow.encode([wave[0]])[0])
+
+
+def test_new_channels_come_to_be_heard(checkpoint: tuple[Path, Codec, TalkerModel]) -> None:
+    wide = read_codec(checkpoint[0], WIDE)
+    decoder = wide.speech.decoder
+    optimizer = torch.optim.SGD(decoder.parameters(), 1e-2)
+    semantic, acoustic = wide.entries_of(_codes(6))
+    up = decoder.decoder[1].block[1].conv.weight  # [in, out, kernel]
+    for _ in range(2):
+        optimizer.zero_grad()
+        (wide.decode(semantic, acoustic) - 0.5).square().mean().backward()
+        optimizer.step()
+    assert up.grad[32:, :16].abs().max() > 0, "old channels do not learn to read new ones"
+    assert up.grad[32:, 16:].abs().max() > 0, "new channels do not learn"
+
+
+@torch.no_grad()
+def test_what_is_resumed_wider_is_a_checkpoint(
+    checkpoint: tuple[Path, Codec, TalkerModel], tmp_path: Path
+) -> None:
+    folder, _, talker = checkpoint
+    out = tmp_path / "checkpoint"
+    resume(folder, tmp_path / "codec.pt", tmp_path / "talker.pt", out, WIDE)
+    codec = Codec(WIDE)
+    codec.load_state_dict(torch.load(tmp_path / "codec.pt", weights_only=True)["codec"])
+    write_speech(out, codec)
+    write_model(out, talker)
+    served = open_checkpoint(out)
+    assert served.spec.speech_decoder.decoder_dim == 48
+    tensors = served.speech_tokenizer_tensors("decoder.")
+    model = SpeechDecoderModel(served.spec.speech_decoder).load(tensors, torch.float32)
+    codes = _codes(6)
+    expected = codec.decode(*codec.entries_of(codes)).clamp(-1, 1)
+    torch.testing.assert_close(
+        model.decode(codes, model.new_state(2)), expected, rtol=1e-2, atol=2e-3
+    )
+
+
+def test_a_narrower_codec_is_refused(checkpoint: tuple[Path, Codec, TalkerModel]) -> None:
+    with pytest.raises(ValueError, match="decoder_config"):
+        read_codec(checkpoint[0], replace(TINY, decoder_dim=16))
