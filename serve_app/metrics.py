@@ -174,10 +174,16 @@ KV_PREEMPTIONS: Final = Metric(
 STAGE_STEPS: Final = Metric(
     "tts_stage_steps_total", "Steps of a stage; frames by steps is its batch size.", ("stage",)
 )
-STAGE_STEP_SECONDS: Final = Metric(
-    "tts_stage_step_seconds_total",
-    "Time that the steps of a stage took; by steps, it is how long one takes.",
+STAGE_STEP: Final = Metric(
+    "tts_stage_step_seconds",
+    "How long the steps of a stage take, from launch to result; a step that was launched while the"
+    " one before was under way, from that one's end.",
     ("stage",),
+    # At 64 streams talker and decoder take 2 to 10 ms on a large GPU, on two cores a hundred.
+    (
+        *(0.0005, 0.001, 0.002, 0.003, 0.004, 0.005, 0.006, 0.008, 0.01, 0.015, 0.02, 0.03, 0.05),
+        *(0.1, 0.2, 0.5, 1.0, 5.0),
+    ),
 )
 PROMPT_TOKENS: Final = Metric(
     "tts_prompt_tokens_total", "Positions of the prompts that the talker has begun with."
@@ -214,6 +220,13 @@ MODEL_READY: Final = Metric(
     ("model",),
     is_gauge=True,
 )
+
+
+def step_counters(bound_s: float) -> tuple[str, str]:
+    """Names of the two counters by which a stage tells of its steps of up to `bound_s`, a bound of
+    `STAGE_STEP`: how many there were, and how long they took together.
+    """
+    return f"steps<{bound_s:g}", f"step_s<{bound_s:g}"
 
 
 class Recorder(Protocol):

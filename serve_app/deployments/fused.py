@@ -12,7 +12,7 @@ from ray.serve.handle import DeploymentHandle
 from serve_app.config import AppConfig, Environment
 from serve_app.deployments.calls import Refused
 from serve_app.deployments.ray_serve import port
-from serve_app.deployments.recorded import StageStats, ray_recorder, recorded
+from serve_app.deployments.recorded import StageStats, load_of, ray_recorder, recorded
 from serve_app.errors import Overloaded
 from serve_app.load.served import About, Served
 from serve_app.pipeline import timed
@@ -73,7 +73,8 @@ class Fused:
 
     async def record_autoscaling_stats(self) -> dict[str, float]:
         stats = await self._speech.stats()
-        return {**stats["speech_decoder"], **stats["talker"], **self._board.report()}
+        load = load_of({**stats["speech_decoder"], **stats["talker"]})
+        return {**load, **self._board.report()}
 
     async def check_health(self) -> None:
         require(await self._speech.health())

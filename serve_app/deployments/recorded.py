@@ -3,6 +3,7 @@ of sessions, how they ended."""
 
 from collections.abc import AsyncGenerator, Iterator, Mapping
 from contextlib import aclosing, contextmanager
+from math import inf
 from typing import Final
 
 import numpy as np
@@ -88,14 +89,27 @@ class StageStats:
         stage = {"stage": self._stage}
         self._count(metrics.STAGE_STEPS, stats, "steps", **stage)
         self._count(metrics.STAGE_FRAMES, stats, "frames", **stage)
-        self._count(metrics.STAGE_STEP_SECONDS, stats, "step_s", **stage)
+        for bound in (*metrics.STAGE_STEP.buckets, inf):
+            number, step_s = (self._since(stats, name) for name in metrics.step_counters(bound))
+            for _ in range(round(number)):
+                # The mean of a bucket lies in it, and keeps the sum.
+                self._recorder.observe(metrics.STAGE_STEP, min(bound, step_s / number), **stage)
 
     def _count(
         self, metric: metrics.Metric, stats: Mapping[str, float], name: str, **labels: str
     ) -> None:
+        self._recorder.add(metric, self._since(stats, name), **labels)
+
+    def _since(self, stats: Mapping[str, float], name: str) -> float:
+        """By how much a counter has grown since the last call."""
         now = stats.get(name, 0)
-        self._recorder.add(metric, now - self._counted.get(name, 0), **labels)
-        self._counted[name] = now
+        before, self._counted[name] = self._counted.get(name, 0), now
+        return now - before
+
+
+def load_of(stats: Mapping[str, float]) -> dict[str, float]:
+    """What Serve is told each second: `stats` without the buckets of the times of steps."""
+    return {name: value for name, value in stats.items() if "<" not in name}
 
 
 @contextmanager

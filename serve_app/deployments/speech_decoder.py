@@ -11,7 +11,7 @@ from ray.serve.handle import DeploymentHandle
 from serve_app.config import AppConfig
 from serve_app.deployments.calls import Refused, reach, through
 from serve_app.deployments.ray_serve import port
-from serve_app.deployments.recorded import StageStats, of_hop, ray_recorder, recorded
+from serve_app.deployments.recorded import StageStats, load_of, of_hop, ray_recorder, recorded
 from serve_app.errors import Overloaded
 from serve_app.load.gate import elsewhere
 from serve_app.load.routing import stage
@@ -75,7 +75,7 @@ class SpeechDecoderDeployment:
         return {"speech_decoder": dict(self._decoder.stats()), **upstream}
 
     async def record_autoscaling_stats(self) -> dict[str, float]:
-        return {**self._decoder.stats(), **self._board.report()}
+        return {**load_of(self._decoder.stats()), **self._board.report()}
 
     async def check_health(self) -> None:
         self._stage_stats.note(self._decoder.stats())

@@ -13,7 +13,7 @@ from serve_app.config import AppConfig
 from serve_app.deployments.calls import HandleResponse, Refused
 from serve_app.deployments.predictor_session import PredictorSession
 from serve_app.deployments.ray_serve import port
-from serve_app.deployments.recorded import StageStats, ray_recorder, recorded
+from serve_app.deployments.recorded import StageStats, load_of, ray_recorder, recorded
 from serve_app.errors import Overloaded
 from serve_app.protocols import require
 from serve_app.types import CodecFrames, SpeechRequest
@@ -60,7 +60,7 @@ class TalkerDeployment:
         }
 
     async def record_autoscaling_stats(self) -> dict[str, float]:
-        return {**self._talker.stats(), "capacity": float(self._capacity)}
+        return {**load_of(self._talker.stats()), "capacity": float(self._capacity)}
 
     async def check_health(self) -> None:
         self._stage_stats.note(self._talker.stats())

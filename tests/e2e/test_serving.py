@@ -190,6 +190,7 @@ def test_one_endpoint_has_the_metrics_of_all_stages(server: Server) -> None:
         'tts_requests_total{application="tts",deployment="Ingress",': "the ingress",
         "tts_time_to_first_audio_seconds_bucket": "its histograms",
         "tts_stage_steps_total": "a stage's counters",
+        "tts_stage_step_seconds_bucket": "a stage's histograms",
         "tts_requests_running": "a stage's gauges",
         f'deployment="{SPEECH[server.placement]}",state="ready"}} 1': "Serve",
     }

@@ -41,6 +41,7 @@ FLAT = (
     "models.sampling",
     "models.sampling_kernel",
     "models.rehearsal",
+    "models.step_times",
 )
 
 
@@ -88,6 +89,7 @@ RULES = (
     Rule("http", (*BOTTOM, "audio", "text", "keys", "storage", "voices"), (*HEAVY, "ray")),
     Rule("models", (*BOTTOM, *FLAT), OUTER),
     Rule("models.process_end"),
+    Rule("models.step_times", BOTTOM),
     Rule("models.sampling_kernel", (*BOTTOM, *FLAT, "models.layers"), (*OUTER, "vllm")),
     Rule("models.checkpoint", (*BOTTOM, "models.random_checkpoint"), (*OUTER, "vllm")),
     Rule("models.random_checkpoint", (*BOTTOM, "models.checkpoint"), (*OUTER, "vllm")),

@@ -15,6 +15,7 @@ from serve_app.models.process_end import OnDeath, end_process
 from serve_app.models.speech_decoder.jobs import DecodeJob, joined, settle
 from serve_app.models.speech_decoder.queue import DecoderQueue, DecoderStream
 from serve_app.models.speech_decoder.steps import DecoderSteps, Launched, Piece
+from serve_app.models.step_times import StepTimes
 from serve_app.protocols import require
 from serve_app.types import Health
 
@@ -80,7 +81,7 @@ class SpeechDecoderRunner:
         self._failure: BaseException | None = None
         self._closing = False
         self._num_steps = 0
-        self._step_s = 0.0
+        self._step_times = StepTimes()
         self._num_frames = 0
         self._thread = threading.Thread(target=self._work, name="speech-decoder", daemon=True)
         self._thread.start()
@@ -174,7 +175,8 @@ class SpeechDecoderRunner:
                 "max_streams": self.steps.max_streams,
                 "waiting": len(self._queue.jobs),
                 "steps": self._num_steps,
-                "step_s": self._step_s,
+                "step_s": self._step_times.total_s,
+                **self._step_times.stats(),
                 "frames": self._num_frames,
             }
 
@@ -281,7 +283,7 @@ class SpeechDecoderRunner:
         """Note that a step is over; the lock is held."""
         now = self._clock()
         if self._launched_s is not None:
-            self._step_s += now - self._launched_s
+            self._step_times.note(now - self._launched_s)
         self._launched_s, self._advanced_s = None, now
         self._num_steps += 1
         self._num_frames += sum(step.frames)

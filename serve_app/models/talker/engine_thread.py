@@ -22,6 +22,7 @@ from serve_app.models.checkpoint.spec import TalkerSpec
 from serve_app.models.code_predictor.channel.contract import FrameClient
 from serve_app.models.process_end import OnDeath
 from serve_app.models.speech_decoder.first_audio import FirstAudioDecoder
+from serve_app.models.step_times import StepTimes
 from serve_app.models.talker.outbox import Item, Outbox, TalkerStream
 from serve_app.models.talker.progress import Progress
 from serve_app.models.talker.runtime import StepFrames, TalkerPrompt, TalkerRuntime
@@ -44,7 +45,6 @@ class _Load:
     waiting: int = 0
     kv_cache_usage: float = 0.0
     steps: int = 0
-    step_s: float = 0.0
     frames: int = 0
     prompt_tokens: int = 0
     preemptions: int = 0
@@ -90,6 +90,7 @@ class EngineThread:
         # Guards inbox, flags and the way into `_streams`.
         self._wake = threading.Condition()
         self._closing = False
+        self._step_times = StepTimes()
         self._ended = False
         self._failure: BaseException | None = None
         self._stall_s = stall_s
@@ -155,7 +156,8 @@ class EngineThread:
             "waiting": load.waiting,
             "kv_cache_usage": load.kv_cache_usage,
             "steps": load.steps,
-            "step_s": load.step_s,
+            "step_s": self._step_times.total_s,
+            **self._step_times.stats(),
             "frames": load.frames,
             "prompt_tokens": load.prompt_tokens,
             "preemptions": load.preemptions,
@@ -247,7 +249,7 @@ class EngineThread:
                 if stepper.in_flight:
                     frames, outputs = stepper.collect()
                     now_s = time.perf_counter()
-                    self._load.step_s += now_s - since_s
+                    self._step_times.note(now_s - since_s)
                     since_s = now_s
                     if frames is not None:
                         self.dispatch(frames, outputs)

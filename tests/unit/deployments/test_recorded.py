@@ -1,7 +1,9 @@
 """What deployments record of streams, with a recorder that remembers."""
 
 import asyncio
+import math
 import pickle
+from bisect import bisect_left
 from collections import Counter
 from contextlib import suppress
 
@@ -9,9 +11,10 @@ import numpy as np
 import pytest
 
 from serve_app import metrics
-from serve_app.deployments.recorded import StageStats, of_hop, recorded, recorded_session
+from serve_app.deployments.recorded import StageStats, load_of, of_hop, recorded, recorded_session
 from serve_app.errors import Overloaded, StageFailed
 from serve_app.fakes import FakeSpeechDecoder, FakeTalker, fake_codes
+from serve_app.models.step_times import StepTimes
 from serve_app.pipeline import synthesize
 from serve_app.types import SpeechRequest, Stage
 
@@ -134,12 +137,11 @@ def test_what_a_stage_says_of_itself_is_counted_once_and_its_load_is_shown() -> 
     recorder = Remembers()
     stats = StageStats(recorder, "talker")
     for late, steps in ((0, 0), (2, 5), (2, 5), (3, 9)):
-        work = {"steps": steps, "step_s": steps / 8, "prompt_tokens": 10 * steps}
+        work = {"steps": steps, "prompt_tokens": 10 * steps}
         stats.note({"late_kernels": late, **work, "running": late, "kv_cache_usage": 0.5})
     assert recorder.counts == {
         "tts_kernels_compiled_late_total:talker": 3,
         "tts_stage_steps_total:talker": 9,
-        "tts_stage_step_seconds_total:talker": 9 / 8,
         "tts_prompt_tokens_total": 90,
     }
     assert recorder.gauges == {
@@ -147,6 +149,26 @@ def test_what_a_stage_says_of_itself_is_counted_once_and_its_load_is_shown() -> 
         "tts_requests_running:talker": 3,
         "tts_kv_cache_usage_ratio": 0.5,
     }
+
+
+def test_each_step_is_observed_once_in_its_bucket_and_the_sum_is_that_of_the_steps() -> None:
+    recorder, times = Remembers(), StepTimes()
+    stats = StageStats(recorder, "talker")
+    bounds = metrics.STAGE_STEP.buckets
+    # At and right beyond a bound, within a bucket, and longer than the last one.
+    durations = [0.001, 0.0010001, 0.0042, 0.0047, 0.0047, 7.0, 0.0]
+    for part in (durations[:4], durations[4:], []):
+        for seconds in part:
+            times.note(seconds)
+        told = {"steps": 1.0, **times.stats()}
+        assert load_of(told) == {"steps": 1.0}
+        stats.note_work(told)
+    observed = [value for name, value, *_ in recorder.observed if name == metrics.STAGE_STEP.name]
+    assert len(observed) == len(durations)
+    assert math.isclose(sum(observed), sum(durations))
+    assert math.isclose(times.total_s, sum(durations))
+    places = [sorted(bisect_left(bounds, s) for s in seconds) for seconds in (observed, durations)]
+    assert places[0] == places[1]
 
 
 def test_the_work_of_a_stage_beside_another_is_counted_without_its_load() -> None:
