@@ -5,13 +5,15 @@ import signal
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Final, Literal, get_args
 
 from load_tests.chaos.schedule import Blow
 from load_tests.chaos.watch import HOLD_S, Watch, healed_at
 from load_tests.servers.child import say
-from load_tests.servers.processes import ServerProcess, signal_to
+from load_tests.servers.processes import ServerProcess, replicas_of, signal_to
 
+Overlap = Literal["kinds", "all"]
+OVERLAPS: Final[tuple[Overlap, ...]] = get_args(Overlap)
 _LOOK_S: Final = 0.25
 
 
@@ -37,14 +39,15 @@ class Killer:
     Args:
         find: the processes of the server; called on a thread.
         watch: what tells whether the server is whole.
-        overlap: whether the next blow falls though the last one has not healed.
+        overlap: whether the next blow falls though the last one has not healed: "kinds", of another
+            kind of replica, so that none is lost while the one beside it is away; or "all".
         heal_timeout_s: waited for healing at most; then the next one falls anyway.
     """
 
     blows: Sequence[Blow]
     find: Callable[[], Sequence[ServerProcess]]
     watch: Watch
-    overlap: bool = False
+    overlap: Overlap | None = None
     heal_timeout_s: float = 180.0
     clock: Callable[[], float] = time.perf_counter
     strikes: list[Strike] = field(default_factory=list)
@@ -52,14 +55,19 @@ class Killer:
 
     async def run(self) -> None:
         """Return when all blows were dealt and have healed, as far as that is waited for."""
+        # The last one of each kind of replica.
+        healing: dict[str, asyncio.Task[None]] = {}
         async with asyncio.TaskGroup() as group:
             for blow in self.blows:
                 await asyncio.sleep(blow.wait_s)
+                kind = replicas_of(blow.kind)
+                if self.overlap == "kinds" and kind in healing:
+                    await healing[kind]
                 following = await self._deal(blow)
                 if following is not None:
-                    healing = group.create_task(following)
-                    if not self.overlap:
-                        await healing
+                    healing[kind] = group.create_task(following)
+                    if self.overlap is None:
+                        await healing[kind]
 
     def release(self) -> None:
         """Continue what is still stopped: nothing is to outlive the run like that."""
@@ -102,7 +110,9 @@ class Killer:
         wanted = strike.before
         while self.clock() - strike.at_s < self.heal_timeout_s + HOLD_S:
             await asyncio.sleep(_LOOK_S)
-            at_s = healed_at(self.watch.readings, since_s, strike.blow.kind, wanted)
+            at_s = healed_at(
+                self.watch.readings, since_s, strike.blow.kind, wanted, alone=bool(self.overlap)
+            )
             if at_s is not None:
                 strike.healed_s = at_s - strike.at_s
                 say(f"whole again {strike.healed_s:.1f} s after it")

@@ -8,6 +8,7 @@ from typing import Any, Final
 
 from load_tests.chaos.changes import CHANGES
 from load_tests.chaos.compare import References
+from load_tests.chaos.killer import OVERLAPS
 from load_tests.chaos.loads import LOADS, Driver
 from load_tests.loops.options import frames_of
 from load_tests.loops.workload import Workload
@@ -43,7 +44,9 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         "--every", type=float, default=10.0, help="s between healing and the next kill, mean"
     )
     parser.add_argument(
-        "--overlap", action="store_true", help="kill on, though the last loss has not healed"
+        "--overlap",
+        choices=OVERLAPS,
+        help="kill on, though the last loss has not healed: the other kinds of replicas, or all",
     )
     parser.add_argument(
         "--changes",

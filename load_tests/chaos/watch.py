@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from load_tests.servers.processes import ServerProcess, usage
+from load_tests.servers.processes import DEPLOYMENTS, ServerProcess, replicas_of, usage
 
 _PERIOD_S: Final = 0.5
 # Longer than the server's own count of its replicas may be old: it must stay healthy for so long.
@@ -31,14 +31,14 @@ class Reading:
     """What there was at a time.
 
     counts: processes of each kind that run; stopped ones do not.
-    ready: replicas that `/health` called ready.
+    ready: replicas that `/health` called ready, by the kind of their processes.
     state: what else it said, "" if it gave no answer.
     pids: of all processes, stopped or not.
     """
 
     at_s: float
     counts: Mapping[str, int]
-    ready: int
+    ready: Mapping[str, int]
     state: str
     pids: frozenset[int] = frozenset()
 
@@ -56,20 +56,31 @@ class Sample:
 
 
 def healed_at(
-    readings: Sequence[Reading], since_s: float, kind: str, count: int, hold_s: float = HOLD_S
+    readings: Sequence[Reading],
+    since_s: float,
+    kind: str,
+    count: int,
+    hold_s: float = HOLD_S,
+    *,
+    alone: bool = False,
 ) -> float | None:
     """When the server was whole again after `since_s`; None if that is not seen yet.
 
     Whole: `count` running processes of `kind` and as many ready replicas as ever before, and so it
     stayed for `hold_s`. The first reading after a kill may still call ready what nobody has missed;
     and one that hangs counts as there, and makes the state degraded, long after it was replaced.
+    `alone`: the replicas of other kinds do not count, which may be struck as well.
     """
     begin: float | None = None
-    ready = max((reading.ready for reading in readings if reading.at_s < since_s), default=0)
+
+    def num_ready(reading: Reading) -> int:
+        return reading.ready.get(replicas_of(kind), 0) if alone else sum(reading.ready.values())
+
+    ready = max((num_ready(reading) for reading in readings if reading.at_s < since_s), default=0)
     for reading in readings:
         if reading.at_s < since_s:
             continue
-        if reading.ready < ready or reading.counts.get(kind, 0) < count:
+        if num_ready(reading) < ready or reading.counts.get(kind, 0) < count:
             begin = None
             continue
         begin = reading.at_s if begin is None else begin
@@ -133,7 +144,10 @@ def _reading(now_s: float, found: Sequence[ServerProcess], health: Mapping[str, 
     return Reading(
         at_s=now_s,
         counts=Counter(process.kind for process in found if not process.stopped),
-        ready=sum(count["ready"] for count in health.get("replicas", {}).values()),
+        ready={
+            DEPLOYMENTS.get(str(name), str(name)): count["ready"]
+            for name, count in health.get("replicas", {}).items()
+        },
         state=str(health.get("status", "")),
         pids=frozenset(process.pid for process in found),
     )

@@ -84,6 +84,11 @@ def kind_of(command: str) -> str | None:
     return next((kind for pattern, kind in _OTHERS if pattern.search(command)), None)
 
 
+def replicas_of(kind: str) -> str:
+    """The kind of the replicas that need processes of this kind."""
+    return "fused" if kind == "fused child" else kind
+
+
 def processes(pids: Iterable[int]) -> Iterator[ServerProcess]:
     """Those of `pids` that live and are of a known kind."""
     for pid in pids:

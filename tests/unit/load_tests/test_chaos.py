@@ -4,7 +4,9 @@ import asyncio
 import json
 import math
 import signal
+import subprocess
 from collections import Counter
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,7 @@ import yaml
 
 from load_tests.chaos.changes import CHANGES, changed, is_done
 from load_tests.chaos.compare import References, compare
-from load_tests.chaos.killer import Strike
+from load_tests.chaos.killer import Killer, Strike
 from load_tests.chaos.outcomes import Outcome, Turn, by_phase, longest_gap
 from load_tests.chaos.record import Record, growth, result_of
 from load_tests.chaos.schedule import HANG_S, Blow, blows
@@ -22,7 +24,7 @@ from load_tests.chaos.settings import parse, replica_overrides, server_config, w
 from load_tests.chaos.watch import Reading, Sample, Watch, gone_at, healed_at
 from load_tests.reports import circumstances, files
 from load_tests.reports.chaos_report import compose
-from load_tests.servers.processes import ServerProcess
+from load_tests.servers.processes import ServerProcess, is_alive
 from serve_app import serve_config
 from tests.unit.load_tests.values import at, result
 
@@ -144,7 +146,13 @@ def test_turns_of_one_load_are_taken_together_and_refusals_apart() -> None:
 def readings(*entries: tuple[float, int, int, str]) -> list[Reading]:
     """(seconds, running talkers, ready replicas, state), and process 7 as long as there are two."""
     return [
-        Reading(at_s, {"talker": count}, ready, state, frozenset({7} if count > 1 else ()))
+        Reading(
+            at_s,
+            {"talker": count},
+            {"talker": count, "speech decoder": ready - count},
+            state,
+            frozenset({7} if count > 1 else ()),
+        )
         for at_s, count, ready, state in entries
     ]
 
@@ -162,8 +170,58 @@ def test_a_server_has_healed_when_it_stays_whole() -> None:
     assert healed_at(seen, 10.0, "talker", 2) is None
     seen += readings((18.0, 2, 5, "healthy"))
     assert healed_at(seen, 10.0, "talker", 2) == 15.0
+    # Its own kind was whole before that.
+    assert healed_at(seen, 10.0, "talker", 2, alone=True) == 12.0
     assert gone_at(seen, 10.0, 7) == 10.2
     assert gone_at(seen, 12.0, 7) is None
+
+
+def test_of_overlapping_blows_none_falls_on_a_kind_that_has_not_healed() -> None:
+    async def health() -> None:
+        return None
+
+    async def main() -> None:
+        watch = Watch(list, health)
+        killer = Killer(
+            [Blow(kind, signal.SIGKILL, 0.0, 0.0) for kind in ("talker", *KINDS[::2])],
+            lambda: [process for process in server_processes if is_alive(process)],
+            watch,
+            overlap="kinds",
+        )
+        killing = asyncio.create_task(killer.run())
+        async with asyncio.timeout(60):
+            while not killer.strikes:
+                await asyncio.sleep(0.01)
+            # Long enough for another one, were it to fall.
+            await asyncio.sleep(0.5)
+            assert [strike.blow.kind for strike in killer.strikes] == ["talker"]
+            whole = {"talker": 2}
+            for after_s in (0.1, 4.0):
+                at_s = killer.strikes[0].at_s + after_s
+                watch.readings.append(Reading(at_s, whole, whole, "degraded"))
+            while len(killer.strikes) < 3:
+                await asyncio.sleep(0.01)
+        # Of the other kind it falls though the second talker is still away.
+        assert [strike.blow.kind for strike in killer.strikes] == ["talker", *KINDS[::2]]
+        killing.cancel()
+
+    children = [subprocess.Popen(["sleep", "600"]) for _ in range(3)]
+    try:
+        kinds = ("talker", "talker", "speech decoder")
+        server_processes = [
+            *processes_as(zip((child.pid for child in children), kinds, strict=True))
+        ]
+        asyncio.run(main())
+    finally:
+        for child in children:
+            child.kill()
+            child.wait()
+
+
+def processes_as(kinds: Iterable[tuple[int, str]]) -> Iterator[ServerProcess]:
+    for pid, kind in kinds:
+        fields = (Path("/proc") / str(pid) / "stat").read_text().rpartition(")")[2].split()
+        yield ServerProcess(pid, kind, int(fields[19]))
 
 
 def test_growth_compares_the_ends_of_a_run_per_process() -> None:
