@@ -85,6 +85,12 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         help="difference of a sample that is rounding; the decoder's sums are float32",
     )
     parser.add_argument(
+        "--below-db",
+        type=float,
+        help="rounding is as well what lies so far below a frame in power: for decoders in bfloat16"
+        " whose codes are equal",
+    )
+    parser.add_argument(
         "--no-compare", action="store_true", help="where a seed does not fix the codes: bf16"
     )
     parser.add_argument("--seed", type=int, default=0, help="of requests, arrivals and kills")
@@ -133,7 +139,7 @@ def driver_of(args: argparse.Namespace, url: str, **options: Any) -> Driver:
     return Driver(
         url,
         workload_of(args),
-        References(args.tolerance),
+        References(args.tolerance, args.below_db),
         streams=args.streams,
         seed=args.seed,
         timeout_s=args.timeout_s,

@@ -146,6 +146,12 @@ def _refusals(result: Mapping[str, Any]) -> Iterator[str]:
         f" {'after ' + _seconds(entry['seconds']) if entry['seconds'] is not None else 'not seen'}"
         for entry in result["recoveries"]
     ]
+    if recoveries:
+        recoveries.insert(
+            0,
+            f"- full load without the burst that it begins with: first audio p95"
+            f" {_ms(result['full_p95_s'])} ms",
+        )
     if rows or recoveries:
         yield "\n".join(["## Refused", "", *lines, *([""] if recoveries else []), *recoveries])
 

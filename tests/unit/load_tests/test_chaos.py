@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import yaml
 
+from load_tests.chaos.__main__ import full_load_p95_s
 from load_tests.chaos.changes import CHANGES, changed, is_done
 from load_tests.chaos.compare import References, compare
 from load_tests.chaos.killer import Killer, Strike
@@ -65,6 +66,19 @@ def test_a_stream_is_equal_up_to_rounding_and_as_far_as_it_came() -> None:
     assert (far.wrong, far.first_wrong, far.largest) == (1, 3, 65535)
     part = compare(expected, pcm(100, 200) + b"\1", 1)
     assert (part.is_equal, part.samples) == (True, 2)
+
+
+def test_what_is_faint_beside_its_frame_is_rounding_where_that_is_allowed() -> None:
+    frame = 1920
+    expected = pcm(*[1000, -1000] * (frame // 2), *[10, -10] * (frame // 2))
+    off = pcm(*[1005, -1005] * (frame // 2), *[10, -10] * (frame // 2))
+    assert not compare(expected, off, 1).is_equal
+    near = compare(expected, off, 1, below_db=40.0)
+    assert (near.is_equal, near.rounded, near.largest) == (True, frame, 5)
+    # The same error in the quiet frame is as loud as the frame, and -46 dB is not below -50.
+    quiet = pcm(*[1000, -1000] * (frame // 2), *[15, -15] * (frame // 2))
+    assert compare(expected, quiet, 1, below_db=40.0).first_wrong == frame
+    assert not compare(expected, off, 1, below_db=50.0).is_equal
 
 
 def test_samples_beyond_the_end_are_wrong() -> None:
@@ -141,6 +155,16 @@ def test_turns_of_one_load_are_taken_together_and_refusals_apart() -> None:
     assert figures.complete_per_s == pytest.approx(1 / 20)
     assert (figures.refusals.p95_s, figures.refusals.retry_after_s) == (0.02, (1.0,))
     assert figures.refusals.without_retry_after == 1
+
+
+def test_full_load_is_measured_without_the_burst_it_begins_with() -> None:
+    turn = Turn("full load", 100.0, 110.0)
+    for number, (sent_at_s, first_s) in enumerate([(100.0, 0.4), (100.0, 0.5), (101.0, 0.1)]):
+        audio = result(sent_at_s=sent_at_s, arrivals=at((first_s, 1), (first_s + 0.1, 24)))
+        turn.outcomes.insert(0, Outcome("full load", number, audio))
+    assert full_load_p95_s(turn, 2) == 0.1
+    # Where it was no more than that, it is all there is.
+    assert full_load_p95_s(turn, 3) == 0.5
 
 
 def readings(*entries: tuple[float, int, int, str]) -> list[Reading]:
