@@ -26,7 +26,8 @@ T = TypeVar("T", bound=Chunk)
 
 
 class Board:
-    """Counts the streams of the last ten seconds; belongs to one event loop.
+    """Counts the streams of the last ten seconds, whether or not anybody asks for the report; belongs
+    to one event loop.
 
     Args:
         capacity: streams that the replica carries together.
@@ -45,6 +46,7 @@ class Board:
     ) -> AsyncGenerator[T, None]:
         """Pass on a stream; one that is resumed is no arrival, and has no first audio."""
         begun_s = self._clock()
+        self._forget(begun_s)
         if not resumed:
             self._begun.append(begun_s)
         first_s: float | None = None
@@ -52,6 +54,7 @@ class Board:
         async with aclosing(items):
             async for item in items:
                 now_s = self._clock()
+                self._forget(now_s)
                 if first_s is None:
                     first_s = now_s
                     if not resumed:
@@ -67,12 +70,7 @@ class Board:
 
     def report(self) -> dict[str, float]:
         """By the names of `scaling.snapshot`; without what nothing is known of."""
-        now_s = self._clock()
-        while self._begun and now_s - self._begun[0] > names.WINDOW_S:
-            self._begun.popleft()
-        for timed in (self._firsts, self._slacks):
-            while timed and now_s - timed[0][0] > names.WINDOW_S:
-                timed.popleft()
+        self._forget(self._clock())
         found = {
             names.CAPACITY: float(self._capacity),
             names.ARRIVALS: len(self._begun) / names.WINDOW_S,
@@ -84,6 +82,14 @@ class Board:
         if self._slacks:
             found[names.SLACK] = _rank([value for _, value in self._slacks], 0.05)
         return found
+
+    def _forget(self, now_s: float) -> None:
+        """Serve asks for no report where the number of replicas is fixed."""
+        while self._begun and now_s - self._begun[0] > names.WINDOW_S:
+            self._begun.popleft()
+        for timed in (self._firsts, self._slacks):
+            while timed and now_s - timed[0][0] > names.WINDOW_S:
+                timed.popleft()
 
 
 def _rank(values: list[float], quantile: float) -> float:

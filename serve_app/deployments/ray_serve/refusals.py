@@ -24,12 +24,12 @@ class CountedRefusals:
 
     def count(self, metric: metrics.Metric, **labels: str) -> None:
         if metric == metrics.REFUSED_AT_INGRESS:
-            self._refused.append((self._clock(), 1))
+            self._note(1)
         self._recorder.count(metric, **labels)
 
     def add(self, metric: metrics.Metric, amount: float, **labels: str) -> None:
         if metric == metrics.REFUSED_AT_PROXY:
-            self._refused.append((self._clock(), amount))
+            self._note(amount)
         self._recorder.add(metric, amount, **labels)
 
     def observe(self, metric: metrics.Metric, value: float, **labels: str) -> None:
@@ -40,7 +40,15 @@ class CountedRefusals:
 
     def report(self) -> dict[str, float]:
         """By the names of `scaling.snapshot`."""
+        self._forget(self._clock())
+        return {names.REFUSED: sum(count for _, count in self._refused) / names.WINDOW_S}
+
+    def _note(self, number: float) -> None:
         now_s = self._clock()
+        self._forget(now_s)
+        self._refused.append((now_s, number))
+
+    def _forget(self, now_s: float) -> None:
+        """Serve asks for no report where the number of replicas is fixed."""
         while self._refused and now_s - self._refused[0][0] > names.WINDOW_S:
             self._refused.popleft()
-        return {names.REFUSED: sum(count for _, count in self._refused) / names.WINDOW_S}

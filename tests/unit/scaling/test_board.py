@@ -1,6 +1,7 @@
 """What a replica says of its streams."""
 
 import asyncio
+from collections import deque
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 
@@ -70,3 +71,13 @@ def test_what_was_ten_seconds_ago_is_forgotten() -> None:
     clock.now_s += 11.0
     assert "first_audio_p95_s" not in board.report()
     assert board.report()["arrivals_per_s"] == 0.0
+
+
+def test_nothing_piles_up_where_nobody_asks_for_the_report() -> None:
+    """As Serve does not, of a deployment whose number of replicas is fixed."""
+    clock = Clock()
+    board = Board(64, clock)
+    for _ in range(50):
+        speak(board, clock, [(0.5, 12)] * 20)
+    kept = [len(values) for values in vars(board).values() if isinstance(values, deque)]
+    assert 0 < max(kept) <= 21

@@ -1,5 +1,7 @@
 """Refusals of the last seconds, beside the metric."""
 
+from collections import deque
+
 from serve_app import metrics
 from serve_app.deployments.ray_serve.refusals import CountedRefusals
 
@@ -26,3 +28,14 @@ def test_what_was_refused_of_late_is_told_and_everything_is_passed_on() -> None:
     assert counted.report() == {"refused_per_s": 2.5}
     now_s[0] = 111.0
     assert counted.report() == {"refused_per_s": 0.0}
+
+
+def test_nothing_piles_up_where_nobody_asks_for_the_report() -> None:
+    """As Serve does not, of an ingress whose number of replicas is fixed."""
+    now_s = [100.0]
+    counted = CountedRefusals(Kept(), lambda: now_s[0])
+    for _ in range(100):
+        now_s[0] += 1.0
+        counted.count(metrics.REFUSED_AT_INGRESS, model="m")
+    (kept,) = (len(value) for value in vars(counted).values() if isinstance(value, deque))
+    assert kept == 11
