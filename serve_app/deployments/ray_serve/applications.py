@@ -60,7 +60,7 @@ class Following:
         self._wait_s = wait_s
         self._known: Applications = {}
         self._asked_s = float("-inf")
-        self._asking: asyncio.Task[Applications] | None = None
+        self._asking: asyncio.Task[None] | None = None
         self._is_renewed = False
 
     async def now(self) -> Applications:
@@ -70,17 +70,21 @@ class Following:
             if self._asking is None or self._asking.done():
                 # The event loop carries the audio of other requests, so that a thread waits: one,
                 # not one per try.
-                self._asking = asyncio.create_task(asyncio.to_thread(self._ask))
+                self._asking = asyncio.create_task(self._look())
             asking = self._asking
             try:
-                answer = await asyncio.wait_for(asyncio.shield(asking), self._wait_s)
-                if asking is self._asking:
-                    self._known = answer
+                await asyncio.wait_for(asyncio.shield(asking), self._wait_s)
             except Exception as error:
                 logger.warning("cannot ask Serve for its applications", exc_info=error)
             if asking is self._asking:
                 self._is_renewed = False
         return self._known
+
+    async def _look(self) -> None:
+        """Know the answer whenever it comes: a controller may take longer than anybody waits."""
+        answer = await asyncio.to_thread(self._ask)
+        if self._asking is asyncio.current_task():
+            self._known = answer
 
     def renew(self) -> None:
         """Something has changed: who comes next gets no answer from before that, not even one that

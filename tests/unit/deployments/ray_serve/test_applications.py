@@ -36,6 +36,27 @@ def test_one_thread_waits_for_a_controller_that_does_not_answer() -> None:
     asyncio.run(main())
 
 
+def test_an_answer_for_which_nobody_waits_any_more_is_known_all_the_same() -> None:
+    asked: list[str] = []
+    slow = threading.Event()
+
+    def ask() -> Mapping[str, Application]:
+        asked.append("")
+        assert slow.wait(60)
+        return APPLICATIONS
+
+    async def main() -> None:
+        following = Following(ask, max_age_s=60.0, wait_s=0.01)
+        assert await following.now() == {}
+        slow.set()
+        async with asyncio.timeout(10):
+            while await following.now() != APPLICATIONS:
+                await asyncio.sleep(0.01)
+        assert len(asked) == 1
+
+    asyncio.run(main())
+
+
 def test_what_was_known_last_holds_while_the_controller_is_away() -> None:
     answers = [APPLICATIONS, None]
 
