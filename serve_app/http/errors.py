@@ -8,6 +8,7 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 
 from serve_app.errors import (
     Conflict,
@@ -22,6 +23,7 @@ from serve_app.errors import (
     StageUnavailable,
 )
 from serve_app.http.observe.record import current
+from serve_app.http.response import CLIENT_GONE, ClientGone
 
 # A start takes some tens of seconds; who asks again this often comes soon after its end.
 _STARTING_S: Final = 5.0
@@ -107,6 +109,14 @@ def add_error_handlers(app: FastAPI) -> None:
     """Answer what a route raises, and unknown paths and methods, with `error_response`."""
     for kind in (SpeechError, HTTPException, RequestValidationError, Exception):
         app.add_exception_handler(kind, _on_error)
+    for kind in (ClientDisconnect, ClientGone):
+        app.add_exception_handler(kind, _on_leaving)
+
+
+async def _on_leaving(request: Request, error: Exception) -> Response:
+    """Nobody receives it; it is for log and metrics, where a client that left is no failure."""
+    del request, error
+    return Response(status_code=CLIENT_GONE)
 
 
 async def _on_error(request: Request, error: Exception) -> Response:

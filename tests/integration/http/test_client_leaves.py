@@ -2,12 +2,13 @@
 
 import asyncio
 import json
+import logging
 
 import httpx2
 import pytest
 
 from serve_app import metrics
-from serve_app.config import IngressConfig
+from serve_app.config import IngressConfig, JobsConfig
 from tests.integration.http.service import SEED, Service, served, until
 
 
@@ -75,6 +76,62 @@ def test_a_server_that_cancels_the_request_frees_every_stage(num_pieces):
         assert service.idle
 
     asyncio.run(main())
+
+
+FORM = "multipart/form-data; boundary=x"
+
+
+@pytest.mark.parametrize(
+    ("path", "kind"),
+    [
+        ("/v1/audio/speech", "application/json"),
+        ("/v1/audio/speech/batch", "application/json"),
+        ("/v1/audio/speech/long", "application/json"),
+        ("/v1/audio/speech/upload", FORM),
+        ("/v1/audio/voices", FORM),
+        ("/v1/audio/voices", "application/json"),
+    ],
+)
+def test_leaving_in_the_middle_of_the_body_is_no_failure_of_the_server(
+    tmp_path, caplog, path, kind
+):
+    async def main():
+        config = IngressConfig(jobs=JobsConfig(directory=str(tmp_path)))
+        service = Service(config=config)
+        body = [
+            {
+                "type": "http.request",
+                "body": b"--x\r\n" if kind == FORM else b"{",
+                "more_body": True,
+            },
+            {"type": "http.disconnect"},
+        ]
+
+        async def receive():
+            return body.pop(0)
+
+        async def send(message):
+            del message
+
+        scope = {
+            "type": "http",
+            "asgi": {"version": "3.0"},
+            "http_version": "1.1",
+            "method": "POST",
+            "path": path,
+            "raw_path": path.encode(),
+            "query_string": b"",
+            "headers": [(b"content-type", kind.encode())],
+            "root_path": "",
+        }
+        await service.app(scope, receive, send)
+        assert (metrics.REQUESTS.name, "500") not in service.counts
+
+    caplog.set_level(logging.INFO)
+    asyncio.run(main())
+    (line,) = [found.message for found in caplog.records if found.name == "serve_app.requests"]
+    assert " status=499 " in line
+    assert "error=" not in line
 
 
 # The client reads slowly
