@@ -405,7 +405,10 @@ class AccessConfig(Strict):
         default=True, description="models and voices are listed without a key"
     )
     requests_per_minute: float | None = Field(
-        default=None, gt=0, description="of a key that states none; default: as many as come"
+        default=None,
+        gt=0,
+        allow_inf_nan=False,
+        description="of a key that states none; default: as many as come",
     )
     concurrent: int | None = Field(
         default=None, ge=1, description="requests at once, of a key that states none"

@@ -35,7 +35,7 @@ class Key(Strict):
 
     name: str = Field(pattern=r"^[A-Za-z0-9_.@-]{1,64}$")
     hash: str
-    requests_per_minute: float | None = Field(default=None, gt=0)
+    requests_per_minute: float | None = Field(default=None, gt=0, allow_inf_nan=False)
     concurrent: int | None = Field(default=None, ge=1)
     priority: int = Field(default=0, ge=-100, le=100)
 

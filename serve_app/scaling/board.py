@@ -26,8 +26,8 @@ T = TypeVar("T", bound=Chunk)
 
 
 class Board:
-    """Counts the streams of the last ten seconds, whether or not anybody asks for the report; belongs
-    to one event loop.
+    """Counts the streams of the last ten seconds, whether anybody asks or not; belongs to one event
+    loop.
 
     Args:
         capacity: streams that the replica carries together.

@@ -91,45 +91,52 @@ class KeyLimits:
             return _FREE
         self._running[key.name] = self._running.get(key.name, 0) + 1
         try:
-            verdict, parts = await self._ask(key, allowed)
+            verdict, parts, is_shared = await self._ask(key, allowed)
         except BaseException:
             self._less(key)
+            self._tell_of(key)  # who asks in vain may have been let in over there
             raise
         if verdict.refused:
             self._less(key)
+            if not is_shared:
+                self._tell_of(key)
         self._keep_telling()
         return Entry(_refusal(key, allowed, verdict), _headers(allowed, verdict, parts))
 
     def leave(self, key: Key) -> None:
         """A request that had entered is over."""
-        if key.name in self._running:
+        # One that came before its key had limits was not counted.
+        if key.name in self._running and self._allowed(key) != Allowed():
             self._less(key)
-            if self._shared is not None:
-                self._tell({key.name: self._running.get(key.name, 0)})
+            self._tell_of(key)
 
     def _less(self, key: Key) -> None:
         self._running[key.name] -= 1
         if not self._running[key.name]:
             del self._running[key.name]
 
-    async def _ask(self, key: Key, allowed: Allowed) -> tuple[Verdict, int]:
-        """The verdict, and of how many parts it is one."""
+    async def _ask(self, key: Key, allowed: Allowed) -> tuple[Verdict, int, bool]:
+        """The verdict, of how many parts it is one, and whether it is the shared ledger's."""
         asked = (self._name, key.name)
         count = self._running[key.name]
         if self._shared is None:
-            return self._own.ask(*asked, allowed, count), 1
+            return self._own.ask(*asked, allowed, count), 1, False
         if self._clock() >= self._asks_again_s:
             try:
                 async with asyncio.timeout(_PATIENCE_S):
-                    return await self._shared.ask(*asked, allowed, count), 1
+                    return await self._shared.ask(*asked, allowed, count), 1, True
             except Exception as error:
                 logger.warning("limits of keys are divided for the moment: %r", error)
                 self._asks_again_s = self._clock() + _PAUSE_S
         parts = max(1, self._ingresses())
-        return self._own.ask(*asked, allowed.share(parts), count), parts
+        return self._own.ask(*asked, allowed.share(parts), count), parts, False
+
+    def _tell_of(self, key: Key) -> None:
+        self._tell({key.name: self._running.get(key.name, 0)})
 
     def _tell(self, running: Mapping[str, int]) -> None:
-        assert self._shared is not None
+        if self._shared is None:
+            return
         try:
             self._shared.tell(self._name, running)
         except Exception as error:

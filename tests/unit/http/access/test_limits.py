@@ -219,6 +219,71 @@ def test_who_leaves_while_the_ledger_is_asked_is_not_counted():
     asyncio.run(main())
 
 
+def test_who_was_let_in_without_learning_of_it_is_not_running_for_the_others():
+    async def main():
+        asked = asyncio.Event()
+
+        class LosesAnswers(There):
+            async def ask(self, *asked_for):
+                await super().ask(*asked_for)
+                asked.set()
+                await asyncio.sleep(60)
+
+        clock = Clock()
+        there = There(clock)
+        losing = LosesAnswers(clock)
+        losing.ledger = there.ledger
+        limits, other = limits_of(clock, losing, ingresses=2), limits_of(clock, there)
+        key = key_of(concurrent=1)
+        waiting = asyncio.create_task(limits.enter(key))
+        await asked.wait()
+        waiting.cancel()
+        await asyncio.gather(waiting, return_exceptions=True)
+        assert await begun(other, key)
+
+    asyncio.run(main())
+
+
+def test_a_refusal_by_an_ingress_part_leaves_nothing_in_the_ledger():
+    async def main():
+        clock = Clock()
+        there = There(clock)
+        limits, other = limits_of(clock, there, ingresses=4), limits_of(clock, there)
+        key = key_of(concurrent=2)
+        assert await begun(limits, key)
+
+        async def lost(*asked):
+            there.ledger.ask(*asked)
+            raise OSError("the answer is lost")
+
+        there.ask = lost
+        assert not await begun(limits, key)  # two, where its part is one
+        del there.ask
+        assert await begun(other, key)
+
+    asyncio.run(main())
+
+
+def test_a_request_from_before_its_key_had_limits_ends_for_itself():
+    async def main():
+        limits = limits_of(Clock())
+        free, limited = key_of(), key_of(concurrent=1)
+        assert await begun(limits, free)
+        assert await begun(limits, limited)
+        limits.leave(free)
+        assert not await begun(limits, limited)
+
+    asyncio.run(main())
+
+
+def test_a_rate_without_end_is_no_rate(tmp_path):
+    for number in (float("inf"), float("nan")):
+        with pytest.raises(ValueError, match="finite"):
+            key_of(requests_per_minute=number)
+        with pytest.raises(ValueError, match="finite"):
+            AccessConfig(requests_per_minute=number)
+
+
 def test_the_headers_are_openais():
     async def main():
         clock = Clock()
