@@ -26,6 +26,7 @@ from load_tests.loops.runner import ClosedLoop
 from load_tests.loops.workload import Workload
 from load_tests.reports import circumstances, files
 from load_tests.servers.child import say, write_checkpoint
+from load_tests.servers.nodes import Room
 from load_tests.servers.server import (
     STOP_S,
     Server,
@@ -62,6 +63,11 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--loss-s", type=float, default=_USUAL.loss_s)
     parser.add_argument("--frames", type=int, default=60)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--node-per-gpu",
+        action="store_true",
+        help="a Ray node for each GPU, which holds the stages of split to one",
+    )
     parser.add_argument("--clients", type=int, help="processes; default: a quarter of the cores")
     parser.add_argument("--ingresses", type=int, help="default: by the streams and the cores")
     parser.add_argument("--settle", type=float, help="s between ready and the first load")
@@ -91,7 +97,23 @@ def settings(args: argparse.Namespace, placement: str, gpus: int, cores: int) ->
         share = 0.7 * cores / (gpus * len(_ON_CPU))
         overrides += [f"{stage}.num_cpus={min(0.5, share):.3f}" for stage in _ON_CPU]
         overrides.append(f"ingress.num_cpus={0.2 * cores / count:.3f}")
-    return configured(placement, [*overrides, *args.override], None, args.profile)
+    config = configured(placement, [*overrides, *args.override], None, args.profile)
+    if args.node_per_gpu:
+        # Proxies of several nodes would want the same ports of this machine.
+        config["proxy_location"] = "HeadOnly"
+    return config
+
+
+def rooms(args: argparse.Namespace, gpus: int, cores: int) -> list[Room]:
+    """Of the head and of a node for each GPU; none where one node has them all.
+
+    Without GPUs the nodes have none, and all find room on any of them.
+    """
+    if not args.node_per_gpu:
+        return []
+    there = len(circumstances.gpus())
+    each = [index if index < there else None for index in range(gpus)]
+    return [Room(max(1, cores // 4)), *(Room(max(1, 3 * cores // 4 // gpus), gpu) for gpu in each)]
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -143,7 +165,8 @@ def main(arguments: Sequence[str]) -> int:
                 complete = False
                 continue
             config = settings(args, placement, counts[-1], os.cpu_count() or 1)
-            with serving(config, checkpoint, args.port, env) as server:
+            nodes = rooms(args, counts[-1], os.cpu_count() or 1)
+            with serving(config, checkpoint, args.port, env, nodes) as server:
                 try:
                     done = _climb(
                         args,

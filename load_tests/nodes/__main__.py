@@ -25,10 +25,10 @@ from load_tests.loops.client import SpeechClient
 from load_tests.loops.runner import run_loop
 from load_tests.nodes.blows import BLOWS, Blows
 from load_tests.nodes.settings import (
-    NODE_CPUS,
     add_server_options,
+    completed,
     default_out,
-    node_cpus,
+    rooms,
     spread_config,
 )
 from load_tests.reports import chaos_report, circumstances
@@ -63,10 +63,11 @@ async def watched(args: argparse.Namespace, server: Server, save: Any) -> Record
     async with SpeechClient(server.url, driver.shape) as health:
         record.watch = Watch(server.processes, lambda: health.get_json("/health"))
         watching = asyncio.create_task(record.watch.run())
-        blows = Blows(server, record.watch, NODE_CPUS, args.pause)
+        blows = Blows(server, record.watch, args.pause)
         record.strikes = blows.strikes
         try:
-            done(await driver.learn())
+            if not args.no_compare:
+                done(await driver.learn())
             turn = Turn("losses", time.perf_counter())
             dealing = asyncio.create_task(blows.run(args.lose))
             while not dealing.done():
@@ -83,11 +84,11 @@ async def watched(args: argparse.Namespace, server: Server, save: Any) -> Record
 
 
 def main(arguments: Sequence[str]) -> int:
-    args = parse(arguments)
+    args = completed(parse(arguments))
     config = spread_config(args, args.replicas, args.replicas)
     facts: dict[str, Any] = {**circumstances.environment(args.commit), "config": config}
     try:
-        with ready_server(args, config, nodes=node_cpus(args)) as (server, facts["ready_s"]):
+        with ready_server(args, config, args.checkpoint, rooms(args)) as (server, facts["ready_s"]):
             record = run_loop(lambda: watched(args, server, save_to(args.out, facts)))
     except ServerFailed:
         return 2

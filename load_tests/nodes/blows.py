@@ -41,12 +41,11 @@ class Loss(Blow):
 class Blows:
     """Deals blows one after the other, each when the one before has healed."""
 
-    def __init__(self, server: Server, watch: Watch, cpus: int, pause_s: float) -> None:
+    def __init__(self, server: Server, watch: Watch, pause_s: float) -> None:
         assert server.nodes is not None
         self._server = server
         self._nodes: Nodes = server.nodes
         self._watch = watch
-        self._cpus = cpus
         self._pause_s = pause_s
         self.strikes: list[Strike] = []
         self._lost = 0
@@ -78,7 +77,7 @@ class Blows:
             await asyncio.sleep(_NODE_AFTER_S)
             await asyncio.to_thread(self._nodes.lose, victim)
         await asyncio.sleep(_NODE_AFTER_S)
-        await asyncio.to_thread(self._nodes.add, self._cpus)
+        await asyncio.to_thread(self._nodes.add, self._nodes.rooms[victim])
         await self._heal(strike)
 
     async def _gcs(self) -> None:

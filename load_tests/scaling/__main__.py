@@ -18,7 +18,13 @@ from load_tests.chaos.loads import ended
 from load_tests.chaos.outcomes import Turn, by_phase
 from load_tests.chaos.settings import driver_of
 from load_tests.loops.runner import run_loop
-from load_tests.nodes.settings import add_server_options, default_out, node_cpus, spread_config
+from load_tests.nodes.settings import (
+    add_server_options,
+    completed,
+    default_out,
+    rooms,
+    spread_config,
+)
 from load_tests.reports import chaos_report, circumstances, files
 from load_tests.scaling import report
 from load_tests.scaling.trace import (
@@ -64,7 +70,8 @@ async def stepped(args: argparse.Namespace, server: Server, steering: Steering) 
         turns.append(turn)
         say(chaos_report.turn_line(turn))
 
-    done(await driver.learn())
+    if not args.no_compare:
+        done(await driver.learn())
     began_s, began_utc_s = time.perf_counter(), time.time()
     seen = len(steering.readings)
     for name, streams, seconds in (
@@ -85,10 +92,10 @@ async def stepped(args: argparse.Namespace, server: Server, steering: Steering) 
     done(turn)
     stages = [name for name in STAGES[args.placement] if name != "Ingress"]
     running, target = replica_steps(steering.readings[seen:], began_s)
-    outcomes = [outcome for turn in turns[1:] for outcome in turn.outcomes]
+    outcomes = [outcome for turn in turns[-3:] for outcome in turn.outcomes]
     opened, waiting = stream_steps(outcomes, began_s)
     end_s = time.perf_counter() - began_s
-    step_s, after_s = turns[2].begin_s - began_s, turns[3].begin_s - began_s
+    step_s, after_s = turns[-2].begin_s - began_s, turns[-1].begin_s - began_s
     log = "\n".join(path.read_text(errors="replace") for path in _controller_logs(server))
     return {
         "stages": stages,
@@ -97,7 +104,7 @@ async def stepped(args: argparse.Namespace, server: Server, steering: Steering) 
         "phases": [asdict(figures) for figures in by_phase(turns)],
         "turns": [
             {"name": t.phase, "begin_s": t.begin_s - began_s, "end_s": t.end_s - began_s}
-            for t in turns[1:]
+            for t in turns[-3:]
         ],
         "running": {name: asdict(step) for name, step in running.items()},
         "target": {name: asdict(step) for name, step in target.items()},
@@ -133,7 +140,7 @@ def _controller_logs(server: Server) -> list[Path]:
 
 
 def main(arguments: Sequence[str]) -> int:
-    args = parse(arguments)
+    args = completed(parse(arguments))
     if args.streams is None:
         args.streams = args.capacity * args.nodes * 3 // 4
     args.override = [
@@ -146,7 +153,7 @@ def main(arguments: Sequence[str]) -> int:
     facts |= {"placement": args.placement, "policy": _HASTE, "capacity": args.capacity}
     try:
         with (
-            ready_server(args, config, nodes=node_cpus(args)) as (server, facts["ready_s"]),
+            ready_server(args, config, args.checkpoint, rooms(args)) as (server, facts["ready_s"]),
             Steering(server) as steering,
         ):
             result = run_loop(lambda: stepped(args, server, steering))

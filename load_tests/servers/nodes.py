@@ -13,7 +13,7 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Final, Self
 
@@ -36,6 +36,14 @@ class NodesFailed(Exception):
     """The cluster did not do what it was told."""
 
 
+@dataclass(frozen=True, slots=True)
+class Room:
+    """What a node has: CPUs, as far as Ray knows, and a GPU of this machine by its index, if any."""
+
+    cpus: int
+    gpu: int | None = None
+
+
 @dataclass(slots=True)
 class Nodes:
     """The other side of the process; all calls block.
@@ -44,6 +52,7 @@ class Nodes:
         address: of the cluster's GCS.
         head: process id of the head's raylet.
         workers: process ids of the other nodes' raylets.
+        rooms: what each node has that there is or was, by its raylet; without the head.
     """
 
     process: "subprocess.Popen[str]"
@@ -51,12 +60,13 @@ class Nodes:
     address: str = ""
     head: int = 0
     workers: list[int] = field(default_factory=list)
+    rooms: dict[int, Room] = field(default_factory=dict)
 
     @classmethod
     def start(
-        cls, head_cpus: int, cpus: Sequence[int], folder: Path, environment: Mapping[str, str]
+        cls, head: Room, rooms: Sequence[Room], folder: Path, environment: Mapping[str, str]
     ) -> Self:
-        """Start a head and a node for each of `cpus`; GCS keeps what it knows below `folder`.
+        """Start a head and a node for each of `rooms`; GCS keeps what it knows below `folder`.
 
         Raises:
             NodesFailed: they do not come up.
@@ -80,16 +90,17 @@ class Nodes:
             start_new_session=True,
         )
         made = cls(process, log)
-        said = made._ask({"do": "start", "cpus": head_cpus})
+        said = made._ask({"do": "start", **asdict(head)})
         made.address, made.head = said["address"], said["raylet"]
-        for count in cpus:
-            made.add(count)
+        for room in rooms:
+            made.add(room)
         return made
 
-    def add(self, cpus: int) -> int:
+    def add(self, room: Room) -> int:
         """A node more; the process id of its raylet."""
-        raylet = int(self._ask({"do": "add", "cpus": cpus})["raylet"])
+        raylet = int(self._ask({"do": "add", **asdict(room)})["raylet"])
         self.workers.append(raylet)
+        self.rooms[raylet] = room
         return raylet
 
     def lose(self, raylet: int) -> None:
@@ -139,8 +150,17 @@ def hold() -> None:
     cluster: Any = Cluster()
     nodes: dict[int, Any] = {}
 
-    def added(cpus: int, **more: Any) -> dict[str, Any]:
-        node = cluster.add_node(num_cpus=cpus, node_ip_address=_HOST, **more)
+    def added(order: Mapping[str, Any], **more: Any) -> dict[str, Any]:
+        gpu = order["gpu"]
+        # All that a raylet starts sees the GPU of its node and no other.
+        env = {"CUDA_VISIBLE_DEVICES": "" if gpu is None else str(gpu)}
+        node = cluster.add_node(
+            num_cpus=order["cpus"],
+            num_gpus=int(gpu is not None),
+            node_ip_address=_HOST,
+            env_vars=env,
+            **more,
+        )
         (raylet,) = node.all_processes["raylet"]
         nodes[raylet.process.pid] = node
         return {"raylet": raylet.process.pid}
@@ -151,9 +171,9 @@ def hold() -> None:
         if order["do"] == "start":
             # Ray takes the usual port of the dashboard even where there is to be none.
             away = {"include_dashboard": False, "dashboard_port": free_port()}
-            said = {**added(order["cpus"], **away), "address": cluster.address}
+            said = {**added(order, **away), "address": cluster.address}
         elif order["do"] == "add":
-            said = added(order["cpus"])
+            said = added(order)
         elif order["do"] == "forget":
             cluster.remove_node(nodes.pop(order["raylet"]), allow_graceful=False)
         else:

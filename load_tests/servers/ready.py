@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from load_tests.servers.child import say
+from load_tests.servers.nodes import Room
 from load_tests.servers.server import Server, ServerFailed, keep, serving, show
 from serve_app.launch.ports import is_free
 
@@ -18,7 +19,7 @@ def ready_server(
     args: argparse.Namespace,
     config: Mapping[str, Any],
     checkpoint: Path | None = None,
-    nodes: Sequence[int] = (),
+    nodes: Sequence[Room] = (),
 ) -> Generator[tuple[Server, float], None, None]:
     """Start a server as `serving` does; it, and the seconds from its start until it was ready.
 

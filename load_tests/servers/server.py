@@ -32,7 +32,7 @@ from load_tests.servers.child import (
     search_path,
     start_server,
 )
-from load_tests.servers.nodes import ON_LOOPBACK, Nodes
+from load_tests.servers.nodes import ON_LOOPBACK, Nodes, Room
 from load_tests.servers.processes import ServerProcess, processes
 
 # In the environment of everything that a server starts: how its processes are found again, when
@@ -140,12 +140,11 @@ def serving(
     checkpoint: Path | None,
     port: int,
     env: Mapping[str, str],
-    nodes: Sequence[int] = (),
+    nodes: Sequence[Room] = (),
 ) -> Generator[Server, None, None]:
     """Run `python -m serve_app` in a session of its own; nothing of it is left afterwards.
 
-    `nodes` are the CPUs of each node of a cluster to run it on, the head first; by default it has
-    one of its own.
+    `nodes` are those of a cluster to run it on, the head first; by default it has one of its own.
     """
     # Ray puts sockets below it, whose paths must be short.
     folder = Path(tempfile.mkdtemp(prefix="ttsb-", dir="/tmp"))

@@ -15,7 +15,7 @@ import pytest
 pytest.importorskip("ray")
 
 from load_tests.servers.child import kill_left, search_path
-from load_tests.servers.nodes import ON_LOOPBACK, Nodes
+from load_tests.servers.nodes import ON_LOOPBACK, Nodes, Room
 from load_tests.servers.processes import processes
 from load_tests.servers.server import MARK, marked
 
@@ -38,7 +38,7 @@ class Cluster:
             MARK: mark,
         }
         self.mark = mark
-        self.nodes = Nodes.start(1, [2], folder, self.environment)
+        self.nodes = Nodes.start(Room(1), [Room(2)], folder, self.environment)
 
     def cpus(self) -> list[float]:
         """Of the nodes that live, as a driver of the cluster sees them."""
@@ -71,7 +71,7 @@ def test_nodes_are_lost_and_added_and_the_gcs_remembers_them(cluster: Cluster) -
     assert cluster.raylets() == {nodes.head, worker}
     nodes.lose(worker)
     assert cluster.raylets() == {nodes.head}
-    added = nodes.add(3)
+    added = nodes.add(Room(3))
     assert nodes.workers == [added]
     (gcs,) = [p.pid for p in processes(marked(cluster.mark)) if p.kind == "gcs"]
     nodes.restart_gcs(0.5)

@@ -4,7 +4,8 @@ import pytest
 
 from load_tests.nodes.__main__ import parse
 from load_tests.nodes.blows import BLOWS
-from load_tests.nodes.settings import HEAD_CPUS, NODE_CPUS, node_cpus, spread_config
+from load_tests.nodes.settings import completed, rooms, spread_config
+from load_tests.reports import circumstances
 from serve_app.app import make_plan
 from serve_app.config import AppConfig
 from serve_app.serve_config import find_problems
@@ -12,18 +13,30 @@ from serve_app.serve_config import find_problems
 
 @pytest.mark.parametrize("placement", ["split", "fused"])
 def test_a_node_holds_one_replica_of_each_stage_and_no_ingress_besides(placement: str) -> None:
-    args = parse(["--placement", placement, "--nodes", "3"])
+    args = completed(parse(["--placement", placement, "--nodes", "3"]))
+    head, *others = rooms(args)
+    assert len(others) == 3
     config = spread_config(args, 1, 3, {"down_after_s": 20.0})
     assert not list(find_problems(config))
     assert config["proxy_location"] == "HeadOnly"
     app = AppConfig.model_validate(config["applications"][0]["args"])
-    plan = make_plan(app, {"CPU": float(sum(node_cpus(args)))})
+    plan = make_plan(app, {"CPU": float(sum(room.cpus for room in rooms(args)))})
     cpus = {name: options["num_cpus"] for name, options in plan.actor_options.items()}
     ingress = cpus.pop("Ingress")
     node = sum(cpus.values())
-    assert node <= NODE_CPUS < node + ingress
-    assert 2 * node > NODE_CPUS
-    assert ingress <= HEAD_CPUS < ingress + min(cpus.values())
+    for room in others:
+        assert node <= room.cpus < node + ingress
+        assert 2 * node > room.cpus
+    # Serve packs: a stage that fits the head alone would be put there first.
+    assert ingress <= head.cpus < min(cpus.values())
+
+
+def test_with_gpus_there_is_a_node_for_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(circumstances, "gpus", lambda: [{"name": "H100"}] * 2)
+    args = completed(parse([]))
+    head, *others = rooms(args)
+    assert head.gpu is None
+    assert [room.gpu for room in others] == [0, 1]
 
 
 def test_stages_may_have_as_many_replicas_as_there_are_nodes() -> None:
