@@ -210,7 +210,9 @@ def voice_encoder(config: AppConfig, cluster: Mapping[str, float]) -> Applicatio
     env = {"OMP_NUM_THREADS": str(settings.num_threads)}
     shares = {"VoiceEncoder": settings.num_gpus if wanted == "cuda" else 0.0}
     envs = {"VoiceEncoder": env if wanted == "cuda" else {**env, **_NO_GPU_ENV}}
-    options = _actor_options({"VoiceEncoder": settings.num_cpus}, shares, envs)["VoiceEncoder"]
+    labels = {"VoiceEncoder": settings.node_labels}
+    cpus = {"VoiceEncoder": settings.num_cpus}
+    options = _actor_options(cpus, shares, envs, labels)["VoiceEncoder"]
     deployment: Any = VoiceEncoderDeployment
     deployment = deployment.options(ray_actor_options=options, **voice_encoder_options(settings))
     return deployment.bind(config, wanted if shares["VoiceEncoder"] else "auto")
@@ -257,7 +259,10 @@ def make_plan(
     gpu_shares: dict[str, float] = {
         name: stage.num_gpus if devices[name] == "cuda" else 0.0 for name, stage in stages.items()
     }
+    labels = {name: stage.node_labels for name, stage in stages.items()}
+    labels["Ingress"] = config.ingress.node_labels
     if config.placement == "fused":
+        labels["Fused"] = config.talker.node_labels
         # Rounded, or 0.5 + 0.2 + 0.3 would be more than the one GPU there is.
         cpus = {"Fused": round(sum(cpus.values()), 4)}
         gpu_shares = {"Fused": round(sum(gpu_shares.values()), 4)}
@@ -269,26 +274,29 @@ def make_plan(
     env: dict[str, Mapping[str, str]] = {"Ingress": _NO_GPU_ENV} if ingress else {}
     for name, device in devices.items():
         env[name] = dict(CPU_ENV) if device == "cpu" else {}
-    return ResourcePlan(devices, reason + scaled, _actor_options(cpus, gpu_shares, env))
+    return ResourcePlan(devices, reason + scaled, _actor_options(cpus, gpu_shares, env, labels))
 
 
 def make_http_plan(config: HttpConfig, cluster: Mapping[str, float]) -> ResourcePlan:
     """As `make_plan`, of an application that has an ingress only."""
     available = cluster.get("CPU", math.inf)
     cpus, scaled = _fit({"Ingress": config.ingress.num_cpus}, available, _SHARE_OF_SEVERAL)
-    return ResourcePlan({}, scaled, _actor_options(cpus, {}, {"Ingress": _NO_GPU_ENV}))
+    labels = {"Ingress": config.ingress.node_labels}
+    return ResourcePlan({}, scaled, _actor_options(cpus, {}, {"Ingress": _NO_GPU_ENV}, labels))
 
 
 def _actor_options(
     cpus: Mapping[str, float],
     gpu_shares: Mapping[str, float],
     env: Mapping[str, Mapping[str, str]],
+    labels: Mapping[str, Mapping[str, str]],
 ) -> dict[str, dict[str, Any]]:
     return {
         name: {
             "num_cpus": cpus[name],
             "num_gpus": gpu_shares.get(name, 0.0),
             "runtime_env": {"env_vars": dict(env[name])},
+            **({"label_selector": dict(labels[name])} if labels[name] else {}),
         }
         for name in cpus
     }

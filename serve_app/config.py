@@ -143,6 +143,13 @@ GpuShare = Annotated[
     Field(ge=0, description="share of a GPU that Ray reserves per replica; ignored on CPU"),
 ]
 Cores = Annotated[float, Field(ge=0, description="CPU cores that Ray reserves per replica")]
+NodeLabels = Annotated[
+    Mapping[str, str],
+    Field(
+        description="labels of the Ray nodes that may have a replica, as Ray's label selectors:"
+        " {tts-role: gpu}, {zone: 'in(a, b)'}, {spot: '!yes'}; none: any node"
+    ),
+]
 
 
 class StageConfig(Strict):
@@ -154,6 +161,7 @@ class StageConfig(Strict):
     )
     num_gpus: GpuShare = 0.0
     num_cpus: Cores = 0.5
+    node_labels: NodeLabels = {}
     dtype: Dtype = "auto"
 
 
@@ -271,6 +279,7 @@ class VoiceEncoderConfig(Strict):
         ge=0,
         description="CPU cores that Ray reserves per replica; none are kept for what is rare",
     )
+    node_labels: NodeLabels = {}
     num_threads: int = Field(default=2, ge=1, description="where it runs on a CPU")
     max_queued: int = Field(
         default=16, ge=0, description="recordings that wait at an ingress; then 429"
@@ -447,6 +456,7 @@ class ObserveConfig(Strict):
 
 class IngressConfig(Strict):
     num_cpus: Cores = 0.5
+    node_labels: NodeLabels = {}
     max_input_chars: int = Field(
         default=32768, ge=1, description="text of a request; long text is spoken in units"
     )
@@ -592,10 +602,14 @@ class AppConfig(Strict):
         return merged
 
     @model_validator(mode="after")
-    def _one_device_in_fused(self) -> "AppConfig":
+    def _one_place_in_fused(self) -> "AppConfig":
         stages = (self.talker, self.code_predictor, self.speech_decoder)
         if self.placement == "fused" and any(stage.device is not None for stage in stages):
             raise ValueError("in placement 'fused' all stages have the application's device")
+        if self.placement == "fused" and any(
+            stage.node_labels not in ({}, self.talker.node_labels) for stage in stages
+        ):
+            raise ValueError("in placement 'fused' all stages are where talker.node_labels says")
         return self
 
     def misplaced(self) -> tuple[str, ...]:

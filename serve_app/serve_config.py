@@ -19,7 +19,7 @@ from ray.serve.config import (
     GangSchedulingConfig,
     RequestRouterConfig,
 )
-from ray.serve.schema import ServeDeploySchema
+from ray.serve.schema import RayActorOptionsSchema, ServeDeploySchema
 
 from serve_app.config import (
     BUILDER,
@@ -124,6 +124,7 @@ def _application_problems(application: dict[str, Any], path: str) -> Iterator[st
             yield f"{path}route_prefix: has to be null, this application has no ingress"
         for name in args.misplaced():
             yield f"{path}args.ingress.{name}: has no effect in an application without an ingress"
+    yield from _label_problems(args, f"{path}args.")
     known = deployments_of(builder, application.get("args", {}))
     streams = args.talker.max_num_seqs if isinstance(args, AppConfig) else 0
     for deployment in application.get("deployments", []):
@@ -165,6 +166,16 @@ def _deployment_problems(
             LiveSettings.model_validate(deployment["user_config"] or {})
         except ValidationError as error:
             yield from _lines(error, f"{at}user_config.")
+
+
+def _label_problems(args: AppConfig | HttpConfig, path: str) -> Iterator[str]:
+    """Ray knows a label selector from nonsense, but first when a replica is to start."""
+    for name in type(args).model_fields:
+        labels = getattr(getattr(args, name), "node_labels", {})
+        try:
+            RayActorOptionsSchema(label_selector=dict(labels))
+        except ValidationError as error:
+            yield from _lines(error, f"{path}{name}.node_labels: ")
 
 
 def _unknown_keys(data: dict[str, Any], model: type[BaseModel], path: str) -> Iterator[str]:

@@ -1,6 +1,7 @@
 """A server over several nodes of this machine: its configuration, and the options of its tests."""
 
 import argparse
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
@@ -12,8 +13,10 @@ from load_tests.servers.server import cache_environment
 from load_tests.servers.settings import CONFIGS, configured
 from serve_app.serve_config import STAGES
 
-# What a replica of a stage reserves. A node holds one replica of each stage and no ingress besides;
-# the head holds an ingress and no stage, not even alone: Serve packs, and fills the smallest first.
+# Ingresses are on the head, which is never lost, and stages on the other nodes; of these each has
+# room for one replica of each.
+_FRONT: Final = {"tts-role": "ingress"}
+_BACK: Final = {"tts-role": "stages"}
 _STAGE_CPUS: Final = 1.2
 _INGRESS_CPUS: Final = 0.5
 _NODE_CPUS: Final = 4
@@ -83,10 +86,14 @@ def spread_config(
         " upscale_delay_s: 0, downscale_delay_s: 0}"
         for name, (low, high) in counts.items()
     ]
+    stages = ("talker", "code_predictor", "speech_decoder")
+    labelled = stages if args.placement == "split" else stages[:1]
+    overrides += [f"{part}.num_cpus={_STAGE_CPUS}" for part in stages]
+    overrides += [f"{part}.node_labels={json.dumps(_BACK)}" for part in labelled]
     overrides += [
-        f"{part}.num_cpus={_STAGE_CPUS}" for part in ("talker", "code_predictor", "speech_decoder")
+        f"ingress.num_cpus={_INGRESS_CPUS}",
+        f"ingress.node_labels={json.dumps(_FRONT)}",
     ]
-    overrides.append(f"ingress.num_cpus={_INGRESS_CPUS}")
     config = configured(args.placement, [*overrides, *args.override], None, None)
     config["proxy_location"] = "HeadOnly"
     for deployment in config["applications"][0]["deployments"]:
@@ -99,7 +106,7 @@ def spread_config(
 def rooms(args: argparse.Namespace) -> list[Room]:
     """Of the head and of each other node; as many have a GPU as there are GPUs."""
     gpus = [index if index < args.gpus else None for index in range(args.nodes)]
-    return [Room(_HEAD_CPUS), *(Room(_NODE_CPUS, gpu) for gpu in gpus)]
+    return [Room(_HEAD_CPUS, None, _FRONT), *(Room(_NODE_CPUS, gpu, _BACK) for gpu in gpus)]
 
 
 def default_out(name: str) -> Path:

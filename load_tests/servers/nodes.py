@@ -38,10 +38,13 @@ class NodesFailed(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Room:
-    """What a node has: CPUs, as far as Ray knows, and a GPU of this machine by its index, if any."""
+    """What a node has: CPUs, as far as Ray knows, a GPU of this machine by its index, if any, and
+    labels.
+    """
 
     cpus: int
     gpu: int | None = None
+    labels: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(slots=True)
@@ -159,6 +162,7 @@ def hold() -> None:
             num_gpus=int(gpu is not None),
             node_ip_address=_HOST,
             env_vars=env,
+            labels=order["labels"],
             **more,
         )
         (raylet,) = node.all_processes["raylet"]

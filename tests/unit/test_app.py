@@ -54,6 +54,21 @@ def test_each_deployment_of_a_placement_gets_complete_options(
         assert set(options) == {"num_cpus", "num_gpus", "runtime_env"}
 
 
+def test_replicas_go_to_the_nodes_that_are_labelled_for_them() -> None:
+    gpu, front = {"tts-role": "gpu"}, {"tts-role": "ingress"}
+    split = config(talker={"node_labels": gpu}, ingress={"node_labels": front})
+    options = make_plan(split, SERVER).actor_options
+    assert options["Talker"]["label_selector"] == gpu
+    assert options["Ingress"]["label_selector"] == front
+    assert "label_selector" not in options["SpeechDecoder"]
+    fused = config(placement="fused", talker={"node_labels": gpu})
+    assert make_plan(fused, SERVER).actor_options["Fused"]["label_selector"] == gpu
+    with pytest.raises(ValueError, match=r"talker\.node_labels"):
+        config(placement="fused", speech_decoder={"node_labels": gpu})
+    alone = HttpConfig.model_validate({"ingress": {"node_labels": front}})
+    assert make_http_plan(alone, SERVER).actor_options["Ingress"]["label_selector"] == front
+
+
 @pytest.mark.parametrize(
     ("device", "cluster", "chosen"),
     [

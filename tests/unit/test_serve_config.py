@@ -171,3 +171,14 @@ def test_the_voice_encoder_has_settings_like_any_other_deployment(
     encoder["ray_actor_options"] = {"num_cpus": 1}
     (problem,) = serve_config.find_problems(config)
     assert "deployments.VoiceEncoder.ray_actor_options: set num_cpus" in problem
+
+
+def test_labels_that_ray_would_refuse_are_found_before_a_replica_waits_for_them(
+    config: dict[str, Any],
+) -> None:
+    (application,) = config["applications"]
+    application["args"]["ingress"] = {"node_labels": {"zone": "in(a, b)", "spot": "!yes"}}
+    assert list(serve_config.find_problems(config)) == []
+    application["args"]["ingress"] = {"node_labels": {"zone": "near(a)"}}
+    (problem,) = serve_config.find_problems(config)
+    assert problem.startswith("applications[0].args.ingress.node_labels: ")

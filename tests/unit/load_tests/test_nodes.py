@@ -27,8 +27,10 @@ def test_a_node_holds_one_replica_of_each_stage_and_no_ingress_besides(placement
     for room in others:
         assert node <= room.cpus < node + ingress
         assert 2 * node > room.cpus
-    # Serve packs: a stage that fits the head alone would be put there first.
-    assert ingress <= head.cpus < min(cpus.values())
+    assert ingress <= head.cpus
+    for name, options in plan.actor_options.items():
+        home = head if name == "Ingress" else others[0]
+        assert options["label_selector"] == home.labels
 
 
 def test_with_gpus_there_is_a_node_for_each(monkeypatch: pytest.MonkeyPatch) -> None:
