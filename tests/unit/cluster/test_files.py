@@ -1,6 +1,7 @@
 """Every file of cluster/ passes the validator that its reader would use."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -80,6 +81,69 @@ def test_what_serve_gets_is_a_configuration_of_ours() -> None:
     AppConfig.model_validate(config["applications"][0]["args"])
     shipped = serve_config.load(CLUSTER.parent / "configs" / "serve.fused.yaml")
     assert config["controller_options"] == shipped["controller_options"]
+    assert config == serve_config.load(CLUSTER / "serve.yaml")
+
+
+def served() -> dict[str, Any]:
+    (application,) = yaml.safe_load((CLUSTER / "serve.yaml").read_text("utf-8"))["applications"]
+    return application
+
+
+def test_replicas_are_sent_to_nodes_that_there_are() -> None:
+    args = served()["args"]
+    wanted = [args[part]["node_labels"] for part in ("talker", "voice_encoder", "ingress")]
+    up = yaml.safe_load((CLUSTER / "ray-up.yaml").read_text("utf-8"))["available_node_types"]
+    for there in (
+        [group.get("labels") for group in groups()],
+        [node.get("labels") for node in up.values()],
+    ):
+        assert all(labels in there for labels in wanted)
+
+
+def test_each_pod_that_clients_come_to_has_an_ingress_and_so_a_proxy() -> None:
+    (group,) = [g for g in groups() if g.get("groupName") == "ingress"]
+    (ingress,) = [d for d in served()["deployments"] if d["name"] == "Ingress"]
+    scaling, per_node = ingress["autoscaling_config"], ingress["max_replicas_per_node"]
+    assert scaling["min_replicas"] >= group["minReplicas"] == group["replicas"]
+    assert scaling["max_replicas"] <= per_node * group["maxReplicas"]
+    (service,) = [
+        d for d in documents() if d["metadata"]["name"] == "tts" and d["kind"] == "Service"
+    ]
+    assert service["spec"]["selector"] == group["labels"]
+
+
+def mounts(group: dict[str, Any]) -> list[str]:
+    (container,) = group["template"]["spec"]["containers"]
+    return [mount["mountPath"] for mount in container.get("volumeMounts", [])]
+
+
+def test_what_ingresses_share_is_mounted_where_they_look() -> None:
+    ingress = served()["args"]["ingress"]
+    wanted = [
+        ingress["voices"]["path"],
+        ingress["jobs"]["directory"],
+        str(Path(ingress["access"]["keys_file"]).parent),
+    ]
+    (group,) = [g for g in groups() if g.get("groupName") == "ingress"]
+    assert mounts(group) == wanted
+    up = yaml.safe_load((CLUSTER / "ray-up.yaml").read_text("utf-8"))
+    given = [option.split(":")[-1] for option in up["docker"]["run_options"] if option[:2] == "-v"]
+    given += [str(Path(target).parent) for target in up["file_mounts"]]
+    assert given == wanted
+
+
+def test_no_volume_hides_what_the_image_has_and_every_cache_has_one() -> None:
+    image = (CLUSTER / "Dockerfile").read_text("utf-8")
+    compose = yaml.safe_load((CLUSTER / "compose.yaml").read_text("utf-8"))
+    volumes = [volume.split(":")[1] for volume in compose["services"]["gpu"]["volumes"]]
+    gpu = mounts(next(g for g in groups() if g.get("groupName") == "gpu"))
+    kernels = re.findall(r"TRITON_CACHE_DIR=(\S+)", image)
+    caches = re.findall(r"(?:HF_HOME|XDG_CACHE_HOME|VLLM_CACHE_ROOT|CUDA_CACHE_PATH)=(\S+)", image)
+    assert len(caches) == 4
+    for mounted in (volumes, gpu):
+        assert not {*kernels} & {*mounted}
+        assert all(any(cache.startswith(place) for place in mounted) for cache in caches)
+    assert "".join(re.findall(r"XDG_DATA_HOME=(\S+)", image)) in volumes
 
 
 def test_pods_outlast_their_drain_and_the_drain_the_longest_speech() -> None:
@@ -139,5 +203,6 @@ def test_the_image_fills_the_kernels_that_are_supported() -> None:
     text = (CLUSTER / "Dockerfile").read_text("utf-8")
     wanted = " ".join(f"{capability / 10:.1f}" for capability in SHARED_BYTES)
     assert f'ARG CAPABILITIES="{wanted}"' in text
-    for path in ("pyproject.toml", "README.md", "LICENSE", "serve_app", "configs"):
-        assert (CLUSTER.parent / path).exists()
+    copied = [word for line in re.findall(r"^COPY (.*)$", text, re.M) for word in line.split()[:-1]]
+    assert "cluster/serve.yaml" in copied
+    assert [path for path in copied if not (CLUSTER.parent / path).exists()] == []

@@ -1,5 +1,6 @@
 """The runbook's commands: each is run, or looked at as far as goes without a cluster."""
 
+import os
 import re
 import shlex
 import subprocess
@@ -16,6 +17,7 @@ from load_tests.scaling.trace import decisions
 from serve_app import serve_config
 from serve_app.config import IngressConfig
 from serve_app.fakes import FakeSpeechDecoder, FakeTalker, fake_card
+from serve_app.http.access.keyring import Keyring
 from serve_app.http.app import build_api
 from serve_app.http.catalog import Catalog
 from serve_app.http.health import Status
@@ -112,7 +114,29 @@ def test_kubernetes_is_asked_for_what_the_manifests_have() -> None:
     text = "\n".join(
         file.read_text("utf-8") for file in (REPOSITORY / "cluster" / "kubernetes").glob("*.yaml")
     )
-    assert "name: tts-redis" in text
+    secrets = [words[4] for words in of("kubectl") if words[1:4] == ["create", "secret", "generic"]]
+    assert sorted(secrets) == ["tts-keys", "tts-redis"]
+    for secret in secrets:
+        assert re.search(rf"(?:secretName|secretKeyRef: {{name): {secret}\b", text), secret
     assert re.search(r"kind: StatefulSet\nmetadata:\s*\{?\s*name: redis", text)
     restarted = [words for words in of("kubectl") if words[1:3] == ["rollout", "restart"]]
     assert restarted == [["kubectl", "rollout", "restart", "statefulset/redis"]]
+
+
+def test_the_keys_that_are_made_are_those_that_the_cluster_reads(tmp_path: Path) -> None:
+    made, removed = (words for words in of("python -m") if words[2:4] == ["serve_app", "keys"])
+
+    def keys(words: list[str]) -> str:
+        command = [sys.executable, *words[1:]]
+        environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
+        return subprocess.run(
+            command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True
+        ).stdout
+
+    config = serve_config.load(REPOSITORY / "cluster" / "serve.yaml")
+    path = Path(config["applications"][0]["args"]["ingress"]["access"]["keys_file"])
+    key = keys(made).strip()
+    assert Keyring([tmp_path / path.name]).find(key) is not None
+    assert f"--from-file={path.name}" in {word for words in of("kubectl") for word in words}
+    keys(removed)
+    assert Keyring([tmp_path / path.name]).find(key) is None
