@@ -24,16 +24,18 @@ from serve_app.launch.ports import Ports
 
 DEFAULT_CONFIG: Final = "configs/serve.yaml"
 _USAGE: Final = """\
-usage: qwen3-tts-serve [--model [NAME=]MODEL ...] [--print-config] [config.yaml]
+usage: qwen3-tts-serve [--model [NAME=]MODEL ...] [--host HOST] [--port PORT] [--profile PROFILE]
+                       [--print-config] [config.yaml]
        qwen3-tts-serve check [--json]
        qwen3-tts-serve keys new|hash|list|remove
 
 Serve on this machine until Ctrl-C. The default is configs/serve.yaml; where there is no checkout,
 the package's own. configs/serve.fused.yaml is another, configs/serve.several.yaml one of several
 models. --model, a folder or hub id, may be given several times: each is then an application of its
-own, and the first is the default. --print-config prints the configuration that comes of it. On
-SIGHUP the file is read again and applied to the server that runs. TTS_MODEL, TTS_REVISION, HOST,
-PORT, PROFILE and RAY_ADDRESS are read from the environment.
+own, and the first is the default. PROFILE is latency, balanced, throughput or auto. --print-config
+prints the configuration that comes of it. On SIGHUP the file is read again and applied to the
+server that runs. TTS_MODEL, TTS_REVISION, HOST, PORT, PROFILE and RAY_ADDRESS are read from the
+environment, where the command line does not say otherwise.
 """
 
 
@@ -50,9 +52,10 @@ def main(arguments: list[str]) -> int:
     # These import Ray, which reads its environment then.
     from serve_app.launch import again, ahead, overrides, settings
 
-    start = settings.parse(arguments, DEFAULT_CONFIG)
-    if start is None:
-        print(_USAGE, end="", file=sys.stderr)
+    try:
+        start = settings.parse(arguments, DEFAULT_CONFIG)
+    except ValueError as error:
+        print(f"{error}\n\n{_USAGE}", end="", file=sys.stderr)
         return 2
     try:
         config = start.settings()
@@ -68,7 +71,10 @@ def main(arguments: list[str]) -> int:
     host, port = options.get("host", "127.0.0.1"), options.get("port", 8000)
     ports = Ports(claims=environment.ray_address is None)
     if not ports.claim(host, port):
-        print(f"{host}:{port} is in use; choose another: make serve PORT=...", file=sys.stderr)
+        print(
+            f"{host}:{port} is in use; choose another: --port PORT, or make serve PORT=PORT",
+            file=sys.stderr,
+        )
         return 2
     if not haproxy.is_loopback(host) and not _asks_for_keys(config, environment):
         print(f"anybody who reaches {host} may use the server: there are no API keys", flush=True)

@@ -436,6 +436,9 @@ class AccessConfig(Strict):
     body_timeout_s: float = Field(
         default=60.0, gt=0, description="longest time that the body of a request may take to come"
     )
+    pages: bool = Field(
+        default=True, description="the playground, /docs, /redoc and /openapi.json are served"
+    )
 
 
 class ObserveConfig(Strict):
@@ -463,6 +466,15 @@ class IngressConfig(Strict):
     accept_any_model: bool = Field(
         default=False,
         description="a request for a model that is not served is for the default one; false = 404",
+    )
+    accept_any_voice: bool = Field(
+        default=False,
+        description="a voice that does not exist stands for the default one; false = 400",
+    )
+    stream_true: Literal["bytes", "sse"] = Field(
+        default="bytes",
+        description="what `stream: true` asks for where no `stream_format` is stated: the audio as"
+        " it is made, or, as vllm-omni reads it, events",
     )
     first_audio_timeout_s: float = Field(
         default=60.0,

@@ -71,6 +71,7 @@ def build_api(
         responses=ERRORS,
         docs_url=None,
         redoc_url=None,
+        openapi_url="/openapi.json" if config.access.pages else None,
     )
     writer = AudioWriter(background.live, config.read_ahead_s, recorder, speech.clock)
     answers = endpoint.add_routes(app, speech, writer, config, recorder, look)
@@ -81,11 +82,12 @@ def build_api(
     jobs.add_routes(app, long_texts)
     lists.add_routes(app, catalog)
     voices.add_routes(app, library, catalog, speech, background.live, answers)
-    health.add_routes(app, catalog, status)
+    health.add_routes(app, catalog, status, has_pages=config.access.pages)
     if gather is not None and config.observe.metrics != "off":
         exposition.add_routes(app, gather, status, library.counter(catalog))
-    web.add_routes(app)
-    docs.add_routes(app)
+    if config.access.pages:
+        web.add_routes(app)
+        docs.add_routes(app)
     add_error_handlers(app)
     add_layers(app, config, status, recorder, tracer, ledger)
     return app

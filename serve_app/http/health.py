@@ -106,7 +106,13 @@ def overall(
     )
 
 
-def add_routes(app: FastAPI, catalog: Catalog, status: Callable[[], Awaitable[Status]]) -> None:
+def add_routes(
+    app: FastAPI,
+    catalog: Catalog,
+    status: Callable[[], Awaitable[Status]],
+    *,
+    has_pages: bool = True,
+) -> None:
     @app.get("/health")
     async def health() -> JSONResponse:
         now = await status()
@@ -141,14 +147,14 @@ def add_routes(app: FastAPI, catalog: Catalog, status: Callable[[], Awaitable[St
         """The playground for a browser; a few words for programs, which look here for a sign of
         life.
         """
-        if "text/html" in request.headers.get("accept", ""):
+        if has_pages and "text/html" in request.headers.get("accept", ""):
             return RedirectResponse("web/")
+        pages = {"docs": "/docs", "playground": "/web/"} if has_pages else {}
         return JSONResponse(
             {
                 "name": "Qwen3-TTS",
                 "version": __version__,
-                "docs": "/docs",
-                "playground": "/web/",
+                **pages,
                 "speech": "/v1/audio/speech",
             }
         )

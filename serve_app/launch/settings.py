@@ -2,8 +2,10 @@
 say.
 """
 
+import argparse
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NoReturn
 
 from serve_app import serve_config
 from serve_app.config import Environment
@@ -12,11 +14,16 @@ from serve_app.launch import ahead, configs, overrides
 
 @dataclass(frozen=True, slots=True)
 class Start:
-    """What the command line says: a config file, and models in place of the file's."""
+    """What the command line says: a config file, and what counts in place of the file's and of the
+    environment's.
+    """
 
     config: str
     models: tuple[str, ...] = ()
     only_print: bool = False
+    host: str | None = None
+    port: int | None = None
+    profile: str | None = None
 
     def settings(self) -> dict[str, Any]:
         """The whole configuration, checked, as it is now.
@@ -30,33 +37,36 @@ class Start:
             config = overrides.with_models(config, self.models, ahead.gpus())
         else:
             config = overrides.with_model(config, environment.model, environment.revision)
-        config = overrides.with_profile(config, environment.profile)
-        config = overrides.with_address(config, environment.host, environment.port)
+        config = overrides.with_profile(config, self.profile or environment.profile)
+        port = environment.port if self.port is None else self.port
+        config = overrides.with_address(config, self.host or environment.host, port)
         problems = list(serve_config.find_problems(config))
         if problems:
             raise serve_config.ServeConfigError(self.config, problems)
         return config
 
 
-def parse(arguments: list[str], default: str) -> Start | None:
-    """Read the command line of the server; None: it is wrong."""
-    names: list[str] = []
-    models: list[str] = []
-    only_print = False
-    left = list(arguments)
-    while left:
-        argument = left.pop(0)
-        option, given, value = argument.partition("=")
-        if option == "--model":
-            if not given and not left:
-                return None
-            models.append(value if given else left.pop(0))
-        elif argument == "--print-config":
-            only_print = True
-        elif argument.startswith("-"):
-            return None
-        else:
-            names.append(argument)
-    if len(names) > 1:
-        return None
-    return Start(names[0] if names else default, tuple(models), only_print)
+class _Parser(argparse.ArgumentParser):
+    """Says what is wrong without ending the process."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ValueError(message)
+
+
+def parse(arguments: Sequence[str], default: str) -> Start:
+    """Read the command line of the server.
+
+    Raises:
+        ValueError: it is wrong; says how.
+    """
+    parser = _Parser(add_help=False, allow_abbrev=False)
+    parser.add_argument("config", nargs="?", default=default)
+    parser.add_argument("--model", action="append", default=[])
+    parser.add_argument("--host")
+    parser.add_argument("--port", type=int)
+    parser.add_argument("--profile")
+    parser.add_argument("--print-config", action="store_true")
+    found = parser.parse_args(arguments)
+    return Start(
+        found.config, tuple(found.model), found.print_config, found.host, found.port, found.profile
+    )

@@ -23,9 +23,9 @@ def body(**fields):
     return parse({"input": "Hello.", **fields})
 
 
-def accepted(cards=(CARD,), **fields):
-    voicing = Voices.open(LIMITS, lambda _: None).voicing
-    return Speech(Catalog(cards), LIMITS, voicing).check({"input": "Hello.", **fields}).job
+def accepted(cards=(CARD,), limits=LIMITS, **fields):
+    voicing = Voices.open(limits, lambda _: None).voicing
+    return Speech(Catalog(cards), limits, voicing).check({"input": "Hello.", **fields}).job
 
 
 def domain(cards=(CARD,), **fields):
@@ -136,14 +136,14 @@ def test_a_language_may_stand_in_each_of_its_fields(field):
 def test_empty_instructions_are_absent(text):
     request = domain(instructions=text)
     assert request.instructions is None
-    assert ignored(body(instructions=text), request) is None
+    assert list(ignored(body(instructions=text), request)) == []
 
 
 def test_instructions_that_a_model_ignores_are_reported():
     card = fake_card(supports_instructions=False)
     request = domain((card,), instruct="Whisper.")
     assert request.instructions is None
-    assert "instructions ignored" in (ignored(body(instruct="Whisper."), request) or "")
+    assert "instructions ignored" in "".join(ignored(body(instruct="Whisper."), request))
     assert domain(instruct="Whisper.").instructions == "Whisper."
 
 
@@ -190,6 +190,50 @@ def test_token_limits_have_two_names_and_are_checked():
     for fields in ({"max_new_tokens": 257}, {"max_new_tokens": 3, "min_new_tokens": 4}):
         with pytest.raises(InvalidRequest):
             domain(**fields)
+
+
+def test_what_vllm_omnis_clients_nest_counts_where_the_request_does_not_state_it():
+    nested = {"temperature": "0.5", "top_k": 7, "seed": -1, "voice": "ryan", "unheard_of": 1}
+    request = domain(seed=3, temperature=0.9, extra_params=nested)
+    assert (request.talker.temperature, request.talker.top_k, request.seed) == (0.9, 7, 3)
+    assert request.voice == NamedVoice("vivian")
+    for wrong in ({"temperature": 9}, [1]):
+        with pytest.raises(InvalidRequest) as caught:
+            domain(extra_params=wrong)
+        assert caught.value.param in ("temperature", "extra_params")
+
+
+def test_times_of_words_are_refused_and_not_left_out():
+    assert domain(word_timestamps=False) is not None
+    with pytest.raises(InvalidRequest, match="word_timestamps"):
+        domain(word_timestamps=True)
+
+
+@pytest.mark.parametrize("name", ["af_heart", "af_bella+af_sky", "a(2", "Ünbekannt"])
+def test_another_servers_voice_is_the_default_one_where_that_is_allowed(name):
+    lenient = IngressConfig(accept_any_voice=True)
+    with pytest.raises(InvalidRequest):
+        accepted(voice=name)
+    job = accepted(limits=lenient, voice=name)
+    assert job.request.voice == NamedVoice("vivian")
+    assert job.warning is not None
+    assert job.warning.isascii()
+    for known in ("ryan", "coral", None, "default", {"id": "dylan"}):
+        assert accepted(limits=lenient, voice=known).warning is None
+    # One that another model has is no reason to guess.
+    other = fake_card(name="other", voices=("zoe",))
+    with pytest.raises(InvalidRequest, match="'other' has"):
+        accepted((CARD, other), lenient, model=CARD.name, voice="zoe")
+
+
+def test_stream_true_may_ask_for_events_as_in_vllm_omni():
+    events = IngressConfig(stream_true="sse")
+    assert accepted(stream=True).transport == "stream"
+    assert accepted(limits=events, stream=True).transport == "sse"
+    assert accepted(limits=events, stream=True, stream_format="audio").transport == "stream"
+    assert accepted(limits=events, stream=True, response_format="raw").transport == "together"
+    assert accepted(limits=events).transport == "stream"
+    assert accepted(limits=events, stream=False).transport == "file"
 
 
 def test_unknown_fields_and_nulls_are_ignored():

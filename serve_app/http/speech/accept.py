@@ -221,6 +221,10 @@ class Speech:
         start_s = self.clock()
         size = size or TextSize(self._config.max_input_chars)
         body = self._voicing.named(parse(fields))
+        warnings: list[str] = []
+        if self._config.accept_any_voice and not self._voicing.knows(body, self._catalog.cards):
+            body = self._voicing.named(body.model_copy(update={"voice": None}))
+            warnings.append("voice ignored: there is none of this name")
         card, language = self._model_of(body)
         found = voice or self._voicing.of_body(body, card)
         wanted = found if isinstance(found, OfLibrary | OfRecording | OfVector) else None
@@ -234,7 +238,8 @@ class Speech:
             body.normalization_options,
             size.max_unit_frames,
         )
-        warning = ignored(body, request)
+        warnings.extend(ignored(body, request))
+        warning = "; ".join(warnings) or None
         if warning is not None:
             logger.warning("%s: %s", request.request_id, warning)
         transport: Transport = "file" if body.stream is False else "stream"
@@ -242,6 +247,8 @@ class Speech:
             transport = "sse"
         elif body.stream and (body.response_encoding or body.response_format == "raw"):
             transport = "together"
+        elif body.stream and body.stream_format is None and self._config.stream_true == "sse":
+            transport = "sse"
         output = Output(
             checked_format(body), card.sample_rate_hz, body.sample_rate, body.speed or 1.0
         )

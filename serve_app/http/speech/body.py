@@ -16,6 +16,12 @@ from serve_app.errors import InvalidRequest
 # Of a voice in a blend.
 MAX_WEIGHT: Final = 1000
 MAX_SEED: Final = (1 << 63) - 1
+# What of `extra_params` counts, where the request itself does not state it.
+_EXTRA: Final = (
+    *("do_sample", "temperature", "top_k", "top_p", "repetition_penalty", "seed"),
+    *("subtalker_dosample", "subtalker_temperature", "subtalker_top_k", "subtalker_top_p"),
+    *("max_new_tokens", "min_new_tokens", "non_streaming_mode"),
+)
 # What else clients call formats.
 _FORMAT_ALIASES: Final = {"ogg": "opus", "mpeg": "mp3", "pcm16": "pcm"}
 # Below this a division of the logits leaves float32.
@@ -111,6 +117,8 @@ class SpeechBody(BaseModel):
     subtalker_temperature: Temperature | None = None
     subtalker_top_k: TopK | None = None
     subtalker_top_p: TopP | None = None
+    # What vllm-omni's clients nest; `parse` takes out what `_EXTRA` names.
+    extra_params: Any = None
     max_new_tokens: int | None = Field(
         None, ge=1, validation_alias=AliasChoices("max_new_tokens", "max_tokens")
     )
@@ -124,6 +132,7 @@ class SpeechBody(BaseModel):
     references: Any = None
     speaker_embedding: Any = None
     x_vector_only_mode: bool | None = None
+    word_timestamps: bool | None = None
     consent: str | None = None
 
 
@@ -177,6 +186,10 @@ def parse(fields: Mapping[str, Any]) -> SpeechBody:
     Raises:
         InvalidRequest: one is of the wrong type or out of range.
     """
+    nested = fields.get("extra_params") or {}
+    if not isinstance(nested, Mapping):
+        raise InvalidRequest("'extra_params' must be an object.", "extra_params")
+    fields = {**{name: nested[name] for name in _EXTRA if name in nested}, **fields}
     try:
         return SpeechBody.model_validate(
             {name: _read(name, value) for name, value in fields.items() if value is not None}

@@ -31,6 +31,8 @@ def refuse_unavailable(body: SpeechBody, card: ModelCard) -> None:
             "response_encoding",
             "unsupported_format",
         )
+    if body.word_timestamps:
+        raise InvalidRequest("'word_timestamps' is not available.", "word_timestamps")
     if body.sample_rate not in (None, card.sample_rate_hz, *SAMPLE_RATES_HZ):
         raise InvalidRequest(
             f"The sample_rate {body.sample_rate} is not available;"

@@ -8,6 +8,7 @@ valid by construction.
 import re
 import secrets
 import uuid
+from collections.abc import Iterator
 from typing import Final
 
 from serve_app.errors import InvalidRequest
@@ -69,11 +70,10 @@ def _streams_text(body: SpeechBody, card: ModelCard) -> bool:
     return card.task == "base"
 
 
-def ignored(body: SpeechBody, request: SpeechRequest) -> str | None:
+def ignored(body: SpeechBody, request: SpeechRequest) -> Iterator[str]:
     """Say what the model does not act on, for the `X-Warning` header."""
     if stated(body.instructions) is not None and request.instructions is None:
-        return "instructions ignored: this model does not follow instructions"
-    return None
+        yield "instructions ignored: this model does not follow instructions"
 
 
 def engine_request_id(client_id: str | None) -> str:

@@ -8,7 +8,7 @@ what has to be read or encoded is made afterwards (`made`).
 import base64
 import binascii
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, NoReturn
 
@@ -101,6 +101,19 @@ class Voicing:
     def is_stored(self, name: str) -> bool:
         """Whether a name is a voice of the library, or a blend of some."""
         return is_blend(name) or self._library.known.named(name, self.caller) is not None
+
+    def knows(self, body: SpeechBody, cards: Sequence[ModelCard]) -> bool:
+        """Whether a body's voice is one that is served or stored; one that states none has one."""
+        try:
+            parts = blend_of((body.voice or "").strip())
+        except InvalidRequest:
+            return False
+        snapshot, who = self._library.known, self.caller
+        return all(
+            snapshot.find(name, who) is not None
+            or any(find_voice(name, card) is not None for card in cards)
+            for name, _ in parts
+        )
 
     def of_body(self, body: SpeechBody, card: ModelCard) -> Voice | Wanted | None:
         """The voice of a body, or what it is to be made of; None where the checkpoint makes one up.

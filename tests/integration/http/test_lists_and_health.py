@@ -5,6 +5,7 @@ import json
 
 import pytest
 
+from serve_app.config import AccessConfig, IngressConfig
 from serve_app.errors import StageUnavailable
 from serve_app.fakes import FakeTalker, fake_card
 from serve_app.http.health import Status
@@ -34,6 +35,15 @@ def test_the_other_lists_have_the_shapes_their_readers_expect():
     assert get(service, "/docs").status_code == 200
     schema = get(service, "/openapi.json").json()
     assert "response_format" in json.dumps(schema["paths"]["/v1/audio/speech"])
+
+
+def test_the_pages_can_be_left_out():
+    service = Service(config=IngressConfig(access=AccessConfig(pages=False)))
+    for path in ("/web", "/web/", "/web/index.html", "/docs", "/redoc", "/openapi.json"):
+        response = get(service, path)
+        assert (response.status_code, response.json()["error"]["code"]) == (404, "not_found")
+    assert "docs" not in get(service, "/").json()
+    assert get(service, "/v1/models").status_code == 200
 
 
 @pytest.mark.parametrize(

@@ -173,8 +173,17 @@ def test_the_command_line_is_read_whole() -> None:
     start = settings.parse(["--model", "a", "c.yaml", "--model=b=/x", "--print-config"], "d.yaml")
     assert start == settings.Start("c.yaml", ("a", "b=/x"), only_print=True)
     assert settings.parse([], "d.yaml") == settings.Start("d.yaml")
-    for wrong in (["--model"], ["--models", "a"], ["a.yaml", "b.yaml"], ["-x"]):
-        assert settings.parse(wrong, "d.yaml") is None
+    start = settings.parse(["--host=0.0.0.0", "--port", "81", "--profile", "auto"], "d.yaml")
+    assert start == settings.Start("d.yaml", host="0.0.0.0", port=81, profile="auto")
+    for wrong, said in (
+        (["--model"], "--model"),
+        (["--models", "a"], "--models"),
+        (["a.yaml", "b.yaml"], "b.yaml"),
+        (["-x"], "-x"),
+        (["--port", "http"], "http"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            settings.parse(wrong, "d.yaml")
 
 
 def test_environment_and_command_line_are_applied_and_checked(
@@ -184,6 +193,9 @@ def test_environment_and_command_line_are_applied_and_checked(
         monkeypatch.setenv(name, value)
     config = settings.Start(str(CONFIGS / "serve.yaml")).settings()
     assert config["http_options"]["port"] == 9001
+    over = settings.Start(str(CONFIGS / "serve.yaml"), port=9002, profile="throughput").settings()
+    assert over["http_options"]["port"] == 9002
+    assert over["applications"][0]["args"]["profile"] == "throughput"
     assert config["applications"][0]["args"]["model"] == "/x/env"
     several = settings.Start(str(CONFIGS / "serve.yaml"), ("/x/a", "/x/b")).settings()
     assert [a["args"].get("model") for a in several["applications"]] == [None, "/x/a", "/x/b"]
