@@ -373,8 +373,14 @@ class VoicesConfig(Strict):
     uploads: bool = Field(
         default=True, description="false: voices can be used, but not made, changed or deleted"
     )
-    max_voices: int = Field(default=1000, ge=0, description="in the library")
-    max_voices_of_a_key: int = Field(default=100, ge=0, description="of them, one API key's")
+    max_voices: int = Field(
+        default=1000, ge=0, description="in the library; as many consents, and as many aliases"
+    )
+    max_voices_of_a_key: int = Field(
+        default=100,
+        ge=0,
+        description="of them, one API key's; without a key only max_voices counts",
+    )
     max_upload_bytes: int = Field(default=10 << 20, ge=1, description="file of a recording")
     min_s: float = Field(
         default=1.0, ge=SHORTEST_CLIP_S, description="shortest recording of a voice"

@@ -4,7 +4,7 @@ import asyncio
 import logging
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any, Final, TypeVar
@@ -15,6 +15,7 @@ from serve_app.types import EncodedClip
 from serve_app.voices.changes import Changes
 from serve_app.voices.clips import clip_bytes, clip_of
 from serve_app.voices.index import Snapshot
+from serve_app.voices.names import folded
 from serve_app.voices.values import Alias, Caller, Change, Consent, StoredVoice
 
 T = TypeVar("T")
@@ -40,7 +41,8 @@ class Library:
         StageUnavailable: the storage cannot be reached.
 
     Args:
-        max_voices, max_voices_of_a_key: then no more are taken.
+        max_voices, max_voices_of_a_key: then no more are taken; the same for consents, and for
+            aliases. What is made without a key counts for the first only.
         patience_s: how long a request waits for a storage that does not answer; the next ones do
             not, for a while.
     """
@@ -119,7 +121,7 @@ class Library:
         """
         for attempt in range(_ATTEMPTS):
             snapshot = await self._write(self._changes.look)
-            self._check_room(snapshot, voice)
+            self._check_room(snapshot.voices.values(), voice.owner, "a voice")
             if snapshot.twins(voice):
                 break
             await self._write(self._changes.add, voice, parts)
@@ -131,11 +133,13 @@ class Library:
             await asyncio.sleep(random.uniform(0, 0.1 * 2**attempt))
         raise _taken(voice.name)
 
-    def _check_room(self, snapshot: Snapshot, voice: StoredVoice) -> None:
-        own = sum(other.owner == voice.owner for other in snapshot.voices.values())
-        if len(snapshot.voices) >= self._max_voices or own >= self._max_of_a_key:
+    def _check_room(
+        self, there: Collection[StoredVoice | Consent | Alias], owner: str | None, kind: str
+    ) -> None:
+        own = 0 if owner is None else sum(other.owner == owner for other in there)
+        if len(there) >= self._max_voices or own >= self._max_of_a_key:
             raise Overloaded(
-                "The voice library is full: delete a voice, or ask the operator for more room.",
+                f"The voice library is full: delete {kind}, or ask the operator for more room.",
                 60.0,
             )
 
@@ -201,6 +205,13 @@ class Library:
         await self._write(self._storage.write, _clip_path(voice, key), clip_bytes(clip))
 
     async def set_alias(self, alias: Alias) -> None:
+        """
+        Raises:
+            Overloaded: there are as many as there may be, and this is not one of them.
+        """
+        there = (await self._write(self._changes.look)).aliases
+        if not any(o.owner == alias.owner and folded(o.name) == folded(alias.name) for o in there):
+            self._check_room(there, alias.owner, "an alias")
         await self._write(self._changes.set_alias, alias)
 
     async def drop_alias(self, name: str, owner: str | None) -> None:
@@ -215,6 +226,12 @@ class Library:
         await self._write(self._changes.set_default, owner, voice_id)
 
     async def add_consent(self, consent: Consent, recording: bytes) -> None:
+        """
+        Raises:
+            Overloaded: there are as many as there may be.
+        """
+        there = (await self._write(self._changes.look)).consents
+        self._check_room(there.values(), consent.owner, "a consent")
         await self._write(self._changes.add_consent, consent, recording)
 
     async def consent(self, consent_id: str, caller: Caller) -> Consent:

@@ -187,6 +187,42 @@ def test_a_full_library_takes_no_more(tmp_path):
     asyncio.run(main())
 
 
+def test_without_a_key_the_whole_library_is_there_to_be_filled(tmp_path):
+    async def main():
+        (library,) = servers(str(tmp_path), 1, max_voices=3, max_voices_of_a_key=1)
+        for name in ("a", "b", "c"):
+            await library.add(voice(name), PARTS)
+        with pytest.raises(Overloaded):
+            await library.add(voice("d"), PARTS)
+
+    asyncio.run(main())
+
+
+def test_consents_and_aliases_are_bounded_as_voices_are(tmp_path):
+    async def main():
+        (library,) = servers(str(tmp_path), 1, max_voices=3, max_voices_of_a_key=2)
+
+        def consent(owner):
+            return Consent(new_consent_id(), 1, owner, "C", "en", "0" * 64, 3.0)
+
+        for bounded in (
+            lambda owner, number: library.add_consent(consent(owner), b"fLaC"),
+            lambda owner, number: library.set_alias(Alias(f"alias {number}", owner, "ryan")),
+        ):
+            for number in range(2):
+                await bounded("anne", number)
+            with pytest.raises(Overloaded, match=r"delete an? (consent|alias)"):
+                await bounded("anne", 2)
+            await bounded(None, 0)
+            with pytest.raises(Overloaded):
+                await bounded(None, 1)
+        # What there is may become the name of another.
+        await library.set_alias(Alias("ALIAS 1", "anne", "dylan"))
+        assert (await library.now()).find("alias 1", ANNE) == "dylan"
+
+    asyncio.run(main())
+
+
 def test_an_encoded_clip_is_kept_with_its_voice_for_each_checkpoint(place):
     async def main():
         first, second = servers(place)
