@@ -92,13 +92,13 @@ def kill_left(left_of_it: Callable[[], list[int]]) -> None:
         time.sleep(1.0)
 
 
-def write_checkpoint(folder: Path, size: str, device: str) -> None:
+def write_checkpoint(folder: Path, size: str, device: str, variant: str = "custom_voice") -> None:
     """Write a random checkpoint that never ends by itself, in a process of its own.
 
     Who has once used the GPU keeps a part of its memory, and this process lives on.
     """
     began = time.monotonic()
-    options = {"--size": size, "--variant": "custom_voice", "--eos": "unreachable"}
+    options = {"--size": size, "--variant": variant, "--eos": "unreachable"}
     arguments = [word for option in {**options, "--device": device}.items() for word in option]
     subprocess.run(
         [sys.executable, "-m", "serve_app.models.random_checkpoint", str(folder), *arguments],

@@ -1,0 +1,1 @@
+"""Several checkpoints in one server beside servers that have only one of them."""

@@ -1,0 +1,143 @@
+"""Recordings that a server has never seen, and what it takes until their voice speaks."""
+
+import asyncio
+import base64
+import io
+import json
+import statistics
+import time
+import wave
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import aiohttp
+import numpy as np
+
+from load_tests.loops.client import AudioShape, SpeechClient
+from load_tests.loops.workload import SpeechCall
+from load_tests.several.settings import VOICE
+
+_HZ: Final = 24000
+_SAID: Final = "What is said in the recording, more or less as long as it is."
+_TEXT: Final = "Please leave your name and number, and we will call you back today."
+_FRAMES: Final = 4
+_KEPT_S: Final = 10
+# While an encoder starts, whoever asks is told to come again.
+_AGAIN_S: Final = 0.25
+
+
+@dataclass(slots=True)
+class Voices:
+    """What voices of recordings took, in ms.
+
+    first_ms: until the voice of the library was first heard; where it `is_new`, from its upload on,
+        so that an encoder had to start.
+    new_ms, again_ms: by seconds of the recording that a request brings, the first time and the
+        second: medians of first audio.
+    voice_ms: of the new ones what of it was the voice, by `Server-Timing`.
+    stored_ms: with a voice of the library, encoded before: in context, and its vector alone.
+    """
+
+    first_ms: float
+    is_new: bool
+    new_ms: dict[int, float] = field(default_factory=dict[int, float])
+    voice_ms: dict[int, float] = field(default_factory=dict[int, float])
+    again_ms: dict[int, float] = field(default_factory=dict[int, float])
+    stored_ms: dict[str, float] = field(default_factory=dict[str, float])
+
+
+class Failed(Exception):
+    """A request that everything else needs was refused."""
+
+
+def recording(seconds: float, seed: int) -> bytes:
+    """A WAV file of 24 kHz mono whose content depends on `seed` alone: a tone under noise."""
+    rng = np.random.default_rng(seed)
+    t = np.arange(round(seconds * _HZ)) / _HZ
+    tone = 0.2 * np.sin(2 * np.pi * (120 + 10 * (seed % 16)) * t)
+    samples = tone + 0.05 * rng.standard_normal(len(t))
+    file = io.BytesIO()
+    with wave.open(file, "wb") as out:
+        out.setparams((1, 2, _HZ, 0, "NONE", ""))
+        out.writeframes((32767 * samples.clip(-1, 1)).astype("<i2").tobytes())
+    return file.getvalue()
+
+
+async def keep_voice(url: str, model: str, timeout_s: float) -> Voices:
+    """Bring the voice that the load speaks with, unless the library has it, and hear it.
+
+    Raises:
+        Failed: it was refused, or not there in time.
+    """
+    began_s = time.perf_counter()
+    async with aiohttp.ClientSession(url) as http:
+        async with http.get(f"/v1/audio/voices/{VOICE}") as known:
+            is_new = known.status != 200
+        if is_new:
+            form = aiohttp.FormData({"name": VOICE, "ref_text": _SAID, "language": "en"})
+            form.add_field("audio_sample", recording(_KEPT_S, 0), filename="bench.wav")
+            async with http.post("/v1/audio/voices", data=form) as made:
+                if made.status >= 300:
+                    raise Failed(f"the voice: {made.status}: {(await made.text())[:300]}")
+    async with SpeechClient(url, AudioShape(), timeout_s) as client:
+        while True:
+            heard = await client.speak(_call(model, {"voice": VOICE}))
+            if heard.ok and heard.first_playable_s is not None:
+                first_s = heard.sent_at_s + heard.first_playable_s - began_s
+                return Voices(1000 * first_s, is_new)
+            if heard.status not in (404, 503) or time.perf_counter() > began_s + timeout_s:
+                raise Failed(f"speech with the voice: {heard.detail}")
+            await asyncio.sleep(_AGAIN_S)
+
+
+async def measure(
+    voices: Voices, url: str, model: str, seconds: list[int], count: int, seed: int
+) -> None:
+    """Ask with recordings in the request and with the stored voice, one request at a time.
+
+    Raises:
+        Failed: one of them was refused.
+    """
+    async with SpeechClient(url, AudioShape()) as client:
+
+        async def heard(fields: Mapping[str, Any]) -> tuple[float, float]:
+            result = await client.speak(_call(model, fields))
+            if not result.ok or result.first_playable_s is None:
+                raise Failed(result.detail)
+            return 1000 * result.first_playable_s, 1000 * result.server_s.get("voice", 0.0)
+
+        for length in seconds:
+            new: list[float] = []
+            own: list[float] = []
+            again: list[float] = []
+            for number in range(count):
+                data = recording(length, 1000 * (seed + 1) + 100 * length + number)
+                source = "data:audio/wav;base64," + base64.b64encode(data).decode()
+                fields = {"ref_audio": source, "ref_text": _SAID}
+                first, voice = await heard(fields)
+                new.append(first)
+                own.append(voice)
+                again.append((await heard(fields))[0])
+            voices.new_ms[length] = statistics.median(new)
+            voices.voice_ms[length] = statistics.median(own)
+            voices.again_ms[length] = statistics.median(again)
+        for name, more in (("in context", {}), ("vector alone", {"x_vector_only_mode": True})):
+            fields = {"voice": VOICE, **more}
+            found = [(await heard(fields))[0] for _ in range(2 * count + 1)]
+            voices.stored_ms[name] = statistics.median(found[1:])
+
+
+def _call(model: str, fields: Mapping[str, Any]) -> SpeechCall:
+    body = {
+        "model": model,
+        "input": _TEXT,
+        "language": "english",
+        "response_format": "pcm",
+        "stream": True,
+        "seed": 1,
+        "min_new_tokens": _FRAMES,
+        "max_new_tokens": _FRAMES,
+        **fields,
+    }
+    return SpeechCall(0, json.dumps(body).encode(), _FRAMES)
