@@ -36,7 +36,6 @@ from load_tests.several.settings import TOGETHER, Model, config_of, parse
 
 # More than any loop sends: a level ends by its time.
 _REQUESTS: Final = 100_000
-_ENCODER_S: Final = 120.0
 
 
 @dataclass(slots=True)
@@ -124,7 +123,7 @@ def wait_for_all(server: Server, models: Sequence[Model], timeout_s: float) -> f
 async def load(args: Any, url: str, models: Sequence[Model], measured: Measured) -> None:
     for model in models:
         if model.task == "base":
-            found = await clips.keep_voice(url, model.name, _ENCODER_S)
+            found = await clips.keep_voice(url, model.name)
             measured.memory_mib["with encoder"] = circumstances.gpu_memory_used_mib()
             await clips.measure(found, url, model.name, args.clip_s, args.clips, args.seed)
             measured.voices = asdict(found)
