@@ -3,7 +3,8 @@
     python -m load_tests.stages.clones --size 0.6b
 
 First audio of one stream with a voice's vector alone and with recordings of several lengths in
-context, in ms, median of 20; and the time to encode such a recording, median of 5.
+context, in ms, median of 20; the time to encode such a recording, median of 5; and what the encoder
+takes of the GPU's memory beside the stages, without a context of its own.
 """
 
 import argparse
@@ -23,6 +24,7 @@ from load_tests.stages.in_process import (
     drain,
     request,
     settings_for,
+    used_mib,
 )
 from serve_app.models.voice_encoder.stage import ClipEncoder
 from serve_app.types import ClonedVoice, EncodedClip
@@ -69,11 +71,13 @@ def main() -> None:
     checkpoint = checkpoint_of(args, "base")
     stages = Stages.load(checkpoint, settings_for(8, 2048), args.device)
     facts = stages.facts(args.commit)
-    began_s = time.perf_counter()
+    began_s, before_mib = time.perf_counter(), used_mib(args.device)
     encoder = ClipEncoder(checkpoint, args.device)
     facts["encoder_load_s"] = time.perf_counter() - began_s
     print(facts)
     encoded = {seconds: encode(encoder, seconds) for seconds in SECONDS}
+    encoder_mib = used_mib(args.device) - before_mib
+    print(f"encoder: {encoder_mib} MiB of the GPU", flush=True)
     encode_ms = {seconds: took for seconds, (_, took) in encoded.items()}
     for seconds, took in encode_ms.items():
         print(f"encode {seconds} s: {took:.1f} ms", flush=True)
@@ -82,7 +86,11 @@ def main() -> None:
         first_ms[name] = asyncio.run(first_audio_ms(stages, voice))
         print(f"first audio, {name}: {first_ms[name]:.2f} ms", flush=True)
     if args.out:
-        measured = {"encode_ms": encode_ms, "first_audio_ms": first_ms}
+        measured = {
+            "encode_ms": encode_ms,
+            "first_audio_ms": first_ms,
+            "encoder_mib": encoder_mib,
+        }
         files.write_json(args.out, {"facts": facts, "size": args.size, **measured})
     os._exit(0)
 

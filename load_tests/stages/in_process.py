@@ -40,12 +40,12 @@ class Stages:
 
     @classmethod
     def load(cls, checkpoint: Checkpoint, config: AppConfig, device: str) -> "Stages":
-        began_s, before = time.perf_counter(), _used_mib(device)
+        began_s, before = time.perf_counter(), used_mib(device)
         speech = FusedSpeech.load(checkpoint, config, device)
         load_s = time.perf_counter() - began_s
         # Measured is what a replica does once it has all of its graphs.
         speech.decoder.runner.wait_until_captured()
-        return cls(speech, config, load_s, _used_mib(device) - before)
+        return cls(speech, config, load_s, used_mib(device) - before)
 
     @property
     def talker(self) -> VllmTalker:
@@ -70,7 +70,8 @@ class Stages:
         }
 
 
-def _used_mib(device: str) -> int:
+def used_mib(device: str) -> int:
+    """Memory in use on the whole GPU; 0 on a CPU."""
     if device != "cuda":
         return 0
     free, total = torch.cuda.mem_get_info()
