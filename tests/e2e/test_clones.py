@@ -381,12 +381,12 @@ def spread(server: Server, library: Path, base: Path) -> Iterator[Any]:
     ]
     assert not list(serve_config.find_problems(config))
     # The head has no room for stages, and each of the others for one of everything.
-    with serving(config, None, free_port(), {}, [0, 1, 1]) as server:
+    with serving(config, None, free_port(), {}, [0, 1, 1]) as started:
         try:
-            server.wait_until_ready(START_TIMEOUT_S)
+            started.wait_until_ready(START_TIMEOUT_S)
         except ServerFailed as error:
-            pytest.fail(f"{error}:\n{server.log.read_text()[-4000:]}")
-        yield server
+            pytest.fail(f"{error}:\n{started.log.read_text()[-4000:]}")
+        yield started
 
 
 def test_voices_outlive_the_server_and_the_node_that_made_them(

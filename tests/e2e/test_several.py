@@ -3,9 +3,8 @@
 import json
 import signal
 import tempfile
-import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,16 +17,13 @@ from serve_app import serve_config
 from serve_app.types import TaskType
 from tests.conftest import TinyCheckpoint
 from tests.e2e.conftest import REPOSITORY, Server, run_server
+from tests.e2e.streams import CLIENT_S, NUM_FRAMES, Streams, ask
 
-NUM_FRAMES = 24
-LIMITS = {"min_new_tokens": NUM_FRAMES, "max_new_tokens": NUM_FRAMES}
-BODY = {"input": "One, two, three.", "seed": 7, "response_format": "pcm", **LIMITS}
 DESCRIBED = {"instructions": "A deep, calm voice."}
 # A voice as a vector, as wide as the tiny checkpoint.
 CLONED = {"speaker_embedding": [0.1] * 64}
 # Generous: two slow cores start processes with a framework each.
 START_S = 240.0
-CLIENT_S = 120.0
 REFUSED_S = 30.0
 
 
@@ -45,8 +41,7 @@ class Several:
         self.server.process.send_signal(signal.SIGHUP)
 
     def ask(self, **fields: Any) -> httpx.Response:
-        url = f"{self.server.url}/v1/audio/speech"
-        return httpx.post(url, json={**BODY, **fields}, timeout=CLIENT_S)
+        return ask(self.server.url, **fields)
 
     def wait_for(self, model: str, *statuses: int, **fields: Any) -> list[int]:
         """What requests for a model get until the last of `statuses`; others fail."""
@@ -110,40 +105,6 @@ def several(request: pytest.FixtureRequest, tiny_checkpoint: TinyCheckpoint) -> 
             yield found
 
 
-class Streams:
-    """A client that has one stream after the other; a context."""
-
-    def __init__(self, several: Several, **fields: Any) -> None:
-        self._several = several
-        self._fields = fields
-        self._stopping = threading.Event()
-        self._thread = threading.Thread(target=self._ask)
-        self.answers: list[bytes] = []
-        self.failures: list[str] = []
-
-    def __enter__(self) -> "Streams":
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stopping.set()
-        self._thread.join()
-
-    def until(self, condition: Callable[[], object]) -> None:
-        deadline = time.monotonic() + START_S
-        while not condition():
-            assert time.monotonic() < deadline, self.failures
-            time.sleep(0.05)
-
-    def _ask(self) -> None:
-        while not self._stopping.is_set():
-            try:
-                answer = self._several.ask(**self._fields)
-                self.answers.append(answer.raise_for_status().content)
-            except httpx.HTTPError as error:
-                self.failures.append(repr(error))
-
-
 def children_of(server: Server, application: str) -> list[psutil.Process]:
     """The processes that hold the stages of an application."""
     title = f"ray::ServeReplica:{application}:"
@@ -202,7 +163,7 @@ def test_each_model_has_its_health_and_its_metrics(several: Several) -> None:
 
 def test_what_breaks_one_model_is_not_noticed_by_another(several: Several) -> None:
     whole = samples(several, voice="serena")
-    with Streams(several, model="voices", voice="serena") as streams:
+    with Streams(several.server.url, model="voices", voice="serena") as streams:
         streams.until(lambda: streams.answers)
         for process in children_of(several.server, "design"):
             process.kill()
@@ -216,7 +177,7 @@ def test_what_breaks_one_model_is_not_noticed_by_another(several: Several) -> No
 
 def test_a_model_comes_and_goes_while_another_speaks(several: Several) -> None:
     whole = samples(several, voice="serena")
-    with Streams(several, model="voices", voice="serena") as streams:
+    with Streams(several.server.url, model="voices", voice="serena") as streams:
         several.serve(*FIRST, ("third", "base", 0))
         seen = several.wait_for("third", 404, 503, 200, **CLONED)
         assert seen[-2:] == [503, 200]
