@@ -186,7 +186,8 @@ class TalkerConfig(StageConfig):
         default=0.08,
         ge=0,
         description="longest predicted wait for a place among the streams decoded together; a"
-        " request that would wait longer gets 429 and when to come again",
+        " request that would wait longer gets 429 and when to come again; while more than a few are"
+        " refused, a quarter of it",
     )
     kv_cache_bytes: int | None = Field(
         default=None,

@@ -18,13 +18,20 @@ _RESERVED: Final = 0.125
 # What a stream takes while none has ended: a sentence or two. With nothing assumed, a burst at the
 # start would be let in whole and its last ones wait for many times what anybody may wait for.
 _UNKNOWN_S: Final = 2.0
+# The share of requests refused of late above which a wait buys nobody anything: who comes next
+# takes a place as soon as it is free. Then no more of the longest wait is allowed than keeps places
+# from standing free. A Poisson stream that just fills the places has half of this share.
+_CROWDED: Final = 1 / 20
+_OF_LATE: Final = 1 / 64
+_IN_CROWD: Final = 1 / 4
 
 
 class Admission:
     """Predicts how long a request would wait, and refuses what would wait too long.
 
     A place is free every `service / places` seconds, where `service` is how long streams keep
-    theirs, by the mean of those that ended of late.
+    theirs, by the mean of those that ended of late. While many are refused, those that are let in
+    wait for a quarter of the longest wait.
 
     Args:
         max_queued: requests that wait for a place, at most.
@@ -37,6 +44,8 @@ class Admission:
         self._max_wait_s = max_wait_s
         self._stage: Stage | None = stage
         self._service_s: float | None = None
+        # Share of those that were refused since nobody could be let in.
+        self._refused = 0.0
 
     def check(
         self,
@@ -75,11 +84,14 @@ class Admission:
                 stage=self._stage,
             )
         waiting = inside - places
-        if waiting < 0:
-            return
         service_s = _UNKNOWN_S if self._service_s is None else self._service_s
-        wait_s = (waiting + 1) * service_s / places if places else 0.0
-        if waiting >= self._max_queued or (wait_s > self._max_wait_s and not goes_on):
+        wait_s = max(0, waiting + 1) * service_s / places if places else 0.0
+        longest_s = self._max_wait_s * (_IN_CROWD if self._refused > _CROWDED else 1.0)
+        is_full = waiting >= 0 and (
+            waiting >= self._max_queued or (wait_s > longest_s and not goes_on)
+        )
+        self._refused += _OF_LATE * (is_full - self._refused)
+        if is_full:
             raise Full(
                 f"{inside} requests are running or waiting, and {places} run together;"
                 f" the next one would wait for {wait_s:.1f} s",

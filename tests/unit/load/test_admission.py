@@ -64,6 +64,21 @@ def test_the_mean_follows_what_streams_take_now() -> None:
     assert admitted(found) == CAPACITY + 1
 
 
+def test_while_many_are_refused_those_that_come_in_wait_for_less() -> None:
+    """A place every 0.05 s: five get one within 0.25 s, one within a quarter of that."""
+    found = admission(service_s=0.4)
+    assert admitted(found) == CAPACITY + 5
+    for _ in range(10):
+        with pytest.raises(Full):
+            found.check(CAPACITY + 5, CAPACITY)
+    assert admitted(found) == CAPACITY + 1
+    # What was heard already is not hurried, and once nearly all come in they may wait again.
+    found.check(CAPACITY + 5, CAPACITY, goes_on=True)
+    for _ in range(100):
+        found.check(0, CAPACITY)
+    assert admitted(found) == CAPACITY + 5
+
+
 def test_who_is_refused_hears_when_to_come_again() -> None:
     found = admission(service_s=80.0)
     with pytest.raises(Full) as refused:
