@@ -37,11 +37,17 @@ class Output(Protocol):
 
 
 class File:
-    """A file, under its name only when it is complete; before, `.part` is added to it."""
+    """A file, under its name only when it is complete; before, `.part` is added to it.
+
+    A pipe or a device of this name is written to as it is: it must not be replaced.
+    """
 
     def __init__(self, path: str, with_header: bool) -> None:
         self._path = Path(path)
-        self._part = self._path.with_name(f"{self._path.name}.part")
+        self._is_special = self._path.exists() and not self._path.is_file()
+        self._part = self._path
+        if not self._is_special:
+            self._part = self._path.with_name(f"{self._path.name}.part")
         self._wav = with_header
         self._file: BinaryIO | None = None
 
@@ -59,6 +65,8 @@ class File:
         if self._file is None:
             return None
         self._close()
+        if self._is_special:
+            return None
         os.replace(self._part, self._path)
         return str(self._path)
 
@@ -66,17 +74,31 @@ class File:
         if self._file is None:
             return None
         self._close()
-        return f"what came is in {self._part}"
+        return None if self._is_special else f"what came is in {self._part}"
 
     def _close(self) -> None:
         assert self._file is not None
-        if self._wav:
+        if self._wav and self._file.seekable():
             size = self._file.tell()
             self._file.seek(4)
             self._file.write(struct.pack("<I", size - 8))
             self._file.seek(_WAV_HEADER_BYTES - 4)
             self._file.write(struct.pack("<I", size - _WAV_HEADER_BYTES))
         self._file.close()
+
+
+def check_place(path: str) -> None:
+    """
+    Raises:
+        OSError: a file of this name cannot be made.
+    """
+    place = Path(path)
+    if place.is_dir():
+        raise IsADirectoryError(f"{path} is a folder; name a file in it")
+    if not place.parent.is_dir():
+        raise FileNotFoundError(f"there is no folder {place.parent}")
+    if not os.access(place.parent, os.W_OK):
+        raise PermissionError(f"the folder {place.parent} is not writable")
 
 
 class Stdout:

@@ -50,6 +50,7 @@ def _run(options: argparse.Namespace) -> int:
     elif options.output == "-":
         output = outputs.Stdout(options.format == "wav")
     else:
+        outputs.check_place(options.output)  # before any speech is made for it
         output = outputs.File(options.output, options.format == "wav")
     progress = Progress(options.quiet)
     note: str | None = None

@@ -95,9 +95,12 @@ def run(arguments: Sequence[str]) -> int:
     client = Client(options.base_url, options.api_key, options.timeout)
     match options.verb:
         case "list":
-            for voice in client.ask("GET", _PATH)["data"]:
-                if voice.get("type") in _KINDS:
-                    _print_line(voice)
+            voices = [v for v in client.ask("GET", _PATH)["data"] if v.get("type") in _KINDS]
+            for voice in voices:
+                _print_line(voice)
+            if not voices:
+                hint = "the library is empty; speakers of the model: tts-stream --voices"
+                print(f"tts-stream: {hint}", file=sys.stderr)
         case "add":
             _print_line(_added(client, options))
         case "audition":

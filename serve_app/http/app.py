@@ -7,11 +7,14 @@ The layers around it (`http/access`, `http/observe`) are plain ASGI: Starlette's
 from collections.abc import Awaitable, Callable
 
 from fastapi import FastAPI
+from fastapi.routing import APIRoute, APIWebSocketRoute
+from starlette.exceptions import HTTPException
 
 from serve_app import __version__, metrics
 from serve_app.config import IngressConfig
 from serve_app.http import catalog as lists
 from serve_app.http import health
+from serve_app.http.access.credentials import LOOKED_AT
 from serve_app.http.access.layers import add_layers
 from serve_app.http.access.limits import SharedLedger
 from serve_app.http.background import Background
@@ -88,6 +91,25 @@ def build_api(
     if config.access.pages:
         web.add_routes(app)
         docs.add_routes(app)
+    _add_other_methods(app)
     add_error_handlers(app)
     add_layers(app, config, status, recorder, tracer, ledger)
     return app
+
+
+def _add_other_methods(app: FastAPI) -> None:
+    """HEAD where monitors look, and for who comes to a WebSocket without one, what it is."""
+    for route in list(app.routes):
+        if isinstance(route, APIRoute) and route.path in LOOKED_AT:
+            app.add_api_route(route.path, route.endpoint, methods=["HEAD"], include_in_schema=False)
+        elif isinstance(route, APIWebSocketRoute):
+            app.add_api_route(route.path, _explain, methods=["GET"], include_in_schema=False)
+
+
+async def _explain() -> None:
+    raise HTTPException(
+        426,
+        "This path is a WebSocket: connect to it with ws:// or wss://, and let proxies on the way"
+        " pass the headers Upgrade and Connection.",
+        {"Upgrade": "websocket"},
+    )

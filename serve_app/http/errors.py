@@ -42,6 +42,7 @@ _HTTP_CODES: Final = {
     408: "request_timeout",
     413: "payload_too_large",
     415: "unsupported_media_type",
+    426: "upgrade_required",
     507: "storage_full",
 }
 

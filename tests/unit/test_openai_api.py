@@ -9,7 +9,7 @@ from serve_app.fakes import fake_card
 from serve_app.http.catalog import Catalog, model_object, voices_body
 from serve_app.http.names import VOICE_ALIASES
 from serve_app.http.speech.accept import Speech
-from serve_app.http.speech.body import parse
+from serve_app.http.speech.body import parse, read_json
 from serve_app.http.speech.request import engine_request_id, ignored
 from serve_app.http.voices.parts import Voices
 from serve_app.types import NamedVoice
@@ -190,6 +190,25 @@ def test_token_limits_have_two_names_and_are_checked():
     for fields in ({"max_new_tokens": 257}, {"max_new_tokens": 3, "min_new_tokens": 4}):
         with pytest.raises(InvalidRequest):
             domain(**fields)
+
+
+@pytest.mark.parametrize(
+    ("raw", "said"),
+    [
+        (b"", "is empty"),
+        (b" \r\n", "is empty"),
+        (b"{input: hi}", r"property name .* \(line 1, column 2\)"),
+        (b'{"input":\n"hi"', r"\(line 2, column 5\)"),
+        (b'{"input": "gr\xfc\xdf"}', "not UTF-8"),
+        (b"[" * 100_000, "not valid JSON"),
+        (b"9" * 5000, "not valid JSON"),
+        (b"[1]", "must be a JSON object"),
+    ],
+    ids=["empty", "blank", "no quotes", "no end", "latin-1", "deep", "long number", "list"],
+)
+def test_a_body_that_is_no_json_is_told_where_it_is_wrong(raw, said):
+    with pytest.raises(InvalidRequest, match=said):
+        read_json(raw)
 
 
 def test_what_vllm_omnis_clients_nest_counts_where_the_request_does_not_state_it():

@@ -36,6 +36,8 @@ _LISTS: Final = frozenset(
     for path in ("/models", "/audio/models", "/audio/voices")
 )
 _METRICS: Final = "/metrics"
+# What programs look at to see whether a server lives, some of them by HEAD.
+LOOKED_AT: Final = _OPEN | _LISTS | {_METRICS}
 # What makes speech or encodes a voice, and so counts for the limits of a key.
 _SPEECH: Final = (
     *("/v1/audio/speech", "/audio/speech", "/v1/realtime", "/vapi/"),

@@ -124,7 +124,7 @@ class _Batch:
         defaults = dict(read_json(raw))
         stated, limits = defaults.pop("items", None), self._config.batch
         if not isinstance(stated, list) or not stated:
-            raise InvalidRequest("'items' must be a list of requests.", "items")
+            raise InvalidRequest("'items' must be a list of at least one request.", "items")
         if len(stated) > limits.max_items:
             raise InvalidRequest(
                 f"There are {len(stated)} items, at most {limits.max_items} are allowed.", "items"

@@ -171,13 +171,26 @@ def read_json(raw: bytes) -> Mapping[str, Any]:
     Raises:
         InvalidRequest: not a JSON object.
     """
+    if not raw.strip():
+        raise InvalidRequest("The request body is empty; it must be a JSON object.")
     try:
         data = json.loads(raw)
     except (ValueError, RecursionError) as error:
-        raise InvalidRequest("The request body is not valid JSON.") from error
+        raise InvalidRequest(f"The request body is not valid JSON{_fault(error)}.") from error
     if not isinstance(data, dict):
         raise InvalidRequest("The request body must be a JSON object.")
     return data
+
+
+def _fault(error: Exception) -> str:
+    """Where it is wrong: a shell's quotes are most often to blame."""
+    match error:
+        case json.JSONDecodeError():
+            return f": {error.msg} (line {error.lineno}, column {error.colno})"
+        case UnicodeDecodeError():
+            return ": it is not UTF-8"
+        case _:
+            return ""
 
 
 def parse(fields: Mapping[str, Any]) -> SpeechBody:

@@ -3,6 +3,7 @@
 import asyncio
 import json
 
+import httpx2
 import pytest
 
 from serve_app.config import AccessConfig, IngressConfig
@@ -10,7 +11,7 @@ from serve_app.errors import StageUnavailable
 from serve_app.fakes import FakeTalker, fake_card
 from serve_app.http.health import Status
 from serve_app.http.warm_up import WarmUp
-from tests.integration.http.service import CARD, Service, get
+from tests.integration.http.service import CARD, Service, get, running
 
 
 def test_the_openai_client_reads_the_models():
@@ -35,6 +36,31 @@ def test_the_other_lists_have_the_shapes_their_readers_expect():
     assert get(service, "/docs").status_code == 200
     schema = get(service, "/openapi.json").json()
     assert "response_format" in json.dumps(schema["paths"]["/v1/audio/speech"])
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        *("/", "/health", "/ready", "/readyz", "/livez", "/version", "/docs", "/web/"),
+        *("/v1/models", "/v1/audio/models", "/v1/audio/voices", "/models"),
+    ],
+)
+def test_a_monitor_may_look_by_head(path):
+    with running() as (url, _):
+        head, get = httpx2.head(url + path), httpx2.get(url + path)
+    assert (head.status_code, head.content) == (get.status_code, b"")
+    assert head.headers["content-type"] == get.headers["content-type"]
+
+
+def test_who_comes_to_a_websocket_without_one_is_told_so():
+    for path in ("/v1/audio/speech/stream", "/v1/audio/speech/websocket", "/v1/realtime"):
+        response = get(Service(), path)
+        assert (response.status_code, response.headers["upgrade"]) == (426, "websocket")
+        assert "WebSocket" in response.json()["error"]["message"]
+
+
+def test_the_list_of_models_may_have_a_slash_behind_it():
+    assert get(Service(), "/v1/models/").json() == get(Service(), "/v1/models").json()
 
 
 def test_the_pages_can_be_left_out():

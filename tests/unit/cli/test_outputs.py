@@ -1,10 +1,12 @@
+import os
 import wave
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
-from serve_app.cli.outputs import CannotPlay, File, SoundDevice, speakers
+from serve_app.cli.outputs import CannotPlay, File, SoundDevice, check_place, speakers, wav_header
 from serve_app.cli.read_ahead import read_ahead
 
 
@@ -101,3 +103,24 @@ def test_what_runs_ahead_keeps_order_and_passes_on_its_end() -> None:
         got.extend(read_ahead(items(), ahead=2))
     ahead = read_ahead(iter(range(5)))
     assert list(ahead) == [0, 1, 2, 3, 4]
+
+
+def test_a_pipe_or_a_device_is_written_to_and_not_replaced(tmp_path):
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    with ThreadPoolExecutor(1) as pool:
+        read = pool.submit(pipe.read_bytes)
+        file = File(str(pipe), with_header=True)
+        file.begin(24000)
+        file.write(b"ab")
+        assert file.finish() is None
+        assert read.result(10) == wav_header(24000) + b"ab"
+    assert pipe.is_fifo()
+    assert list(tmp_path.iterdir()) == [pipe]
+
+
+def test_where_no_file_can_be_is_found_out_beforehand(tmp_path):
+    check_place(str(tmp_path / "new.wav"))
+    for wrong, said in ((tmp_path, "is a folder"), (tmp_path / "none" / "a.wav", "no folder")):
+        with pytest.raises(OSError, match=said):
+            check_place(str(wrong))
