@@ -75,7 +75,7 @@ async def watched(
                     change = operator.make(name, number, record.changes)
                     done(await driver.during(name, change, _SETTLE_S))
             await _disturb(args, driver, record, find, watch, done)
-            done(await driver.run("steady", args.phase_s))
+            done(await driver.run("steady", args.calm_s))
         finally:
             watching.cancel()
             with suppress(asyncio.CancelledError):
@@ -87,7 +87,7 @@ async def watched(
 async def _full(driver: Driver, args: Any) -> Turn:
     """Full load, undisturbed: what the others are measured against."""
     turn = Turn("full load", time.perf_counter())
-    await driver.steady(turn, turn.begin_s + args.phase_s)
+    await driver.steady(turn, turn.begin_s + args.calm_s)
     return ended(turn)
 
 

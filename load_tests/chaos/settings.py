@@ -59,6 +59,9 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--loads", nargs="+", choices=LOADS, default=list(LOADS))
     parser.add_argument("--phase-s", type=float, default=20.0, help="of one turn of a load")
     parser.add_argument(
+        "--calm-s", type=float, help="of full load and of the last steady turn; default: --phase-s"
+    )
+    parser.add_argument(
         "--overload", type=float, nargs="+", default=[3.0, 10.0], help="times the capacity"
     )
     parser.add_argument(
@@ -110,6 +113,8 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     args = parser.parse_args(arguments)
     if args.voice is None:
         args.voice = "ryan" if args.checkpoint or args.size else "heart"
+    if args.calm_s is None:
+        args.calm_s = args.phase_s
     if args.kinds is None:
         args.kinds = list(STAGES[args.placement])
     unknown = set(args.kinds) - set(STAGES[args.placement])

@@ -275,6 +275,7 @@ def test_two_replicas_of_each_stage_fit_a_small_machine_and_share_a_gpu() -> Non
 def test_the_command_line_makes_a_server_and_a_workload(tmp_path: Path) -> None:
     args = parse(["--placement", "fused", "--replicas", "2", "--requests", "3"])
     assert args.kinds == ["fused", "fused child"]
+    assert (args.calm_s, parse(["--calm-s", "5"]).calm_s) == (args.phase_s, 5.0)
     config = server_config(args)
     (fused,) = [d for d in config["applications"][0]["deployments"] if d["name"] == "Fused"]
     assert fused["autoscaling_config"]["max_replicas"] == 2
