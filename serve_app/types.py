@@ -15,6 +15,9 @@ import numpy as np
 FinishReason = Literal["stop", "length"]
 # What can refuse or cut a stream.
 Stage = Literal["talker", "speech_decoder"]
+# Either way in a cloned voice's vector. Encoders make some tens; what is far beyond is infinite in
+# bfloat16, and then no logit of its stream is a number.
+LARGEST_SPEAKER_VALUE: Final = 1e6
 HealthState = Literal["works", "unavailable", "failed"]
 TaskType = Literal["custom_voice", "voice_design", "base"]
 # What a voice can be made of: one of the checkpoint's speakers, a description, a recording.

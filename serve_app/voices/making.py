@@ -17,7 +17,7 @@ import numpy as np
 from serve_app.audio.decoding import ClipLimits, decode_clip
 from serve_app.errors import InvalidRequest, Overloaded, StageFailed, StageUnavailable
 from serve_app.protocols import VoiceEncoder
-from serve_app.types import ClonedVoice, EncodedClip, ModelCard
+from serve_app.types import LARGEST_SPEAKER_VALUE, ClonedVoice, EncodedClip, ModelCard
 from serve_app.voices.clips import clip_key, samples_of, vector_of
 from serve_app.voices.library import Library
 from serve_app.voices.values import StoredVoice
@@ -250,10 +250,9 @@ def checked_vector(values: Any, param: str) -> np.ndarray:
     is_list = isinstance(values, list) and 0 < len(values) <= 1 << 14
     if not is_list or not all(type(value) in (int, float) for value in values):
         raise InvalidRequest(f"'{param}' must be a list of numbers.", param)
-    limit = float(np.finfo(np.float32).max)
     # False of NaN as well; `math.isfinite` raises of an integer that no float holds.
-    if not all(abs(value) <= limit for value in values):
-        raise InvalidRequest(f"'{param}' has numbers that are not finite.", param)
+    if not all(abs(value) <= LARGEST_SPEAKER_VALUE for value in values):
+        raise InvalidRequest(f"'{param}' has numbers that are in no voice's vector.", param)
     return np.array(values, np.float32)
 
 

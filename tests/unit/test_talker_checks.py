@@ -62,6 +62,8 @@ def test_what_fits_passes_up_to_the_last_position_and_id(spec: ModelSpec) -> Non
         ({"trailing_text": np.zeros(FRAMES + 1, np.int32)}, "max_new_tokens"),
         ({"speaker_vector": VECTOR[:63], "speaker_position": 1}, "voice"),
         ({"speaker_vector": VECTOR * np.nan, "speaker_position": 1}, "voice"),
+        # In bfloat16 they are infinite.
+        ({"speaker_vector": VECTOR * np.finfo(np.float32).max, "speaker_position": 1}, "voice"),
         ({"speaker_vector": VECTOR, "speaker_position": -1}, "voice"),
         ({"speaker_vector": VECTOR, "speaker_position": ROWS}, "voice"),
         ({"max_new_tokens": POSITIONS - ROWS + 1}, "input"),

@@ -12,7 +12,7 @@ import numpy as np
 from serve_app.errors import InvalidRequest
 from serve_app.models.checkpoint.spec import ModelSpec
 from serve_app.models.talker.runtime import TalkerPrompt
-from serve_app.types import Prompt, Sampling
+from serve_app.types import LARGEST_SPEAKER_VALUE, Prompt, Sampling
 
 _INT64: Final = range(-(2**63), 2**63)
 
@@ -75,8 +75,11 @@ def _check_speaker(prompt: Prompt, hidden_size: int) -> None:
     vector, position = prompt.speaker_vector, prompt.speaker_position
     if vector is None:
         return
-    if vector.shape != (hidden_size,) or not np.isfinite(vector).all():
-        raise InvalidRequest(f"a speaker's vector has {hidden_size} finite numbers", "voice")
+    # False of NaN as well.
+    if vector.shape != (hidden_size,) or not (np.abs(vector) <= LARGEST_SPEAKER_VALUE).all():
+        raise InvalidRequest(
+            f"a speaker's vector has {hidden_size} numbers up to {LARGEST_SPEAKER_VALUE:g}", "voice"
+        )
     if not 0 <= position < len(prompt.rows) or prompt.rows[position, 1] >= 0:
         raise InvalidRequest(f"no speaker can stand at position {position}", "voice")
 
