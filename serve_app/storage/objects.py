@@ -89,7 +89,7 @@ class Folder:
         shutil.rmtree(self.root / path, ignore_errors=True)
 
     def paths(self, folder: str) -> Iterator[str]:
-        for place, _, names in os.walk(self.root / folder):
+        for place, _, names in os.walk(self.root / folder, onerror=_raise_unless_gone):
             below = PurePosixPath(Path(place).relative_to(self.root).as_posix())
             for name in names:
                 if not name.startswith(_DRAFT):
@@ -102,6 +102,12 @@ class Folder:
                 with suppress(FileNotFoundError):  # another server cleans as well
                     if name.startswith(_DRAFT) and _age_s(draft) > _LEFTOVER_S:
                         draft.unlink()
+
+
+def _raise_unless_gone(error: OSError) -> None:
+    """A folder that cannot be read is not an empty one."""
+    if not isinstance(error, FileNotFoundError):
+        raise error
 
 
 def _age_s(path: Path) -> float:

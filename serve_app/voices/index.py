@@ -96,12 +96,17 @@ class Snapshot:
         return sorted(found, key=_age)
 
     def aliases_for(self, caller: Caller) -> list[Alias]:
-        """Those that hold for `caller`; of two with one name, one's own."""
+        """Those that `caller` can speak with; of two with one name, one's own."""
         found: dict[str, Alias] = {}
         for alias in sorted(self.aliases, key=lambda alias: alias.owner is not None):
-            if alias.owner in (None, caller.name):
+            if alias.owner in (None, caller.name) and self._is_open(alias.target, caller):
                 found[folded(alias.name)] = alias
         return list(found.values())
+
+    def _is_open(self, target: str, caller: Caller) -> bool:
+        """Whether what an alias stands for is a speaker, or a voice that `caller` may know of."""
+        voice = self.voices.get(target)
+        return not is_voice_id(target) or (voice is not None and voice.is_open_to(caller))
 
     def twins(self, voice: StoredVoice) -> list[StoredVoice]:
         """Other voices of the same owner and name."""

@@ -238,7 +238,7 @@ def blend_of(name: str) -> list[tuple[str, float]]:
     """
     if not is_blend(name):
         return [(name, 1.0)]
-    found = [_PART.fullmatch(part.strip()) for part in name.split("+", MAX_BLENDED)]
+    found = [_PART.fullmatch(part.strip()) for part in name.split("+", MAX_BLENDED - 1)]
     parts = [(part[1].strip(), float(part[2] or 1)) for part in found if part is not None]
     if len(parts) != len(found) or not all(
         each and 0 < weight <= MAX_WEIGHT for each, weight in parts

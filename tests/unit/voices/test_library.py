@@ -142,6 +142,26 @@ def test_a_voice_is_its_owners_and_an_admins(tmp_path):
     asyncio.run(main())
 
 
+def test_an_alias_of_a_voice_that_is_not_ones_own_any_more_says_nothing_of_it(tmp_path):
+    async def main():
+        (library,) = servers(str(tmp_path), 1)
+        hers = await library.add(voice("hers", "anne", shared=True), PARTS)
+        await library.set_alias(Alias("guest", "bob", hers.id))
+        await library.set_alias(Alias("reader", None, hers.id))
+        await library.set_alias(Alias("reader", "bob", "ryan"))
+        aliases = (await library.now()).aliases_for(BOB)
+        assert {alias.name: alias.target for alias in aliases} == {
+            "guest": hers.id,
+            "reader": "ryan",
+        }
+        await library.change(hers.id, Change(shared=False), ANNE)
+        aliases = (await library.now()).aliases_for(BOB)
+        assert {alias.name: alias.target for alias in aliases} == {"reader": "ryan"}
+        assert [alias.target for alias in (await library.now()).aliases_for(ANNE)] == [hers.id]
+
+    asyncio.run(main())
+
+
 def test_aliases_and_defaults_are_ones_own_before_everybodys(tmp_path):
     async def main():
         (library,) = servers(str(tmp_path), 1)

@@ -14,6 +14,7 @@ from serve_app.http.speech.voice import blend_of
         (" a ( 2 ) + b(0.5) ", [("a", 2.0), ("b", 0.5)]),
         ("a(.25)+a b(1000)", [("a", 0.25), ("a b", 1000.0)]),
         ("a(3)", [("a", 3.0)]),
+        ("+".join("abcdefgh"), [(name, 1.0) for name in "abcdefgh"]),
     ],
 )
 def test_a_blend_names_voices_and_weights(written, parts):
@@ -24,7 +25,8 @@ def test_a_blend_names_voices_and_weights(written, parts):
     "written",
     [
         "a+", "+", "(2)", " (2)+a", "a(2", "a)2(", "a(2)(3)", "a(x)", "a(-1)", "a(0)", "a(1001)",
-        "a(1e3)", "a(1.)", "a(2)b", "a(nan)", "+".join("abcdefghijklmnopqrstuvwxyz"),
+        "a(1e3)", "a(1.)", "a(2)b", "a(nan)", "+".join("abcdefghi"),
+        "+".join("abcdefghijklmnopqrstuvwxyz"),
     ],
 )  # fmt: skip
 def test_what_is_none_is_refused(written):
