@@ -4,6 +4,7 @@ import asyncio
 import logging
 import urllib.request
 from collections.abc import Sequence
+from http.client import HTTPException
 from typing import Any, Final
 from urllib.error import URLError
 
@@ -53,6 +54,6 @@ def _read(address: str | None) -> str:
     try:
         with opener.open(address, timeout=_TIMEOUT_S) as answer:
             return answer.read(_MAX_BYTES).decode("utf-8", "replace")
-    except (URLError, OSError, ValueError) as error:
+    except (URLError, HTTPException, OSError, ValueError) as error:
         logger.warning("no metrics from %s: %s", address, error)
         return ""

@@ -228,7 +228,7 @@ def spoken_number(number: Decimal, code: str, to: str = "cardinal") -> str:
     exact = int(number) if number == number.to_integral_value() else number
     try:
         spoken = _WORDS(exact, lang=code, to=to)
-    except (NotImplementedError, OverflowError, TypeError, LookupError) as error:
+    except (NotImplementedError, OverflowError, TypeError, LookupError, RecursionError) as error:
         raise ValueError(f"{number} in '{code}': {error}") from error
     return spoken.replace("-", " ") if code == "en" else spoken
 

@@ -89,7 +89,10 @@ class KeyGate:
         if origin is None or origin in allowed or "*" in allowed:
             return True
         own = headers.get("x-forwarded-host") or headers.get("host", "")
-        return urlsplit(origin).netloc.lower() == own.lower()
+        try:
+            return urlsplit(origin).netloc.lower() == own.lower()
+        except ValueError:  # it is no address
+            return False
 
 
 def _without_key(scope: Scope, send: Send) -> tuple[Scope, Send]:

@@ -129,7 +129,8 @@ class _Batch:
             raise InvalidRequest(
                 f"There are {len(stated)} items, at most {limits.max_items} are allowed.", "items"
             )
-        texts = [item.get("input") for item in stated if isinstance(item, dict)]
+        own = [item.get("input") for item in stated if isinstance(item, dict)]
+        texts = [defaults.get("input") if text is None else text for text in own]
         num_chars = sum(len(text) for text in texts if isinstance(text, str))
         if num_chars > limits.max_input_chars:
             raise InvalidRequest(

@@ -254,6 +254,10 @@ class Store:
                     continue
             elif age_s > keep_units_s and record.state == "completed":
                 shutil.rmtree(self.folder(job_id) / "units", ignore_errors=True)
+            for draft in self.folder(job_id).glob(".*"):  # of a file of hours, above all
+                with suppress(FileNotFoundError):
+                    if now_s - draft.stat().st_mtime > _LEFTOVER_S:
+                        draft.unlink()
         if not self.root.is_dir():
             return
         for path in self.root.iterdir():

@@ -141,6 +141,12 @@ def test_nothing_repeated_takes_long(part):
     read(part * (32_768 // len(part)), markdown=True, emoji=True, words=True)
 
 
+def test_a_number_that_the_library_has_no_end_for_stays_as_it_is_written():
+    text = '<say-as interpret-as="ordinal">999999999999999</say-as>'
+    (unit,) = script(text, "spanish", 1000)
+    assert unit.text == "999999999999999"
+
+
 @pytest.mark.parametrize(
     "number", ["1e999999999", "-1E+999999999", "1e-999999999", "1e50", "Infinity", "-inf", "NaN"]
 )

@@ -330,8 +330,9 @@ def test_a_websocket_is_not_for_pages_of_others_nor_for_messages_without_bound()
                     with pytest.raises(websockets.ConnectionClosedError) as closed:
                         await socket.recv()
                     assert closed.value.rcvd.code == 1009
-            with pytest.raises(websockets.InvalidStatus) as caught:
-                await websockets.connect(address, origin="https://evil.example")
-            assert caught.value.response.status_code == 403
+            for origin in ("https://evil.example", "http://["):
+                with pytest.raises(websockets.InvalidStatus) as caught:
+                    await websockets.connect(address, origin=origin)
+                assert caught.value.response.status_code == 403
 
     asyncio.run(main())

@@ -121,6 +121,7 @@ def test_an_item_that_waits_too_long_fails():
         ({"items": "a"}, "list"),
         ({"items": [{"input": "a"}] * 65}, "at most 64"),
         ({"items": [{"input": "a" * 30000}] * 5}, "at most 131072"),
+        ({"items": [{}] * 5, "input": "a" * 30000}, "at most 131072"),
     ],
 )
 def test_a_batch_that_is_none_or_too_large_is_refused_as_a_whole(body, message):

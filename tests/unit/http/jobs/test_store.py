@@ -1,6 +1,8 @@
 """Jobs on disk: one that cannot be read hides no other."""
 
 import json
+import os
+import time
 from pathlib import Path
 
 import pytest
@@ -27,3 +29,16 @@ def test_a_job_of_a_newer_server_is_read_and_a_broken_one_is_left_out(tmp_path: 
     assert {record.spec.id for record in store.records()} == {plain, newer}
     with pytest.raises(NoSuchJob):
         store.record(broken)
+
+
+def test_what_a_killed_server_left_of_a_file_goes_after_a_while(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    folder = tmp_path / stored(store)
+    old, young = folder / ".result.aaaaaaaaaaaa", folder / ".result.bbbbbbbbbbbb"
+    for draft in (old, young):
+        draft.write_bytes(b"half")
+    os.utime(old, (time.time() - 7200.0,) * 2)
+    store.clean(1e9, 1e9)
+    assert not old.exists()
+    assert young.exists()
+    assert (folder / "spec.json").exists()
