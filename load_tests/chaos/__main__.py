@@ -9,7 +9,7 @@ import asyncio
 import itertools
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
@@ -35,6 +35,7 @@ from serve_app.launch.overrides import with_model
 # An accepted first audio may take so many times what it takes at full load.
 SLOWER: Final = 1.5
 _SETTLE_S: Final = 5.0
+_LOOK_S: Final = 0.5
 Save = Callable[[Record], None]
 
 
@@ -65,6 +66,8 @@ async def watched(
                 done(await driver.learn())
                 for outcome in cold.outcomes:
                     judge(outcome, driver.references)
+            if not await healthy(lambda: health.get_json("/health"), args.ready_timeout):
+                say("not all replicas are there: what follows counts from those that are")
             full = done(await _full(driver, args))
             figures = figures_of(full.phase, full.outcomes, full.span_s)
             driver.capacity_hz = figures.complete_per_s or None
@@ -82,6 +85,18 @@ async def watched(
                 await watching
     save(record)
     return record
+
+
+async def healthy(ask: Callable[[], Awaitable[Mapping[str, Any] | None]], within_s: float) -> bool:
+    """Wait until a server has all its replicas: it is ready as soon as one of each is there, and of
+    those that still start none is missed when another one is killed.
+    """
+    with suppress(TimeoutError):
+        async with asyncio.timeout(within_s):
+            while (await ask() or {}).get("status") != "healthy":
+                await asyncio.sleep(_LOOK_S)
+            return True
+    return False
 
 
 async def _full(driver: Driver, args: Any) -> Turn:

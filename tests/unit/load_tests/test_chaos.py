@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import yaml
 
-from load_tests.chaos.__main__ import full_load_p95_s
+from load_tests.chaos.__main__ import full_load_p95_s, healthy
 from load_tests.chaos.changes import CHANGES, changed, is_done
 from load_tests.chaos.compare import References, compare
 from load_tests.chaos.killer import Killer, Strike
@@ -155,6 +155,20 @@ def test_turns_of_one_load_are_taken_together_and_refusals_apart() -> None:
     assert figures.complete_per_s == pytest.approx(1 / 20)
     assert (figures.refusals.p95_s, figures.refusals.retry_after_s) == (0.02, (1.0,))
     assert figures.refusals.without_retry_after == 1
+
+
+def test_nothing_is_struck_before_all_replicas_are_there() -> None:
+    said = [None, {"status": "degraded"}, {"status": "healthy"}]
+
+    async def ask() -> dict[str, str] | None:
+        return said.pop(0) if len(said) > 1 else said[0]
+
+    async def never() -> None:
+        return None
+
+    assert asyncio.run(healthy(ask, 60.0))
+    assert len(said) == 1
+    assert not asyncio.run(healthy(never, 0.01))
 
 
 def test_full_load_is_measured_without_the_burst_it_begins_with() -> None:
