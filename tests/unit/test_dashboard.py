@@ -2,8 +2,11 @@
 
 import json
 import re
+import shutil
+import subprocess
 from pathlib import Path
 
+import promql_parser
 import pytest
 import yaml
 
@@ -49,6 +52,44 @@ def test_a_query_names_a_metric_and_labels_that_are_recorded(title: str, text: s
     for bound in re.findall(r'le="([^"]*)"', text):
         (buckets,) = {known()[name].buckets for name in names if name.endswith("_bucket")}
         assert float(bound) in buckets
+
+
+def queries() -> list[tuple[str, str]]:
+    """As Prometheus gets them: Grafana puts a duration for its variable."""
+    panels = json.loads((FOLDER / "dashboard.json").read_text("utf-8"))["panels"]
+    shown = [(panel["title"], t["expr"]) for panel in panels for t in panel.get("targets", ())]
+    asked = [(title, text.replace("$__rate_interval", "5m")) for title, text in shown]
+    rules = yaml.safe_load((FOLDER / "alerts.yaml").read_text("utf-8"))["groups"][0]["rules"]
+    return [*asked, *((rule["alert"], rule["expr"]) for rule in rules)]
+
+
+@pytest.mark.parametrize(("title", "text"), queries())
+def test_a_query_is_one(title: str, text: str) -> None:
+    promql_parser.parse(text)
+    with pytest.raises(ValueError, match=r"."):
+        promql_parser.parse(text + ")")
+
+
+def test_alerts_and_scraping_have_what_prometheus_knows() -> None:
+    config = yaml.safe_load((FOLDER / "prometheus.yaml").read_text("utf-8"))
+    assert set(config) <= {"global", "scrape_configs", "rule_files", "alerting"}
+    assert all((FOLDER / name).exists() for name in config["rule_files"])
+    for job in config["scrape_configs"]:
+        assert set(job) <= {"job_name", "scrape_interval", "static_configs", "authorization"}
+        promql_parser.parse_duration(job["scrape_interval"])
+    (group,) = yaml.safe_load((FOLDER / "alerts.yaml").read_text("utf-8"))["groups"]
+    assert set(group) <= {"name", "interval", "rules"}
+    for rule in group["rules"]:
+        assert set(rule) <= {"alert", "expr", "for", "labels", "annotations"}
+        promql_parser.parse_duration(rule.get("for", "1m"))
+
+
+@pytest.mark.skipif(shutil.which("promtool") is None, reason="no promtool on this machine")
+def test_promtool_takes_the_files() -> None:
+    for kind, name in (("rules", "alerts.yaml"), ("config", "prometheus.yaml")):
+        command = ["promtool", "check", kind, str(FOLDER / name)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stdout + done.stderr
 
 
 def test_every_metric_is_on_the_dashboard() -> None:
