@@ -9,6 +9,7 @@ import time
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -23,6 +24,15 @@ ALIVE = """
 import json, sys, ray
 ray.init(address=sys.argv[1], logging_level="ERROR", log_to_driver=False)
 print(json.dumps(sorted(node["Resources"].get("CPU", 0) for node in ray.nodes() if node["Alive"])))
+"""
+
+
+SEEN = """
+import json, os, sys, ray
+ray.init(address=sys.argv[1], logging_level="ERROR", log_to_driver=False)
+seen = ray.remote(lambda: os.environ["CUDA_VISIBLE_DEVICES"])
+ask = seen.options(num_cpus=0, num_gpus=0.5, label_selector={"tts-role": "stages"})
+print(json.dumps(ray.get([ask.remote() for _ in range(2)])))
 """
 
 
@@ -42,7 +52,10 @@ class Cluster:
 
     def cpus(self) -> list[float]:
         """Of the nodes that live, as a driver of the cluster sees them."""
-        command = [sys.executable, "-c", ALIVE, self.nodes.address]
+        return self.said(ALIVE)
+
+    def said(self, program: str) -> list[Any]:
+        command = [sys.executable, "-c", program, self.nodes.address]
         said = subprocess.run(
             command, env=self.environment, capture_output=True, text=True, check=True, timeout=120
         )
@@ -71,7 +84,9 @@ def test_nodes_are_lost_and_added_and_the_gcs_remembers_them(cluster: Cluster) -
     assert cluster.raylets() == {nodes.head, worker}
     nodes.lose(worker)
     assert cluster.raylets() == {nodes.head}
-    added = nodes.add(Room(3))
+    # What Ray is told of a GPU need not be there.
+    added = nodes.add(Room(3, 5, {"tts-role": "stages"}))
+    assert cluster.said(SEEN) == ["5", "5"]
     assert nodes.workers == [added]
     (gcs,) = [p.pid for p in processes(marked(cluster.mark)) if p.kind == "gcs"]
     nodes.restart_gcs(0.5)
