@@ -2,9 +2,10 @@
 
 import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable
-from contextlib import suppress
+from contextlib import aclosing, suppress
 from dataclasses import dataclass
-from typing import Any, Final
+from functools import wraps
+from typing import Any, Concatenate, Final, ParamSpec, TypeVar
 
 import grpc
 import numpy as np
@@ -37,6 +38,10 @@ _FIRST_S: Final = 1.0
 # For Serve; see deployments/limits.py.
 ROUTER: Final = FewestStreams
 
+S = TypeVar("S")
+T = TypeVar("T")
+P = ParamSpec("P")
+
 
 @dataclass(frozen=True, slots=True)
 class Refused:
@@ -46,6 +51,27 @@ class Refused:
     """
 
     error: Overloaded
+
+
+def ending_refused(
+    method: Callable[Concatenate[S, P], AsyncGenerator[T, None]],
+) -> Callable[Concatenate[S, P], AsyncGenerator[T | Refused, None]]:
+    """For the methods that `through` calls: the items of the stream that `method` returns, or at
+    last that there was no room; raises what else the stream raises.
+    """
+
+    @wraps(method)
+    async def stream(
+        self: S, *args: P.args, **kwargs: P.kwargs
+    ) -> AsyncGenerator[T | Refused, None]:
+        try:
+            async with aclosing(method(self, *args, **kwargs)) as items:
+                async for item in items:
+                    yield item
+        except Overloaded as error:
+            yield Refused(error)
+
+    return stream
 
 
 def through(handle: DeploymentHandle, method: str) -> Resumable[Any]:

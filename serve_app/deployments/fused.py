@@ -3,17 +3,15 @@
 import asyncio
 import os
 from collections.abc import AsyncGenerator
-from contextlib import aclosing
 
 import numpy as np
 from ray import serve
 from ray.serve.handle import DeploymentHandle
 
 from serve_app.config import AppConfig, Environment
-from serve_app.deployments.calls import Refused
+from serve_app.deployments.calls import ending_refused
 from serve_app.deployments.ray_serve import port
 from serve_app.deployments.recorded import StageStats, load_of, ray_recorder, recorded
-from serve_app.errors import Overloaded
 from serve_app.load.served import About, Served
 from serve_app.pipeline import timed
 from serve_app.protocols import require
@@ -48,21 +46,15 @@ class Fused:
             # For the replica that replaces this one, or comes beside it; the raylet stays.
             standby.start_next(standbys, anchor=os.getppid())
 
-    async def speak(
+    @ending_refused
+    def speak(
         self, request: SpeechRequest, done: np.ndarray | None = None
-    ) -> AsyncGenerator[PcmChunk | Refused, None]:
-        """Yield the audio after `done` (int64 [T, Q]), or at last that there is no room;
-        raises what else talker and decoder raise.
-        """
+    ) -> AsyncGenerator[PcmChunk, None]:
+        """Yield the audio after `done` (int64 [T, Q]); raises what talker and decoder raise."""
         stream = self._speech.speak(request, done)
         stream = recorded(stream, request, done, self._recorder, "talker", "speech_decoder")
         stream = self._board.noted(stream, resumed=done is not None)
-        try:
-            async with aclosing(timed("stages", stream)) as chunks:
-                async for chunk in chunks:
-                    yield chunk
-        except Overloaded as error:
-            yield Refused(error)
+        return timed("stages", stream)
 
     async def served(self) -> Served:
         """What is served, for an ingress."""

@@ -2,17 +2,15 @@
 
 import asyncio
 from collections.abc import AsyncGenerator
-from contextlib import aclosing
 
 import numpy as np
 from ray import serve
 from ray.serve.handle import DeploymentHandle
 
 from serve_app.config import AppConfig
-from serve_app.deployments.calls import Refused, reach, through
+from serve_app.deployments.calls import ending_refused, reach, through
 from serve_app.deployments.ray_serve import port
 from serve_app.deployments.recorded import StageStats, load_of, of_hop, ray_recorder, recorded
-from serve_app.errors import Overloaded
 from serve_app.load.gate import elsewhere
 from serve_app.load.routing import stage
 from serve_app.load.served import About, Served
@@ -46,11 +44,11 @@ class SpeechDecoderDeployment:
         self._about = about
         self._decoder, self._card = await asyncio.to_thread(_load, config, device)
 
-    async def speak(
+    @ending_refused
+    def speak(
         self, request: SpeechRequest, done: np.ndarray | None = None
-    ) -> AsyncGenerator[PcmChunk | Refused, None]:
-        """Yield the audio after `done` (int64 [T, Q]), or at last that there is no room;
-        raises what else talker and decoder raise.
+    ) -> AsyncGenerator[PcmChunk, None]:
+        """Yield the audio after `done` (int64 [T, Q]); raises what talker and decoder raise.
 
         The talker is asked where a stream slot is free, which is taken once it has begun. It is
         asked again when it is lost: the slot and its state stay.
@@ -58,12 +56,7 @@ class SpeechDecoderDeployment:
         stream = synthesize(self._talker, self._decoder, request, done)
         stream = recorded(stream, request, done, self._recorder, "speech_decoder")
         stream = self._board.noted(stream, resumed=done is not None)
-        try:
-            async with aclosing(timed("stages", stream)) as chunks:
-                async for chunk in chunks:
-                    yield chunk
-        except Overloaded as error:
-            yield Refused(error)
+        return timed("stages", stream)
 
     async def served(self) -> Served:
         """What is served, for an ingress."""

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncGenerator
-from contextlib import aclosing, suppress
+from contextlib import suppress
 from functools import partial
 
 import numpy as np
@@ -10,11 +10,10 @@ from ray import serve
 from ray.serve.handle import DeploymentHandle
 
 from serve_app.config import AppConfig
-from serve_app.deployments.calls import HandleResponse, Refused
+from serve_app.deployments.calls import HandleResponse, ending_refused
 from serve_app.deployments.predictor_session import PredictorSession
 from serve_app.deployments.ray_serve import port
 from serve_app.deployments.recorded import StageStats, load_of, ray_recorder, recorded
-from serve_app.errors import Overloaded
 from serve_app.protocols import require
 from serve_app.types import CodecFrames, SpeechRequest
 
@@ -37,20 +36,13 @@ class TalkerDeployment:
         # On a thread: while it loads, the engine asks for a predictor, which this loop finds.
         self._talker = await asyncio.to_thread(_load, config, device, self._predictor)
 
-    async def frames(
+    @ending_refused
+    def frames(
         self, request: SpeechRequest, done: np.ndarray | None = None
-    ) -> AsyncGenerator[CodecFrames | Refused, None]:
-        """Yield the frames after `done` in items of growing size, or at last that there is no room;
-        raises what else `protocols.Talker` does.
-        """
+    ) -> AsyncGenerator[CodecFrames, None]:
+        """Yield the frames after `done` in items of growing size; raises what a `Talker` does."""
         stream = self._talker.frames(request, done)
-        stream = recorded(stream, request, done, self._recorder, "talker")
-        try:
-            async with aclosing(stream) as frames:
-                async for item in frames:
-                    yield item
-        except Overloaded as error:
-            yield Refused(error)
+        return recorded(stream, request, done, self._recorder, "talker")
 
     async def stats(self) -> dict[str, dict[str, float]]:
         """Load of this replica and of its code predictor."""
