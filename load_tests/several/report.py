@@ -1,5 +1,6 @@
 """The report of several checkpoints, from what their servers gave as JSON."""
 
+import statistics
 from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
@@ -87,6 +88,11 @@ def _voices(name: str, server: Mapping[str, Any]) -> Iterator[str]:
     for seconds, new in voices["new_ms"].items():
         others = (voices[kind][seconds] for kind in ("voice_ms", "again_ms"))
         yield table_line([f"{seconds} s", f"{new:.1f}", *(f"{other:.1f}" for other in others)])
+    took = {float(seconds): each for seconds, each in voices["voice_ms"].items()}
+    if len(took) > 1:
+        slope, rest = statistics.linear_regression(list(took), list(took.values()))
+        each = f"{slope:.1f} ms for each second of a recording, and {rest:.1f} ms beside"
+        yield f"\nThe voice took {each}."
 
 
 def _triple(figures: Mapping[str, float | None], scale: float, digits: int) -> str:

@@ -105,9 +105,9 @@ def test_the_report_puts_each_model_beside_itself_alone():
     voices = {
         "first_ms": 9876.5,
         "is_new": True,
-        "new_ms": {3: 50.0},
-        "voice_ms": {3: 20.0},
-        "again_ms": {3: 30.25},
+        "new_ms": {3: 50.0, 10: 64.0},
+        "voice_ms": {3: 20.0, 10: 34.0},
+        "again_ms": {3: 30.25, 10: 30.0},
         "stored_ms": {"in context": 29.0},
     }
     text = report.markdown(
@@ -125,6 +125,7 @@ def test_the_report_puts_each_model_beside_itself_alone():
         "busy",
     ]
     assert "| 3 s | 50.0 | 20.0 | 30.2 |" in lines
+    assert "The voice took 2.0 ms for each second of a recording, and 14.0 ms beside." in lines
     assert "- voice of the library, uploaded, until it was heard: 9876" in lines
     assert "| together | - | 7/8 |" in lines
     assert "  - something broke" in lines
