@@ -18,13 +18,14 @@ environment:
 
 exit status:
   0 all was spoken   1 the server refused or failed   2 wrong usage   3 no server there
-  4 the speech broke off   5 nothing to play it with   130 stopped by Ctrl-C
+  4 the speech broke off   5 nothing to play or record with   130 stopped by Ctrl-C
 
 examples:
   tts-stream "Good morning."
   tts-stream -f chapter.txt -o chapter.mp3 --voice serena
   some-chat-program | tts-stream
   tts-stream voices add anna anna.m4a --text "Good morning."   (tts-stream voices -h)
+  tts-stream voices add me --record 12 --text "What I am going to say."
   tts-stream -v anna "Hello."
   eval "$(tts-stream --print-completion bash)"
 """

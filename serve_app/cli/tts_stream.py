@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any, Final
 
 from serve_app.cli import options as command_line
-from serve_app.cli import outputs, voices
+from serve_app.cli import outputs, recordings, voices
 from serve_app.cli.client import BrokenOff, Client, Refused, Unreachable
 from serve_app.cli.progress import Progress
 from serve_app.cli.read_ahead import read_ahead
@@ -16,7 +16,14 @@ from serve_app.cli.texts import pieces
 
 # Of a server that does not say.
 _RATE_HZ: Final = 24000
-_CODES: Final = {Refused: 1, Unreachable: 3, BrokenOff: 4, outputs.CannotPlay: 5}
+_CODES: Final = {
+    Refused: 1,
+    recordings.Unfit: 2,
+    Unreachable: 3,
+    BrokenOff: 4,
+    outputs.CannotPlay: 5,
+    recordings.CannotRecord: 5,
+}
 _SIGINT: Final = 130
 
 
@@ -32,7 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # Who reads our output has enough. Python would complain when it flushes at its end.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-    except (Refused, Unreachable, BrokenOff, outputs.CannotPlay) as error:
+    except tuple(_CODES) as error:
         print(f"tts-stream: {error}", file=sys.stderr)
         return _CODES[type(error)]
     except (OSError, UnicodeDecodeError) as error:

@@ -1,7 +1,6 @@
 """`tts-stream voices`: the voice library of a server."""
 
 import argparse
-import io
 import json
 import random
 import secrets
@@ -12,15 +11,16 @@ from typing import Any, Final
 from urllib.parse import quote
 
 from serve_app.cli import options as command_line
-from serve_app.cli import outputs
+from serve_app.cli import outputs, recordings
 from serve_app.cli.client import Client
 
 _PATH: Final = "/audio/voices"
 _ALIASES: Final = "/audio/voice_aliases"
 _DEFAULT: Final = "/audio/default_voice"
+_CONSENTS: Final = "/audio/voice_consents"
 VERBS: Final = (
     *("list", "add", "audition", "design", "show", "play", "edit", "rename", "delete", "download"),
-    *("alias", "unalias", "default"),
+    *("alias", "unalias", "default", "consents", "consent", "withdraw"),
 )
 _KINDS: Final = ("audio_sample", "prompt", "embedding")
 # What a described voice is heard with: some seconds, and many sounds.
@@ -49,7 +49,8 @@ def parser() -> argparse.ArgumentParser:
         return added
 
     verb("list", "your voices, and those that are shared with you")
-    add = verb("add", "upload a recording of 1 to 30 s as a voice", "name", "recording")
+    add = verb("add", "upload a recording of 1 to 30 s as a voice", "name")
+    _add_recording(add)
     add.add_argument("--text", help="what is said in it: with it the voice is much more like")
     add.add_argument("--language", help="of the recording, as en or pt-BR")
     add.add_argument("--description")
@@ -81,13 +82,30 @@ def parser() -> argparse.ArgumentParser:
     default = verb("default", "the voice that answers where none is named; without NAME, show it")
     default.add_argument("name", nargs="?")
     default.add_argument("--none", action="store_true", help="go back to the model's own")
+    verb("consents", "the recordings in which somebody agrees to the use of a voice")
+    consent = verb("consent", "upload such a recording; says its id, for `add --consent`", "name")
+    _add_recording(consent)
+    consent.add_argument("--language", required=True, help="of the recording, as en or pt-BR")
+    verb("withdraw", "delete a consent", "id")
     return made
+
+
+def _add_recording(verb: argparse.ArgumentParser) -> None:
+    """Where a recording comes from, and which part of it is meant."""
+    source = verb.add_mutually_exclusive_group(required=True)
+    source.add_argument("recording", nargs="?", help="file of any usual kind")
+    source.add_argument(
+        "--record", type=float, metavar="SECONDS", help="by the microphone, instead of a file"
+    )
+    verb.add_argument("--from", type=float, metavar="SECONDS", dest="begin_s", help="leave out")
+    verb.add_argument("--to", type=float, metavar="SECONDS", dest="end_s", help="and from here on")
 
 
 def run(arguments: Sequence[str]) -> int:
     """
     Raises:
         Refused, Unreachable: by the server, or there is none.
+        CannotPlay, CannotRecord, Unfit: by this machine, or the file.
         OSError: a file cannot be read or written.
     """
     options = parser().parse_args(list(arguments) or ["list"])
@@ -108,7 +126,7 @@ def run(arguments: Sequence[str]) -> int:
         case "design":
             _print_line(client.ask("POST", _PATH, _described(options)))
         case "play":
-            _hear(_samples(client.fetch("GET", f"{_place(options.name)}/preview")))
+            _hear(recordings.samples(client.fetch("GET", f"{_place(options.name)}/preview")))
         case "edit":
             facts = {
                 "ref_text": options.text,
@@ -135,6 +153,14 @@ def run(arguments: Sequence[str]) -> int:
             client.ask("PUT", path, {"voice": options.name})
         case "unalias":
             client.ask("DELETE", f"{_ALIASES}/{quote(options.alias, safe='')}")
+        case "consents":
+            for consent in client.ask("GET", f"{_CONSENTS}?limit=100")["data"]:
+                print("\t".join(str(consent[fact]) for fact in ("id", "name", "language")))
+        case "consent":
+            fields = {"name": options.name, "language": options.language}
+            print(_sent(client, _CONSENTS, fields, "recording", options)["id"])
+        case "withdraw":
+            print(client.ask("DELETE", f"{_CONSENTS}/{quote(options.id, safe='')}")["id"])
         case _:
             _default(client, options)
     return 0
@@ -182,17 +208,6 @@ def _audition(client: Client, options: argparse.Namespace) -> None:
     print(f"seed {seed}")
 
 
-def _samples(recording: bytes) -> Iterator[tuple[int, bytes]]:
-    """Rate and bytes of the 16-bit samples of a recording."""
-    import av
-
-    with av.open(io.BytesIO(recording), "r") as file:
-        resampler = av.AudioResampler("s16", "mono")
-        for frame in file.decode(audio=0):
-            for part in resampler.resample(frame):
-                yield part.sample_rate, bytes(part.planes[0])[: 2 * part.samples]
-
-
 def _hear(audio: Iterator[tuple[int, bytes]], output: outputs.Output | None = None) -> None:
     output = output or outputs.speakers()
     try:
@@ -214,12 +229,26 @@ def _added(client: Client, options: argparse.Namespace) -> Mapping[str, Any]:
         "consent": options.consent,
         "shared": "true" if options.shared else None,
     }
-    path = Path(options.recording)
-    kind, body = _form({k: v for k, v in fields.items() if v}, "audio_sample", path)
-    return json.loads(client.fetch("POST", _PATH, body, kind))
+    return _sent(client, _PATH, fields, "audio_sample", options)
 
 
-def _form(fields: Mapping[str, str], name: str, path: Path) -> tuple[str, bytes]:
+def _sent(
+    client: Client,
+    path: str,
+    fields: Mapping[str, str | None],
+    name: str,
+    options: argparse.Namespace,
+) -> Mapping[str, Any]:
+    """The answer to a form with a recording."""
+    if options.recording is None:
+        data = recordings.from_microphone(options.record)
+    else:
+        data = recordings.from_file(options.recording, options.begin_s, options.end_s)
+    kind, body = _form({k: v for k, v in fields.items() if v}, name, data)
+    return json.loads(client.fetch("POST", path, body, kind))
+
+
+def _form(fields: Mapping[str, str], name: str, data: bytes) -> tuple[str, bytes]:
     """The type and body of a form with a file."""
     boundary = secrets.token_hex(16)
     parts = [
@@ -227,7 +256,7 @@ def _form(fields: Mapping[str, str], name: str, path: Path) -> tuple[str, bytes]
         for field, value in fields.items()
     ]
     head = f'Content-Disposition: form-data; name="{name}"; filename="recording"\r\n\r\n'
-    parts.append(head.encode() + path.read_bytes())
+    parts.append(head.encode() + data)
     begin = f"--{boundary}\r\n".encode()
     body = b"".join(begin + part + b"\r\n" for part in parts) + f"--{boundary}--\r\n".encode()
     return f"multipart/form-data; boundary={boundary}", body

@@ -1,4 +1,4 @@
-"""A machine with loudspeakers."""
+"""A machine with loudspeakers and a microphone."""
 
 import pytest
 
@@ -17,3 +17,21 @@ def player(tmp_path):
     program.write_text(PLAYER)
     program.chmod(0o755)
     return program.parent, tmp_path / "heard"
+
+
+# "Hears" for ever what is in a file, from its beginning on.
+RECORDER = """#!/bin/sh
+echo "$@" > "$SAID.arguments"
+cat "$SAID"
+exec cat /dev/zero
+"""
+
+
+@pytest.fixture
+def microphone(tmp_path):
+    """A folder with a program that "records", and the samples that it hears."""
+    program = tmp_path / "bin" / "arecord"
+    program.parent.mkdir(exist_ok=True)
+    program.write_text(RECORDER)
+    program.chmod(0o755)
+    return program.parent, tmp_path / "said"

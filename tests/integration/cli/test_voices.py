@@ -13,7 +13,7 @@ import uvicorn
 from serve_app.cli.tts_stream import main
 from serve_app.fakes import fake_card
 from tests.integration.http.service import CARD, SEED, samples
-from tests.integration.http.voices.recordings import BASE, WAV, cloning, tone
+from tests.integration.http.voices.recordings import BASE, WAV, cloning, container, tone
 
 DESIGN = fake_card(
     task="voice_design",
@@ -122,6 +122,62 @@ def test_what_is_known_of_a_voice_is_changed(command, player, monkeypatch, tmp_p
     assert run("voices", "play", "anna")[0] == 0
     played = np.frombuffer(heard.read_bytes(), "<i2") / 32768
     assert np.abs(played - tone(2)).max() < 2 / 32768
+
+
+def test_a_part_of_a_recording_is_added(command, tmp_path):
+    run, service = command
+    for name, data in (("a.wav", WAV), ("a.m4a", container(tone(4, 48000), "mp4", "aac"))):
+        (tmp_path / name).write_bytes(data)
+        assert run("voices", "add", name, name, "--from", "0.25", "--to", "1.5")[0] == 0
+        assert abs(json.loads(run("voices", "show", name)[1])["duration_seconds"] - 1.25) < 1e-3
+        assert run("-q", "-o", "b.wav", "-v", name, "Hello.")[0] == 0
+    np.testing.assert_allclose(service.encoder.clips[0], tone(2)[6000:36000], atol=1e-3)
+    status, _, err = run("voices", "add", "b", "a.wav", "--from", "2.5")
+    assert (status, err) == (2, "tts-stream: a.wav has nothing between these times\n")
+    (tmp_path / "a.txt").write_text("no audio")
+    status, _, err = run("voices", "add", "b", "a.txt", "--to", "2")
+    assert status == 2
+    assert "a.txt cannot be cut" in err
+    assert run("voices", "add", "b", "nothing.wav", "--to", "2")[0] == 2
+
+
+def test_what_a_microphone_hears_becomes_a_voice(command, microphone, monkeypatch):
+    run, service = command
+    folder, said = microphone
+    monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
+    monkeypatch.setenv("SAID", str(said))
+    said.write_bytes((32767 * tone(1.5)).astype("<i2").tobytes())
+    status, _, err = run("voices", "add", "Anna", "--record", "1.25", "--text", "Good morning.")
+    assert (status, err) == (0, "recording for 1.25 s, speak now\nrecorded\n")
+    assert "-r 24000" in said.with_name("said.arguments").read_text()
+    assert run("-q", "-o", "a.wav", "-v", "anna", "Hello.")[0] == 0
+    np.testing.assert_allclose(service.encoder.clips[0], tone(1.25), atol=1e-3)
+    for program, complaint in (("exit 1", "arecord ended after 0.0 s"), (None, "pip install")):
+        if program is None:
+            monkeypatch.setenv("PATH", str(folder / "empty"))
+        else:
+            (folder / "arecord").write_text(f"#!/bin/sh\n{program}\n")
+        status, _, err = run("voices", "add", "Otto", "--record", "1.25")
+        assert status == 5
+        assert complaint in err
+    for both in (["Otto"], ["Otto", "a.wav", "--record", "2"]):
+        with pytest.raises(SystemExit):
+            main(["voices", "add", *both])
+
+
+def test_a_consent_is_given_used_and_withdrawn(command, tmp_path):
+    run, _ = command
+    (tmp_path / "a.wav").write_bytes(WAV)
+    status, out, _ = run("voices", "consent", "Anna's", "a.wav", "--language", "en-US")
+    assert status == 0
+    consent = out.strip()
+    assert run("voices", "consents")[1] == f"{consent}\tAnna's\ten-US\n"
+    assert run("voices", "add", "Anna", "a.wav", "--consent", consent)[0] == 0
+    (kept,) = (tmp_path / "voices" / "voices").glob("*/voice.json")
+    assert json.loads(kept.read_text())["consent"] == consent
+    assert run("voices", "withdraw", consent)[1] == f"{consent}\n"
+    assert run("voices", "consents") == (0, "", "")
+    assert run("voices", "withdraw", consent)[0] == 1
 
 
 def test_what_is_wrong_is_said(command, tmp_path):
