@@ -83,8 +83,8 @@ def simulate(
     memory = Memory()
     reports: deque[Snapshot] = deque()
     # What replicas and ingresses count: none of the former sees what the latter refuse.
-    arrived: deque[int] = deque(maxlen=10)
-    refused: deque[int] = deque(maxlen=10)
+    arrived: deque[int] = deque(maxlen=int(names.WINDOW_S))
+    refused: deque[int] = deque(maxlen=int(names.REFUSED_S))
     whole, cursor = bins_of(load.lengths) / len(load.lengths), 0
     for second, count in enumerate(load.arrivals.tolist()):
         share = load.losses.get(second, 0.0)

@@ -15,6 +15,9 @@ FIRST_AUDIO, SLACK, KV = "first_audio_p95_s", "slack_p05_s", "kv_cache_usage"
 REFUSED = "refused_per_s"
 # Over how many seconds a replica counts its arrivals, and keeps what it has seen.
 WINDOW_S = 10.0
+# Over how many seconds an ingress counts its refusals: a crowd before closed doors is to be seen at
+# once, and what is refused by chance asks for no more than there is.
+REFUSED_S = 3.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -41,7 +41,7 @@ class CountedRefusals:
     def report(self) -> dict[str, float]:
         """By the names of `scaling.snapshot`."""
         self._forget(self._clock())
-        return {names.REFUSED: sum(count for _, count in self._refused) / names.WINDOW_S}
+        return {names.REFUSED: sum(count for _, count in self._refused) / names.REFUSED_S}
 
     def _note(self, number: float) -> None:
         now_s = self._clock()
@@ -50,5 +50,5 @@ class CountedRefusals:
 
     def _forget(self, now_s: float) -> None:
         """Serve asks for no report where the number of replicas is fixed."""
-        while self._refused and now_s - self._refused[0][0] > names.WINDOW_S:
+        while self._refused and now_s - self._refused[0][0] > names.REFUSED_S:
             self._refused.popleft()
