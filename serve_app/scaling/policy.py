@@ -147,11 +147,16 @@ def _stages(
     )
     arrivals = _surely(speaker.total(names.ARRIVALS))
     service_s = speaker.worst(names.SERVICE) or 0.0
+    coming = arrivals * service_s
     memory, growth = _grown(tuning, memory, now_s, arrivals)
+    places = capacity * ready
+    if service_s and 2 * places < streams <= places * (1 + tuning.start_s / service_s):
+        # Who waits has a place before another replica could run, however many have piled up while
+        # none did. What comes at present counts, and that all places are taken.
+        streams = max(coming, places)
     by_load = math.ceil(streams / (capacity * tuning.up_share))
     outside = refused * min(service_s, _RETRY_S)
     by_refused = math.ceil((streams + outside) / (capacity * tuning.up_share))
-    coming = arrivals * service_s
     by_arrivals = math.ceil(coming * growth / (capacity * tuning.up_share))
     # What the others would have to carry if one was given back: with less room than is asked for
     # when growing, or a stream more or less would start and stop replicas all the time.

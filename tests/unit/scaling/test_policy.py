@@ -250,6 +250,14 @@ def test_who_is_refused_is_load_that_no_stage_sees() -> None:
     assert reasons.count("refused") == 2
 
 
+def test_a_pile_that_is_gone_before_another_replica_could_help_asks_for_no_fleet() -> None:
+    """As after a time without any replica, in which everybody waited."""
+    quick = Application(most=32).run(10, 1000, service_s=0.4, arrivals_per_s=20.0)
+    assert quick[-1] == 2
+    slow = Application(most=32).run(20, 1000, service_s=40.0, arrivals_per_s=0.5)
+    assert slow[-1] == 21  # 1000 streams at three quarters of 64
+
+
 def test_arrivals_grow_where_it_is_more_than_chance() -> None:
     application = Application(capacity=64)
     application.run(20, 5, arrivals_per_s=0.5, service_s=10.0)
