@@ -80,6 +80,12 @@ STREAMS_MOVED: Final = Metric(
     " answer (hangs) or is taken out of service (goes).",
     ("callee", "reason"),
 )
+REPLICAS_LOST: Final = Metric(
+    "tts_replicas_lost_total",
+    "Replicas of the deployment `callee` that a caller has found dead before Serve told of it; each"
+    " caller counts those that it finds.",
+    ("callee",),
+)
 STREAM_SILENCE: Final = Metric(
     "tts_stream_silence_seconds",
     "From the last audio or frames before a loss, or the call, to the first after it.",

@@ -14,7 +14,7 @@ import time
 from functools import partial
 from typing import ClassVar, Final
 
-from ray.exceptions import RayActorError
+from ray.exceptions import ActorDiedError, RayActorError
 from ray.serve._private.common import DeploymentID
 from ray.serve.metrics import Counter, Gauge, Histogram
 from ray.serve.request_router import (
@@ -100,6 +100,9 @@ class FewestStreams(LocalityMixin, RequestRouter):
             self._asking = self._event_loop.create_task(self._ask())
 
     def on_replica_actor_died(self, replica_id: ReplicaID) -> None:
+        if replica_id in self._replicas:
+            self._recorder.count(metrics.REPLICAS_LOST, callee=self._deployment_id.name)
+            logger.warning("%s is lost: found dead while it was in service", replica_id)
         super().on_replica_actor_died(replica_id)
         self._set_live()
 
@@ -220,6 +223,9 @@ class FewestStreams(LocalityMixin, RequestRouter):
                         times,
                         left,
                     )
+        except ActorDiedError:
+            # As Serve's own router does it where it asks: its controller takes longer to find out.
+            self.on_replica_actor_died(replica_id)
         except RayActorError:
             pass  # Serve tells who is live
 

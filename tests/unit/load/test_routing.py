@@ -11,6 +11,7 @@ import pytest
 
 pytest.importorskip("ray")
 
+from ray.exceptions import ActorDiedError
 from ray.serve._private.common import (
     DeploymentHandleSource,
     DeploymentID,
@@ -20,6 +21,7 @@ from ray.serve._private.common import (
 from ray.serve._private.request_router.common import PendingRequest
 from ray.serve.config import RequestRouterConfig
 
+from serve_app import metrics
 from serve_app.deployments.limits import ROUTER
 from serve_app.errors import Overloaded, StageUnavailable
 from serve_app.load.routing import FewestStreams
@@ -294,5 +296,41 @@ def test_new_streams_avoid_a_replica_whose_listeners_wait() -> None:
             assert chosen.replica_id.unique_id == "b"
         for wait in waits:
             wait.cancel()
+
+    run(main())
+
+
+def test_a_replica_found_dead_is_noted_once_and_gets_no_more_calls() -> None:
+    class Counted(metrics.NoRecorder):
+        def __init__(self) -> None:
+            self.lost: list[str] = []
+
+        def count(self, metric: metrics.Metric, **labels: str) -> None:
+            if metric == metrics.REPLICAS_LOST:
+                self.lost.append(labels["callee"])
+
+    class Dead(Replica):
+        async def get_queue_len(self, *, deadline_s: float) -> int:
+            del deadline_s
+            self.asked += 1
+            raise ActorDiedError
+
+    async def main() -> None:
+        live, dead = Replica("a", 4), Dead("b", 4)
+        router = router_of(live, dead, ask_every_s=0.01)
+        router._recorder = recorder = Counted()
+        async with asyncio.timeout(10):
+            while not recorder.lost:
+                await asyncio.sleep(0.01)
+        assert recorder.lost == ["Stage"]
+        asked = dead.asked
+        chosen = {
+            (await router._choose_replica_for_request(pending(number))).replica_id
+            for number in range(4)
+        }
+        assert chosen == {live.replica_id}
+        # Serve finds out as well, and that is no second loss.
+        router.on_replica_actor_died(dead.replica_id)
+        assert (recorder.lost, dead.asked) == (["Stage"], asked)
 
     run(main())
