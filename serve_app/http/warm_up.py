@@ -55,11 +55,11 @@ class WarmUp:
         self.reason = None
 
     async def run_again(self) -> None:
-        """Ask anew, of stages that serve what they did before; it stays passed."""
-        passed = self.passed
-        await self._repeated(self._ask, "asking the stages for their model")
-        if passed:
-            self.reason = None
+        """Ask anew, of stages that serve what they did before; it stays passed, however often they
+        have to be asked.
+        """
+        if self.passed:
+            await self._repeated(self._ask, "asking the stages for their model", keeps=True)
         else:
             await self.run()
 
@@ -67,17 +67,21 @@ class WarmUp:
         async with aclosing(self._speak(_request(card))) as chunks:
             await join(chunks)
 
-    async def _repeated(self, step: Callable[[], Awaitable[T]], what: str) -> T:
-        """The result of `step` once it passes."""
+    async def _repeated(
+        self, step: Callable[[], Awaitable[T]], what: str, *, keeps: bool = False
+    ) -> T:
+        """The result of `step` once it passes; `keeps`: until then nothing is said against it."""
         for attempt in count():
             try:
                 return await step()
             except SpeechError as error:  # a replica that takes its time to start, above all
-                self.reason = f"{what} failed and is tried again: {error}"
+                reason = f"{what} failed and is tried again: {error}"
                 logger.info("%s: %s; trying again", what, error)
             except Exception as error:  # whatever it is: not ready, and the reason is shown
-                self.reason = f"{what} failed: {type(error).__name__}"
+                reason = f"{what} failed: {type(error).__name__}"
                 logger.warning("%s failed, trying again", what, exc_info=error)
+            if not keeps:
+                self.reason = reason
             await self._sleep(_PAUSES_S[min(attempt, len(_PAUSES_S) - 1)])
         raise AssertionError("counting has no end")
 

@@ -60,7 +60,8 @@ def test_who_comes_to_a_websocket_without_one_is_told_so():
 
 
 def test_the_list_of_models_may_have_a_slash_behind_it():
-    assert get(Service(), "/v1/models/").json() == get(Service(), "/v1/models").json()
+    service = Service()  # one, which was made at one time
+    assert get(service, "/v1/models/").json() == get(service, "/v1/models").json()
 
 
 def test_the_pages_can_be_left_out():

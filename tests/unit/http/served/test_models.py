@@ -20,6 +20,7 @@ from serve_app.fakes import FakeTalker, fake_card
 from serve_app.http.catalog import Catalog
 from serve_app.http.health import overall
 from serve_app.http.served.models import Models
+from serve_app.load.served import Served
 from serve_app.metrics import NoRecorder
 from serve_app.types import SpeechRequest
 from tests.unit.http.served.ways import POLICY, FakeWay, application
@@ -195,6 +196,34 @@ def test_a_model_that_gets_other_settings_is_served_all_the_while() -> None:
         await server.until(lambda: len(server.ways["own"].asked) > asked)
         assert server.states() == {"own": "healthy"}
         assert await server.speak("own") == 4
+        server.models.close()
+
+    asyncio.run(main())
+
+
+def test_a_model_stays_ready_while_new_replicas_cannot_say_yet_what_they_serve() -> None:
+    class Stumbling(FakeWay):
+        fails = False
+
+        async def ask(self) -> Served:
+            if self.fails:
+                self.asked.append("in vain")
+                raise StageUnavailable("the replica that was asked has just gone")
+            return await super().ask()
+
+    async def main() -> None:
+        way = Stumbling(fake_card(name="own"))
+        server = Server(own=way)
+        server.models.follow([application("own")])
+        await server.until(lambda: server.states() == {"own": "healthy"})
+        way.fails = True
+        server.models.follow([application("own", version="2")])
+        await server.until(lambda: "in vain" in way.asked)
+        assert server.states() == {"own": "healthy"}
+        assert await server.speak("own") == 4
+        # Nor does another change meanwhile begin with a first synthesis.
+        server.models.follow([application("own", version="3")])
+        assert server.states() == {"own": "healthy"}
         server.models.close()
 
     asyncio.run(main())
