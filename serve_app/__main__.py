@@ -106,12 +106,13 @@ def _asks_for_keys(config: dict[str, Any], environment: Environment) -> bool:
 
 def run(config: Path) -> int:
     """Call `serve run` in this process; returns when it was interrupted."""
+    from click import Abort
     from ray.serve.scripts import cli
 
     try:
         cluster.connect()
         cli.main(["run", str(config)], standalone_mode=False)
-    except (KeyboardInterrupt, SystemExit):
+    except (KeyboardInterrupt, SystemExit, Abort):  # the last one by a second Ctrl-C
         return 0
     return 0
 

@@ -22,7 +22,7 @@ exit status:
 
 examples:
   tts-stream "Good morning."
-  tts-stream -f chapter.txt -o chapter.mp3 --voice serena
+  tts-stream -f chapter.txt -o chapter.mp3 --voice alloy
   some-chat-program | tts-stream
   tts-stream voices add anna anna.m4a --text "Good morning."   (tts-stream voices -h)
   tts-stream voices add me --record 12 --text "What I am going to say."

@@ -74,6 +74,7 @@ def build_api(
         responses=ERRORS,
         docs_url=None,
         redoc_url=None,
+        redirect_slashes=False,
         openapi_url="/openapi.json" if config.access.pages else None,
     )
     writer = AudioWriter(background.live, config.read_ahead_s, recorder, speech.clock)

@@ -140,8 +140,6 @@ def add_routes(app: FastAPI, catalog: Catalog) -> None:
     @app.get("/v1/models/{model_id:path}")
     @app.get("/models/{model_id:path}", include_in_schema=False)
     async def retrieve_model(model_id: str) -> dict[str, Any]:
-        if not model_id:  # the list, with a slash behind it
-            return await list_models()
         return model_object(catalog.get(model_id), created)
 
     @app.get("/v1/audio/models")

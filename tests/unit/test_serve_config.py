@@ -9,6 +9,7 @@ import pytest
 import yaml
 from ray.serve._private import constants
 from ray.serve._private import haproxy as serve_haproxy
+from ray.serve.scripts import cli
 
 from serve_app import __main__ as launcher
 from serve_app import serve_config
@@ -156,6 +157,19 @@ def test_the_launcher_refuses_a_faulty_file_before_it_starts_anything(
     path.write_text("proxy_locaton: EveryNode\n")
     assert launcher.main([str(path)]) == 2
     assert "proxy_locaton" in capsys.readouterr().err
+
+
+def test_who_presses_ctrl_c_twice_sees_no_traceback(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stopping(**options: object) -> None:
+        raise KeyboardInterrupt  # while Serve shuts down, where nothing of its own catches it
+
+    monkeypatch.setattr(launcher.cluster, "connect", lambda: None)
+    monkeypatch.setattr(cli.commands["run"], "callback", stopping)
+    path = tmp_path / "serve.yaml"
+    path.write_text("applications: []\n")
+    assert launcher.run(path) == 0
 
 
 @pytest.mark.parametrize("placement", serve_config.STAGES)

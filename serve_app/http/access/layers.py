@@ -1,7 +1,7 @@
 """Puts the layers around the application, all of them plain ASGI.
 
-From the outside: the record of the request, what a proxy in front is told, other origins, keys and
-limits, sizes.
+From the outside: the path as it is meant, the record of the request, what a proxy in front is told,
+other origins, keys and limits, sizes.
 """
 
 from collections.abc import Awaitable, Callable
@@ -19,6 +19,7 @@ from serve_app.http.access.keyring import Keyring
 from serve_app.http.access.limits import KeyLimits, SharedLedger
 from serve_app.http.access.peers import Ingresses
 from serve_app.http.access.sizes import Sizes
+from serve_app.http.access.slashes import WithoutSlash
 from serve_app.http.health import Status
 from serve_app.http.observe import log
 from serve_app.http.observe.layer import Observed
@@ -82,6 +83,7 @@ def add_layers(
         app.add_middleware(Fronted, recorder=recorder)
     log.choose(as_json=config.observe.log_format == "json")
     app.add_middleware(Observed, recorder=recorder, tracer=tracer)
+    app.add_middleware(WithoutSlash)
 
 
 def keyring_of(config: IngressConfig) -> Keyring:

@@ -40,6 +40,10 @@ from serve_app.text.incremental import Granularity
 MAX_CONFIG_CHARS: Final = 4 << 20
 MAX_TEXT_CHARS: Final = 128 << 10
 # Utterances whose text has come, one of them being spoken.
+_KINDS: Final = (
+    *("session.config", "input.text", "input.flush", "input.done", "input.cancel"),
+    "session.close",
+)
 _MAX_UTTERANCES: Final = 64
 
 logger = logging.getLogger(__name__)
@@ -171,7 +175,10 @@ class LiveSession:
                 self._leave_open()
                 self._turns.close()
             case _:
-                raise InvalidRequest(f"Unknown message type: {str(kind)[:80]!r}.", "type")
+                raise InvalidRequest(
+                    f"Unknown message type: {str(kind)[:80]!r}; there are {', '.join(_KINDS)}.",
+                    "type",
+                )
 
     async def _take(self, text: Any, settings: Settings) -> None:
         if not isinstance(text, str):

@@ -59,9 +59,15 @@ def test_who_comes_to_a_websocket_without_one_is_told_so():
         assert "WebSocket" in response.json()["error"]["message"]
 
 
-def test_the_list_of_models_may_have_a_slash_behind_it():
-    service = Service()  # one, which was made at one time
-    assert get(service, "/v1/models/").json() == get(service, "/v1/models").json()
+def test_an_address_may_have_a_slash_at_its_end():
+    for path in ("/v1/models", "/v1/models/tts-1", "/v1/audio/voices", "/health"):
+        bare, slashed = get(Service(), path), get(Service(), f"{path}/")
+        assert (slashed.status_code, slashed.json().keys()) == (200, bare.json().keys())
+    assert get(Service(), "/web/").headers["content-type"].startswith("text/html")
+    assert get(Service(), "/v1/none/").json()["error"]["code"] == "not_found"
+    with running() as (url, _):
+        response = httpx2.post(f"{url}/v1/audio/speech/", json={"input": "Hello."})
+    assert (response.status_code, response.headers["content-type"]) == (200, "audio/mpeg")
 
 
 def test_the_pages_can_be_left_out():
