@@ -48,6 +48,10 @@ class AudioWriter:
         self._observer = AudioObserver(recorder, clock)
         self._clock = clock
         self._pool = ThreadPoolExecutor(_THREADS, thread_name_prefix="encoder")
+        # A whole file may take seconds, and a stream's next chunk must not wait for it.
+        self._file_pool = ThreadPoolExecutor(
+            max(1, _THREADS // 2), thread_name_prefix="file-encoder"
+        )
 
     async def file(self, job: Job) -> tuple[bytes, FinishReason]:
         async with aclosing(job.chunks(self._speak)) as chunks:
@@ -59,7 +63,7 @@ class AudioWriter:
         job.made.num_samples, job.made.num_frames = len(whole.samples), len(whole.codes)
         job.made.note(whole.tokens)
         job.made.finish_reason = whole.finish_reason
-        data = await self.run(job, job.output.file, whole.samples)
+        data = await self._on(self._file_pool, job, job.output.file, whole.samples)
         self.observe_first(job)
         self.observe_end(job, len(whole.samples), whole.finish_reason, None)
         return data, whole.finish_reason
@@ -134,8 +138,13 @@ class AudioWriter:
         """Call `work`, on a thread where it would hold up what else this event loop carries."""
         if not job.output.is_costly:
             return work(*arguments)
+        return await self._on(self._pool, job, work, *arguments)
+
+    async def _on(
+        self, pool: ThreadPoolExecutor, job: Job, work: Callable[..., T], *arguments: Any
+    ) -> T:
         loop, start_s = asyncio.get_running_loop(), self._clock()
-        result = await loop.run_in_executor(self._pool, work, *arguments)
+        result = await loop.run_in_executor(pool, work, *arguments)
         job.made.encode_s += self._clock() - start_s
         return result
 
