@@ -33,6 +33,7 @@ def voice_object(voice: StoredVoice, aliases: Iterable[Alias], caller: Caller) -
         "preview_url": preview,
         "model": None,
         "ref_text": voice.transcript,
+        "consent": voice.consent,
         "duration_seconds": round(voice.duration_s, 3) if has_recording else None,
         "shared": voice.shared or voice.owner is None,
         "mine": voice.may_change(caller),
