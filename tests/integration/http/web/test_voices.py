@@ -265,6 +265,37 @@ def test_what_the_server_refuses_is_said_in_its_words(visit):
     visit.complaints.clear()
 
 
+def test_where_consent_is_needed_it_is_recorded_first(browser, tmp_path):
+    config = IngressConfig(voices=VoicesConfig(path=str(tmp_path), require_consent=True))
+    with running((CARDS[0], BASE), config=config, encoder=FakeVoiceEncoder()) as (url, _):
+        visit = Voices(browser, url)
+        page = visit.page
+        alert = page.get_by_role("alert")
+        page.get_by_text("Description, consent, sharing").click()
+        expect(page.locator("#keep-consent")).to_be_disabled()
+        visit.drop(sound_file(tone(2)))
+        page.fill("#clone-name", "Anna")
+        page.click("#save-clone")
+        expect(alert).to_contain_text("consent")
+        page.click("#keep-consent")
+        expect(alert).to_contain_text("language")
+        page.select_option("#clone-language", "english")
+        page.click("#keep-consent")
+        expect(page.locator("#clone-consent")).to_have_value(re.compile("^cons_"))
+        expect(alert).to_be_hidden()
+        # It is no voice: that has to be recorded now.
+        expect(page.locator("#save-clone")).to_be_disabled()
+        consent = page.input_value("#clone-consent")
+        visit.drop(sound_file(tone(3)))
+        page.click("#save-clone")
+        expect(visit.row("Anna")).to_be_visible()
+        kept = page.request.get(f"{url}/v1/audio/voices/anna").json()
+        assert (kept["consent"], kept["duration_seconds"]) == (consent, 3)
+        expect(page.locator("#clone-consent")).to_have_value("")
+        assert all("400" in complaint for complaint in visit.complaints)
+        visit.context.close()
+
+
 def test_a_server_that_neither_clones_nor_designs_says_so(browser, tmp_path):
     config = IngressConfig(voices=VoicesConfig(path=str(tmp_path)))
     with running((CARDS[0],), config=config) as (url, _):

@@ -3,6 +3,7 @@
 export const SERVER = globalThis.document ? new URL("../", document.baseURI) : new URL("http://localhost/");
 
 const VOICES = "v1/audio/voices";
+const CONSENTS = "v1/audio/voice_consents";
 const DEFAULT = "v1/audio/default_voice";
 const JSON_TYPE = { "Content-Type": "application/json" };
 
@@ -33,11 +34,17 @@ export const models = (key) => list("v1/models", key);
 export const voices = (key) => list(VOICES, key);
 
 /** Keep a voice: of a recording, or of a description. */
-export async function createVoice(fields, recording, key) {
+export const createVoice = async (fields, recording, key) =>
+  (await ask("POST", VOICES, key, formOf(fields, "audio_sample", recording))).json();
+/** Keep a recording in which somebody agrees to the use of their voice. */
+export const createConsent = async (fields, recording, key) =>
+  (await ask("POST", CONSENTS, key, formOf(fields, "recording", recording))).json();
+
+function formOf(fields, name, recording) {
   const form = new FormData();
-  for (const [name, value] of Object.entries(fields)) if (value) form.set(name, value);
-  if (recording) form.set("audio_sample", recording, "recording");
-  return (await ask("POST", VOICES, key, form)).json();
+  for (const [field, value] of Object.entries(fields)) if (value) form.set(field, value);
+  if (recording) form.set(name, recording, "recording");
+  return form;
 }
 
 export const changeVoice = async (id, fields, key) =>

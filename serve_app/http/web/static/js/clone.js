@@ -40,6 +40,7 @@ export class Cloning {
     $("play-clip").addEventListener("click", () => page.attempt(() => page.sound.play(this.#trimmer.samples, this.#clip.rateHz)));
     $("discard").addEventListener("click", () => this.#take(null));
     $("hear-clone").addEventListener("click", () => page.attempt(() => this.#hear()));
+    $("keep-consent").addEventListener("click", () => page.attempt(() => this.#keepConsent()));
     $("clone").addEventListener("submit", (event) => {
       event.preventDefault();
       page.attempt(() => this.#save());
@@ -113,7 +114,7 @@ export class Cloning {
   }
 
   #ready() {
-    $("save-clone").disabled = !this.#clip;
+    $("save-clone").disabled = $("keep-consent").disabled = !this.#clip;
     $("hear-clone").disabled = !this.#clip || !this.#page.model("Base");
   }
 
@@ -130,6 +131,15 @@ export class Cloning {
     this.#page.announce("Waiting for the first audio");
     const take = await this.#page.sound.speak(request, model.sample_rate);
     if (take) this.#page.announce(`${take.seconds.toFixed(1)} seconds of audio`);
+  }
+
+  /** The recording is somebody who agrees: what is made next is made under that. */
+  async #keepConsent() {
+    const fields = { name: $("clone-name").value, language: $("clone-language").value };
+    const consent = await api.createConsent(fields, this.#file, key());
+    $("clone-consent").value = consent.id;
+    this.#take(null);
+    this.#page.announce(`The consent ${consent.name} is kept`);
   }
 
   async #save() {
