@@ -18,13 +18,13 @@ from serve_app.load.admission import Admission
 # Streams by frames that are left, in bins so wide.
 BIN_FRAMES: Final = 16
 NUM_BINS: Final = 8192 // BIN_FRAMES + 2
-# Within a second places come free and are taken many times over.
+# Within a second requests come, and places come free and are taken, many times over.
 _PARTS: Final = 5
 
 
 @dataclass(slots=True)
 class Second:
-    """What one second came to; a request that is refused has no first audio."""
+    """What one second came to, streams in the mean; who is refused has no first audio."""
 
     arrived: int = 0
     refused: int = 0
@@ -116,31 +116,36 @@ class Fleet:
         slots = self.ready * self.service.capacity
         seen = Second(arrived=arrived, replicas=self.ready)
         if arrived:
-            mean = float(lengths @ _PLACES) * BIN_FRAMES / arrived
+            # In the middle of their bins.
+            mean = (float(lengths @ _PLACES) / arrived - 0.5) * BIN_FRAMES
             self._frames += (mean - self._frames) * min(1.0, arrived / 500)
-        let_in = self._admitted(arrived, slots)
-        seen.refused = arrived - let_in
-        if let_in:
-            self._queue.append((now_s, lengths * (let_in / arrived)))
         for part in range(_PARTS):
-            self._seat(now_s + part / _PARTS, slots, seen)
+            at_s = now_s + part / _PARTS
+            coming = arrived * (part + 1) // _PARTS - arrived * part // _PARTS
+            let_in = self._admitted(coming, slots)
+            seen.refused += coming - let_in
+            if let_in:
+                self._queue.append((at_s, lengths * (let_in / arrived)))
+            self._seat(at_s, slots, seen)
+            before = self.streams
             self._work(1 / _PARTS)
-        seen.streams, seen.waiting = self.streams, self.waiting
+            seen.streams += (before + self.streams) / 2 / _PARTS
+            seen.waiting += self.waiting / _PARTS
         drained = sum(count for count, _ in self._draining)
         seen.gpu_s = float(self.ready + len(self.starting) + drained)
         return seen
 
     def _admitted(self, arrived: int, slots: int) -> int:
-        """How many of those that come may stay, by the talker's rule.
+        """How many of those that come in a part of a second may stay, by the talker's rule.
 
-        Places that come free within the second are free for who comes later in it.
+        Places that come free within it are free for who comes later in it.
         """
         if not slots:
             return min(arrived, self.service.max_queued)
         gate = Admission(self.service.max_queued * max(1, self.ready), self.service.max_wait_s)
         gate.note(self.kept_s)
         inside = int(self.streams + self.waiting)
-        freed = int(slots / self.kept_s)
+        freed = int(slots / self.kept_s / _PARTS)
         low, high = 0, arrived
         while low < high:
             middle = (low + high + 1) // 2
@@ -167,8 +172,8 @@ class Fleet:
             if since_s == float("inf"):
                 seen.moved += total * share
             else:
-                # Those of one second come throughout it.
-                waited_s = max(0.0, now_s - since_s - 0.5) if now_s - since_s > 1 else 0.0
+                # Those of one part come throughout it.
+                waited_s = max(0.0, now_s - since_s - 0.5 / _PARTS)
                 first_s = waited_s + self.service.first_audio_s(self.streams / max(1, self.ready))
                 seen.first_audio_s.append((first_s, round(total * share)))
             if share < 1.0:
