@@ -20,6 +20,7 @@ from serve_app.check import command as check
 from serve_app.config import Environment
 from serve_app.keys import command as keys
 from serve_app.launch import cluster, haproxy
+from serve_app.launch.announce import say_when_ready
 from serve_app.launch.ports import Ports
 
 DEFAULT_CONFIG: Final = "configs/serve.yaml"
@@ -92,6 +93,7 @@ def main(arguments: list[str]) -> int:
         path = Path(folder) / "serve.yaml"
         path.write_text(yaml.safe_dump(config, sort_keys=False), encoding="utf-8")
         print(f"starting on http://{host}:{port}; ready when GET /ready answers 200", flush=True)
+        say_when_ready(host, port)
         return run(path)
 
 

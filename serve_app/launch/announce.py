@@ -1,0 +1,77 @@
+"""Says in the terminal when the server is ready, and until then what it waits for."""
+
+import json
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable
+from typing import Final
+
+_LOOK_EVERY_S: Final = 1.0
+_ANSWER_S: Final = 10.0
+_ANYWHERE: Final = ("0.0.0.0", "::", "")
+# This machine's own port, whatever proxy the environment names.
+_OPENER: Final = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+
+
+def say_when_ready(
+    host: str,
+    port: int,
+    say: Callable[[str], None] = lambda text: print(text, flush=True),
+    look_every_s: float = _LOOK_EVERY_S,
+) -> threading.Thread:
+    """Look at `/ready` from a thread until it answers 200; the thread does not outlive a process.
+
+    Each reason why it is not ready is said once. Where nothing answers there is nothing to say: Ray
+    tells of its own start.
+    """
+    reached = "127.0.0.1" if host in _ANYWHERE else host
+    address = f"http://{f'[{reached}]' if ':' in reached else reached}:{port}"
+
+    def watch() -> None:
+        began_s, told = time.monotonic(), None
+        while True:
+            is_ready, reason = _look(address)
+            if is_ready:
+                break
+            if reason and reason != told:
+                say(f"not ready yet: {reason}")
+                told = reason
+            time.sleep(look_every_s)
+        waited_s = time.monotonic() - began_s
+        page = _told(address, "/", "playground")
+        to_try = f", and to try it {address}{page}" if page else ""
+        say(f"ready after {waited_s:.0f} s: {address}/v1{to_try}")
+        note = _told(address, "/health", "note")
+        if note:
+            say(note)
+
+    thread = threading.Thread(target=watch, name="announce", daemon=True)
+    thread.start()
+    return thread
+
+
+def _look(address: str) -> tuple[bool, str | None]:
+    """Whether the server is ready, and its reason why not."""
+    try:
+        with _OPENER.open(f"{address}/ready", timeout=_ANSWER_S):
+            return True, None
+    except urllib.error.HTTPError as error:
+        try:
+            reason = json.loads(error.read(4096)).get("reason")
+        except (OSError, ValueError, AttributeError):  # a proxy that knows no ingress yet
+            return False, None
+        return False, reason if isinstance(reason, str) else None
+    except (OSError, ValueError):
+        return False, None
+
+
+def _told(address: str, path: str, name: str) -> str | None:
+    """A text in the JSON that a path answers with."""
+    try:
+        with _OPENER.open(f"{address}{path}", timeout=_ANSWER_S) as answer:
+            text = json.load(answer).get(name)
+    except (OSError, ValueError, AttributeError):
+        return None
+    return text if isinstance(text, str) else None

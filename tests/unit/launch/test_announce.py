@@ -1,0 +1,73 @@
+"""What the terminal says of a server that starts."""
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from threading import Thread
+
+import pytest
+
+from serve_app.launch.announce import say_when_ready
+
+
+@contextmanager
+def answering(answers: list[tuple[int, bytes]], other: bytes) -> Iterator[int]:
+    """A server whose `/ready` gives one of `answers` after the other, the last one for good, and
+    which answers all else with `other`.
+    """
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            status, body = 200, other
+            if self.path == "/ready":
+                status, body = answers.pop(0) if len(answers) > 1 else answers[0]
+            self.send_response(status)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, format: str, *args: object) -> None:
+            del format, args
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        yield server.server_port
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+def not_ready(reason: object) -> tuple[int, bytes]:
+    return 503, json.dumps({"ready": False, "reason": reason}).encode()
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "0.0.0.0"])
+def test_each_reason_is_said_once_and_then_where_the_server_is(host: str) -> None:
+    answers = [
+        (404, b"Path '/ready' not found."),
+        (503, b"[]"),
+        not_ready("stages"),
+        not_ready("stages"),
+        not_ready(None),
+        not_ready("synthesis"),
+        (200, b'{"ready": true}'),
+    ]
+    said: list[str] = []
+    with answering(answers, b'{"note": "A small voice.", "playground": "/web/"}') as port:
+        thread = say_when_ready(host, port, said.append, look_every_s=0.001)
+        thread.join(60)
+        assert not thread.is_alive()
+    assert said[:2] == ["not ready yet: stages", "not ready yet: synthesis"]
+    assert said[2].startswith("ready after ")
+    assert f"http://127.0.0.1:{port}/web/" in said[2]
+    assert said[3:] == ["A small voice."]
+
+
+@pytest.mark.parametrize("other", [b"{}", b"[]", b"none", b'{"note": null}'])
+def test_a_server_with_nothing_more_to_say_is_ready_all_the_same(other: bytes) -> None:
+    said: list[str] = []
+    with answering([(200, b"")], other) as port:
+        say_when_ready("127.0.0.1", port, said.append).join(60)
+    assert [text.partition(": ")[2] for text in said] == [f"http://127.0.0.1:{port}/v1"]
