@@ -64,8 +64,9 @@ class Background:
         Raises:
             Overloaded: many wait already; it says when to come again.
         """
-        waiting = min(self._waiting.values(), default=0)  # it may be for any model
-        if waiting >= self._max_waiting:
+        # It may be for any model, so that all of them together have the room of all.
+        waiting = sum(self._waiting.values())
+        if waiting >= self._max_waiting * max(1, len(self._waiting)):
             raise Overloaded(f"{waiting} texts wait to be spoken already.", _RETRY_S)
 
     async def live(self, request: SpeechRequest) -> AsyncGenerator[PcmChunk, None]:

@@ -2,7 +2,8 @@
 
 One parser reads the URL for the check and for the request. The host is looked up once, every
 address that it has must be a public one, and the connection goes to an address that was checked.
-There are no redirects, no proxies, no cookies and no compression; size and time are bounded.
+There are no redirects, no proxies, no cookies and no compression; size, time and how many are
+fetched at once are bounded.
 """
 
 import asyncio
@@ -17,7 +18,7 @@ from urllib.parse import urlsplit
 import h11
 
 from serve_app import __version__
-from serve_app.errors import InvalidRequest
+from serve_app.errors import InvalidRequest, Overloaded
 
 Resolve = Callable[[str], Awaitable[Sequence[str]]]
 Accepts = Callable[[str], bool]
@@ -26,6 +27,8 @@ _TIMEOUT_S: Final = 15.0
 _CONNECT_S: Final = 5.0
 _PORT: Final = 443
 _READ_BYTES: Final = 1 << 16
+# Each is held in memory, and what names it takes only a few bytes.
+_AT_ONCE: Final = 16
 _MAX_URL_CHARS: Final = 2048
 # What a host name may look like; no address in numbers, no user, no port, nothing to be read in two
 # ways.
@@ -79,14 +82,25 @@ class Fetcher:
         self._context = context
         self._port = port
         self._timeout_s = timeout_s
+        self._running = 0
 
     async def fetch(self, url: str, param: str) -> bytes:
         """What is at `url`.
 
         Raises:
             InvalidRequest: it is not allowed, or could not be fetched.
+            Overloaded: too many are being fetched.
         """
         host, target = self._checked(url, param)
+        if self._running >= _AT_ONCE:
+            raise Overloaded("Too many recordings are being fetched at the moment.")
+        self._running += 1
+        try:
+            return await self._fetched(host, target, param)
+        finally:
+            self._running -= 1
+
+    async def _fetched(self, host: str, target: str, param: str) -> bytes:
         timer = asyncio.timeout(self._timeout_s)
         try:
             async with timer:

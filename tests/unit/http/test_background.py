@@ -182,3 +182,25 @@ def test_what_waits_for_one_model_is_in_no_other_models_way():
         waiting.cancel()
 
     asyncio.run(main())
+
+
+def test_there_is_an_end_to_those_who_wait_although_another_model_rests():
+    async def main():
+        room = Room(frame_s=30.0)
+        background = Background(room.speak, 1, soon)
+        resting = Background(Room().speak, 1, soon)
+        background.look()
+        other = asyncio.create_task(whole(background.speak(replace(REQUEST, model="other"))))
+        while not room.talker.running:
+            await asyncio.sleep(0)
+        waiting = [asyncio.create_task(whole(background.speak(REQUEST))) for _ in range(100)]
+        await asyncio.sleep(0.01)
+        with pytest.raises(Overloaded):
+            background.look()
+        resting.look()
+        for task in (other, *waiting):
+            task.cancel()
+        await asyncio.gather(other, *waiting, return_exceptions=True)
+        background.look()
+
+    asyncio.run(main())

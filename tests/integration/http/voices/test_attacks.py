@@ -16,7 +16,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
-from serve_app.errors import InvalidRequest
+from serve_app.errors import InvalidRequest, Overloaded
 from serve_app.voices.fetching import Fetcher, is_public
 from tests.integration.http.service import served
 from tests.integration.http.voices.recordings import (
@@ -314,6 +314,32 @@ def test_addresses_that_are_not_the_internets_are_refused(address):
     fetcher = Fetcher(["voices.example"], 1000, resolve)
     with pytest.raises(InvalidRequest):
         asyncio.run(fetcher.fetch("https://voices.example/a.wav", "ref_audio"))
+
+
+def test_no_more_recordings_are_fetched_at_once_than_there_is_room_for():
+    async def main():
+        begun = 0
+        slow = asyncio.Event()
+
+        async def resolve(host):
+            nonlocal begun
+            begun += 1
+            await slow.wait()
+            return []
+
+        fetcher = Fetcher(["voices.example"], 1000, resolve)
+        url = "https://voices.example/a.wav"
+        running = [asyncio.create_task(fetcher.fetch(url, "ref_audio")) for _ in range(100)]
+        await asyncio.wait(running, return_when=asyncio.FIRST_EXCEPTION)
+        assert 0 < begun < 100
+        running[0].cancel()
+        slow.set()
+        ends = await asyncio.gather(*running, return_exceptions=True)
+        assert sum(isinstance(end, Overloaded) for end in ends) == 100 - begun
+        with pytest.raises(InvalidRequest):  # there is room again, and no address
+            await fetcher.fetch(url, "ref_audio")
+
+    asyncio.run(main())
 
 
 def test_urls_are_off_unless_hosts_are_named(tmp_path):
