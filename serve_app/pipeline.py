@@ -17,7 +17,7 @@ import numpy as np
 
 from serve_app.errors import StageFailed
 from serve_app.protocols import FrameSource, SampleSource
-from serve_app.types import PcmChunk, SpeechRequest
+from serve_app.types import InputTokens, PcmChunk, SpeechRequest
 
 T = TypeVar("T")
 
@@ -152,8 +152,15 @@ async def join(chunks: AsyncIterator[PcmChunk]) -> PcmChunk:
         codes=_concatenate([part.codes for part in parts]),
         finish_reason=parts[-1].finish_reason,
         timings=parts[0].timings,
-        tokens=parts[0].tokens,
+        tokens=_read([part.tokens for part in parts if part.tokens is not None]),
     )
+
+
+def _read(tokens: Sequence[InputTokens]) -> InputTokens | None:
+    """What was read for all of a stream, whose units each say so for themselves."""
+    if not tokens:
+        return None
+    return InputTokens(sum(one.text for one in tokens), sum(one.audio for one in tokens))
 
 
 def _concatenate(arrays: Sequence[np.ndarray]) -> np.ndarray:

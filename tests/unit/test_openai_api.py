@@ -216,6 +216,10 @@ def test_what_vllm_omnis_clients_nest_counts_where_the_request_does_not_state_it
     request = domain(seed=3, temperature=0.9, extra_params=nested)
     assert (request.talker.temperature, request.talker.top_k, request.seed) == (0.9, 7, 3)
     assert request.voice == NamedVoice("vivian")
+    assert domain(temperature=None, extra_params=nested).talker.temperature == 0.5
+    limited = {"max_new_tokens": 9}
+    assert domain(extra_params=limited).max_new_tokens == 9
+    assert domain(max_tokens=5, extra_params=limited).max_new_tokens == 5
     for wrong in ({"temperature": 9}, [1]):
         with pytest.raises(InvalidRequest) as caught:
             domain(extra_params=wrong)
@@ -239,6 +243,9 @@ def test_another_servers_voice_is_the_default_one_where_that_is_allowed(name):
     assert job.warning.isascii()
     for known in ("ryan", "coral", None, "default", {"id": "dylan"}):
         assert accepted(limits=lenient, voice=known).warning is None
+    # Nor where no speaker stands for the default.
+    base = fake_card(task="base", name="base", voices=())
+    assert accepted([base], lenient, ref_audio="AAAA").warning is None
     # One that another model has is no reason to guess.
     other = fake_card(name="other", voices=("zoe",))
     with pytest.raises(InvalidRequest, match="'other' has"):

@@ -202,7 +202,10 @@ def parse(fields: Mapping[str, Any]) -> SpeechBody:
     nested = fields.get("extra_params") or {}
     if not isinstance(nested, Mapping):
         raise InvalidRequest("'extra_params' must be an object.", "extra_params")
-    fields = {**{name: nested[name] for name in _EXTRA if name in nested}, **fields}
+    stated = {name for name, value in fields.items() if value is not None}
+    if "max_tokens" in stated:  # another name of it
+        stated.add("max_new_tokens")
+    fields = {**fields, **{name: nested[name] for name in _EXTRA if name in nested.keys() - stated}}
     try:
         return SpeechBody.model_validate(
             {name: _read(name, value) for name, value in fields.items() if value is not None}

@@ -104,8 +104,11 @@ class Voicing:
 
     def knows(self, body: SpeechBody, cards: Sequence[ModelCard]) -> bool:
         """Whether a body's voice is one that is served or stored; one that states none has one."""
+        name = (body.voice or "").strip()
+        if name.casefold() in ("", "default"):
+            return True
         try:
-            parts = blend_of((body.voice or "").strip())
+            parts = blend_of(name)
         except InvalidRequest:
             return False
         snapshot, who = self._library.known, self.caller

@@ -79,6 +79,12 @@ def test_a_whole_file_has_the_same_samples_and_a_length(response_format):
     assert service.idle
 
 
+def test_what_all_units_of_a_text_have_read_is_counted():
+    text = "[pause 0.1s] Good morning to you. [pause 0.1s] Good night."
+    response = asyncio.run(create(Service(), input=text, extra_body={"stream": False}))
+    assert response.response.headers["x-usage-input-tokens"] == "6"
+
+
 def test_a_limit_of_tokens_ends_the_audio_and_says_so():
     service = Service()
     response = asyncio.run(create(service, extra_body={"stream": False, "max_tokens": 3}))
