@@ -81,6 +81,7 @@ class Environment:
             machine that no other can join; the launcher sets it.
         proxy_refuses: TTS_PROXY_REFUSES, whether every request comes through an HAProxy that the
             launcher has taught to refuse; it sets it.
+        visible_gpus: how many GPUs CUDA_VISIBLE_DEVICES names, where "" names none; None: all.
         api_keys, api_keys_file: who may come in, beside `ingress.access`: TTS_API_KEY, the keys
             themselves, and TTS_API_KEYS_FILE.
     """
@@ -96,6 +97,7 @@ class Environment:
     standbys: Path | None
     own_cluster: bool = False
     proxy_refuses: bool = False
+    visible_gpus: int | None = None
     api_keys: str | None = field(default=None, repr=False)
     api_keys_file: Path | None = None
 
@@ -112,6 +114,7 @@ class Environment:
 
         port, standbys = text("PORT"), text("TTS_STANDBYS")
         keys_file = text("TTS_API_KEYS_FILE")
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES")
         return cls(
             model=text("TTS_MODEL"),
             revision=text("TTS_REVISION"),
@@ -124,6 +127,9 @@ class Environment:
             standbys=Path(standbys) if standbys else None,
             own_cluster=text("TTS_OWN_CLUSTER") is not None,
             proxy_refuses=text("TTS_PROXY_REFUSES") is not None,
+            visible_gpus=None
+            if visible is None
+            else len([gpu for gpu in visible.split(",") if gpu]),
             api_keys=text("TTS_API_KEY"),
             api_keys_file=Path(keys_file) if keys_file else None,
         )

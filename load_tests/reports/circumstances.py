@@ -49,7 +49,9 @@ def utc() -> str:
 
 
 def gpus() -> list[dict[str, str]]:
-    """Name, driver and memory of each GPU; none without nvidia-smi."""
+    """Name, driver and memory of each GPU that CUDA_VISIBLE_DEVICES leaves; none without
+    nvidia-smi.
+    """
     fields = ("name", "driver_version", "memory.total")
     return [dict(zip(fields, row, strict=True)) for row in _nvidia_smi(fields)]
 
@@ -59,7 +61,12 @@ def gpu_memory_used_mib() -> list[int]:
 
 
 def _nvidia_smi(fields: Sequence[str]) -> list[list[str]]:
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible == "":
+        return []
     command = ["nvidia-smi", f"--query-gpu={','.join(fields)}", "--format=csv,noheader,nounits"]
+    if visible is not None:
+        command.append(f"--id={visible}")
     output = _output(command) or ""
     rows = [[cell.strip() for cell in line.split(",")] for line in output.splitlines()]
     return [row for row in rows if len(row) == len(fields)]

@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 from typing import Any, Final
 
+from serve_app.config import Environment
 from serve_app.launch.overrides import with_env
 from serve_app.launch.several import WITH_MODEL
 from serve_app.models.fused import standby
@@ -49,8 +50,10 @@ def with_standbys(
 
 
 def gpus(devices: Path = Path("/dev")) -> int:
-    """Of this machine."""
-    return len(list(devices.glob(_GPUS)))
+    """Of this machine, those that Ray will see."""
+    there = len(list(devices.glob(_GPUS)))
+    visible = Environment.read().visible_gpus
+    return there if visible is None else min(there, visible)
 
 
 def _replicas(application: dict[str, Any]) -> int:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from serve_app.launch.ahead import with_standbys
+from serve_app.launch.ahead import gpus, with_standbys
 from serve_app.models.fused import standby
 
 OWNER = """
@@ -89,6 +89,21 @@ def test_a_standby_that_nobody_would_take_is_not_started(
     devices.mkdir()
     assert with_standbys(given, folder, own_cluster=own_cluster, devices=devices) == given
     assert not folder.exists()
+
+
+@pytest.mark.parametrize(
+    ("visible", "count"), [(None, 4), ("", 0), ("2", 1), ("1,3", 2), ("0,1,2,3,4,5", 4)]
+)
+def test_gpus_that_are_hidden_do_not_count(
+    visible: str | None, count: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As for Ray: several models on what is left would wait for ever for a whole one each."""
+    for name in ("nvidia0", "nvidia1", "nvidia2", "nvidia3", "nvidiactl", "nvidia-uvm"):
+        (tmp_path / name).touch()
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if visible is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    assert gpus(tmp_path) == count
 
 
 def test_without_a_gpu_the_first_replica_has_one(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """What a run is published as."""
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -51,3 +52,25 @@ def test_a_report_says_where_first_audio_spends_its_time() -> None:
     silent = Run(OpenLoop(5, 1), window=(100.0, 101.0))
     silent.results.append(result())
     assert report.way([Level.of(silent)]) == []
+
+
+def test_only_the_gpus_that_are_visible_are_told_of(tmp_path, monkeypatch):
+    program = tmp_path / "nvidia-smi"
+    program.write_text(
+        "#!/bin/sh\nfor gpu in 0 1 2 3; do\n"
+        'case "$*" in *--id=*"$gpu"*) echo 10$gpu ;; *--id*) ;; *) echo 10$gpu ;; esac\n'
+        "done\n"
+    )
+    program.chmod(0o700)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    for visible, used in (
+        (None, [100, 101, 102, 103]),
+        ("2", [102]),
+        ("1,3", [101, 103]),
+        ("", []),
+    ):
+        if visible is None:
+            monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+        else:
+            monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+        assert circumstances.gpu_memory_used_mib() == used
