@@ -10,6 +10,7 @@ import os
 import signal
 import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
 
@@ -68,6 +69,10 @@ def main(arguments: list[str]) -> int:
         # Through JSON: YAML would have what is there twice only once, and refer to it.
         print(yaml.safe_dump(json.loads(json.dumps(config)), sort_keys=False), end="")
         return 0
+    faults = [] if environment.ray_address else list(_faults(config))
+    if faults:
+        print("\n".join(faults), file=sys.stderr)
+        return 2
     options = config["http_options"]
     host, port = options.get("host", "127.0.0.1"), options.get("port", 8000)
     ports = Ports(claims=environment.ray_address is None)
@@ -93,8 +98,35 @@ def main(arguments: list[str]) -> int:
         path = Path(folder) / "serve.yaml"
         path.write_text(yaml.safe_dump(config, sort_keys=False), encoding="utf-8")
         print(f"starting on http://{host}:{port}; ready when GET /ready answers 200", flush=True)
-        say_when_ready(host, port)
+        say_when_ready(host, port, _failure)
         return run(path)
+
+
+def _faults(config: dict[str, Any]) -> Iterator[str]:
+    """What is wrong with the models, before a cluster is started for nothing. On another cluster
+    the nodes may have what this machine has not.
+    """
+    for application in config["applications"]:
+        args = application.get("args", {})
+        if args.get("model"):
+            from serve_app.models.checkpoint.locate import fault
+
+            found = fault(args["model"], args.get("revision"))
+            if found is not None:
+                yield f"{args['model']}: {found}"
+
+
+def _failure() -> str | None:
+    """Why an application will not start, as Serve tells it; None while it may."""
+    import ray
+    from ray import serve
+
+    if not ray.is_initialized():
+        return None
+    for name, status in serve.status().applications.items():
+        if status.status == "DEPLOY_FAILED":
+            return f"the application {name!r} does not start: {status.message.strip()}"
+    return None
 
 
 def _asks_for_keys(config: dict[str, Any], environment: Environment) -> bool:
@@ -121,7 +153,11 @@ def run(config: Path) -> int:
 
 def console() -> int:
     """The command of an installed package."""
-    cluster.prepare_environment()
+    try:
+        cluster.prepare_environment()
+    except ValueError as error:
+        print(error, file=sys.stderr)
+        return 2
     return main(sys.argv[1:])
 
 

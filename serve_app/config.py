@@ -119,7 +119,7 @@ class Environment:
             model=text("TTS_MODEL"),
             revision=text("TTS_REVISION"),
             host=text("HOST"),
-            port=None if port is None else int(port),
+            port=None if port is None else _number("PORT", port),
             profile=text("PROFILE"),
             ray_address=text("RAY_ADDRESS"),
             cache=Path(text("XDG_CACHE_HOME") or Path.home() / ".cache"),
@@ -133,6 +133,13 @@ class Environment:
             api_keys=text("TTS_API_KEY"),
             api_keys_file=Path(keys_file) if keys_file else None,
         )
+
+
+def _number(name: str, text: str) -> int:
+    try:
+        return int(text)
+    except ValueError as error:
+        raise ValueError(f"{name} must be a number, not {text!r}") from error
 
 
 def kept_at(stated: str | None, users: Path, name: str) -> str:

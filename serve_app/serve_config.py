@@ -76,7 +76,9 @@ def load(path: str | Path) -> dict[str, Any]:
     """
     try:
         config = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError) as error:
+    except OSError as error:
+        raise ServeConfigError(str(path), [error.strerror or str(error)]) from error
+    except yaml.YAMLError as error:
         raise ServeConfigError(str(path), [str(error)]) from error
     if not isinstance(config, dict):
         raise ServeConfigError(str(path), ["not a mapping"])

@@ -1,6 +1,7 @@
 """Says in the terminal when the server is ready, and until then what it waits for."""
 
 import json
+import logging
 import threading
 import time
 import urllib.error
@@ -14,17 +15,20 @@ _ANYWHERE: Final = ("0.0.0.0", "::", "")
 # This machine's own port, whatever proxy the environment names.
 _OPENER: Final = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
+logger = logging.getLogger(__name__)
+
 
 def say_when_ready(
     host: str,
     port: int,
+    failure: Callable[[], str | None] = lambda: None,
     say: Callable[[str], None] = lambda text: print(text, flush=True),
     look_every_s: float = _LOOK_EVERY_S,
 ) -> threading.Thread:
     """Look at `/ready` from a thread until it answers 200; the thread does not outlive a process.
 
-    Each reason why it is not ready is said once. Where nothing answers there is nothing to say: Ray
-    tells of its own start.
+    Each reason why it is not ready is said once. Where nothing answers, `failure` may know why, and
+    else there is nothing to say: Ray tells of its own start.
     """
     reached = "127.0.0.1" if host in _ANYWHERE else host
     address = f"http://{f'[{reached}]' if ':' in reached else reached}:{port}"
@@ -35,6 +39,7 @@ def say_when_ready(
             is_ready, reason = _look(address)
             if is_ready:
                 break
+            reason = reason or _asked(failure)
             if reason and reason != told:
                 say(f"not ready yet: {reason}")
                 told = reason
@@ -50,6 +55,14 @@ def say_when_ready(
     thread = threading.Thread(target=watch, name="announce", daemon=True)
     thread.start()
     return thread
+
+
+def _asked(failure: Callable[[], str | None]) -> str | None:
+    try:
+        return failure()
+    except Exception as error:  # of any kind: it asks Serve, which may be on its way in or out
+        logger.debug("nobody knows why the server is not ready: %s", error)
+        return None
 
 
 def _look(address: str) -> tuple[bool, str | None]:

@@ -5,11 +5,13 @@ say.
 import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NoReturn
+from typing import Any, Final, NoReturn
 
 from serve_app import serve_config
 from serve_app.config import Environment
 from serve_app.launch import ahead, configs, overrides
+
+_LAST_PORT: Final = 65535
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +41,8 @@ class Start:
             config = overrides.with_model(config, environment.model, environment.revision)
         config = overrides.with_profile(config, self.profile or environment.profile)
         port = environment.port if self.port is None else self.port
+        if port is not None and not 0 < port <= _LAST_PORT:
+            raise ValueError(f"port {port} is not between 1 and {_LAST_PORT}")
         config = overrides.with_address(config, self.host or environment.host, port)
         problems = list(serve_config.find_problems(config))
         if problems:

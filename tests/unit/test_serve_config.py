@@ -2,8 +2,10 @@
 
 import copy
 import inspect
+import os
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import yaml
@@ -157,6 +159,36 @@ def test_the_launcher_refuses_a_faulty_file_before_it_starts_anything(
     path.write_text("proxy_locaton: EveryNode\n")
     assert launcher.main([str(path)]) == 2
     assert "proxy_locaton" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "environment", "said"),
+    [
+        (["nope.yaml"], {}, "No such file"),
+        (["--port", "70000"], {}, "65535"),
+        ([], {"PORT": "http"}, "PORT must be a number"),
+        (["--model", "/no/folder"], {}, "/no/folder: is neither a folder nor a hub id"),
+        (["--model", "owner/name"], {}, "owner/name: needs a revision"),
+        ([], {"TTS_MODEL": "owner/name"}, "owner/name: needs a revision"),
+        (["--model", str(CONFIGS)], {}, "no config.json"),
+    ],
+    ids=lambda part: " ".join(part) if isinstance(part, list) else "",
+)
+def test_what_cannot_be_started_is_said_before_anything_is(
+    arguments: list[str],
+    environment: dict[str, str],
+    said: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    for name in ("PORT", "TTS_MODEL", "TTS_REVISION", "RAY_ADDRESS"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(launcher.sys, "argv", ["qwen3-tts-serve", *arguments])
+    with patch.dict(os.environ):  # it sets what is for Ray
+        assert launcher.console() == 2
+    assert said in capsys.readouterr().err
 
 
 def test_who_presses_ctrl_c_twice_sees_no_traceback(

@@ -50,6 +50,20 @@ def description_folder(config: AppConfig) -> Path:
     return locate(config.model, config.revision, _DESCRIPTION)
 
 
+def fault(model: str, revision: str | None) -> str | None:
+    """Why `model` cannot be served, as far as that is known without opening or downloading it."""
+    folder = Path(model).expanduser()
+    if folder.is_dir():
+        if not (folder / "config.json").is_file():
+            return "has no config.json: it is no checkpoint"
+    elif not _HUB_ID.fullmatch(model):
+        return "is neither a folder nor a hub id of the form owner/name"
+    elif revision is None and model not in KNOWN_REVISIONS:
+        known = ", ".join(KNOWN_REVISIONS)
+        return f"needs a revision (a commit); without one only these load: {known}"
+    return None
+
+
 def locate(model: str, revision: str | None, files: Sequence[str] = _FILES) -> Path:
     """Return the folder of `model`, a local path or a hub id, downloading what the cache lacks.
 
@@ -61,17 +75,13 @@ def locate(model: str, revision: str | None, files: Sequence[str] = _FILES) -> P
     Raises:
         CheckpointError: no such folder, a hub id without a revision to pin, or the hub refused.
     """
+    found = fault(model, revision)
+    if found is not None:
+        raise CheckpointError(model, found)
     folder = Path(model).expanduser()
     if folder.is_dir():
         return folder.resolve()
-    if not _HUB_ID.fullmatch(model):
-        raise CheckpointError(model, "is neither a folder nor a hub id of the form owner/name")
-    pinned = revision or KNOWN_REVISIONS.get(model)
-    if pinned is None:
-        known = ", ".join(KNOWN_REVISIONS)
-        raise CheckpointError(
-            model, f"needs a revision (a commit); without one only these load: {known}"
-        )
+    pinned = revision or KNOWN_REVISIONS[model]
     patterns = list(files)
     try:
         return Path(snapshot_download(model, revision=pinned, allow_patterns=patterns))

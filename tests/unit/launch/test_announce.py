@@ -55,19 +55,25 @@ def test_each_reason_is_said_once_and_then_where_the_server_is(host: str) -> Non
         (200, b'{"ready": true}'),
     ]
     said: list[str] = []
+    asked: list[str | None] = ["no such model", None]
+
+    def failing() -> str | None:
+        return asked.pop(0)  # IndexError in the end, as Serve has errors of its own
+
     with answering(answers, b'{"note": "A small voice.", "playground": "/web/"}') as port:
-        thread = say_when_ready(host, port, said.append, look_every_s=0.001)
+        thread = say_when_ready(host, port, failing, said.append, look_every_s=0.001)
         thread.join(60)
         assert not thread.is_alive()
-    assert said[:2] == ["not ready yet: stages", "not ready yet: synthesis"]
-    assert said[2].startswith("ready after ")
-    assert f"http://127.0.0.1:{port}/web/" in said[2]
-    assert said[3:] == ["A small voice."]
+    waits = ["no such model", "stages", "synthesis"]
+    assert said[:3] == [f"not ready yet: {reason}" for reason in waits]
+    assert said[3].startswith("ready after ")
+    assert f"http://127.0.0.1:{port}/web/" in said[3]
+    assert said[4:] == ["A small voice."]
 
 
 @pytest.mark.parametrize("other", [b"{}", b"[]", b"none", b'{"note": null}'])
 def test_a_server_with_nothing_more_to_say_is_ready_all_the_same(other: bytes) -> None:
     said: list[str] = []
     with answering([(200, b"")], other) as port:
-        say_when_ready("127.0.0.1", port, said.append).join(60)
+        say_when_ready("127.0.0.1", port, say=said.append).join(60)
     assert [text.partition(": ")[2] for text in said] == [f"http://127.0.0.1:{port}/v1"]
