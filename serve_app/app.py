@@ -159,7 +159,7 @@ def _model(config: AppConfig, *, small_share: float, ingress: bool = True) -> _M
         config.placement,
         config.digest,
     )
-    logger.info("configuration %s: %s", config.digest, config.model_dump_json())
+    logger.info("configuration %s: %s", config.digest, config.shown())
     logger.info("limits where the config file states none: %s", limits)
     if card.embedded:
         logger.info(

@@ -658,6 +658,12 @@ class AppConfig(Strict):
             }
         )
 
+    def shown(self) -> str:
+        """The whole tree in JSON, for the log: without what a storage is opened with, where secrets
+        are.
+        """
+        return self.model_dump_json(exclude={"ingress": {"voices": {"storage_options"}}})
+
     @property
     def digest(self) -> str:
         """Short hash of the whole tree, for the log and benchmark reports."""

@@ -1,5 +1,6 @@
 """Profiles overlay the defaults of the typed configuration."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -42,6 +43,14 @@ def test_deterministic_reaches_the_stages_that_make_codes_with_any_profile() -> 
 
 def test_profiles_have_different_hashes() -> None:
     assert len({AppConfig.model_validate({"profile": name}).digest for name in PROFILES}) == 3
+
+
+def test_the_log_has_the_configuration_and_no_secret_of_a_storage() -> None:
+    options = {"key": "somebody", "secret": "something"}
+    voices = {"path": "s3://bucket/voices", "storage_options": options}
+    shown = AppConfig.model_validate({"ingress": {"voices": voices}}).shown()
+    assert json.loads(shown)["ingress"]["voices"]["path"] == "s3://bucket/voices"
+    assert not any(word in shown for word in options.values())
 
 
 def test_an_unknown_profile_is_refused() -> None:

@@ -124,7 +124,7 @@ class Store:
 
     def create(self, spec: Spec, units: Sequence[Unit], voice: bytes | None = None) -> None:
         """A new job, which exists as a whole or not at all; `voice` as `voice_bytes` writes it."""
-        self.root.mkdir(parents=True, exist_ok=True)
+        self.root.mkdir(mode=0o700, parents=True, exist_ok=True)  # texts and voices of others
         draft = self.root / f".new-{secrets.token_hex(8)}"
         (draft / "units").mkdir(parents=True)
         write_whole(draft / "units.json", _json([asdict(unit) for unit in units]))

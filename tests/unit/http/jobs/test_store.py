@@ -42,3 +42,9 @@ def test_what_a_killed_server_left_of_a_file_goes_after_a_while(tmp_path: Path) 
     assert not old.exists()
     assert young.exists()
     assert (folder / "spec.json").exists()
+
+
+def test_other_users_of_the_machine_see_no_jobs(tmp_path: Path) -> None:
+    store = Store(tmp_path / "cache" / "jobs")
+    stored(store)
+    assert store.root.stat().st_mode & 0o077 == 0
