@@ -96,6 +96,9 @@ def find_problems(config: dict[str, Any]) -> Iterator[str]:
     except ValidationError as error:
         yield from _lines(error, "")
         return
+    port = (config.get("http_options") or {}).get("port")
+    if port is not None and not 0 < int(port) < 1 << 16:
+        yield f"http_options.port: {port} is no port; they go from 1 to 65535"
     applications = config.get("applications", [])
     found = False
     for index, application in enumerate(applications):

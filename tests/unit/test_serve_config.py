@@ -137,6 +137,14 @@ def test_host_and_port_replace_only_themselves(config: dict[str, Any]) -> None:
     assert overrides.with_address(config) == config
 
 
+@pytest.mark.parametrize("port", [0, -5, 65536])
+def test_a_port_that_cannot_be_is_a_fault_of_the_configuration(
+    config: dict[str, Any], port: int
+) -> None:
+    (problem,) = serve_config.find_problems(overrides.with_address(config, None, port))
+    assert f"http_options.port: {port} is no port" in problem
+
+
 def test_added_environment_variables_keep_those_of_the_file(config: dict[str, Any]) -> None:
     changed = overrides.with_env(config, {"A": "1"})
     env = changed["controller_options"]["runtime_env"]["env_vars"]
