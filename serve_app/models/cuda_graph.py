@@ -3,7 +3,7 @@
 `GraphRunner` owns one captured graph; `BatchGraphs` owns one per batch size, pads a batch up to the
 next one, and is its own eager twin (`enabled=False`). Not thread-safe: all graphs of one memory
 pool are replayed by one thread, since a replay may overwrite what another graph of the pool left
-behind (outputs excepted). Another thread may capture further sizes meanwhile.
+behind (outputs excepted). Another thread may capture further sizes meanwhile, with `warm_up`.
 """
 
 import gc
@@ -41,15 +41,27 @@ class GraphRunner:
     `fn` runs a few times before and during the capture, on whatever the inputs hold then: they must
     point it at scratch state. The capture happens on the current stream, which must not be the
     default one.
+
+    Args:
+        warm_up: where the calls before the capture run; default: on the current stream. A graph
+            keeps the workspace that cuBLAS has for the stream and thread of its capture. While
+            graphs captured by this thread are replayed, calls on that stream would write into the
+            same workspace.
     """
 
     def __init__(
-        self, fn: Callable[..., Tensor], inputs: tuple[Tensor, ...], pool: Any | None = None
+        self,
+        fn: Callable[..., Tensor],
+        inputs: tuple[Tensor, ...],
+        pool: Any | None = None,
+        warm_up: torch.cuda.Stream | None = None,
     ) -> None:
         self.inputs = inputs
-        stream = torch.cuda.current_stream()
-        for _ in range(_NUM_WARMUP_CALLS):
-            fn(*inputs)
+        stream = torch.cuda.current_stream() if warm_up is None else warm_up
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            for _ in range(_NUM_WARMUP_CALLS):
+                fn(*inputs)
         stream.synchronize()
         self._graph: torch.cuda.CUDAGraph | None = torch.cuda.CUDAGraph()
         # thread_local: other threads of a fused replica may use CUDA while this one captures.
@@ -130,8 +142,12 @@ class BatchGraphs:
         """The sizes that have a graph; a call uses these only."""
         return self._captured
 
-    def capture(self, batch_size: int) -> None:
-        """Capture one size, once; does nothing when not enabled. `fn` sees padding rows only."""
+    def capture(self, batch_size: int, warm_up: torch.cuda.Stream | None = None) -> None:
+        """Capture one size, once; does nothing when not enabled. `fn` sees padding rows only.
+
+        Args:
+            warm_up: see `GraphRunner`; needed where another thread calls meanwhile.
+        """
         if not self.enabled or batch_size in self._runners:
             return
         if batch_size not in self.batch_sizes:
@@ -140,7 +156,7 @@ class BatchGraphs:
             self._pool = torch.cuda.graph_pool_handle()
         inputs = self._make_inputs(batch_size)
         self._padding[batch_size] = tuple(tensor.clone() for tensor in inputs)
-        runner = GraphRunner(self._fn, inputs, self._pool)
+        runner = GraphRunner(self._fn, inputs, self._pool, warm_up)
         # Another thread may be calling; it is shown what is complete, and nothing else.
         torch.cuda.current_stream().synchronize()
         self._runners[batch_size] = runner

@@ -166,11 +166,12 @@ class DecoderSteps:
             return
         start = time.monotonic()
         try:
+            warm_up = torch.cuda.Stream(self.device)
             with torch.cuda.stream(torch.cuda.Stream(self.device)):
                 for rows, size in self._later:
                     if is_stopped():
                         return
-                    self._graphs[size].capture(rows)
+                    self._graphs[size].capture(rows, warm_up)
             logger.info(
                 "speech decoder: %d more graphs after %.1f s",
                 len(self._later),
