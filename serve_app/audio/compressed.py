@@ -1,5 +1,8 @@
 """MP3, Opus, AAC and FLAC through FFmpeg's encoders (PyAV), the bytes as soon as they exist.
 
+Each call of FFmpeg gives Python's lock away and waits to get it back, behind the other encoders of
+the process; so what makes fewer calls makes more audio.
+
 The settings are those with which the first packet leaves early; their tests state for each codec
 after how many samples. A stream is written to something that can only be appended to, so nothing
 in it is ever patched; a file is, and states its exact length.
@@ -12,6 +15,7 @@ from typing import BinaryIO, Final, cast
 
 import av
 import numpy as np
+from av.audio.codeccontext import AudioCodecContext
 from av.audio.stream import AudioStream
 from av.container import OutputContainer
 
@@ -40,6 +44,12 @@ class Codec:
     file_options: Mapping[str, str] = field(default_factory=dict)
     tagged_streams: bool = True
 
+    def bit_rate(self, sample_rate_hz: int) -> int | None:
+        """Bits per second; None: as the encoder likes."""
+        if self.bit_rate_per_hz is None:
+            return None
+        return min(self.bit_rate_per_hz * sample_rate_hz, self.max_bit_rate)
+
 
 MP3: Final = Codec(
     "libmp3lame",
@@ -47,9 +57,6 @@ MP3: Final = Codec(
     # Without the bit reservoir a frame can be played when it is there, without the next ones.
     options={"reservoir": "0", "compression_level": "7"},
     bit_rate_per_hz=4,
-    # A tag in front makes short probes fail (LiveKit's reads 32 bytes), and Xing's frame is for
-    # lengths that are known.
-    stream_options={"write_xing": "0", "id3v2_version": "0"},
     tagged_streams=False,
 )
 OPUS: Final = Codec(
@@ -104,9 +111,8 @@ class CompressedEncoder:
             ),
         )
         self._stream.layout = "mono"
-        if codec.bit_rate_per_hz is not None:
-            bit_rate = codec.bit_rate_per_hz * sample_rate_hz
-            self._stream.bit_rate = min(bit_rate, codec.max_bit_rate)
+        if (bit_rate := codec.bit_rate(sample_rate_hz)) is not None:
+            self._stream.bit_rate = bit_rate
         # Now, while the first samples are still being made, and not when they wait for it.
         self._stream.codec_context.open()
         self._sample_rate_hz = sample_rate_hz
@@ -134,6 +140,38 @@ class CompressedEncoder:
 
     def _take(self) -> bytes:
         return self._sink.take() if isinstance(self._sink, _Appended) else b""
+
+
+class PacketEncoder:
+    """A stream of int16 samples whose bytes are the packets of an encoder of int16.
+
+    For MP3: a tag in front would make short probes fail (LiveKit's reads 32 bytes), and Xing's
+    frame is for lengths that are known, so nothing is left that a container would add.
+    """
+
+    def __init__(self, codec: Codec, sample_rate_hz: int) -> None:
+        context = cast(AudioCodecContext, av.CodecContext.create(codec.encoder, "w"))
+        context.sample_rate = sample_rate_hz
+        context.layout = "mono"
+        context.format = "s16p"
+        context.bit_rate = codec.bit_rate(sample_rate_hz)
+        context.options = dict(codec.options)
+        # Now, while the first samples are still being made, and not when they wait for it.
+        context.open()
+        self._context = context
+        self._sample_rate_hz = sample_rate_hz
+        self._taken = 0
+
+    def encode(self, samples: np.ndarray) -> bytes:
+        """Take int16 [N]; the bytes that are ready."""
+        if not len(samples):
+            return b""
+        frame = pcm_frame(samples, self._sample_rate_hz, self._taken)
+        self._taken += len(samples)
+        return b"".join(map(bytes, self._context.encode(frame)))
+
+    def finish(self) -> bytes:
+        return b"".join(map(bytes, self._context.encode(None)))
 
 
 class _Appended:

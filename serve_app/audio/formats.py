@@ -11,7 +11,7 @@ from typing import BinaryIO, Final, Protocol
 
 import numpy as np
 
-from serve_app.audio.compressed import AAC, FLAC, MP3, OPUS, CompressedEncoder
+from serve_app.audio.compressed import AAC, FLAC, MP3, OPUS, CompressedEncoder, PacketEncoder
 from serve_app.audio.wav import PcmEncoder, WavEncoder
 
 # What a request may ask for; formats have these, or the next higher one.
@@ -80,8 +80,16 @@ class _Format:
     is_costly: bool = False
 
 
+def _mp3(
+    sample_rate_hz: int, num_samples: int | None = None, file: BinaryIO | None = None
+) -> Encoder:
+    if num_samples is None:
+        return PacketEncoder(MP3, sample_rate_hz)
+    return CompressedEncoder(MP3, sample_rate_hz, num_samples, file)
+
+
 _FORMATS: Final[Mapping[AudioFormat, _Format]] = {
-    AudioFormat.MP3: _Format("audio/mpeg", partial(CompressedEncoder, MP3), is_costly=True),
+    AudioFormat.MP3: _Format("audio/mpeg", _mp3, is_costly=True),
     AudioFormat.OPUS: _Format(
         "audio/ogg; codecs=opus",
         partial(CompressedEncoder, OPUS),

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import sys
 from collections.abc import Mapping
 from functools import cache
 from typing import Any, Final
@@ -32,6 +33,7 @@ from serve_app.resumption import Observe, Outcome, Policy, Resumable
 from serve_app.types import PcmChunk
 
 _FOLLOW_EVERY_S: Final = 1.0
+_SWITCH_INTERVAL_S: Final = 0.0005
 
 logger = logging.getLogger(__name__)
 
@@ -54,6 +56,9 @@ class Ingress:
     ) -> None:
         del stages
         port.narrow()
+        # Threads that encode hand Python's lock back and forth with the event loop; the
+        # interpreter's default lets one that works in Python make the others wait for 5 ms.
+        sys.setswitchinterval(_SWITCH_INTERVAL_S)
         self._application = serve.get_replica_context().app_name
         self._catalog = Catalog()
         self._config = config

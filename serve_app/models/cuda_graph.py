@@ -146,6 +146,7 @@ class BatchGraphs:
         """Capture one size, once; does nothing when not enabled. `fn` sees padding rows only.
 
         Args:
+            batch_size: one of `batch_sizes`.
             warm_up: see `GraphRunner`; needed where another thread calls meanwhile.
         """
         if not self.enabled or batch_size in self._runners:

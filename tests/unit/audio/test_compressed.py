@@ -1,14 +1,17 @@
 import gc
 import io
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import soundfile
+from av.audio.codeccontext import AudioCodecContext
 from av.container import OutputContainer
 from av.error import FFmpegError
 
 from serve_app.audio import compressed
 from serve_app.audio.compressed import CompressedEncoder
+from serve_app.audio.formats import AudioFormat
 from tests.unit.audio.signals import (
     RATE_HZ,
     decoded,
@@ -37,14 +40,14 @@ every_codec = pytest.mark.parametrize("name", CODECS)
 
 
 def encoded(name, samples, piece=1920, rate_hz=RATE_HZ, to_file=False):
-    encoder = CompressedEncoder(CODECS[name], rate_hz, len(samples) if to_file else None)
+    encoder = AudioFormat(name).encoder(rate_hz, len(samples) if to_file else None)
     pieces = [encoder.encode(samples[i : i + piece]) for i in range(0, len(samples), piece)]
     return b"".join([*pieces, encoder.finish()])
 
 
 @every_codec
 def test_the_first_audio_can_be_played_after_few_samples(name):
-    encoder = CompressedEncoder(CODECS[name], RATE_HZ)
+    encoder = AudioFormat(name).encoder(RATE_HZ)
     data, samples, piece = b"", voice_like(24000), 480
     for end in range(piece, len(samples) + 1, piece):
         data += encoder.encode(samples[end - piece : end])
@@ -60,7 +63,7 @@ def test_the_first_audio_can_be_played_after_few_samples(name):
 
 @every_codec
 def test_a_frame_of_the_model_gives_bytes_at_once_and_each_further_one_more(name):
-    encoder = CompressedEncoder(CODECS[name], RATE_HZ)
+    encoder = AudioFormat(name).encoder(RATE_HZ)
     sizes = [len(encoder.encode(voice_like(1920, seed=i))) for i in range(10)]
     # AAC looks two of its frames ahead.
     assert all(sizes[1 if name == "aac" else 0 :])
@@ -129,7 +132,7 @@ def test_very_short_audio_survives(name, num_samples):
 @every_codec
 @pytest.mark.parametrize("num_samples", [None, 0])
 def test_a_stream_without_samples_ends_without_an_error(name, num_samples):
-    encoder = CompressedEncoder(CODECS[name], RATE_HZ, num_samples)
+    encoder = AudioFormat(name).encoder(RATE_HZ, num_samples)
     assert encoder.encode(np.zeros(0, np.int16)) == b""
     assert isinstance(encoder.finish(), bytes)
 
@@ -174,14 +177,16 @@ def test_a_streamed_flac_has_the_samples_bit_by_bit():
 @every_codec
 @pytest.mark.parametrize("pieces", [0, 1])
 def test_a_stream_that_is_left_gives_its_memory_back_at_once(name, pieces):
+    kind = AudioCodecContext if name == "mp3" else OutputContainer
+
     def open_ones():
-        return sum(isinstance(one, OutputContainer) for one in gc.get_objects())
+        return sum(isinstance(one, kind) for one in gc.get_objects())
 
     gc.collect()
     gc.disable()
     try:
         before = open_ones()
-        encoder = CompressedEncoder(CODECS[name], RATE_HZ)
+        encoder = AudioFormat(name).encoder(RATE_HZ)
         for _ in range(pieces):
             encoder.encode(tone(1920))
         assert open_ones() == before + 1
@@ -189,3 +194,11 @@ def test_a_stream_that_is_left_gives_its_memory_back_at_once(name, pieces):
         assert open_ones() == before
     finally:
         gc.enable()
+
+
+def test_an_mp3_stream_is_what_a_container_without_tags_would_hold():
+    samples = voice_like(24000)
+    without = {"write_xing": "0", "id3v2_version": "0"}
+    muxer = CompressedEncoder(replace(compressed.MP3, stream_options=without), RATE_HZ)
+    expected = muxer.encode(samples) + muxer.finish()
+    assert encoded("mp3", samples) == expected
