@@ -77,8 +77,7 @@ class Sizes:
         async def limited() -> Message:
             nonlocal closed
             message: Message = {} if closed else await receive()
-            data = message.get("text") or message.get("bytes") or b""
-            if closed or len(data) > self._config.max_frame_bytes:
+            if closed or _num_bytes(message) > self._config.max_frame_bytes:
                 if not closed:
                     closed = True
                     await send({"type": "websocket.close", "code": _TOO_BIG})
@@ -86,3 +85,11 @@ class Sizes:
             return message
 
         return limited
+
+
+def _num_bytes(message: Message) -> int:
+    """Of what came in it, as it was on the wire."""
+    text: str = message.get("text") or ""
+    if text.isascii():
+        return len(text) or len(message.get("bytes") or b"")
+    return len(text.encode("utf-8", "surrogatepass"))

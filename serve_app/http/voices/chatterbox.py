@@ -6,12 +6,13 @@ from typing import Any
 from fastapi import FastAPI, Request
 from fastapi.responses import Response
 
-from serve_app.errors import InvalidRequest
+from serve_app.errors import InvalidRequest, NotFound
 from serve_app.http.errors import AsciiJSONResponse
 from serve_app.http.voices.desk import Desk
 from serve_app.http.voices.forms import Form, read_form
 from serve_app.http.voices.routes import flac
 from serve_app.http.voices.view import library_entry
+from serve_app.voices.names import folded
 from serve_app.voices.values import StoredVoice
 
 
@@ -135,6 +136,8 @@ def add_routes(app: FastAPI, desk: Desk) -> None:
     @route("DELETE", "/voices/{voice_name}/aliases/{alias}")
     async def remove_library_alias(voice_name: str, alias: str) -> Response:
         voice = await desk.library.get(voice_name, desk.caller)
+        if folded(alias) not in map(folded, (await entry(voice))["aliases"]):
+            raise NotFound(f"'{voice.name}' has no alias '{alias[:80]}'.", "alias", "not_found")
         await desk.drop_alias(alias)
         aliases = (await entry(voice))["aliases"]
         content = {"message": "Alias removed successfully", "voice_name": voice.name}

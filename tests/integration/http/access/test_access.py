@@ -322,11 +322,13 @@ def test_a_websocket_is_not_for_pages_of_others_nor_for_messages_without_bound()
     async def main():
         async with served(echo(IngressConfig(access=access))) as url:
             address = f"{url.replace('http', 'ws')}/v1/realtime"
-            for origin in (url, "https://page.example"):
+            cases = ((url, "x"), ("https://page.example", "\N{SNOWMAN}" * 3))
+            for origin, text in cases:
                 async with websockets.connect(address, origin=origin) as socket:
-                    await socket.send("x" * 100)
-                    assert await socket.recv() == "x" * 100
-                    await socket.send("x" * 101)
+                    size = len(text.encode())
+                    await socket.send(text * (100 // size))
+                    assert await socket.recv() == text * (100 // size)
+                    await socket.send(text * (100 // size + 1))
                     with pytest.raises(websockets.ConnectionClosedError) as closed:
                         await socket.recv()
                     assert closed.value.rcvd.code == 1009

@@ -436,7 +436,11 @@ def test_chatterbox_clients_find_their_routes(tmp_path):
             assert (await http.get("/voices/anna/aliases")).json()["count"] == 1
             names = (await http.get("/voices/all-names")).json()
             assert names == {"voice_names": ["Anna", "narrator"], "count": 2}
-            removed = await http.delete("/voices/Anna/aliases/narrator")
+            await upload(http, "Zoe")
+            another = await http.delete("/voices/Zoe/aliases/narrator")
+            assert another.status_code == 404
+            assert (await http.delete("/voices/Zoe")).status_code == 200
+            removed = await http.delete("/voices/Anna/aliases/Narrator")
             assert removed.json()["aliases"] == []
             renamed = await http.put("/voices/Anna", data={"new_name": "Berta"})
             assert renamed.json()["new_name"] == "Berta"
