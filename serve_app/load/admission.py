@@ -23,7 +23,7 @@ _UNKNOWN_S: Final = 2.0
 # from standing free. A Poisson stream that just fills the places has half of this share.
 _CROWDED: Final = 1 / 20
 _OF_LATE: Final = 1 / 64
-_IN_CROWD: Final = 1 / 4
+_IN_CROWD: Final = 1 / 8
 
 
 class Admission:
@@ -31,7 +31,7 @@ class Admission:
 
     A place is free every `service / places` seconds, where `service` is how long streams keep
     theirs, by the mean of those that ended of late. While many are refused, those that are let in
-    wait for a quarter of the longest wait.
+    wait for an eighth of the longest wait.
 
     Args:
         max_queued: requests that wait for a place, at most.

@@ -65,18 +65,18 @@ def test_the_mean_follows_what_streams_take_now() -> None:
 
 
 def test_while_many_are_refused_those_that_come_in_wait_for_less() -> None:
-    """A place every 0.05 s: five get one within 0.25 s, one within a quarter of that."""
-    found = admission(service_s=0.4)
-    assert admitted(found) == CAPACITY + 5
+    """A place every 0.025 s: ten get one within 0.25 s, one within an eighth of that."""
+    found = admission(service_s=0.2)
+    assert admitted(found) == CAPACITY + 10
     for _ in range(10):
         with pytest.raises(Full):
-            found.check(CAPACITY + 5, CAPACITY)
+            found.check(CAPACITY + 10, CAPACITY)
     assert admitted(found) == CAPACITY + 1
     # What was heard already is not hurried, and once nearly all come in they may wait again.
-    found.check(CAPACITY + 5, CAPACITY, goes_on=True)
+    found.check(CAPACITY + 10, CAPACITY, goes_on=True)
     for _ in range(100):
         found.check(0, CAPACITY)
-    assert admitted(found) == CAPACITY + 5
+    assert admitted(found) == CAPACITY + 10
 
 
 def test_who_is_refused_hears_when_to_come_again() -> None:
