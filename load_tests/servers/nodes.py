@@ -32,6 +32,11 @@ _HEALTH: Final = {
 }
 
 
+# As the launcher has it for a cluster of its own: Ray's workers would give way to all else that runs
+# here, and not start in time.
+_PRIORITY: Final = {"RAY_worker_niceness": "0"}
+
+
 class NodesFailed(Exception):
     """The cluster did not do what it was told."""
 
@@ -83,6 +88,7 @@ class Nodes:
             env={
                 **environment,
                 **_HEALTH,
+                **_PRIORITY,
                 "RAY_gcs_storage": "rocksdb",
                 "RAY_gcs_storage_path": str(storage),
             },
