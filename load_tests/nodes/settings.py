@@ -38,6 +38,7 @@ def add_server_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--caches", type=Path, help="what compilers keep between starts")
     parser.add_argument("--voice", help="default: heart of the embedded checkpoint, else ryan")
     parser.add_argument("--tolerance", type=int, default=1, help="difference that is rounding")
+    parser.add_argument("--below-db", type=float, help="what else is rounding; as of chaos")
     parser.add_argument(
         "--no-compare", action="store_true", help="where a seed does not fix the codes: bf16"
     )

@@ -1,11 +1,16 @@
 """A server over several nodes: what its configuration makes room for."""
 
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 
+from load_tests.chaos.settings import driver_of
 from load_tests.nodes.__main__ import parse
 from load_tests.nodes.blows import BLOWS
 from load_tests.nodes.settings import completed, rooms, spread_config
 from load_tests.reports import circumstances
+from load_tests.scaling import __main__ as scaling
 from serve_app.app import make_plan
 from serve_app.config import AppConfig
 from serve_app.serve_config import find_problems
@@ -63,3 +68,10 @@ def test_stages_may_have_as_many_replicas_as_there_are_nodes() -> None:
 
 def test_by_default_everything_that_can_be_lost_is() -> None:
     assert set(parse([]).lose) == set(BLOWS)
+
+
+@pytest.mark.parametrize("parsed", [parse, scaling.parse])
+def test_the_options_are_all_that_the_driver_asks_for(parsed: Callable[..., Any]) -> None:
+    args = completed(parsed(["--below-db", "40", "--streams", "3"]))
+    driver = driver_of(args, "http://localhost:1")
+    assert (driver.references.below_db, driver.streams) == (40.0, 3)
