@@ -32,8 +32,8 @@ _HEALTH: Final = {
 }
 
 
-# As the launcher has it for a cluster of its own: Ray's workers would give way to all else that runs
-# here, and not start in time.
+# As the launcher has it for a cluster of its own: Ray's workers would give way to all else that
+# runs here, and not start in time.
 _PRIORITY: Final = {"RAY_worker_niceness": "0"}
 
 
