@@ -125,7 +125,9 @@ def _failure() -> str | None:
         return None
     for name, status in serve.status().applications.items():
         if status.status == "DEPLOY_FAILED":
-            return f"the application {name!r} does not start: {status.message.strip()}"
+            # At the end of a traceback, which Ray has shown.
+            *_, last = ["", *status.message.strip().splitlines()]
+            return f"the application {name!r} does not start: {last}"
     return None
 
 
