@@ -30,7 +30,8 @@ class RayLedger:
     async def ask(self, ingress: str, key: str, allowed: Allowed, running: int) -> Verdict:
         if self._actor is None:
             # For all who ask meanwhile; who asked first may not have the time for it.
-            self._starting = self._starting or asyncio.create_task(asyncio.to_thread(self._start))
+            if self._starting is None or self._starting.done():
+                self._starting = asyncio.create_task(asyncio.to_thread(self._start))
             await asyncio.shield(self._starting)
         actor: Any = self._actor
         try:
@@ -45,9 +46,6 @@ class RayLedger:
             self._actor.tell.remote(ingress, running)
 
     def _start(self) -> None:
-        try:
-            made: Any = ray.remote(num_cpus=0)(Ledger)
-            named = made.options(name=self._name, namespace=_NAMESPACE, get_if_exists=True)
-            self._actor = named.remote()
-        finally:
-            self._starting = None
+        made: Any = ray.remote(num_cpus=0)(Ledger)
+        named = made.options(name=self._name, namespace=_NAMESPACE, get_if_exists=True)
+        self._actor = named.remote()
