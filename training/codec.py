@@ -207,6 +207,9 @@ class CodecTrainer:
         if "mean" in stored:
             self.mean.set_state(stored["mean"])
         self.has_books = bool(self.codec.books.started)
+        self.codec.books.moves = self.team.size == 1
+        # Whether all of the team have the same books, which follow what each sees from then on.
+        self._is_agreed = self.has_books
 
     def _load(self, stored: dict[str, Any]) -> None:
         # A new stage begins with the mean, as codes are made with its encoder.
@@ -220,6 +223,18 @@ class CodecTrainer:
         if stored.get("stage") == self.stage:
             set_moments(self.optimizer, stored["moments"], self.device)
             set_moments(self.critic_optimizer, stored["critic_moments"], self.device)
+
+    def _meet_about_books(self) -> None:
+        """Take the mean of the codebooks, or the leader's where each has placed its own."""
+        books = (self.codec.books.usage, self.codec.books.total)
+        if self._is_agreed:
+            self.team.average(books)
+        elif self.team.any(not self.has_books):
+            return
+        self._is_agreed = True
+        if self.team.leads:
+            self.codec.books.revive()
+        self.team.share(books)
 
     def save(self) -> None:
         """Write what a later call goes on from."""
@@ -251,8 +266,9 @@ class CodecTrainer:
         while True:
             is_over = clock.is_over
             if self.team.meets(self.steps):
-                books = (self.codec.books.usage, self.codec.books.total)
-                self.team.average((*self.learned, *self.critics.parameters(), *books))
+                self.team.average((*self.learned, *self.critics.parameters()))
+                if self.stage == "all":
+                    self._meet_about_books()
                 is_over = self.team.any(is_over)
             if is_over and (self.team.size == 1 or self.team.meets(self.steps)):
                 break

@@ -23,11 +23,17 @@ class LearnedCodebooks(nn.Module):
         dim: width of an entry.
         decay: of the running means, per step.
         revive_below: an entry chosen less often than this per step, in the running mean, is moved.
+
+    Attributes:
+        moves: whether `forward` moves unused entries by itself. In a team it must not: the mean of
+            what several have moved to different places is a place where no vector is. `revive`
+            does it then, for one of them, and the others take what it has.
     """
 
     usage: Tensor
     total: Tensor
     started: Tensor
+    picked: Tensor
 
     def __init__(
         self,
@@ -40,9 +46,12 @@ class LearnedCodebooks(nn.Module):
         super().__init__()
         self.decay = decay
         self.revive_below = revive_below
+        self.moves = True
         self.register_buffer("usage", torch.ones(num_books, num_codes))
         self.register_buffer("total", torch.randn(num_books, num_codes, dim) * 0.1)
         self.register_buffer("started", torch.zeros((), dtype=torch.bool))
+        # Vectors of the last batch, at random, where an unused entry may be moved to.
+        self.register_buffer("picked", torch.zeros(num_books, num_codes, dim), persistent=False)
 
     @property
     def entries(self) -> Tensor:
@@ -65,10 +74,20 @@ class LearnedCodebooks(nn.Module):
         sums = torch.zeros_like(total).index_add_(0, codes, vectors)
         usage.lerp_(counts, 1 - self.decay)
         total.lerp_(sums, 1 - self.decay)
+        at_random = torch.randint(len(vectors), (len(usage),), device=vectors.device)
+        self.picked[book].copy_(vectors[at_random])
+        if self.moves:
+            self._move(usage, total, self.picked[book])
+
+    def _move(self, usage: Tensor, total: Tensor, picked: Tensor) -> None:
         unused = usage < self.revive_below
-        picked = vectors[torch.randint(len(vectors), (len(usage),), device=vectors.device)]
         usage.copy_(torch.where(unused, 1.0, usage))
-        total.copy_(torch.where(unused[:, None], picked, total))
+        total.copy_(torch.where(unused[..., None], picked, total))
+
+    @torch.no_grad()
+    def revive(self) -> None:
+        """Move the unused entries of all books onto vectors of the last batch."""
+        self._move(self.usage, self.total, self.picked)
 
     @torch.no_grad()
     def start(self, semantic: Tensor, acoustic: Tensor) -> None:

@@ -53,6 +53,14 @@ class Team:
         for tensor, part in zip(kept, parts, strict=True):
             tensor.copy_(part.view_as(tensor))
 
+    @torch.no_grad()
+    def share(self, tensors: Iterable[Tensor]) -> None:
+        """Put what the leader has into `tensors`."""
+        for tensor in tensors:
+            shared = tensor.detach().cpu()
+            dist.broadcast(shared, 0)
+            tensor.copy_(shared)
+
     def any(self, flag: bool) -> bool:
         """Whether it is true for one of the processes at least."""
         if self.size == 1:

@@ -16,11 +16,13 @@ from training.team import Team
 team = Team(every=3)
 weights = [torch.full((2, 2), float(team.rank)), torch.full((1,), 10.0 * team.rank)]
 team.average(weights)
-print([weight.flatten().tolist() for weight in weights], team.any(team.rank == 1), team.leads)
+own = [torch.full((2,), 7.0 + team.rank)]
+team.share(own)
+print([weight.flatten().tolist() for weight in weights + own], team.any(team.rank == 1), team.leads)
 """
 
 
-def test_two_take_the_mean_of_their_weights_and_agree_to_stop() -> None:
+def test_two_take_the_mean_of_their_weights_or_the_leaders_and_agree_to_stop() -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -40,7 +42,7 @@ def test_two_take_the_mean_of_their_weights_and_agree_to_stop() -> None:
         for rank in range(2)
     ]
     said = [member.communicate(timeout=240)[0].strip() for member in members]
-    mean = "[[0.5, 0.5, 0.5, 0.5], [5.0]] True"
+    mean = "[[0.5, 0.5, 0.5, 0.5], [5.0], [7.0, 7.0]] True"
     assert said == [f"{mean} True", f"{mean} False"]
 
 
