@@ -25,6 +25,7 @@ import yaml
 from websockets.sync.client import connect
 
 from load_tests.loops.client import server_timings
+from load_tests.servers.nodes import Room
 from load_tests.servers.processes import descendants, processes
 from load_tests.servers.server import ServerFailed, serving
 from serve_app import serve_config
@@ -381,7 +382,7 @@ def spread(server: Server, library: Path, base: Path) -> Iterator[Any]:
     ]
     assert not list(serve_config.find_problems(config))
     # The head has no room for stages, and each of the others for one of everything.
-    with serving(config, None, free_port(), {}, [0, 1, 1]) as started:
+    with serving(config, None, free_port(), {}, [Room(0), Room(1), Room(1)]) as started:
         try:
             started.wait_until_ready(START_TIMEOUT_S)
         except ServerFailed as error:
