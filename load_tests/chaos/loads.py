@@ -15,6 +15,8 @@ from load_tests.loops.client import EAGER, AudioShape, Manner
 from load_tests.loops.runner import BurstLoop, ClosedLoop, OpenLoop, run_burst, run_closed, run_open
 from load_tests.loops.workload import Workload
 
+# s, of a closed loop, which asks at once.
+_LEAST_S: Final = 1.0
 LOADS: Final = ("steady", "burst", "step", "overload", "slow", "vanishing")
 # As many as nobody sends in a phase: it ends by time.
 _ENDLESS: Final = 1_000_000_000
@@ -114,10 +116,12 @@ class Driver:
 
     async def _burst(self, turn: Turn, end_s: float) -> None:
         async with self.listener(turn) as client:
-            while time.perf_counter() < end_s:
+            while True:
                 run = await run_burst(client, self.workload, BurstLoop(self.size, times=1))
                 turn.lags_s += run.clock_errors_s
                 await asyncio.sleep(self.pause_s)
+                if time.perf_counter() >= end_s:
+                    return
 
     async def _step(self, turn: Turn, end_s: float) -> None:
         """One stream, then from one moment on all of them."""
@@ -187,7 +191,8 @@ _TURNS: Final[Mapping[str, _Turn]] = {
 
 
 def _until(end_s: float, streams: int) -> ClosedLoop:
-    left_s = max(0.0, end_s - time.perf_counter())
+    """Until then; where a busy machine took that long to begin, a request of each stream."""
+    left_s = max(_LEAST_S, end_s - time.perf_counter())
     return ClosedLoop(streams, _ENDLESS, warm_up=0, max_s=left_s)
 
 
