@@ -2,11 +2,9 @@
 
 import asyncio
 import base64
-import io
 import json
 import statistics
 import time
-import wave
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -17,6 +15,7 @@ import numpy as np
 from load_tests.loops.client import AudioShape, SpeechClient
 from load_tests.loops.workload import SpeechCall
 from load_tests.several.settings import VOICE
+from serve_app.cli.recordings import wav_file
 
 _HZ: Final = 24000
 _SAID: Final = "What is said in the recording, more or less as long as it is."
@@ -58,11 +57,7 @@ def recording(seconds: float, seed: int) -> bytes:
     t = np.arange(round(seconds * _HZ)) / _HZ
     tone = 0.2 * np.sin(2 * np.pi * (120 + 10 * (seed % 16)) * t)
     samples = tone + 0.05 * rng.standard_normal(len(t))
-    file = io.BytesIO()
-    with wave.open(file, "wb") as out:
-        out.setparams((1, 2, _HZ, 0, "NONE", ""))
-        out.writeframes((32767 * samples.clip(-1, 1)).astype("<i2").tobytes())
-    return file.getvalue()
+    return wav_file((32767 * samples.clip(-1, 1)).astype("<i2").tobytes(), _HZ)
 
 
 async def keep_voice(url: str, model: str, timeout_s: float = _ENCODER_S) -> Voices:
