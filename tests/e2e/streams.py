@@ -1,11 +1,12 @@
 """Requests that tests of several checkpoints make of a server, and a client that never stops."""
 
 import threading
-import time
 from collections.abc import Callable
 from typing import Any
 
 import httpx
+
+from tests.waiting import wait_until
 
 NUM_FRAMES = 24
 LIMITS = {"min_new_tokens": NUM_FRAMES, "max_new_tokens": NUM_FRAMES}
@@ -40,10 +41,7 @@ class Streams:
         self._thread.join()
 
     def until(self, condition: Callable[[], object]) -> None:
-        deadline = time.monotonic() + PATIENCE_S
-        while not condition():
-            assert time.monotonic() < deadline, self.failures
-            time.sleep(0.05)
+        wait_until(condition, PATIENCE_S, told=self.failures)
 
     def _ask(self) -> None:
         while not self._stopping.is_set():

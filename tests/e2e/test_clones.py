@@ -11,7 +11,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,6 +33,7 @@ from tests.conftest import TinyCheckpoint
 from tests.e2e.conftest import REPOSITORY, START_TIMEOUT_S, Server, free_port, run_server
 from tests.parity.clips import recording
 from tests.parity.reference import Reference
+from tests.waiting import wait_until
 
 RECORDING = recording(60_000, seed=1)
 SAID = "A short recording, made by a formula."
@@ -139,12 +140,8 @@ def ingresses_of(root: psutil.Process) -> list[Ingress]:
     return found
 
 
-def wait_for(condition: Any, within_s: float = START_TIMEOUT_S) -> Any:
-    deadline = time.monotonic() + within_s
-    while not (found := condition()):
-        assert time.monotonic() < deadline
-        time.sleep(0.2)
-    return found
+def wait_for(condition: Callable[[], Any]) -> Any:
+    return wait_until(condition, START_TIMEOUT_S, every_s=0.2)
 
 
 def has_ended(process: psutil.Process) -> bool:

@@ -27,6 +27,7 @@ from serve_app.launch import haproxy, overrides
 from serve_app.launch.ports import Ports
 from tests.conftest import TinyCheckpoint
 from tests.e2e.streams import CLIENT_S, NUM_FRAMES, Streams, ask
+from tests.waiting import wait_until
 
 # Generous: two slow cores start nine processes with a framework each.
 START_S = 600.0
@@ -122,11 +123,7 @@ class Deployed:
 
 
 def wait_for(condition: Callable[[], Any], what: str) -> Any:
-    deadline = time.monotonic() + START_S
-    while not (found := condition()):
-        assert time.monotonic() < deadline, what
-        time.sleep(0.3)
-    return found
+    return wait_until(condition, START_S, every_s=0.3, told=what)
 
 
 @pytest.fixture(scope="module")

@@ -2,7 +2,6 @@
 each."""
 
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -17,6 +16,7 @@ import yaml
 
 from serve_app import serve_config
 from tests.e2e.conftest import CONFIGS, Server, run_server
+from tests.waiting import wait_until
 
 NUM_STREAMS = 3
 NUM_FRAMES = 40
@@ -108,10 +108,7 @@ class Load:
             thread.join()
 
     def wait_for(self, condition: Callable[[], object], within_s: float = CLIENT_S) -> None:
-        deadline = time.monotonic() + within_s
-        while not condition():
-            assert time.monotonic() < deadline, self.failures
-            time.sleep(0.05)
+        wait_until(condition, within_s, told=self.failures)
 
     def _ask(self) -> None:
         while not self._stopping.is_set():

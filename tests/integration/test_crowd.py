@@ -5,7 +5,8 @@ from contextlib import suppress
 
 from load_tests.crowd.clients import FORMATS, Crowd
 from load_tests.loops.workload import Workload
-from tests.integration.http.service import running, until
+from tests.integration.http.service import running
+from tests.waiting import until
 
 
 def test_a_crowd_comes_in_every_format_and_leaves_nothing_behind() -> None:

@@ -27,6 +27,7 @@ from serve_app.models.talker.runtime import TalkerPrompt
 from serve_app.protocols import require
 from serve_app.types import InputTokens, SpeechRequest
 from tests.parity.engines import assert_same_codes, codes_of, collect, request, speak, talker
+from tests.waiting import until
 
 WAIT_S = 120.0
 TEXT = "A sentence of some length, said by one of the voices."
@@ -250,12 +251,6 @@ def is_healthy(engine: VllmTalker) -> bool:
     except StageUnavailable:
         return False
     return True
-
-
-async def until(happened: Callable[[], bool]) -> None:
-    async with asyncio.timeout(WAIT_S):
-        while not happened():
-            await asyncio.sleep(0.01)
 
 
 def test_others_are_served_while_a_long_text_is_tokenized(path) -> None:

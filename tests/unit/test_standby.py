@@ -11,6 +11,7 @@ import pytest
 
 from serve_app.launch.ahead import gpus, with_standbys
 from serve_app.models.fused import standby
+from tests.waiting import wait_until
 
 OWNER = """
 import os, sys
@@ -115,11 +116,7 @@ def test_without_a_gpu_the_first_replica_has_one(tmp_path: Path) -> None:
     changed = with_standbys(given, folder, own_cluster=True, devices=devices)
     variables = changed["controller_options"]["runtime_env"]["env_vars"]
     assert variables == {"TTS_STANDBYS": str(folder)}
-    end_s = time.monotonic() + 60
-    while not (found := list(folder.glob("*.sock"))):
-        assert time.monotonic() < end_s
-        time.sleep(0.05)
-    (path,) = found
+    (path,) = wait_until(lambda: list(folder.glob("*.sock")), within_s=60)
     pid = int(path.stem)
     try:
         environment = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")

@@ -7,7 +7,6 @@ import socket
 import subprocess
 import sys
 import threading
-import time
 import wave
 from pathlib import Path
 
@@ -17,6 +16,7 @@ import pytest
 from serve_app.errors import Overloaded, StageFailed
 from tests.integration.http.service import NUM_FRAMES, SEED, running, samples
 from tests.unit.audio.signals import decoded
+from tests.waiting import wait_until
 
 COMMAND = (sys.executable, "-m", "serve_app.cli.tts_stream", "--seed", str(SEED))
 TIMEOUT_S = 60
@@ -188,16 +188,9 @@ def test_ctrl_c_stops_player_and_server(player):
             # Whoever runs the tests may ignore it.
             preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
         )
-        until(lambda: heard.exists() and heard.stat().st_size > 0)
+        wait_until(lambda: heard.exists() and heard.stat().st_size > 0)
         process.send_signal(signal.SIGINT)
         _, words = process.communicate(timeout=TIMEOUT_S)
         assert process.returncode == 130
         assert b"Traceback" not in words
-        until(lambda: service.idle)
-
-
-def until(condition):
-    deadline = time.monotonic() + 20
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
+        wait_until(lambda: service.idle)

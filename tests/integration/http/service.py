@@ -143,12 +143,6 @@ def running(cards=(CARD,), **talker):
         thread.join(timeout=20)
 
 
-async def until(condition):
-    async with asyncio.timeout(5):
-        while not condition():
-            await asyncio.sleep(0.01)
-
-
 def get(service, path):
     async def main():
         async with service.http() as http:

@@ -9,7 +9,8 @@ import pytest
 
 from serve_app import metrics
 from serve_app.config import IngressConfig, JobsConfig
-from tests.integration.http.service import SEED, Service, served, until
+from tests.integration.http.service import SEED, Service, served
+from tests.waiting import until
 
 
 @pytest.mark.parametrize("stream", [True, False])

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 
 from serve_app.audio.formats import AudioFormat
-from tests.integration.http.service import NUM_FRAMES, Service, create, samples, served, until
+from tests.integration.http.service import NUM_FRAMES, Service, create, samples, served
 from tests.unit.audio.signals import decoded, pitch
+from tests.waiting import until
 
 every_format = pytest.mark.parametrize("audio_format", AudioFormat)
 SECONDS = NUM_FRAMES * 0.08

@@ -13,8 +13,8 @@ from serve_app.http.health import overall
 from serve_app.http.served.models import Models
 from serve_app.metrics import NoRecorder
 from serve_app.types import SpeechRequest
-from tests.integration.http.service import until
 from tests.unit.http.served.ways import POLICY, FakeWay, application
+from tests.waiting import until
 
 SPEECH = {"input": "Hello.", "response_format": "pcm", "seed": 1}
 OWN = {"Ingress": {"ready": 1, "total": 1}}

@@ -9,8 +9,9 @@ import pytest
 
 from serve_app.audio.formats import AudioFormat
 from serve_app.errors import StageFailed
-from tests.integration.http.service import NUM_FRAMES, Service, create, samples, served, until
+from tests.integration.http.service import NUM_FRAMES, Service, create, samples, served
 from tests.unit.audio.signals import decoded
+from tests.waiting import until
 
 SECONDS = NUM_FRAMES * 0.08
 

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from serve_app.deployments.predictor_session import PredictorSession
+from tests.waiting import until
 
 
 class Stream:
@@ -60,11 +61,6 @@ def run(test: Callable[[], Awaitable[None]]) -> None:
             await test()
 
     asyncio.run(bounded())
-
-
-async def until(true: Callable[[], bool]) -> None:
-    while not true():
-        await asyncio.sleep(0.001)
 
 
 def connect(session: PredictorSession, node: str = "here") -> Coroutine[Any, Any, Any]:

@@ -16,7 +16,8 @@ from serve_app.http.observe.tracing import NoTracer
 from serve_app.keys.digest import digest_of
 from serve_app.keys.key_file import Key, write
 from serve_app.metrics import NoRecorder
-from tests.integration.http.service import Service, create, served, until
+from tests.integration.http.service import Service, create, served
+from tests.waiting import until
 
 SECRET = "sk-tts-of-a-test"
 BODY = {"input": "Hello.", "response_format": "pcm"}

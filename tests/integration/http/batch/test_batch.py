@@ -10,7 +10,8 @@ import pytest
 from serve_app import metrics
 from serve_app.config import BatchConfig, IngressConfig
 from serve_app.errors import Overloaded, StageFailed
-from tests.integration.http.service import SEED, Service, samples, served, until
+from tests.integration.http.service import SEED, Service, samples, served
+from tests.waiting import until
 
 PATH = "/v1/audio/speech/batch"
 

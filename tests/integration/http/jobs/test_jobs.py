@@ -14,7 +14,8 @@ from serve_app.errors import Overloaded, StageFailed, UnknownModel
 from serve_app.fakes import fake_card
 from serve_app.http.speech.accept import Speech, TextSize
 from serve_app.http.voices.parts import Voices
-from tests.integration.http.service import CARD, SEED, Service, served, until
+from tests.integration.http.service import CARD, SEED, Service, served
+from tests.waiting import until
 
 PATH = "/v1/audio/speech/long"
 UNIT = "A sentence of a text that is long. "

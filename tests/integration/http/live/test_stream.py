@@ -13,8 +13,9 @@ from serve_app import metrics
 from serve_app.config import IngressConfig, LiveConfig
 from serve_app.errors import Overloaded, StageFailed
 from tests.integration.http.live.talking import TEXT, UNITS, Talk, address, talking
-from tests.integration.http.service import NUM_FRAMES, Service, samples, served, until
+from tests.integration.http.service import NUM_FRAMES, Service, samples, served
 from tests.unit.audio.signals import decoded
+from tests.waiting import until
 
 RATE_HZ = 24000
 UNIT_SAMPLES = NUM_FRAMES * 1920

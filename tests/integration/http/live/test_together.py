@@ -9,7 +9,8 @@ import websockets
 
 from serve_app.errors import StageFailed
 from tests.integration.http.live.talking import address
-from tests.integration.http.service import NUM_FRAMES, SEED, Service, samples, served, until
+from tests.integration.http.service import NUM_FRAMES, SEED, Service, samples, served
+from tests.waiting import until
 
 PATH = "/v1/audio/speech/websocket?model=tts-1&voice=alloy&language=en&max_partial_length=50"
 

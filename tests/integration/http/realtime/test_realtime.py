@@ -14,7 +14,8 @@ from serve_app import metrics
 from serve_app.config import IngressConfig, LiveConfig
 from serve_app.errors import StageFailed
 from tests.integration.http.live.talking import address
-from tests.integration.http.service import NUM_FRAMES, Service, served, until
+from tests.integration.http.service import NUM_FRAMES, Service, served
+from tests.waiting import until
 
 TEXT = "Good morning. How are you?"
 ONE = NUM_FRAMES * 1920

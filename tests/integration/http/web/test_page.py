@@ -4,8 +4,6 @@ import os
 import re
 import subprocess
 import sys
-import threading
-import time
 
 import numpy as np
 import pytest
@@ -17,6 +15,7 @@ from serve_app.keys.digest import digest_of
 from serve_app.keys.key_file import Key, write
 from tests.integration.http.service import SEED, running, samples
 from tests.integration.http.web.browser import CARDS, Gate, Visit, chromium
+from tests.waiting import wait_until
 
 playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright (extra `dev`)")
 expect = playwright.expect
@@ -112,17 +111,10 @@ def test_it_is_heard_while_it_is_made_and_stops_when_told(browser, format):
         visit.page.keyboard.press("Escape")
         expect(visit.page.locator("#live")).to_have_text("Stopped")
         expect(visit.page.locator("#takes .hint")).to_contain_text("stopped")
-        until(lambda: service.idle)
+        wait_until(lambda: service.idle)
         gate.open()
         assert visit.complaints == []
         visit.context.close()
-
-
-def until(condition):
-    deadline = time.monotonic() + 20
-    while not condition():
-        assert time.monotonic() < deadline
-        threading.Event().wait(0.02)
 
 
 def test_each_control_does_what_it_says(visit, server):

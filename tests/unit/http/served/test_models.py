@@ -24,6 +24,7 @@ from serve_app.load.served import Served
 from serve_app.metrics import NoRecorder
 from serve_app.types import SpeechRequest
 from tests.unit.http.served.ways import POLICY, FakeWay, application
+from tests.waiting import until
 
 
 class Server:
@@ -58,11 +59,6 @@ class Server:
         async with aclosing(self.models.speak(request)) as chunks:
             return sum([len(chunk.codes) async for chunk in chunks])
 
-    async def until(self, condition: Any) -> None:
-        async with asyncio.timeout(10):
-            while not condition():
-                await asyncio.sleep(0.005)
-
 
 def test_models_are_served_as_they_come_and_forgotten_as_they_go() -> None:
     async def main() -> None:
@@ -71,12 +67,12 @@ def test_models_are_served_as_they_come_and_forgotten_as_they_go() -> None:
         )
         server.ways["other"].there.clear()
         server.models.follow([application("other"), application("own")])
-        await server.until(lambda: server.states()["own"] == "healthy")
+        await until(lambda: server.states()["own"] == "healthy")
         assert server.names == ["own"]
         with pytest.raises(ModelStarting):
             server.catalog.find("other")
         server.ways["other"].there.set()
-        await server.until(lambda: server.states() == {"own": "healthy", "other": "healthy"})
+        await until(lambda: server.states() == {"own": "healthy", "other": "healthy"})
         # The own one is the default, whatever its task.
         assert server.names == ["own", "other"]
         assert await server.speak("other") == 4
@@ -88,7 +84,7 @@ def test_models_are_served_as_they_come_and_forgotten_as_they_go() -> None:
         with pytest.raises(UnknownModel):
             await server.speak("other")
         server.models.follow([application("own"), application("other")])
-        await server.until(lambda: server.names == ["own", "other"])
+        await until(lambda: server.names == ["own", "other"])
         server.models.close()
 
     asyncio.run(main())
@@ -98,7 +94,7 @@ def test_a_stream_goes_on_when_its_model_is_taken_away() -> None:
     async def main() -> None:
         server = Server(own=FakeWay(fake_card(name="own")))
         server.models.follow([application("own")])
-        await server.until(lambda: server.states() == {"own": "healthy"})
+        await until(lambda: server.states() == {"own": "healthy"})
         request = SpeechRequest("r", "own", "Hello.", None, "auto", seed=1)
         async with aclosing(server.models.speak(request)) as chunks:
             first = await anext(chunks)
@@ -115,7 +111,7 @@ def test_a_request_whose_model_goes_before_its_first_audio_hears_of_that() -> No
     async def main() -> None:
         server = Server(own=FakeWay(fake_card(name="own")))
         server.models.follow([application("own")])
-        await server.until(lambda: server.states() == {"own": "healthy"})
+        await until(lambda: server.states() == {"own": "healthy"})
         gone = asyncio.Event()
 
         async def wait(pause_s: float) -> None:
@@ -125,7 +121,7 @@ def test_a_request_whose_model_goes_before_its_first_audio_hears_of_that() -> No
         error = StageUnavailable("a replica stopped")
         server.ways["own"].talker = FakeTalker(fail_at=0, error=error, sleep=wait)
         asking = asyncio.create_task(server.speak("own"))
-        await server.until(lambda: server.ways["own"].talker.running)
+        await until(lambda: server.ways["own"].talker.running)
         server.models.follow([])
         gone.set()
         with pytest.raises(UnknownModel):
@@ -140,7 +136,7 @@ def test_nobody_waits_for_a_model_that_has_gone() -> None:
     async def main() -> None:
         server = Server(own=FakeWay(fake_card(name="own")))
         server.models.follow([application("own")])
-        await server.until(lambda: server.states() == {"own": "healthy"})
+        await until(lambda: server.states() == {"own": "healthy"})
 
         async def for_ever(pause_s: float) -> None:
             del pause_s
@@ -148,7 +144,7 @@ def test_nobody_waits_for_a_model_that_has_gone() -> None:
 
         server.ways["own"].talker = talker = FakeTalker(num_frames=4, sleep=for_ever)
         asking = asyncio.create_task(server.speak("own"))
-        await server.until(lambda: talker.running)
+        await until(lambda: talker.running)
         server.models.follow([])
         with pytest.raises(UnknownModel):
             await asyncio.wait_for(asking, 20)
@@ -161,7 +157,7 @@ def test_what_replaces_a_model_is_asked_when_it_runs_and_not_before() -> None:
     async def main() -> None:
         server = Server(own=FakeWay(fake_card(name="before")))
         server.models.follow([application("own")])
-        await server.until(lambda: server.names == ["before"])
+        await until(lambda: server.names == ["before"])
         other = {"version": "2", "known_as": frozenset({"after"})}
         server.models.follow([application("own", state="starting", **other)])
         # The replica of before is still there, and would answer.
@@ -171,7 +167,7 @@ def test_what_replaces_a_model_is_asked_when_it_runs_and_not_before() -> None:
             server.catalog.find("after")
         server.ways["own"].card = fake_card(name="after")
         server.models.follow([application("own", **other)])
-        await server.until(lambda: server.names == ["after"])
+        await until(lambda: server.names == ["after"])
         # A change in place is none.
         server.models.follow([application("own", state="starting", **other)])
         assert server.names == ["after"]
@@ -184,7 +180,7 @@ def test_a_model_that_gets_other_settings_is_served_all_the_while() -> None:
     async def main() -> None:
         server = Server(own=FakeWay(fake_card(name="own"), places=1))
         server.models.follow([application("own")])
-        await server.until(lambda: server.states() == {"own": "healthy"})
+        await until(lambda: server.states() == {"own": "healthy"})
         # Replica by replica, and then all of them are new.
         server.models.follow([application("own", version="2", state="starting")])
         assert server.states() == {"own": "healthy"}
@@ -193,7 +189,7 @@ def test_a_model_that_gets_other_settings_is_served_all_the_while() -> None:
         asked = len(server.ways["own"].asked)
         server.models.follow([application("own", version="2")])
         assert await server.speak("own") == 4
-        await server.until(lambda: len(server.ways["own"].asked) > asked)
+        await until(lambda: len(server.ways["own"].asked) > asked)
         assert server.states() == {"own": "healthy"}
         assert await server.speak("own") == 4
         server.models.close()
@@ -215,10 +211,10 @@ def test_a_model_stays_ready_while_new_replicas_cannot_say_yet_what_they_serve()
         way = Stumbling(fake_card(name="own"))
         server = Server(own=way)
         server.models.follow([application("own")])
-        await server.until(lambda: server.states() == {"own": "healthy"})
+        await until(lambda: server.states() == {"own": "healthy"})
         way.fails = True
         server.models.follow([application("own", version="2")])
-        await server.until(lambda: "in vain" in way.asked)
+        await until(lambda: "in vain" in way.asked)
         assert server.states() == {"own": "healthy"}
         assert await server.speak("own") == 4
         # Nor does another change meanwhile begin with a first synthesis.
@@ -233,14 +229,14 @@ def test_streams_stay_counted_while_their_model_gets_other_settings() -> None:
     async def main() -> None:
         server = Server(own=FakeWay(fake_card(name="own"), places=1))
         server.models.follow([application("own")])
-        await server.until(lambda: server.states() == {"own": "healthy"})
+        await until(lambda: server.states() == {"own": "healthy"})
         request = SpeechRequest("r", "own", "Hello.", None, "auto", seed=1)
         async with aclosing(server.models.speak(request)) as before:
             await anext(before)
             server.ways["own"].places = 2
             asked = len(server.ways["own"].asked)
             server.models.follow([application("own", version="2")])
-            await server.until(lambda: len(server.ways["own"].asked) > asked)
+            await until(lambda: len(server.ways["own"].asked) > asked)
             # Two places now, one of which is taken.
             async with aclosing(server.models.speak(request)) as after:
                 await anext(after)
@@ -262,7 +258,7 @@ def test_what_is_known_of_replicas_is_out_of_date_once_a_model_has_spoken() -> N
         server.models.follow([application("own", replicas={"Fused": {"ready": 1, "total": 2}})])
         assert (server.passed, server.states()) == (0, {"own": "initializing"})
         way.there.set()
-        await server.until(lambda: server.passed)
+        await until(lambda: server.passed)
         assert server.states() == {"own": "degraded"}
         server.models.follow([application("own")])
         assert (server.passed, server.states()) == (1, {"own": "healthy"})
@@ -279,7 +275,7 @@ def test_a_model_that_is_full_or_broken_refuses_no_others() -> None:
             fine=FakeWay(fake_card(name="fine")),
         )
         server.models.follow(map(application, ("full", "broken", "fine")))
-        await server.until(lambda: set(server.states().values()) == {"healthy"})
+        await until(lambda: set(server.states().values()) == {"healthy"})
         server.ways["broken"].talker = FakeTalker(fail_at=0, error=StageFailed("broken"))
         request = SpeechRequest("r", "full", "Hello.", None, "auto", seed=1)
         async with aclosing(server.models.speak(request)) as chunks:
@@ -309,12 +305,12 @@ def test_of_two_that_serve_one_name_the_second_waits_for_the_first_to_go() -> No
     async def main() -> None:
         server = Server(a=FakeWay(fake_card(name="same")), b=FakeWay(fake_card(name="same")))
         server.models.follow([application("a")])
-        await server.until(lambda: server.names == ["same"])
+        await until(lambda: server.names == ["same"])
         server.models.follow([application("a"), application("b")])
-        await server.until(lambda: "application 'a' serves" in str(reasons(server)["b"]))
-        await server.until(lambda: server.states() == {"same": "healthy", "b": "initializing"})
+        await until(lambda: "application 'a' serves" in str(reasons(server)["b"]))
+        await until(lambda: server.states() == {"same": "healthy", "b": "initializing"})
         server.models.follow([application("b")])
-        await server.until(lambda: server.names == ["same"])
+        await until(lambda: server.names == ["same"])
         server.models.close()
 
     asyncio.run(main())
@@ -330,7 +326,7 @@ def test_what_failed_to_start_says_why() -> None:
         failed = application("other", state="failed", replicas={}, reason="no such folder")
         dead = application("own", replicas={"Fused": {"ready": 0, "total": 1}})
         server.models.follow([application("own"), failed, application("theirs", entry="")])
-        await server.until(lambda: server.states() == {"own": "healthy", "other": "unhealthy"})
+        await until(lambda: server.states() == {"own": "healthy", "other": "unhealthy"})
         assert reasons(server)["other"] == "no such folder"
         server.models.follow([dead])
         assert server.states() == {"own": "unhealthy"}
@@ -351,7 +347,7 @@ def test_recordings_go_to_the_encoder_of_the_model_that_speaks_with_them() -> No
         cards["named"] = fake_card(name="named")
         server = Server(**{name: FakeWay(card) for name, card in cards.items()})
         server.models.follow(map(application, cards))
-        await server.until(lambda: set(server.states().values()) == {"healthy"})
+        await until(lambda: set(server.states().values()) == {"healthy"})
         for name in ("own", "larger"):
             found = server.models.encoder_of(cards[name])
             assert found is server.ways[name].voice_encoder
@@ -369,7 +365,7 @@ def test_a_model_speaks_while_its_voice_encoder_starts() -> None:
         running = application("own")
         starts = {**running.replicas, "VoiceEncoder": {"ready": 0, "total": 1}}
         server.models.follow([dataclasses.replace(running, replicas=starts)])
-        await server.until(lambda: server.states() == {"own": "healthy"})
+        await until(lambda: server.states() == {"own": "healthy"})
         assert overall("own", starts, server.models.statuses(), {}).state == "healthy"
         server.models.close()
 
