@@ -13,6 +13,7 @@ from training.corpus import Stream
 from training.pipeline import CORPUS, PLAN, Minutes, Recipe
 from training.plan import TEACHER_VOICES, draw, write
 from training.sentences.phonemes import ids_of
+from training.talker import TalkerTraining
 
 
 def _recipe(args: argparse.Namespace) -> Recipe:
@@ -51,7 +52,7 @@ def _configure(args: argparse.Namespace) -> None:
 
 
 def _resume(args: argparse.Namespace) -> None:
-    _recipe(args).resume(args.checkpoint)
+    _recipe(args).resume(args.checkpoint, args.heads)
 
 
 def _codec(args: argparse.Namespace) -> None:
@@ -67,7 +68,7 @@ def _imagine(args: argparse.Namespace) -> None:
 
 
 def _talker(args: argparse.Namespace) -> None:
-    _recipe(args).talker()
+    _recipe(args).talker(TalkerTraining(learning_rate=args.rate))
 
 
 def _export(args: argparse.Namespace) -> None:
@@ -152,6 +153,7 @@ def main() -> None:
     step("configure", _configure, "train the text tokenizer and write the configuration")
     resumed = step("resume", _resume, "begin WORK with the weights of a finished checkpoint")
     resumed.add_argument("checkpoint", type=Path)
+    resumed.add_argument("--heads", type=Path, help="heads.pt that `export` wrote beside it")
     codec = step("codec", _codec, "train the speech tokenizer")
     codec.add_argument("--stage", choices=("all", "decoder"), default="all")
     codec.add_argument("--hours", type=float, default=40.0, help="of the corpus that it reads")
@@ -159,7 +161,9 @@ def main() -> None:
     step("encode", _encode, "turn the corpus into codes")
     making_up = step("imagine", _imagine, "rough codes for what was not spoken")
     making_up.add_argument("--imagined", type=int, default=20_000, help="sentences, at most")
-    step("talker", _talker, "train talker and code predictor")
+    talker = step("talker", _talker, "train talker and code predictor")
+    rate = TalkerTraining.learning_rate
+    talker.add_argument("--rate", type=float, default=rate, help="the highest; less to go on")
     step("export", _export, "write all weights into the checkpoint")
     spoken = step("say", _say, "let the checkpoint speak a file of sentences")
     spoken.add_argument("sentences", type=Path)

@@ -43,6 +43,8 @@ class CodecTraining:
     critic_frames, critic_crops: what the critics see of a batch; they cost ten times the codec.
     misread_weight, mishearing_weight: of the phonemes that a listener tells from what was made, and
     of its inner features.
+    critics_ahead: share of stage `decoder` in which critics that start anew learn alone: what they
+        want of the decoder before they have heard much is noise.
     mean_steps: how far back the running mean of the weights reaches, which is what is exported.
     """
 
@@ -61,6 +63,7 @@ class CodecTraining:
     matching_weight: float = 4.0
     mishearing_weight: float = 2.0
     misread_weight: float = 0.5
+    critics_ahead: float = 0.08
     unquantised_share: float = 0.12
     start_batches: int = 40
     critic_width: int = 32
@@ -203,6 +206,7 @@ class CodecTrainer:
         stored = torch.load(file, map_location=device, weights_only=True) if file.exists() else {}
         if stored:
             self._load(stored)
+        self.has_critics = "critics" in stored  # else they know nothing
         self.mean = RunningMean(self.codec, config.mean_steps)
         if "mean" in stored:
             self.mean.set_state(stored["mean"])
@@ -272,7 +276,7 @@ class CodecTrainer:
                 is_over = self.team.any(is_over)
             if is_over and (self.team.size == 1 or self.team.meets(self.steps)):
                 break
-            set_rate(self.optimizer, clock.rate(self.rate, final=0.05))
+            set_rate(self.optimizer, self.rate_now(clock))
             set_rate(self.critic_optimizer, clock.rate(config.critic_rate, final=0.1))
             if not self.has_books and clock.progress >= config.unquantised_share:
                 self._place_books(stream, generator)
@@ -294,6 +298,13 @@ class CodecTrainer:
                 self.spent[self.stage], saved = clock.used_s, time.monotonic()
                 self.save()
         self.spent[self.stage] = clock.used_s
+
+    def rate_now(self, clock: Clock) -> float:
+        """Return the learning rate of what is not a critic."""
+        is_ahead = clock.progress < self.config.critics_ahead
+        if self.stage == "decoder" and not self.has_critics and is_ahead:
+            return 0.0
+        return clock.rate(self.rate, final=0.05)
 
     def finish(self) -> None:
         """Give the codec the weights to encode with and to export: the running mean.

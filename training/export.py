@@ -4,7 +4,7 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from training.codec import Codec
 from training.talker import TalkerModel
@@ -56,6 +56,22 @@ def model_tensors(model: TalkerModel) -> dict[str, Tensor]:
         f"talker.{name}": _stored(tensor, _MODEL_DTYPE)
         for name, tensor in model.talker.state_dict().items()
     }
+
+
+def write_heads(
+    file: Path, codec: Codec, critics: nn.Module | None, talker: TalkerModel | None
+) -> None:
+    """Write what training needs and no checkpoint holds, for `resume`."""
+    heads = {"codec": codec.phonemes.state_dict()}
+    if critics is not None:
+        heads["critics"] = critics.state_dict()
+    if talker is not None:
+        heads["talker"] = talker.phonemes.state_dict()
+    halved = {
+        name: {key: _stored(tensor, torch.bfloat16) for key, tensor in state.items()}
+        for name, state in heads.items()
+    }
+    torch.save(halved, file)
 
 
 def _stored(tensor: Tensor, dtype: torch.dtype) -> Tensor:

@@ -12,7 +12,7 @@ from training.chorus import Chorus
 from training.codec import CodecTrainer, CodecTraining
 from training.codes import CodeBook, encode, held_out_ids
 from training.corpus import Stream, utterances
-from training.export import round_to_disk, write_model, write_speech
+from training.export import round_to_disk, write_heads, write_model, write_speech
 from training.imagined import imagine
 from training.plan import read
 from training.progress import Log
@@ -27,6 +27,7 @@ CHECKPOINT: Final = "checkpoint"
 CODEC: Final = "codec.pt"
 TALKER: Final = "talker.pt"
 CORPUS: Final = "corpus"
+HEADS: Final = "heads.pt"
 CODES: Final = "codes.npz"
 IMAGINED: Final = "imagined.npz"
 _SPENT: Final = "spent.json"
@@ -82,13 +83,14 @@ class Recipe:
         (self.work / _SPENT).write_text(json.dumps(self._spent), encoding="utf-8")
 
     def speak(self, teacher: Path, voices: Path) -> None:
-        """Let the teacher speak the plan."""
+        """Let the teacher speak the plan; each of a team speaks its share."""
         began, seconds = time.monotonic(), self.left_s("speak")
         if seconds < _LEAST_S:
             return
         corpus = self.work / "corpus"
         device = self.device.type
-        job = Synthesis(self.plan, corpus, teacher, voices, device, seconds / 60)
+        share = (self.team.rank, self.team.size)
+        job = Synthesis(self.plan, corpus, teacher, voices, device, seconds / 60, share)
         run(job, self._encoded())
         self._note("speak", time.monotonic() - began)
 
@@ -103,9 +105,10 @@ class Recipe:
         file = self.work / CODEC
         return CodecTrainer(file, VoiceShape(), CodecTraining(), self.device, stage)
 
-    def resume(self, checkpoint: Path) -> None:
+    def resume(self, checkpoint: Path, heads: Path | None = None) -> None:
         """Begin with the weights of a finished checkpoint; see `training.resume`."""
-        resume(checkpoint, self.work / CODEC, self.work / TALKER, self.work / CHECKPOINT)
+        files = self.work / CODEC, self.work / TALKER, self.work / CHECKPOINT
+        resume(checkpoint, *files, heads=heads)
 
     def codec(self, stage: str, hours: float = 40.0, critics_from: float = 0.5) -> CodecTrainer:
         """Train the speech tokenizer: stage "all", or "decoder" when the codes stay.
@@ -178,12 +181,12 @@ class Recipe:
             rows = [row for row in utterances(self.work / CORPUS) if row.id in spoken]
             imagine(book, rows, rest, seed=1).save(self.work / IMAGINED)
 
-    def talker(self) -> None:
+    def talker(self, training: TalkerTraining | None = None) -> None:
         """Teach talker and code predictor; the checkpoint always holds the latest."""
         seconds = self.left_s("talker")
         if seconds < _LEAST_S:
             return
-        trainer = self.talker_trainer()
+        trainer = self.talker_trainer(training)
         books = [CodeBook.load_all(self.work)]
         if (self.work / IMAGINED).exists():
             books.append(CodeBook.load(self.work / IMAGINED))
@@ -196,11 +199,12 @@ class Recipe:
             write_model(self.work / CHECKPOINT, trainer.model)
         self._note("talker", trainer.spent - self._spent.get("talker", 0.0))
 
-    def talker_trainer(self) -> TalkerTrainer:
+    def talker_trainer(self, training: TalkerTraining | None = None) -> TalkerTrainer:
         """Talker and code predictor as they are."""
+        training = training or TalkerTraining()
         folder = self.work / CHECKPOINT
         config: dict[str, Any] = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        return TalkerTrainer(self.work / TALKER, folder, config, TalkerTraining(), self.device)
+        return TalkerTrainer(self.work / TALKER, folder, config, training, self.device)
 
     def chorus(self) -> Chorus:
         """What speaks with the talker as it is."""
@@ -209,15 +213,22 @@ class Recipe:
         return Chorus(trainer.model, trainer.ids, trainer.splitter)
 
     def export(self) -> None:
-        """Write all weights into the checkpoint, as far as they are trained."""
+        """Write all weights into the checkpoint, as far as they are trained.
+
+        What training has beside them goes into `heads.pt`, for `resume`.
+        """
         trainer = self.codec_trainer("decoder")
         trainer.finish()
         round_to_disk(trainer.codec)
         write_speech(self.work / CHECKPOINT, trainer.codec)
+        model = None
         if (self.work / TALKER).exists():
             talker = self.talker_trainer()
             talker.finish()
-            write_model(self.work / CHECKPOINT, talker.model)
+            model = talker.model
+            write_model(self.work / CHECKPOINT, model)
+        critics = trainer.critics if trainer.has_critics else None
+        write_heads(self.work / HEADS, trainer.codec, critics, model)
 
     def all(self, teacher: Path, voices: Path) -> bool:
         """Do what is next until the time is over; return whether everything is done."""

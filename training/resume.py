@@ -1,7 +1,8 @@
 """Go on from a finished checkpoint where the work folder that made it is gone.
 
-Weights come back as the file has them (bfloat16 and float16); optimizers, critics and the heads for
-phonemes, which no checkpoint holds, start anew.
+Weights come back as the file has them (bfloat16 and float16). Critics and the heads for phonemes,
+which no checkpoint holds, do where `export` left them in a file of their own, else start anew, as
+optimizers do.
 """
 
 import json
@@ -12,6 +13,7 @@ from typing import Any, Final
 
 import torch
 from safetensors.torch import load_file
+from torch import Tensor
 
 from training.codec import Codec
 from training.export import book_names
@@ -65,8 +67,17 @@ def read_talker(folder: Path) -> TalkerModel:
     return model
 
 
+def _floats(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor.float() for name, tensor in state.items()}
+
+
 def resume(
-    folder: Path, codec_file: Path, talker_file: Path, out: Path, shape: VoiceShape | None = None
+    folder: Path,
+    codec_file: Path,
+    talker_file: Path,
+    out: Path,
+    shape: VoiceShape | None = None,
+    heads: Path | None = None,
 ) -> None:
     """Write what the trainers go on from, and the checkpoint's configuration into `out`.
 
@@ -76,7 +87,10 @@ def resume(
         talker_file: likewise for talker and code predictor.
         out: its checkpoint.
         shape: of the speech tokenizer; see `read_codec`.
+        heads: what `export.write_heads` wrote.
     """
+    kept = torch.load(heads, weights_only=True) if heads else {}
+    kept = {name: _floats(state) for name, state in kept.items()}
     shape = shape or VoiceShape()
     shutil.copytree(folder, out, ignore=shutil.ignore_patterns("*.safetensors"), dirs_exist_ok=True)
     file = out / _SPEECH / "config.json"
@@ -85,7 +99,12 @@ def resume(
     file.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     codec = read_codec(folder, shape)
     spent = {"all": 0.0, "decoder": 0.0}
-    torch.save({"codec": codec.state_dict(), "steps": 0, "spent": spent}, codec_file)
+    if "codec" in kept:
+        codec.phonemes.load_state_dict(kept["codec"])
+    critics = {"critics": kept["critics"]} if "critics" in kept else {}
+    torch.save({"codec": codec.state_dict(), "steps": 0, "spent": spent} | critics, codec_file)
     talker = read_talker(folder)
+    if "talker" in kept:
+        talker.phonemes.load_state_dict(kept["talker"])
     state = {"model": talker.state_dict(), "steps": 0, "spent": 0.0, "moments": {}}
     torch.save(state, talker_file)

@@ -3,7 +3,7 @@
 import random
 import time
 from collections import deque
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,6 +37,7 @@ class Synthesis:
     """What is spoken, with what, where and for how long.
 
     model: the teacher's file. voices: folder of its `*.bin` style tables, float32 [510, 256].
+    share: a part and the number of parts that the plan is dealt out to, by the ids.
     """
 
     plan: Path
@@ -45,6 +46,7 @@ class Synthesis:
     voices: Path
     device: str
     minutes: float
+    share: tuple[int, int] = (0, 1)
 
 
 @dataclass(frozen=True)
@@ -124,8 +126,8 @@ def batches(items: Sequence[Planned], readings: Sequence[Reading], limit: int) -
 class _Writer:
     """Levels and writes what was spoken while the next batch is spoken."""
 
-    def __init__(self, out: Path) -> None:
-        tag = f"{time.time_ns() // 1_000_000}"
+    def __init__(self, out: Path, part: int) -> None:
+        tag = f"{time.time_ns() // 1_000_000}-{part}"
         self._sound = (out / f"audio-{tag}.s16").open("wb")
         self._listing = (out / f"manifest-{tag}.jsonl").open("w", encoding="utf-8")
         self._writing, self._levelling = ThreadPoolExecutor(1), ThreadPoolExecutor(_THREADS)
@@ -237,13 +239,15 @@ def speak(
     out: Path,
     portion: Portion,
     ends: float,
+    part: int = 0,
 ) -> None:
     """Speak sentences into new files in `out` until `ends`, by the monotonic clock.
 
-    `styles` are the voices' tables, [510, 2 * style] each, on the teacher's device.
+    `styles` are the voices' tables, [510, 2 * style] each, on the teacher's device. `part` tells
+    the files of processes apart that speak at the same time.
     """
     told = start = time.monotonic()
-    with _Writer(out) as writer:
+    with _Writer(out, part) as writer:
         for batch, audio in _spoken(teacher, todo, styles, portion, ends):
             writer.put(batch, audio)
             if time.monotonic() - told > _PROGRESS_S:
@@ -258,12 +262,18 @@ def _tell(samples: int, seconds: float) -> None:
     print(f"{hours:.2f} hours in {seconds:.0f} s: {60 * hours / seconds:.2f} a minute", flush=True)
 
 
+def own(plan: Iterable[Planned], share: tuple[int, int]) -> Iterator[Planned]:
+    """Yield the part of a plan that a process speaks; what others have spoken moves nothing."""
+    part, parts = share
+    return (item for item in plan if item.id % parts == part)
+
+
 def run(job: Synthesis, known: Collection[int]) -> None:
     """Speak what of the plan is neither spoken nor `known`, for so many minutes."""
     ends = time.monotonic() + 60 * job.minutes
     job.out.mkdir(parents=True, exist_ok=True)
     done = {row.id for row in utterances(job.out)} | set(known)
-    todo = [item for item in read(job.plan) if item.id not in done]
+    todo = [item for item in own(read(job.plan), job.share) if item.id not in done]
     print(f"{len(done)} sentences spoken, {len(todo)} to speak", flush=True)
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
     torch.backends.cudnn.benchmark = False  # a few dozen sizes, each seldom
@@ -273,7 +283,7 @@ def run(job: Synthesis, known: Collection[int]) -> None:
         for voice, name in TEACHER_VOICES.items()
     }
     styles = {voice: torch.from_numpy(table).to(job.device) for voice, table in tables.items()}
-    speak(teacher, styles, todo, job.out, _CPU if job.device == "cpu" else _GPU, ends)
+    speak(teacher, styles, todo, job.out, _CPU if job.device == "cpu" else _GPU, ends, job.share[0])
     rows = list(utterances(job.out))
     hours = sum(row.samples for row in rows) / _RATE_HZ / 3600
     print(f"{len(rows)} sentences, {hours:.2f} hours in {job.out}", flush=True)

@@ -10,8 +10,16 @@ import torch
 from serve_app.models.checkpoint.files import open_checkpoint
 from serve_app.models.speech_decoder.network.model import SpeechDecoderModel
 from tests.unit.training.shapes import TEXTS, TINY
-from training.codec import Codec
-from training.export import round_to_disk, speech_tensors, write_model, write_speech
+from training.codec import Codec, CodecTrainer, CodecTraining
+from training.critics import Critics
+from training.export import (
+    round_to_disk,
+    speech_tensors,
+    write_heads,
+    write_model,
+    write_speech,
+)
+from training.progress import Clock
 from training.resume import read_codec, read_talker, resume
 from training.shape import VoiceShape
 from training.talker import TalkerModel
@@ -51,6 +59,37 @@ def test_a_talker_comes_back_as_it_was_written(
     again = read_talker(folder).talker.state_dict()
     for name, value in talker.talker.state_dict().items():
         assert torch.equal(again[name], value.to(torch.bfloat16).float()), name
+
+
+def test_heads_that_no_checkpoint_holds_come_back_from_their_file(
+    checkpoint: tuple[Path, Codec, TalkerModel], tmp_path: Path
+) -> None:
+    folder, codec, talker = checkpoint
+    critics, files = Critics(4), (tmp_path / "codec.pt", tmp_path / "talker.pt")
+    write_heads(tmp_path / "heads.pt", codec, critics, talker)
+    resume(folder, *files, tmp_path / "checkpoint", TINY, tmp_path / "heads.pt")
+    stored, taught = (torch.load(file, weights_only=True) for file in files)
+    for found, module in (
+        (stored["codec"]["phonemes.weight"], codec.phonemes.weight),
+        (taught["model"]["phonemes.weight"], talker.phonemes.weight),
+        (stored["critics"]["listener.layers.0.weight"], critics.listener.layers[0].weight),
+    ):
+        assert torch.equal(found, module.detach().bfloat16().float())
+
+
+@pytest.mark.parametrize("with_heads", [False, True])
+def test_a_decoder_waits_only_for_critics_that_know_nothing(
+    checkpoint: tuple[Path, Codec, TalkerModel], tmp_path: Path, with_heads: bool
+) -> None:
+    folder, codec, talker = checkpoint
+    config, heads = CodecTraining(critic_width=4), tmp_path / "heads.pt"
+    write_heads(heads, codec, Critics(4) if with_heads else None, talker)
+    file = tmp_path / "codec.pt"
+    resume(folder, file, tmp_path / "talker.pt", tmp_path / "checkpoint", TINY, heads)
+    trainer = CodecTrainer(file, TINY, config, torch.device("cpu"), "decoder")
+    at = {spent: Clock(total_s=1000.0, limit_s=1e9, spent_s=spent) for spent in (50.0, 100.0)}
+    assert (trainer.rate_now(at[50.0]) > 0) == with_heads
+    assert trainer.rate_now(at[100.0]) > 0
 
 
 def test_a_codec_of_other_sizes_is_refused(checkpoint: tuple[Path, Codec, TalkerModel]) -> None:

@@ -9,7 +9,7 @@ import torch
 from tests.unit.training.teachers import tiny_teacher
 from training.corpus import Utterance, utterances
 from training.plan import Planned
-from training.synthesis import Portion, batches, level, padded, speak
+from training.synthesis import Portion, batches, level, own, padded, speak
 from training.teacher import Reading
 
 VOICES = ("heart", "emma")
@@ -61,6 +61,14 @@ def test_portions_keep_the_plans_order(tmp_path: Path) -> None:
 
 def test_nothing_is_spoken_when_the_time_is_over(tmp_path: Path) -> None:
     assert spoken(plan(3), tmp_path, seconds=-1.0) == []
+
+
+def test_a_team_deals_the_plan_out_whatever_is_spoken_already() -> None:
+    items = plan(10)
+    shares = [{item.id for item in own(items, (part, 3))} for part in range(3)]
+    assert shares[0] | shares[1] | shares[2] == set(range(10))
+    assert sum(map(len, shares)) == 10
+    assert {item.id for item in own(items[4:], (1, 3))} == shares[1] - {1}
 
 
 def reading(length: int) -> Reading:
