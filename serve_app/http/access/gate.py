@@ -1,10 +1,9 @@
-"""The layer that lets in: who has a key, and no more than the key may have."""
+"""The layer that lets in: no pages of others, who has a key, and no more than the key may have."""
 
 from collections.abc import Mapping
 from typing import Any, Final
-from urllib.parse import urlsplit
 
-from starlette.datastructures import Headers, MutableHeaders
+from starlette.datastructures import MutableHeaders
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -14,6 +13,7 @@ from serve_app.http.access.answers import refuse
 from serve_app.http.access.credentials import SUBPROTOCOL, is_speech, keys_of, needs_key
 from serve_app.http.access.keyring import Keyring
 from serve_app.http.access.limits import KeyLimits
+from serve_app.http.access.origins import is_foreign
 from serve_app.http.errors import error_response
 from serve_app.http.observe.record import current
 from serve_app.keys.key_file import Key
@@ -23,6 +23,10 @@ _MISSING: Final = (
     "You did not provide an API key. Send it in the header 'Authorization: Bearer YOUR_KEY'."
 )
 _WRONG: Final = "Incorrect API key provided."
+_FOREIGN: Final = (
+    "Web pages of this origin may not use this server, unless its setting"
+    " ingress.access.cors_origins names it."
+)
 
 
 class KeyGate:
@@ -44,8 +48,8 @@ class KeyGate:
         if scope["type"] not in ("http", "websocket"):
             await self._app(scope, receive, send)
             return
-        if scope["type"] == "websocket" and not self._is_own_page(scope):
-            error = NotAllowed("Web pages of this origin may not use this server.")
+        if self._acts(scope) and is_foreign(scope, self._config.access.cors_origins):
+            error = NotAllowed(_FOREIGN)
             await refuse(error_response(error), scope, receive, send)
             return
         key = self._key(scope)
@@ -81,18 +85,14 @@ class KeyGate:
         found = [self._keyring.find(key) for key in keys_of(scope)]
         return next((key for key in found if key is not None), None)
 
-    def _is_own_page(self, scope: Scope) -> bool:
-        """Browsers let any page open a WebSocket anywhere, and say only where the page is from."""
-        headers = Headers(scope=scope)
-        origin = headers.get("origin")
-        allowed = self._config.access.cors_origins
-        if origin is None or origin in allowed or "*" in allowed:
+    def _acts(self, scope: Scope) -> bool:
+        """Whether a page of another server could do something here that it need not hear of.
+
+        With a key it would have to know one: there is no cookie that a browser adds by itself.
+        """
+        if scope["type"] == "websocket":
             return True
-        own = headers.get("x-forwarded-host") or headers.get("host", "")
-        try:
-            return urlsplit(origin).netloc.lower() == own.lower()
-        except ValueError:  # it is no address
-            return False
+        return self._keyring.is_open and scope["method"] not in ("GET", "HEAD", "OPTIONS")
 
 
 def _without_key(scope: Scope, send: Send) -> tuple[Scope, Send]:

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import json
 import logging
 
 import openai
@@ -17,6 +18,7 @@ from serve_app.keys.digest import digest_of
 from serve_app.keys.key_file import Key, write
 from serve_app.metrics import NoRecorder
 from tests.integration.http.service import Service, create, served
+from tests.integration.http.voices.recordings import VOICES, WAV, cloning
 from tests.waiting import until
 
 SECRET = "sk-tts-of-a-test"
@@ -223,6 +225,54 @@ def test_other_origins_are_let_in_only_by_configuration(tmp_path):
     assert "x-request-id" in refused.headers["access-control-expose-headers"]
     assert "access-control-allow-credentials" not in refused.headers
     assert "access-control-allow-origin" not in other.headers
+
+
+@pytest.mark.parametrize(
+    ("origins", "headers", "statuses"),
+    [
+        ((), {"Origin": "https://evil.example"}, [403, 403, 403]),
+        (("https://evil.example",), {"Origin": "https://evil.example"}, [200, 200, 404]),
+        ((), {"Origin": "http://test"}, [200, 200, 404]),
+        ((), {}, [200, 200, 404]),
+    ],
+)
+def test_without_keys_pages_of_others_only_look(tmp_path, origins, headers, statuses):
+    service = cloning(tmp_path, access={"cors_origins": origins})
+    plain = {"Content-Type": "text/plain"}
+    body = json.dumps({**BODY, "voice": "Mine"})
+    form = {"data": {"name": "Mine"}, "files": {"audio_sample": ("a.wav", WAV, "audio/wav")}}
+
+    async def main():
+        async with service.http() as http:
+            voices = (await http.get(VOICES)).json()["voices"]
+            sent = [
+                await http.post(VOICES, headers=headers, **form),
+                # As a form does that says it is text.
+                await http.post(PATH, headers={**headers, **plain}, content=body),
+                await http.delete(f"{VOICES}/nobody", headers=headers),
+            ]
+            read = [await http.get(path, headers=headers) for path in (VOICES, "/web/", "/livez")]
+            assert [answer.status_code for answer in read] == [200] * 3
+            return sent, len(read[0].json()["voices"]) - len(voices)
+
+    sent, added = asyncio.run(main())
+    assert [answer.status_code for answer in sent] == statuses
+    assert added == (statuses[0] == 200)
+    if statuses[0] == 403:
+        assert not service.talker.requests
+        for answer in sent:
+            error = answer.json()["error"]
+            assert (error["type"], error["code"]) == ("permission_error", "not_allowed")
+            assert "cors_origins" in error["message"]
+
+
+def test_with_keys_a_page_of_others_has_to_know_one(tmp_path):
+    page = {"Origin": "https://page.example"}
+    service = locked(tmp_path)
+    without, with_key = answers(
+        service, ("POST", PATH, page), ("POST", PATH, {**page, "Authorization": f"Bearer {SECRET}"})
+    )
+    assert (without.status_code, with_key.status_code) == (401, 200)
 
 
 async def exchanged(url, rest):
