@@ -4,22 +4,23 @@
 
 By default 0.6B Base, 1.7B CustomVoice and 1.7B VoiceDesign with random weights, in `fused`, on
 whatever GPUs there are. For each: first audio and throughput alone, with the others idle beside it,
-and with all of them at work; memory on the GPUs; what the voice of a recording takes. One server
-after the other; what has been measured is in `--out` and is not measured again.
+and with all of them at work; bursts, the first of all among them; memory on the GPUs; what the
+voice of a recording takes. One server after the other; what has been measured of each is in `--out`
+after every load, and is not measured again when the server's last one is there.
 """
 
 import asyncio
 import json
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
 from load_tests.loops.client import AudioShape, SpeechClient
 from load_tests.loops.level import Level
-from load_tests.loops.runner import ClosedLoop, run_closed, run_loop
+from load_tests.loops.runner import BurstLoop, ClosedLoop, run_burst, run_closed, run_loop
 from load_tests.reports import circumstances, files
 from load_tests.servers.child import say, write_checkpoint
 from load_tests.servers.ready import ready_server
@@ -36,11 +37,19 @@ from load_tests.several.settings import TOGETHER, Model, config_of, parse
 
 # More than any loop sends: a level ends by its time.
 _REQUESTS: Final = 100_000
+_BURSTS: Final = 3
+_PAUSE_S: Final = 1.0
+
+# Writes down what there is so far.
+Keep = Callable[["Measured"], None]
 
 
 @dataclass(slots=True)
 class Row:
-    """One model under one load. others: what those beside it did: none, idle or busy."""
+    """One model under one load; of bursts, `streams` is their size.
+
+    others: what those beside it did: none, idle or busy.
+    """
 
     model: str
     others: str
@@ -54,9 +63,14 @@ class Row:
 
 @dataclass(slots=True)
 class Measured:
-    """A server. memory_mib: in use on each GPU, by when."""
+    """A server.
+
+    memory_mib: in use on each GPU, by when.
+    is_whole: all was measured that there was to measure.
+    """
 
     models: list[str]
+    is_whole: bool = False
     ready_s: float | None = None
     memory_mib: dict[str, list[int]] = field(default_factory=dict[str, list[int]])
     rows: list[Row] = field(default_factory=list[Row])
@@ -66,6 +80,7 @@ class Measured:
     def as_json(self) -> dict[str, Any]:
         return {
             "models": self.models,
+            "is_whole": self.is_whole,
             "ready_s": self.ready_s,
             "memory_mib": self.memory_mib,
             "rows": [row.as_json() for row in self.rows],
@@ -74,8 +89,8 @@ class Measured:
         }
 
 
-def measure(args: Any, name: str) -> Measured:
-    """Start a server, load it, stop it."""
+def measure(args: Any, name: str, keep: Keep) -> Measured:
+    """Start a server, load it, stop it; `keep` is called after each load."""
     models = [model for model in args.models if name in (TOGETHER, model.name)]
     measured = Measured([model.name for model in models])
     measured.memory_mib["before"] = circumstances.gpu_memory_used_mib()
@@ -87,7 +102,8 @@ def measure(args: Any, name: str) -> Measured:
             measured.memory_mib["idle"] = circumstances.gpu_memory_used_mib()
             with MemoryWatch() as memory:
                 try:
-                    run_loop(lambda: load(args, server.url, models, measured))
+                    run_loop(lambda: load(args, server.url, models, measured, keep))
+                    measured.is_whole = True
                 except clips.Failed as failed:
                     measured.notes.append(str(failed))
                 finally:
@@ -120,31 +136,70 @@ def wait_for_all(server: Server, models: Sequence[Model], timeout_s: float) -> f
         time.sleep(0.2)
 
 
-async def load(args: Any, url: str, models: Sequence[Model], measured: Measured) -> None:
-    for model in models:
-        if model.task == "base":
-            found = await clips.keep_voice(url, model.name)
-            measured.memory_mib["with encoder"] = circumstances.gpu_memory_used_mib()
-            await clips.measure(found, url, model.name, args.clip_s, args.clips, args.seed)
-            measured.voices = asdict(found)
-            measured.memory_mib["after clips"] = circumstances.gpu_memory_used_mib()
+async def load(
+    args: Any, url: str, models: Sequence[Model], measured: Measured, keep: Keep
+) -> None:
+    """
+    Raises:
+        clips.Failed: the voice that others speak with cannot be had.
+    """
+    others = "idle" if len(models) > 1 else "none"
     async with SpeechClient(url, AudioShape()) as client:
 
-        async def row(model: Model, streams: int, others: str) -> None:
-            plan = ClosedLoop(streams, _REQUESTS, max_s=args.level_s)
-            run = await run_closed(client, model.workload(args), plan)
-            run.stopped = ""  # by its time, as it should
+        async def row(model: Model, plan: ClosedLoop | BurstLoop, others: str) -> None:
+            if isinstance(plan, BurstLoop):
+                run, streams = await run_burst(client, model.workload(args), plan), plan.size
+            else:
+                run, streams = await run_closed(client, model.workload(args), plan), plan.streams
+                run.stopped = ""  # by its time, as it should
             measured.rows.append(Row(model.name, others, streams, Level.of(run)))
+            keep(measured)
 
-        others = "idle" if len(models) > 1 else "none"
+        async def cold(model: Model) -> None:
+            if args.burst:
+                await row(model, BurstLoop(args.burst, 1, cold=True), others)
+
+        for model in models:
+            if model.task != "base":
+                await cold(model)
+        for model in models:
+            if model.task == "base":
+                measured.voices = await voices(args, url, model, cold, measured)
+                keep(measured)
         for model in models:
             for streams in args.streams:
-                await row(model, streams, others)
+                await row(model, _closed(args, streams), others)
+            if args.burst:
+                await row(model, BurstLoop(args.burst, _BURSTS, _PAUSE_S), others)
         if len(models) > 1:
             for streams in args.streams:
                 async with asyncio.TaskGroup() as group:
                     for model in models:
-                        group.create_task(row(model, streams, "busy"))
+                        group.create_task(row(model, _closed(args, streams), "busy"))
+
+
+async def voices(
+    args: Any,
+    url: str,
+    model: Model,
+    cold: Callable[[Model], Awaitable[None]],
+    measured: Measured,
+) -> dict[str, Any]:
+    """What those of recordings take, and before them the first burst: it needs a voice.
+
+    Raises:
+        clips.Failed: a request was refused.
+    """
+    found = await clips.keep_voice(url, model.name)
+    measured.memory_mib["with encoder"] = circumstances.gpu_memory_used_mib()
+    await cold(model)
+    await clips.measure(found, url, model.name, args.clip_s, args.clips, args.seed)
+    measured.memory_mib["after clips"] = circumstances.gpu_memory_used_mib()
+    return asdict(found)
+
+
+def _closed(args: Any, streams: int) -> ClosedLoop:
+    return ClosedLoop(streams, _REQUESTS, max_s=args.level_s)
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -163,18 +218,31 @@ def main(arguments: Sequence[str]) -> int:
     for name in args.servers:
         file = _file(args, name)
         now_s = time.perf_counter()
-        if file.exists() and not args.again:
+        if _is_whole(file) and not args.again:
             continue
         if args.budget_s and now_s + longest_s > began_s + args.budget_s:
             say(f"{name}: no time left")
             continue
         say(f"{name}:")
-        measured = measure(args, name)
-        if measured.rows:
-            files.write_json(file, {"facts": facts, **measured.as_json()})
+
+        def keep(measured: Measured, file: Path = file) -> None:
+            if measured.rows:
+                files.write_json(file, {"facts": facts, **measured.as_json()})
+                _write_report(args)
+
+        measured = measure(args, name, keep)
+        keep(measured)
         for note in measured.notes:
             say(f"- {note}")
         longest_s = max(longest_s, time.perf_counter() - now_s)
+    found, report = _write_report(args)
+    say("\n" + report)
+    wanted = [found.get(name) for name in args.servers]
+    return int(any(server is None or server["notes"] for server in wanted))
+
+
+def _write_report(args: Any) -> tuple[dict[str, Any], str]:
+    """What the servers gave so far, by their names, and the report of it, which is written."""
     names = [TOGETHER, *(model.name for model in args.models)]
     found = {
         name: json.loads(_file(args, name).read_text(encoding="utf-8"))
@@ -183,9 +251,11 @@ def main(arguments: Sequence[str]) -> int:
     }
     report = markdown(found)
     files.write_text(args.out / "report.md", report)
-    say("\n" + report)
-    wanted = [found.get(name) for name in args.servers]
-    return int(any(server is None or server["notes"] for server in wanted))
+    return found, report
+
+
+def _is_whole(file: Path) -> bool:
+    return file.exists() and json.loads(file.read_text(encoding="utf-8"))["is_whole"]
 
 
 def _file(args: Any, name: str) -> Path:

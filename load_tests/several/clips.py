@@ -25,6 +25,8 @@ _KEPT_S: Final = 10
 # While an encoder starts, whoever asks is told to come again.
 _AGAIN_S: Final = 0.25
 _ENCODER_S: Final = 120.0
+# Another ingress may take a second to know a voice, and a busy machine longer to say so.
+_KNOWN_S: Final = 5.0
 
 
 @dataclass(slots=True)
@@ -60,8 +62,12 @@ def recording(seconds: float, seed: int) -> bytes:
     return wav_file((32767 * samples.clip(-1, 1)).astype("<i2").tobytes(), _HZ)
 
 
-async def keep_voice(url: str, model: str, timeout_s: float = _ENCODER_S) -> Voices:
+async def keep_voice(
+    url: str, model: str, timeout_s: float = _ENCODER_S, known_s: float = _KNOWN_S
+) -> Voices:
     """Bring the voice that the load speaks with, unless the library has it, and hear it.
+
+    For `known_s` an ingress may say that there is no such voice.
 
     Raises:
         Failed: it was refused, or not there in time.
@@ -77,12 +83,15 @@ async def keep_voice(url: str, model: str, timeout_s: float = _ENCODER_S) -> Voi
                 if made.status >= 300:
                     raise Failed(f"the voice: {made.status}: {(await made.text())[:300]}")
     async with SpeechClient(url, AudioShape(), timeout_s) as client:
-        heard_s = await _until_heard(client, _call(model, {"voice": VOICE}), timeout_s)
+        heard_s = await _until_heard(client, _call(model, {"voice": VOICE}), timeout_s, known_s)
     return Voices(1000 * (heard_s - began_s), is_new)
 
 
-async def _until_heard(client: SpeechClient, call: SpeechCall, timeout_s: float) -> float:
-    """When its first audio was there; asked again as long as an encoder has to start.
+async def _until_heard(
+    client: SpeechClient, call: SpeechCall, timeout_s: float, known_s: float = 0.0
+) -> float:
+    """When its first audio was there; asked again as long as an encoder has to start, and for
+    `known_s` when it is refused, as by an ingress that does not know the voice yet.
 
     Raises:
         Failed: it was refused for another reason, or for too long.
@@ -92,7 +101,8 @@ async def _until_heard(client: SpeechClient, call: SpeechCall, timeout_s: float)
         result = await client.speak(call)
         if result.ok and result.first_playable_s is not None:
             return result.sent_at_s + result.first_playable_s
-        if result.status not in (404, 503) or time.perf_counter() > began_s + timeout_s:
+        limits_s = {400: known_s, 404: timeout_s, 503: timeout_s}
+        if time.perf_counter() > began_s + limits_s.get(result.status, 0.0):
             raise Failed(f"speech with a voice: {result.detail}")
         await asyncio.sleep(_AGAIN_S)
 

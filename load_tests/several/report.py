@@ -9,6 +9,7 @@ from load_tests.reports.report import table_head, table_line
 _LOAD: Final = (
     "model",
     "others",
+    "loop",
     "streams",
     "requests",
     "failed",
@@ -18,6 +19,7 @@ _LOAD: Final = (
     "underruns (> 50 ms)",
 )
 _ORDER: Final = {"none": 0, "idle": 1, "busy": 2}
+_LOOPS: Final = ("cold", "closed", "burst")
 
 
 def markdown(servers: Mapping[str, Mapping[str, Any]]) -> str:
@@ -43,19 +45,25 @@ def _circumstances(servers: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
             f"- {name}: {', '.join(server['models'])}; {machine}; commit {facts['commit']}; ready"
             f" {ready}; load average at the beginning {facts['load_average']:.1f}"
         )
+        if not server["is_whole"]:
+            yield "  - not all of it was measured"
         yield from (f"  - {note}" for note in server["notes"])
 
 
 def _load(servers: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
-    yield "Closed loops; `others` is what the models beside it did. Triples are p50 / p95 / p99.\n"
-    yield from table_head(_LOAD, left=2)
+    yield (
+        "`others` is what the models beside it did; `cold` the first burst that a model got."
+        " Triples are p50 / p95 / p99.\n"
+    )
+    yield from table_head(_LOAD, left=3)
     rows = [row for server in servers.values() for row in server["rows"]]
-    for row in sorted(rows, key=lambda r: (r["model"], r["streams"], _ORDER[r["others"]])):
+    for row in sorted(rows, key=_place):
         rate = row["audio_s_per_s_window"]
         yield table_line(
             [
                 row["model"],
                 row["others"],
+                row["loop"],
                 str(row["streams"]),
                 str(row["requests"]),
                 str(row["failures"]),
@@ -65,6 +73,10 @@ def _load(servers: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
                 f"{row['underruns']} ({row['underruns_over_50_ms']})",
             ]
         )
+
+
+def _place(row: Mapping[str, Any]) -> tuple[str, int, int, int]:
+    return row["model"], _LOOPS.index(row["loop"]), row["streams"], _ORDER[row["others"]]
 
 
 def _memory(servers: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:

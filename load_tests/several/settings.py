@@ -111,6 +111,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--override", action="append", default=[], metavar="KEY=VALUE")
     parser.add_argument("--streams", type=int, nargs="+", default=[1, 16])
     parser.add_argument("--level-s", type=float, default=8.0, help="s, of each closed loop")
+    parser.add_argument("--burst", type=int, default=16, help="requests at once; 0: no bursts")
     parser.add_argument("--frames", default="55", help="of a request: N or MIN:MAX")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--clip-s", type=int, nargs="+", default=[3, 10, 30])

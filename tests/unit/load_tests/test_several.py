@@ -8,17 +8,18 @@ import pytest
 import soundfile
 
 from load_tests.loops.level import Level
-from load_tests.loops.runner import ClosedLoop, Run
+from load_tests.loops.runner import BurstLoop, ClosedLoop, Plan, Run
 from load_tests.several import __main__ as command
 from load_tests.several import clips, report
 from load_tests.several.settings import TOGETHER, Model, config_of, model_of, parse
 from serve_app import serve_config
 from tests.unit.load_tests.values import result
 
+CLOSED = ClosedLoop(4, 100)
 
-def level():
-    run = Run(ClosedLoop(4, 100), [result() for _ in range(8)], window=(100.0, 101.0))
-    return Level.of(run)
+
+def level(plan: Plan = CLOSED):
+    return Level.of(Run(plan, [result() for _ in range(8)], window=(100.0, 101.0)))
 
 
 def arguments(tmp_path, *more):
@@ -101,6 +102,7 @@ def measured(models, rows, **more):
 
 def test_the_report_puts_each_model_beside_itself_alone():
     one = command.Row("a", "none", 4, level())
+    cold = command.Row("a", "none", 8, level(BurstLoop(8, 1, cold=True)))
     beside = [command.Row("a", "busy", 4, level()), command.Row("a", "idle", 4, level())]
     voices = {
         "first_ms": 9876.5,
@@ -113,17 +115,23 @@ def test_the_report_puts_each_model_beside_itself_alone():
     text = report.markdown(
         {
             TOGETHER: measured(
-                ["a", "b"], beside, voices=voices, memory_mib={"idle": [], "peak": [7, 8]}
+                ["a", "b"],
+                beside,
+                voices=voices,
+                memory_mib={"idle": [], "peak": [7, 8]},
+                is_whole=True,
             ),
-            "a": measured(["a"], [one], notes=["something broke"]),
+            "a": measured(["a"], [one, cold], notes=["something broke"]),
         }
     )
     lines = text.splitlines()
-    assert [line.split(" | ")[1] for line in lines if line.startswith("| a | ")][:3] == [
-        "none",
-        "idle",
-        "busy",
+    assert [line.split(" | ")[1:3] for line in lines if line.startswith("| a | ")][:4] == [
+        ["none", "cold"],
+        ["none", "closed"],
+        ["idle", "closed"],
+        ["busy", "closed"],
     ]
+    assert lines.count("  - not all of it was measured") == 1
     assert "| 3 s | 50.0 | 20.0 | 30.2 |" in lines
     assert "The voice took 2.0 ms for each second of a recording, and 14.0 ms beside." in lines
     assert "- voice of the library, uploaded, until it was heard: 9876" in lines
@@ -132,21 +140,26 @@ def test_the_report_puts_each_model_beside_itself_alone():
     assert "ready after 21.0 s" in text
 
 
-def test_a_refused_voice_is_said_and_not_waited_for():
-    """With an answer that no waiting makes better."""
+def test_a_refused_voice_is_asked_for_again_only_where_it_may_become_known():
+    """A 400 of an ingress that has not seen the voice, one of one that never will, and a 403."""
 
-    async def main():
+    async def heard_of(statuses, known_s):
+        left = list(statuses)
+
         async def answer(reader, writer):
             head = (await reader.readuntil(b"\r\n\r\n")).decode()
-            status = "404 Not Found" if head.startswith("GET") else "400 Bad Request"
-            said = f"HTTP/1.1 {status}\r\nContent-Length: 2\r\nConnection: close\r\n\r\nno"
+            is_speech = head.startswith("POST /v1/audio/speech ")
+            status = left.pop(0) if is_speech else 404 if head.startswith("GET") else 201
+            said = f"HTTP/1.1 {status} -\r\nContent-Length: 2\r\nConnection: close\r\n\r\nno"
             writer.write(said.encode())
             await writer.drain()
             writer.close()
 
         async with await asyncio.start_server(answer, "127.0.0.1", 0) as server:
             _, port = server.sockets[0].getsockname()
-            with pytest.raises(clips.Failed, match="400"):
-                await clips.keep_voice(f"http://127.0.0.1:{port}", "a", 5)
+            with pytest.raises(clips.Failed, match=str(statuses[-1])):
+                await clips.keep_voice(f"http://127.0.0.1:{port}", "a", 5, known_s)
+        return not left
 
-    asyncio.run(main())
+    assert asyncio.run(heard_of([400, 503, 400, 403], 60))
+    assert asyncio.run(heard_of([400], 0))
