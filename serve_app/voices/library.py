@@ -15,7 +15,7 @@ from serve_app.types import EncodedClip
 from serve_app.voices.changes import Changes
 from serve_app.voices.clips import clip_bytes, clip_of
 from serve_app.voices.index import Snapshot
-from serve_app.voices.names import folded
+from serve_app.voices.names import folded, is_consent_id
 from serve_app.voices.values import Alias, Caller, Change, Consent, StoredVoice
 
 T = TypeVar("T")
@@ -24,6 +24,8 @@ T = TypeVar("T")
 # they wait for it. Together with the time that it takes this is less than a second.
 _SOON_S: Final = 0.4
 _STALE_S: Final = 0.8
+# Who misses something has it looked for again, all together no more often than this.
+_AGAIN_S: Final = 0.1
 # A library that does not answer is asked again after a pause.
 _PAUSE_S: Final = 5.0
 _WORK_S: Final = 20.0
@@ -79,13 +81,48 @@ class Library:
         age_s = self._clock() - self._looked_s
         if age_s < _SOON_S:
             return self.known
+        looking = self._begin()
+        if age_s >= _STALE_S:
+            await self._end(looking)
+        return self.known
+
+    def _begin(self) -> Future[None]:
+        """The look that is going on, or a new one."""
         if self._looking is None or self._looking.done():
             self._looking = self._pool.submit(self._look)
-        if age_s >= _STALE_S:
-            await asyncio.wait({asyncio.wrap_future(self._looking)}, timeout=self._patience_s)
-            if not self._looking.done():
-                self._miss("the voice library does not answer")
-        return self.known
+        return self._looking
+
+    async def _end(self, looking: Future[None]) -> None:
+        """Wait for a look, as long as patience goes."""
+        await asyncio.wait({asyncio.wrap_future(looking)}, timeout=self._patience_s)
+        if not looking.done():
+            self._miss("the voice library does not answer")
+
+    @property
+    def moment_s(self) -> float:
+        """The time by which `renewed` goes."""
+        return self._clock()
+
+    async def renewed(self, since_s: float) -> bool:
+        """Look again unless it was looked at after `since_s`; whether it has changed.
+
+        For who misses something that another server may have written before it asked, at `since_s`.
+        However many do, there is one look at a time and a pause between two.
+        """
+        before = self.known
+        while self._looked_s < since_s:
+            await asyncio.sleep(self._looked_s + _AGAIN_S - self._clock())
+            if self._looked_s < since_s:
+                await self._end(self._begin())
+        return self.known is not before
+
+    async def _found(self, find: Callable[[Snapshot], T | None]) -> T | None:
+        """What `find` gives, if need be of a library that was looked at once more."""
+        asked_s = self._clock()
+        found = find(await self.now())
+        if found is None and await self.renewed(asked_s):
+            found = find(self.known)
+        return found
 
     def require(self) -> None:
         """
@@ -163,6 +200,10 @@ class Library:
             raise _taken(renamed.name)
         return await self.get(voice.id, caller)
 
+    async def find(self, name: str, caller: Caller) -> StoredVoice | None:
+        """The voice of an id or a name, if there is one that `caller` may see."""
+        return await self._found(lambda known: known.named(name, caller))
+
     async def get(self, name: str, caller: Caller, to_change: bool = False) -> StoredVoice:
         """The voice of an id or a name.
 
@@ -170,7 +211,7 @@ class Library:
             NotFound: there is none that `caller` may see.
             NotAllowed: with `to_change`, it is another's.
         """
-        voice = (await self.now()).named(name, caller)
+        voice = await self.find(name, caller)
         if voice is None:
             self.require()
             raise NotFound(f"The voice '{name[:80]}' does not exist.", "voice", "voice_not_found")
@@ -239,13 +280,18 @@ class Library:
         Raises:
             NotFound: there is none that `caller` may see.
         """
-        consent = (await self.now()).consents.get(consent_id)
+        consent = await self._found(lambda known: known.consents.get(consent_id))
         if consent is None or not consent.is_open_to(caller):
             self.require()
             raise NotFound(
                 f"The consent '{consent_id[:80]}' does not exist.", "consent", "consent_not_found"
             )
         return consent
+
+    async def look_for_consent(self, stated: str | None) -> None:
+        """Know the library as it is, and a consent that another server may just have written."""
+        text = (stated or "").strip()
+        await self._found(lambda known: not is_consent_id(text) or known.consents.get(text))
 
     async def rename_consent(self, consent_id: str, name: str, caller: Caller) -> Consent:
         consent = await self.consent(consent_id, caller)

@@ -99,8 +99,9 @@ class _Batch:
             self._look()
             raw = await read_body(http, self._speech.max_body_bytes)
             client_id = http.headers.get("x-request-id")
-            await self._speech.ready()
-            items = await asyncio.to_thread(self._items, raw, client_id)
+            items = await self._speech.with_library(
+                lambda: asyncio.to_thread(self._items, raw, client_id)
+            )
             status = 200
         except ClientDisconnect:
             raise

@@ -3,13 +3,13 @@
 import asyncio
 import logging
 import time
-from collections.abc import AsyncGenerator, Callable, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, TypeVar
 
 from serve_app.audio.output import Output
 from serve_app.config import IngressConfig
-from serve_app.errors import UnknownModel
+from serve_app.errors import InvalidRequest, UnknownModel
 from serve_app.http.catalog import Catalog
 from serve_app.http.speech.body import SpeechBody, parse, read_json
 from serve_app.http.speech.checks import checked_format, checked_units
@@ -20,6 +20,8 @@ from serve_app.http.speech.voice import OfLibrary, OfRecording, OfVector, Voicin
 from serve_app.resumption import Speak
 from serve_app.text.script import Unit
 from serve_app.types import FinishReason, InputTokens, ModelCard, PcmChunk, SpeechRequest, Voice
+
+T = TypeVar("T")
 
 Transport = Literal["stream", "file", "sse", "batch", "job", "websocket", "realtime", "together"]
 # From the fields of a dialect to those of `SpeechBody`.
@@ -144,9 +146,23 @@ class Speech:
             return _MAX_BODY_BYTES
         return _MAX_BODY_BYTES + self._config.voices.max_upload_bytes * 4 // 3
 
-    async def ready(self) -> None:
-        """What `check` needs to know beforehand: the voice library as it is now."""
-        await self._voicing.ready()
+    async def with_library(self, check: Callable[[], Awaitable[T]]) -> T:
+        """What `check` gives, an answer or a list of answers and errors, with the voice library as
+        it is now: once more where it misses what another server has just written.
+
+        Raises what `check` raises.
+        """
+        asked_s = await self._voicing.ready()
+        try:
+            found = await check()
+        except InvalidRequest as error:
+            if not await self._voicing.found_since(asked_s, [error]):
+                raise
+        else:
+            errors = found if isinstance(found, list) else ()
+            if not await self._voicing.found_since(asked_s, errors):
+                return found
+        return await check()
 
     async def read(self, raw: bytes, translate: Translate, client_id: str | None) -> Checked:
         """The job of a request's JSON body, whose fields are read as `translate` says.
@@ -155,13 +171,15 @@ class Speech:
 
         Raises what `check` and `translate` raise, and InvalidRequest for what is no JSON object.
         """
-        await self.ready()
+        is_quick = len(raw) <= _QUICK_BYTES and b"normalization_options" not in raw
 
         def read_whole() -> Checked:
             return self.check(translate(read_json(raw)), client_id)
 
-        is_quick = len(raw) <= _QUICK_BYTES and b"normalization_options" not in raw
-        return read_whole() if is_quick else await asyncio.to_thread(read_whole)
+        async def read() -> Checked:
+            return read_whole() if is_quick else await asyncio.to_thread(read_whole)
+
+        return await self.with_library(read)
 
     async def accept(
         self,
@@ -187,8 +205,9 @@ class Speech:
         voice: Voice | None = None,
     ) -> Checked:
         """`check`, on a thread, with the voice library as it is now."""
-        await self.ready()
-        return await asyncio.to_thread(self.check, fields, client_id, size, voice)
+        return await self.with_library(
+            lambda: asyncio.to_thread(self.check, fields, client_id, size, voice)
+        )
 
     async def voiced(self, checked: Checked) -> Job:
         """The job with its voice, which may have to be encoded: before any stage hears of it.

@@ -8,7 +8,7 @@ what has to be read or encoded is made afterwards (`made`).
 import base64
 import binascii
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, NoReturn
 
@@ -33,6 +33,8 @@ _RECORDINGS: Final = ("ref_audio", "references", "speaker_embedding")
 _PART: Final = re.compile(r"([^()+]+)(?:\(\s*([0-9]{1,9}(?:\.[0-9]{1,9})?|\.[0-9]{1,9})\s*\))?")
 _DATA_URL: Final = re.compile(r"data:[^,;]{0,100}(?:;[^,;]{1,100}){0,4};base64,", re.IGNORECASE)
 _LISTED: Final = 20
+# What is not there for who has not looked at the library since another wrote to it.
+_MISSING: Final = frozenset(("voice_not_found", "consent_not_found"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,9 +78,18 @@ class Voicing:
         self._fetcher = fetcher
         self._config = config
 
-    async def ready(self) -> None:
-        """Know the library as it is now."""
+    async def ready(self) -> float:
+        """Know the library as it is now; when that was asked for, for `found_since`."""
+        asked_s = self._library.moment_s
         await self._library.now()
+        return asked_s
+
+    async def found_since(self, asked_s: float, errors: Iterable[object]) -> bool:
+        """Whether what one of `errors` says is missing may be there by now: another server had
+        written it before `asked_s`, and this one had not seen it.
+        """
+        codes = (error.code for error in errors if isinstance(error, InvalidRequest))
+        return not _MISSING.isdisjoint(codes) and await self._library.renewed(asked_s)
 
     @property
     def caller(self) -> Caller:

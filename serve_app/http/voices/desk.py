@@ -82,9 +82,11 @@ class Desk:
         shared = form.flag("shared")
         if form.text("type") == "prompt":
             return await self._designed(form, name, language, description, bool(shared))
+        stated = form.text("consent")
+        await self.library.look_for_consent(stated)
         consent = check_consent(
-            form.text("consent"),
-            await self.library.now(),
+            stated,
+            self.library.known,
             self.caller,
             self.config.require_consent,
         )
@@ -241,7 +243,7 @@ class Desk:
         """Another name for a voice of the library or a speaker; OpenAI's names may be given."""
         self.require_uploads()
         name = self._alias_name(stated)
-        found = (await self.library.now()).named(target, self.caller)
+        found = await self.library.find(target, self.caller)
         if found is None:
             speakers = (find_voice(target, card) for card in self._catalog.cards if target.strip())
             speaker = next((speaker for speaker in speakers if speaker is not None), None)

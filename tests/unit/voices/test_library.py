@@ -5,6 +5,7 @@ import contextlib
 import json
 import secrets
 import threading
+import time
 
 import numpy as np
 import pytest
@@ -390,5 +391,29 @@ def test_looking_at_a_library_that_does_not_change_reads_one_small_object(tmp_pa
                 await library.now()
         assert storage.reads - reads == 10
         assert storage.listings == listings
+
+    asyncio.run(main())
+
+
+def test_however_many_miss_something_there_is_one_look_at_a_time_and_a_pause_between_two(tmp_path):
+    class Counting(Folder):
+        reads = 0
+
+        def read(self, path):
+            self.reads += 1
+            return super().read(path)
+
+    async def main():
+        storage = Counting(tmp_path)
+        one, other = Library(storage_at(str(tmp_path), {})), Library(storage)
+        await other.now()
+        made = await one.add(voice("a"), PARTS)
+        assert await other.get("a", NOBODY) == made
+        reads, began_s = storage.reads, time.monotonic()
+        for _ in range(3):
+            missed = await asyncio.gather(*(other.find("b", NOBODY) for _ in range(50)))
+            assert missed == [None] * 50
+        passed_s = time.monotonic() - began_s
+        assert storage.reads - reads <= 1 + passed_s / 0.1
 
     asyncio.run(main())

@@ -93,6 +93,39 @@ def test_a_voice_is_spoken_with_by_id_name_and_object_and_encoded_once(tmp_path)
     asyncio.run(main())
 
 
+def test_what_one_server_was_told_another_goes_by_at_once(tmp_path):
+    """Each has looked at the library right before, and so goes by what it knows."""
+
+    async def main():
+        one, other = cloning(tmp_path, require_consent=True), cloning(tmp_path)
+        consents = "/v1/audio/voice_consents"
+        asked = {"input": "Hello.", "response_format": "pcm"}
+        async with one.http() as first, other.http() as second:
+            for turn, ask in enumerate(
+                (
+                    lambda name: spoken(second, voice=name),
+                    lambda name: second.post("/v1/audio/speech", json={**asked, "voice": name}),
+                    lambda name: second.post(
+                        "/v1/audio/speech/batch", json={"items": [{**asked, "voice": name}]}
+                    ),
+                    lambda name: second.get(f"{VOICES}/{name}"),
+                    lambda name: second.put("/v1/audio/voice_aliases/other", json={"voice": name}),
+                )
+            ):
+                for http in (first, second):
+                    await http.get(VOICES)
+                consent = await second.post(
+                    consents, data={"name": "a", "language": "en"}, files={"recording": WAV}
+                )
+                name = f"voice {turn}"
+                await upload(first, name, consent=consent.json()["id"])
+                answer = await ask(name)
+                assert answer.status_code == 200, answer.text
+                assert "voice_not_found" not in answer.text
+
+    asyncio.run(main())
+
+
 def test_what_a_voice_took_is_among_the_timings_of_a_response(tmp_path):
     class Slow(FakeVoiceEncoder):
         async def encode(self, samples):
