@@ -200,7 +200,7 @@ class TalkerConfig(StageConfig):
         ge=0,
         description="longest predicted wait for a place among the streams decoded together; a"
         " request that would wait longer gets 429 and when to come again; while more than a few are"
-        " refused, a quarter of it",
+        " refused, an eighth of it",
     )
     kv_cache_bytes: int | None = Field(
         default=None,

@@ -110,6 +110,8 @@ class SpeechRequest:
     repeat the request exactly. `background`: nobody listens while it is made, so that it takes only
     places that listeners will not miss. `priority`: what the operator gave the
     caller's key; decides at the ingress who comes in when there is not room for all.
+    `longest_wait_s`: a stage refuses it rather than have it wait for longer for a
+    place; None: as the stage has it.
     """
 
     request_id: str
@@ -126,6 +128,7 @@ class SpeechRequest:
     max_new_tokens: int | None = None
     background: bool = False
     priority: int = 0
+    longest_wait_s: float | None = None
 
     @property
     def context(self) -> np.ndarray | None:

@@ -15,8 +15,9 @@ _RETRY_S: Final = 1
 # Where most of a crowd knocks.
 _SPEECH: Final = ("/v1/audio/speech", "/audio/speech")
 # So long what one was told holds for others. A place is free every 8 ms where 120 streams end a
-# second, and those who wait inside take it: nobody else has to be found for it at once.
-_FULL_MS: Final = 25
+# second, and who waits inside takes it. For much longer, and several stand free until they are
+# taken at once, each by a prefill that the others' first audio waits for.
+FULL_MS: Final = 10
 # For what of a body fits into HAProxy's buffer, 16 KiB; the ingress bounds the rest.
 _BODY_S: Final = 30
 
@@ -113,7 +114,7 @@ def _early(folder: Path) -> Iterator[str]:
     yield "http-request del-header x-tts-refused"
     yield f"http-request set-header x-tts-refused %[sc0_clr_gpc0] if {speech}"
     told = "{ res.hdr(x-tts-full) -m found }"
-    yield f"http-response set-var(proc.full_until) date({_FULL_MS},ms) if {told}"
+    yield f"http-response set-var(proc.full_until) date({FULL_MS},ms) if {told}"
     yield "http-response del-header x-tts-full"
     # These end by themselves when their client leaves; Serve need not watch it as well, which takes
     # two tasks and a queue for each.

@@ -55,6 +55,7 @@ class Admission:
         goes_on: bool = False,
         background: bool = False,
         gives_way: bool = False,
+        longest_wait_s: float | None = None,
     ) -> None:
         """Let a request in beside `inside` others, or not.
 
@@ -65,6 +66,8 @@ class Admission:
             goes_on: it has been heard already, and is not sent away for a wait.
             background: nobody listens; it comes in only where enough places stay free.
             gives_way: others of a higher priority come; the last places and all waiting are theirs.
+            longest_wait_s: it may wait for no longer than this either: who sends it knows of a
+                crowd that is not seen from here.
 
         Raises:
             Full: it would wait too long, or too many wait; says when to come again.
@@ -86,7 +89,9 @@ class Admission:
         waiting = inside - places
         service_s = _UNKNOWN_S if self._service_s is None else self._service_s
         wait_s = max(0, waiting + 1) * service_s / places if places else 0.0
-        longest_s = self._max_wait_s * (_IN_CROWD if self._refused > _CROWDED else 1.0)
+        longest_s = self.longest_wait_s
+        if longest_wait_s is not None:
+            longest_s = min(longest_s, longest_wait_s)
         is_full = waiting >= 0 and (
             waiting >= self._max_queued or (wait_s > longest_s and not goes_on)
         )
@@ -98,6 +103,16 @@ class Admission:
                 max(_LEAST_RETRY_S, wait_s - self._max_wait_s),
                 stage=self._stage,
             )
+
+    @property
+    def is_crowded(self) -> bool:
+        """Whether many were refused of late."""
+        return self._refused > _CROWDED
+
+    @property
+    def longest_wait_s(self) -> float:
+        """The longest predicted wait with which anybody is let in now."""
+        return self._max_wait_s * (_IN_CROWD if self.is_crowded else 1.0)
 
     def limit(self, max_queued: int, max_wait_s: float) -> None:
         """Other limits, from now on."""

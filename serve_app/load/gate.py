@@ -8,7 +8,7 @@ import logging
 import time
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import numpy as np
@@ -116,6 +116,10 @@ class Gate:
                 goes_on=goes_on,
                 background=background,
             )
+            if self._admission.is_crowded and not goes_on:
+                # Other ingresses may give away the same place at this moment; the replica knows.
+                longest_s = self._admission.longest_wait_s
+                request = replace(request, longest_wait_s=longest_s)
             self._count(background, 1)
             first_s: float | None = None
             try:

@@ -160,6 +160,22 @@ def test_a_stream_that_fails_at_once_makes_no_place_look_free_soon(path, predict
             engine.admission.check(inside=1, places=1)
 
 
+def test_who_would_rather_not_wait_is_refused_where_others_wait(path, alone) -> None:
+    hurried = dataclasses.replace(LONG, longest_wait_s=0.0)
+
+    async def run(engine: VllmTalker) -> None:
+        async def ask() -> None:
+            with pytest.raises(Overloaded):
+                await all_of(engine, hurried)
+            assert_same_codes(await all_of(engine, LONG), alone)
+
+        assert_same_codes(await beside(engine, ask), alone)
+        assert_same_codes(await all_of(engine, hurried), alone)
+
+    with talker(path, max_num_seqs=1, max_wait_s=60.0) as engine:
+        asyncio.run(run(engine))
+
+
 def test_an_engine_that_fails_says_so_once_and_serves_nobody(path, predictor) -> None:
     def fail(_: object) -> None:
         raise RuntimeError("the device is lost")

@@ -115,6 +115,7 @@ class VllmTalker:
             self.config.max_num_seqs,
             goes_on=goes_on,
             background=request.background,
+            longest_wait_s=request.longest_wait_s,
         )
         self._num_arriving += 1
         try:

@@ -180,9 +180,9 @@ def test_a_crowd_before_a_full_server_is_refused_without_it(tmp_path: Path) -> N
         subprocess.run([program, "-c", "-f", file], check=True, capture_output=True)
         # So long that a slow machine sees it, and a test can wait for its end.
         corrected = file.read_text()
-        assert "date(25,ms)" in corrected
+        assert "date(10,ms)" in corrected
         long = tmp_path / "long.cfg"
-        long.write_text(corrected.replace("date(25,ms)", "date(8000,ms)"))
+        long.write_text(corrected.replace("date(10,ms)", "date(8000,ms)"))
         running = subprocess.Popen([_binary() or "", "-f", long], stderr=subprocess.DEVNULL)
         try:
             deadline = time.monotonic() + 60

@@ -79,6 +79,19 @@ def test_while_many_are_refused_those_that_come_in_wait_for_less() -> None:
     assert admitted(found) == CAPACITY + 10
 
 
+def test_who_may_wait_for_less_is_refused_sooner_and_for_more_no_later() -> None:
+    found = admission(service_s=0.4)
+    # A place every 0.05 s: one in 0.06 s, none in less than that.
+    for longest_s, waiting in ((0.06, 1), (0.0, 0)):
+        found.check(CAPACITY + waiting - 1, CAPACITY, longest_wait_s=longest_s)
+        with pytest.raises(Full):
+            found.check(CAPACITY + waiting, CAPACITY, longest_wait_s=longest_s)
+    found.check(CAPACITY + 4, CAPACITY, longest_wait_s=9.0)
+    with pytest.raises(Full):
+        found.check(CAPACITY + 5, CAPACITY, longest_wait_s=9.0)
+    found.check(CAPACITY + 5, CAPACITY, goes_on=True, longest_wait_s=0.0)
+
+
 def test_who_is_refused_hears_when_to_come_again() -> None:
     found = admission(service_s=80.0)
     with pytest.raises(Full) as refused:

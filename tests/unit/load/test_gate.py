@@ -32,13 +32,15 @@ class Replica:
     def __init__(self, refuses: int = 0) -> None:
         self.may_end = asyncio.Event()
         self.asked = 0
+        self.longest_waits_s: list[float | None] = []
         self._refuses = refuses
 
     async def speak(
         self, request: SpeechRequest, done: np.ndarray | None
     ) -> AsyncGenerator[CodecFrames, None]:
-        del request, done
+        del done
         self.asked += 1
+        self.longest_waits_s.append(request.longest_wait_s)
         if self.asked <= self._refuses:
             raise Overloaded("full")
         yield CodecFrames(fake_codes(1, 0), 0)
@@ -164,6 +166,31 @@ def test_a_higher_priority_takes_the_last_places_for_as_long_as_it_comes() -> No
         assert (len(last), refused) == (3, 0)
         for task in (*usual, *last):
             task.cancel()
+
+    asyncio.run(main())
+
+
+def test_of_a_crowd_a_replica_lets_nobody_wait_for_longer_than_the_gate_does() -> None:
+    """Several ingresses may give the same place away at once; only the replica counts them all."""
+
+    async def main() -> None:
+        live, replica = replicas("a"), Replica()
+        replica.may_end.set()
+        admission = Admission(max_queued=4, max_wait_s=0.8)
+        gate = Gate([StagePlaces(lambda: live, PLACES)], admission, NoRecorder(), model="m")
+        call = gate.into(replica.speak)
+        await all_of(call(REQUEST, None))
+        live.heard("a", 100)
+        for _ in range(10):
+            with pytest.raises(Overloaded):
+                gate.look()
+        live.heard("a", 0)
+        await all_of(call(REQUEST, None))
+        await all_of(call(REQUEST, fake_codes(1, 0)))
+        for _ in range(100):
+            gate.look()
+        await all_of(call(REQUEST, None))
+        assert replica.longest_waits_s == [None, pytest.approx(0.1), None, None]
 
     asyncio.run(main())
 

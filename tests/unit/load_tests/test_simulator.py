@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from load_tests.simulator import loads, routing
+from load_tests.simulator import crowd, loads, routing
 from load_tests.simulator.machine import BIN_FRAMES, NUM_BINS, Fleet, bins_of
 from load_tests.simulator.measured import Service
 from load_tests.simulator.report import Row, over_seeds, plot, table
@@ -103,3 +103,22 @@ def test_a_replica_that_is_much_slower_gets_fewer_streams_where_late_ones_count(
     )
     assert late.streams[3] < 0.7 * fewest.streams[3]
     assert late.dry < fewest.dry
+
+
+def test_before_a_full_replica_who_is_let_in_hardly_waits_and_no_place_stands_free() -> None:
+    setting = crowd.Setting()
+    full = crowd.measure(setting, 20.0, seed=0, streams=setting.places)
+    assert full.refusals == 0
+    for times in (3, 10):
+        seen = crowd.measure(setting, 20.0, seed=0, rate_hz=times * full.per_s)
+        assert seen.first_ms(0.95) < 1.4 * full.first_ms(0.95)
+        assert seen.per_s > 0.97 * full.per_s
+        # Nearly all hear it from the proxy; the replicas are asked in vain by few.
+        assert seen.by_proxy > 0.75 * seen.refusals
+        assert seen.by_replica < 0.1 * seen.complete + seen.by_ingress
+
+
+def test_of_as_many_streams_as_there_are_places_hardly_one_is_refused() -> None:
+    setting = crowd.Setting(Service(256), replicas=2, ingresses=8)
+    seen = crowd.measure(setting, 8.0, seed=0, streams=512)
+    assert seen.refusals < 0.01 * seen.complete
