@@ -48,7 +48,6 @@ class Blows:
         self._watch = watch
         self._pause_s = pause_s
         self.strikes: list[Strike] = []
-        self._lost = 0
 
     async def run(self, kinds: Sequence[str]) -> None:
         for kind in kinds:
@@ -66,8 +65,8 @@ class Blows:
         if not workers:
             say("every node holds an ingress; none can be lost")
             return
-        victim = workers[self._lost % len(workers)]
-        self._lost += 1
+        # What replaces a node comes last, so that each is lost once before any of these is.
+        victim = workers[0]
         name = "node lost" if kind == "node" else "SIGKILL"
         strike = self._struck("raylet", victim, len(self._nodes.workers) + 1, name)
         if kind == "node":

@@ -168,11 +168,13 @@ def _stages(
     if by_arrivals > want:
         want, cause = by_arrivals, "arrivals"
     pressed = _pressure(tuning, carrier, speaker)
-    is_loaded = streams >= tuning.press_share * capacity * target > 0
-    is_settled = ready >= target and now_s - memory.changed_s >= tuning.press_every_s
-    if pressed and is_loaded and is_settled and target + 1 > want:
-        want, cause = target + 1, pressed
-        keep = max(keep, want)
+    if pressed and target:
+        reach = _reach(tuning, pressed, streams, capacity, want)
+        is_settled = ready >= target and now_s - memory.changed_s >= tuning.press_every_s
+        keep = max(keep, min(target, reach))
+        if is_settled and want <= target < reach:
+            want, cause = target + 1, pressed
+            keep = max(keep, want)
     if target and not ready:
         # Everybody waits, whatever it was that they came for; what they will need shows when
         # somebody is served again.
@@ -264,6 +266,16 @@ def _pressure(tuning: Tuning, carrier: StageLoad, speaker: StageLoad) -> Reason 
     if kv is not None and kv > tuning.kv_share:
         return "kv"
     return None
+
+
+def _reach(tuning: Tuning, pressed: Reason, streams: float, capacity: float, want: int) -> int:
+    """Up to how many replicas more of them help what streams suffer from."""
+    reach = math.floor(streams / (capacity * tuning.press_share)) + 1
+    if pressed == "kv":
+        return reach
+    # A stream that has a replica to itself is late for another reason; and so may the others be.
+    late = max(want + 1, math.floor(want * tuning.press_factor))
+    return min(reach, math.floor(streams), late)
 
 
 def _grown(tuning: Tuning, memory: Memory, now_s: float, arrivals: float) -> tuple[Memory, float]:

@@ -26,6 +26,8 @@ class Tuning:
         kv_share: of a talker's KV pool, above which it counts as full.
         press_share: of the streams they carry that replicas must have, or more of them would not
             help against late audio: the cause is another one.
+        press_factor: how many times the replicas that the load calls for late audio may ask for,
+            or for one more; a machine that is too slow for one stream gets no faster by sharing.
         press_every_s: between two replicas for that reason; it takes so long to see the effect.
         zero_after_s: nobody asked for so long: no replica is left, where none need be.
         streams_per_ingress, ingress_down_after_s: the ingresses' own, apart from the stages'.
@@ -46,6 +48,7 @@ class Tuning:
     slack_s: float = 0.2
     kv_share: float = 0.9
     press_share: float = 0.3
+    press_factor: float = 1.5
     press_every_s: float = 20.0
     zero_after_s: float = 900.0
     streams_per_ingress: int = 48

@@ -160,6 +160,19 @@ def test_late_audio_of_few_streams_has_another_cause() -> None:
     assert application.run(100, 2, first_audio_p95_s=9.0)[-1] == 1
 
 
+@pytest.mark.parametrize(
+    ("capacity", "streams", "on_time", "late"),
+    [(1, 1, 2, 2), (1, 2, 3, 3), (2, 1, 1, 1), (2, 2, 2, 2), (4, 3, 1, 2), (4, 20, 7, 10)],
+)
+def test_late_audio_adds_half_as_many_as_the_load_calls_for_and_none_without_a_stream(
+    capacity: int, streams: int, on_time: int, late: int
+) -> None:
+    """Where a machine is what is slow, no number of replicas would make it faster."""
+    report = {"first_audio_p95_s": 9.0, "slack_p05_s": -3.0}
+    assert Application(capacity=capacity, most=32).run(400, streams)[-1] == on_time
+    assert Application(capacity=capacity, most=32).run(400, streams, **report)[-1] == late
+
+
 def test_a_spare_is_there_before_it_is_needed() -> None:
     application = Application(Tuning(spare=1))
     assert application.run(10, 10)[-1] == 2
