@@ -32,8 +32,6 @@ from load_tests.servers.ready import ready_server
 from load_tests.servers.server import ServerFailed
 from serve_app.launch.overrides import with_model
 
-# An accepted first audio may take so many times what it takes at full load.
-SLOWER: Final = 1.5
 _SETTLE_S: Final = 5.0
 _LOOK_S: Final = 0.5
 Save = Callable[[Record], None]
@@ -48,7 +46,9 @@ async def watched(
 ) -> Record:
     """Put the server at `url` through everything that `args` ask for."""
     record = Record(began_s=time.perf_counter())
-    driver = settings.driver_of(args, url, size=args.burst, pause_s=args.pause)
+    driver = settings.driver_of(
+        args, url, size=args.burst, pause_s=args.pause, clients=args.clients
+    )
 
     def done(turn: Turn) -> Turn:
         record.turns.append(turn)
@@ -143,7 +143,7 @@ async def _disturb(
                 seconds = max(1.0, min(seconds, end_s - time.perf_counter()))
             done(await driver.run(load, seconds, factor))
             if load == "overload" and record.full_p95_s is not None:
-                limit_s = SLOWER * record.full_p95_s
+                limit_s = chaos_report.SLOWER * record.full_p95_s
                 record.recoveries_s.append((factor, await driver.recovery_s(limit_s)))
     finally:
         if end_s is not None:

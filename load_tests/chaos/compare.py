@@ -87,10 +87,14 @@ class References:
     """Undisturbed streams by the number of their request.
 
     What came before its reference was there, from a server that was still cold, waits.
+
+    Attributes:
+        wanted: False: nothing is ever compared, and no audio is kept for it.
     """
 
     tolerance: int = 1
     below_db: float | None = None
+    wanted: bool = True
     _known: dict[int, bytes] = field(default_factory=dict)
 
     def learn(self, number: int, body: bytes) -> None:

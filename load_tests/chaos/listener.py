@@ -68,3 +68,5 @@ def judge(outcome: Outcome, references: References) -> None:
         if outcome.body:
             outcome.comparison = references.check(outcome.number, outcome.body)
         outcome.body = b""
+    elif not references.wanted:
+        outcome.body = b""

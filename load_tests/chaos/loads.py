@@ -5,6 +5,7 @@ import os
 import random
 import time
 from collections.abc import Awaitable, Callable, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -12,7 +13,16 @@ from load_tests.chaos.compare import References
 from load_tests.chaos.listener import Listener
 from load_tests.chaos.outcomes import Turn
 from load_tests.loops.client import EAGER, AudioShape, Manner
-from load_tests.loops.runner import BurstLoop, ClosedLoop, OpenLoop, run_burst, run_closed, run_open
+from load_tests.loops.fleet import Fleet, parts_of, take_off_s, until
+from load_tests.loops.runner import (
+    BurstLoop,
+    ClosedLoop,
+    OpenLoop,
+    run_burst,
+    run_closed,
+    run_loop,
+    run_open,
+)
 from load_tests.loops.workload import Workload
 
 # s, of a closed loop, which asks at once.
@@ -35,6 +45,7 @@ class Driver:
         streams: in flight at full load.
         size: of a burst.
         capacity_hz: complete requests per second at full load, once that was measured.
+        clients: processes that send an overload.
     """
 
     url: str
@@ -47,6 +58,7 @@ class Driver:
     pause_s: float = 3.0
     capacity_hz: float | None = None
     shape: AudioShape = field(default_factory=AudioShape)
+    clients: int = 1
 
     def listener(self, turn: Turn, **options: Any) -> Listener:
         distinct = self.workload.distinct
@@ -140,7 +152,23 @@ class Driver:
         if not self.capacity_hz:
             raise ValueError("an overload needs the capacity, which full load measures")
         plan = OpenLoop(factor * self.capacity_hz, seconds, warm_up_s=0.0, seed=self.seed)
+        if self.clients < 2:
+            await self.arrivals(turn, plan)
+            return
+        with ExitStack() as stack:
+            fleet = await asyncio.to_thread(stack.enter_context, Fleet(self.clients))
+            turn.begin_s = take_off_s()
+            parts = [
+                _Part(self, Turn(turn.phase, turn.begin_s), part)
+                for part in parts_of(plan, self.clients)
+            ]
+            for sent in await asyncio.gather(*map(asyncio.wrap_future, fleet.each(_send, parts))):
+                turn.outcomes += sent.outcomes
+                turn.lags_s += sent.lags_s
+
+    async def arrivals(self, turn: Turn, plan: OpenLoop) -> None:
         async with self.listener(turn) as client:
+            await until(turn.begin_s)
             run = await run_open(client, self.workload, plan)
         turn.lags_s += run.clock_errors_s
 
@@ -178,6 +206,22 @@ class Driver:
                 if result.ok and (result.first_playable_s or 0.0) <= limit_s:
                     return asked_s
         return None
+
+
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """What one of several processes sends."""
+
+    driver: Driver
+    turn: Turn
+    plan: Any
+
+
+def _send(part: _Part) -> Turn:
+    run_loop(lambda: part.driver.arrivals(part.turn, part.plan))
+    for outcome in part.turn.outcomes:
+        outcome.body = b""  # there is no reference for it, or it was compared
+    return part.turn
 
 
 _Turn = Callable[[Driver, Turn, float], Awaitable[None]]

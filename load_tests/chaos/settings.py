@@ -10,6 +10,7 @@ from load_tests.chaos.changes import CHANGES
 from load_tests.chaos.compare import References
 from load_tests.chaos.killer import OVERLAPS
 from load_tests.chaos.loads import LOADS, Driver
+from load_tests.loops.fleet import default_size
 from load_tests.loops.options import frames_of
 from load_tests.loops.workload import Workload
 from load_tests.reports import circumstances
@@ -63,6 +64,12 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     )
     parser.add_argument(
         "--overload", type=float, nargs="+", default=[3.0, 10.0], help="times the capacity"
+    )
+    parser.add_argument(
+        "--clients",
+        type=int,
+        default=default_size(),
+        help="processes that send an overload: one is full with 1,300 refusals a second",
     )
     parser.add_argument(
         "--minutes",
@@ -144,7 +151,7 @@ def driver_of(args: argparse.Namespace, url: str, **options: Any) -> Driver:
     return Driver(
         url,
         workload_of(args),
-        References(args.tolerance, args.below_db),
+        References(args.tolerance, args.below_db, wanted=not args.no_compare),
         streams=args.streams,
         seed=args.seed,
         timeout_s=args.timeout_s,

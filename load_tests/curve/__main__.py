@@ -18,10 +18,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from load_tests.curve import fleet as fleets
 from load_tests.curve.compose import compose
 from load_tests.curve.empty import empty_server
 from load_tests.curve.measure import Curve, Scale, row_of
+from load_tests.loops import fleet as fleets
 from load_tests.loops.runner import ClosedLoop
 from load_tests.loops.workload import Workload
 from load_tests.reports import circumstances, files

@@ -7,7 +7,7 @@ from typing import Any, Final
 
 from load_tests.curve.cores import Busy
 from load_tests.curve.figures import back_after_s
-from load_tests.curve.fleet import Fleet, merged
+from load_tests.loops.fleet import Fleet, merged
 from load_tests.loops.level import Level
 from load_tests.loops.runner import BurstLoop, ClosedLoop, OpenLoop, Plan, Run
 from load_tests.loops.workload import Workload

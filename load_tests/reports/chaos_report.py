@@ -30,6 +30,12 @@ _USAGE: Final = {
     "descriptors": "descriptors each",
     "threads": "threads each",
 }
+# What is asked of an overload: how many times full load's p95 a first audio may take, what share of
+# its throughput is left, and how soon who is refused hears of it and who comes after it is served.
+SLOWER: Final = 1.5
+_LEAST_SHARE: Final = 0.95
+_REFUSED_S: Final = 0.05
+_RECOVERED_S: Final = 2.0
 # What grows by more than this, and by more than noise, is said in bold.
 _GROWTH: Final = 1.15
 
@@ -63,6 +69,7 @@ def compose(folder: Path, result: Mapping[str, Any]) -> str:
         _verdict(result),
         _circumstances(result["facts"]),
         "## Loads\n\n" + _phases(result),
+        *_overloads(result),
         *_refusals(result),
         *_changes(result),
         *_strikes(result),
@@ -140,20 +147,74 @@ def _refusals(result: Mapping[str, Any]) -> Iterator[str]:
         if phase["refusals"]["count"]
     ]
     head = ("load", "refused", "answered p50 / p95, ms", "Retry-After, s", "without it")
-    lines = [*table_head(head), *map(table_line, rows)] if rows else ["Nothing was refused."]
-    recoveries = [
-        f"- after {entry['factor']:g}x: first audio as at full load again"
-        f" {'after ' + _seconds(entry['seconds']) if entry['seconds'] is not None else 'not seen'}"
-        for entry in result["recoveries"]
-    ]
-    if recoveries:
-        recoveries.insert(
-            0,
-            f"- full load without the burst that it begins with: first audio p95"
-            f" {_ms(result['full_p95_s'])} ms",
+    lines = [*table_head(head), *map(table_line, rows)]
+    if rows:
+        yield "\n".join(["## Refused", "", *lines])
+
+
+def _overloads(result: Mapping[str, Any]) -> Iterator[str]:
+    """Each overload beside full load; bold: an aim that is missed."""
+    phases = {phase["phase"]: phase for phase in result["phases"]}
+    full, full_p95_s = phases.get("full load"), result["full_p95_s"]
+    if full is None or full_p95_s is None:
+        return
+    rows = []
+    for entry in result["recoveries"]:
+        phase = phases[f"overload {entry['factor']:g}x"]
+        slower = _ratio(phase["first_audio_p95_s"], full_p95_s)
+        share = _ratio(phase["complete_per_s"], full["complete_per_s"])
+        refusal_s = phase["refusals"]["p95_s"]
+        bad = sum(phase["fates"][fate] for fate in ("lost", "broken", "unequal"))
+        recovery_s = entry["seconds"]
+        rows.append(
+            [
+                f"{entry['factor']:g}x",
+                f"{_ms(phase['first_audio_p95_s'])}, {_aimed(slower, 2, slower <= SLOWER)} times",
+                f"{_number(phase['complete_per_s'], 2)},"
+                f" {_aimed(100 * share, 0, share >= _LEAST_SHARE)} %",
+                _aimed(phase["dry"], 0, not phase["dry"]),
+                _aimed(bad, 0, not bad),
+                _aimed(_ms(refusal_s), None, refusal_s is None or refusal_s <= _REFUSED_S),
+                _aimed(
+                    _seconds(recovery_s),
+                    None,
+                    recovery_s is not None and recovery_s <= _RECOVERED_S,
+                ),
+                _ms(phase["client_lag_p99_s"]),
+            ]
         )
-    if rows or recoveries:
-        yield "\n".join(["## Refused", "", *lines, *([""] if recoveries else []), *recoveries])
+    if rows:
+        head = (
+            "load",
+            f"accepted p95, ms, of full load's (aim: {SLOWER:g})",
+            f"complete/s, of full load's (aim: {100 * _LEAST_SHARE:.0f} %)",
+            "dry (aim: 0)",
+            "lost, broken or unequal (aim: 0)",
+            f"refused p95, ms (aim: {1000 * _REFUSED_S:.0f})",
+            f"first audio as at full load after (aim: {_RECOVERED_S:.0f} s)",
+            "client late p99, ms",
+        )
+        yield "\n".join(
+            [
+                "## Overload",
+                "",
+                f"Full load, without the burst that it begins with: first audio p95"
+                f" {_ms(full_p95_s)} ms; {_number(full['complete_per_s'], 2)} complete/s;"
+                f" {full['dry']} dry. Bold: an aim that is missed.",
+                "",
+                *table_head(head),
+                *map(table_line, rows),
+            ]
+        )
+
+
+def _ratio(value: float | None, base: float | None) -> float:
+    return math.nan if value is None or not base else value / base
+
+
+def _aimed(value: float | str, digits: int | None, is_met: bool) -> str:
+    text = str(value) if digits is None else _number(float(value), digits)
+    return text if is_met else f"**{text}**"
 
 
 def _changes(result: Mapping[str, Any]) -> Iterator[str]:

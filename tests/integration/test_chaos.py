@@ -79,7 +79,7 @@ def run(tmp_path: Path, service: Service, *options: str) -> tuple[Record, Replic
 
 def test_every_load_runs_beside_the_kills_and_every_stream_is_compared(tmp_path: Path) -> None:
     # A busy machine may begin no request within a second.
-    options = ("--kills", "1", "--stops", "1", "--phase-s", "2.5")
+    options = ("--kills", "1", "--stops", "1", "--phase-s", "2.5", "--clients", "2")
     record, replicas = run(tmp_path, Service(frame_s=0.01), *options)
     result = json.loads((tmp_path / "report.json").read_text())
     phases = {phase["phase"]: phase for phase in result["phases"]}

@@ -320,7 +320,6 @@ def test_a_report_names_what_was_lost_and_after_what(tmp_path: Path) -> None:
     record.strikes.append(
         Strike(Blow("talker", signal.SIGKILL, 1.0, 0.0), 101.5, 4711, 2, healed_s=8.5)
     )
-    record.recoveries_s.append((3.0, 1.25))
 
     async def health() -> None:
         return None
@@ -339,10 +338,33 @@ def test_a_report_names_what_was_lost_and_after_what(tmp_path: Path) -> None:
         "| 11.5 | talker | SIGKILL | 4711, one of 2 | 8.5 | 0.5 | 1 (1) | 19.90 |",
         "- broken: steady, request 4, 10.0 to 30.0 s, status 200, 1920 of 48000 samples: truncated"
         " after 3840 bytes; SIGKILL to talker 18.5 s before its end",
-        "- after 3x: first audio as at full load again after 1.2 s",
         "1 s healthy, 12 s degraded",
     ):
         assert line in text.splitlines()
+
+
+def test_a_report_puts_each_overload_beside_full_load_and_says_which_aims_are_missed(
+    tmp_path: Path,
+) -> None:
+    def served(phase: str, first_s: float) -> Outcome:
+        return Outcome(phase, 0, result(arrivals=at((first_s, 25), (first_s + 0.01, 25))))
+
+    def refused(phase: str, end_s: float) -> Outcome:
+        answer = {"error": "status", "status": 429, "end_s": end_s, "retry_after_s": 1.0}
+        return Outcome(phase, 0, result(arrivals=(), **answer))
+
+    record = Record(began_s=0.0, full_p95_s=0.04)
+    record.turns.append(Turn("full load", 0.0, 2.0, [served("full load", 0.04)] * 4))
+    for name, first_s, count, refusal_s in (("3x", 0.05, 4, 0.01), ("10x", 0.07, 3, 0.06)):
+        phase = f"overload {name}"
+        turn = Turn(phase, 2.0, 4.0, lags_s=[0.002])
+        turn.outcomes += [served(phase, first_s)] * count + [refused(phase, refusal_s)]
+        record.turns.append(turn)
+    record.recoveries_s += [(3.0, 0.0), (10.0, None)]
+    stored = files.to_json({"facts": circumstances.environment("abc"), **result_of(record)})
+    lines = compose(tmp_path, json.loads(json.dumps(stored))).splitlines()
+    assert "| 3x | 50, 1.25 times | 2.00, 100 % | 0 | 0 | 10 | 0.0 s | 2 |" in lines
+    assert "| 10x | 70, **1.75** times | 1.50, **75** % | 0 | 0 | **60** | **-** | 2 |" in lines
 
 
 def test_a_run_in_which_nothing_was_made_is_no_success() -> None:

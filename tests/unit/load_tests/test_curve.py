@@ -9,8 +9,8 @@ import pytest
 from load_tests.curve.compose import compose
 from load_tests.curve.empty import empty_server, pieces
 from load_tests.curve.figures import back_after_s, efficiency
-from load_tests.curve.fleet import Fleet, merged, parts_of
 from load_tests.curve.measure import Scale, row_of
+from load_tests.loops.fleet import Fleet, merged, parts_of
 from load_tests.loops.runner import BurstLoop, ClosedLoop, OpenLoop, Run
 from load_tests.loops.workload import Workload
 from load_tests.servers.steering import with_replicas

@@ -9,10 +9,10 @@ import asyncio
 import multiprocessing
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import dataclass, replace
-from typing import Any, Final, Self
+from typing import Any, Final, Self, TypeVar
 
 from load_tests.loops.client import AudioShape, SpeechClient
 from load_tests.loops.runner import (
@@ -32,6 +32,9 @@ from load_tests.loops.workload import Workload
 _TAKE_OFF_S: Final = 0.5
 # Requests of different processes differ, as those of one do.
 _SEED_STEP: Final = 100_003
+
+P = TypeVar("P")
+R = TypeVar("R")
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,25 +66,36 @@ class Fleet:
     def __exit__(self, *error: object) -> None:
         self._pool.shutdown(cancel_futures=True)
 
+    def each(self, send: Callable[[P], R], parts: Sequence[P]) -> "list[Future[R]]":
+        """Have each process send one part; all are pickled."""
+        return [self._pool.submit(send, part) for part in parts]
+
     def begin(self, url: str, workload: Workload, plan: Plan) -> "list[Future[Run]]":
         """Start a load; `merged` waits for it."""
-        begin_s = time.perf_counter() + _TAKE_OFF_S
-        return [
-            self._pool.submit(
-                _send,
-                Part(
-                    url,
-                    replace(workload, seed=workload.seed + number * _SEED_STEP),
-                    part,
-                    begin_s,
-                    self._timeout_s,
-                ),
+        begin_s = take_off_s()
+        parts = [
+            Part(
+                url,
+                replace(workload, seed=workload.seed + number * _SEED_STEP),
+                part,
+                begin_s,
+                self._timeout_s,
             )
             for number, part in enumerate(parts_of(plan, self.size))
         ]
+        return self.each(_send, parts)
 
     def run(self, url: str, workload: Workload, plan: Plan) -> Run:
         return merged(plan, [future.result() for future in self.begin(url, workload, plan)])
+
+
+def take_off_s() -> float:
+    """When what is handed out now may begin."""
+    return time.perf_counter() + _TAKE_OFF_S
+
+
+async def until(begin_s: float) -> None:
+    await asyncio.sleep(max(0.0, begin_s - time.perf_counter()))
 
 
 def default_size(cores: int | None = None) -> int:
@@ -140,7 +154,7 @@ def _send(part: Part) -> Run:
 
 async def _sent(part: Part) -> Run:
     async with SpeechClient(part.url, AudioShape(), part.timeout_s) as client:
-        await asyncio.sleep(max(0.0, part.begin_s - time.perf_counter()))
+        await until(part.begin_s)
         run: Any
         match part.plan:
             case ClosedLoop():
