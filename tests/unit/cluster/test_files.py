@@ -191,6 +191,27 @@ def test_the_compose_file_is_one() -> None:
     assert done.returncode == 0, done.stdout
 
 
+def test_what_the_compose_file_is_told_and_mounts_is_there() -> None:
+    file = CLUSTER / "compose.yaml"
+    services = yaml.safe_load(file.read_text("utf-8"))["services"]
+    profiles = {profile for service in services.values() for profile in service["profiles"]}
+    said = [path.read_text("utf-8") for path in (file, CLUSTER / "README.md")]
+    named = {name for text in said for name in re.findall(r"--profile (\w+)", text)}
+    assert named == profiles
+    mounts = [volume for service in services.values() for volume in service["volumes"]]
+    here = [mount.split(":")[0] for mount in mounts if mount.startswith(".")]
+    assert here
+    assert [path for path in here if not (CLUSTER / path).is_file()] == []
+
+
+def test_the_image_for_cpus_has_what_the_setup_script_makes_and_no_more() -> None:
+    pattern = r"pip uninstall (?:--\w+ )*((?:torch\w+ ?)+)"
+    setup = (CLUSTER.parent / "scripts" / "setup-venv.sh").read_text("utf-8")
+    image = (CLUSTER / "Dockerfile").read_text("utf-8")
+    found = [re.findall(pattern, text)[0].split() for text in (setup, image)]
+    assert found[0] == found[1] != []
+
+
 def test_the_image_is_built_by_the_rules() -> None:
     hadolint = Path(sys.executable).with_name("hadolint")
     done = run(str(hadolint), "--failure-threshold", "style", str(CLUSTER / "Dockerfile"))
