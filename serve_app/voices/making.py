@@ -101,8 +101,7 @@ class VoiceMaker:
         Raises what `stored` and `decoded` raise.
         """
         self._require_cloning(card, param)
-        data = await self.on_thread(read)
-        digest = hashlib.sha256(data).hexdigest()
+        data, digest = await self.on_thread(_with_digest, read)
         key = (digest, clip_key(card))
 
         async def encode() -> EncodedClip:
@@ -232,6 +231,11 @@ class VoiceMaker:
                 param,
                 "voice_not_supported",
             )
+
+
+def _with_digest(read: Callable[[], bytes]) -> tuple[bytes, str]:
+    data = read()
+    return data, hashlib.sha256(data).hexdigest()
 
 
 def cloned(clip: EncodedClip, text: str | None, name: str) -> ClonedVoice:

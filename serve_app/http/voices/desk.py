@@ -126,7 +126,8 @@ class Desk:
             )
         data = vector_bytes(vector)
         own = {**facts, "vector_size": len(vector), "transcript": None}
-        voice = self._voice("embedding", 0.0, data, "application/octet-stream", own)
+        digest = hashlib.sha256(data).hexdigest()
+        voice = self._voice("embedding", 0.0, len(data), digest, "application/octet-stream", own)
         return await self.library.add(voice, {"vector.safetensors": data})
 
     async def _designed(
@@ -177,24 +178,31 @@ class Desk:
     async def _keep(
         self, samples: np.ndarray, source: Any, data: bytes, facts: dict[str, Any]
     ) -> StoredVoice:
-        recording = await self.maker.on_thread(flac_bytes, samples)
+        recording, digest = await self.maker.on_thread(_kept_of, samples, data)
         mime = mime_of(data) if source == "audio_sample" else "audio/flac"
-        voice = self._voice(source, len(samples) / CLIP_HZ, data, mime, facts)
+        duration_s = len(samples) / CLIP_HZ
+        voice = self._voice(source, duration_s, len(data), digest, mime, facts)
         voice = await self.library.add(voice, {"recording.flac": recording})
         self.maker.prepare(voice, self._catalog.cards)
         return voice
 
     def _voice(
-        self, source: Any, duration_s: float, data: bytes, mime: str, facts: dict[str, Any]
+        self,
+        source: Any,
+        duration_s: float,
+        file_size: int,
+        digest: str,
+        mime: str,
+        facts: dict[str, Any],
     ) -> StoredVoice:
         return StoredVoice(
             id=new_voice_id(),
             created_at=int(time.time()),
             owner=self.caller.name,
             source=source,
-            file_size=len(data),
+            file_size=file_size,
             mime_type=mime,
-            digest=hashlib.sha256(data).hexdigest(),
+            digest=digest,
             duration_s=duration_s,
             **facts,
         )
@@ -274,16 +282,16 @@ class Desk:
         language = checked_language(form.text("language"))
         param, data = await self._sample(form, "recording")
         samples = await self.maker.decoded(data, param)
+        recording, digest = await self.maker.on_thread(_kept_of, samples, data)
         consent = Consent(
             id=new_consent_id(),
             created_at=int(time.time()),
             owner=self.caller.name,
             name=name,
             language=language,
-            digest=hashlib.sha256(data).hexdigest(),
+            digest=digest,
             duration_s=len(samples) / CLIP_HZ,
         )
-        recording = await self.maker.on_thread(flac_bytes, samples)
         await self.library.add_consent(consent, recording)
         return consent
 
@@ -327,6 +335,11 @@ class Desk:
                 raise InvalidRequest(
                     f"'{name}' is a speaker of '{card.name}'.", param, "voice_exists"
                 )
+
+
+def _kept_of(samples: np.ndarray, data: bytes) -> tuple[bytes, str]:
+    """A recording as the library keeps it, and the digest of the file it came as."""
+    return flac_bytes(samples), hashlib.sha256(data).hexdigest()
 
 
 def _checked(value: str | None, param: str, check: Callable[[object, str], str]) -> str | None:
