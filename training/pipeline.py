@@ -2,6 +2,7 @@
 
 import json
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -62,9 +63,25 @@ class Recipe:
             torch.cuda.set_device(self.device)
         self.plan = work / PLAN
         self._ends = time.monotonic() + limit_s
-        file = work / _SPENT
         work.mkdir(parents=True, exist_ok=True)
-        self._spent: dict[str, float] = json.loads(file.read_text()) if file.exists() else {}
+        self._spent: dict[str, float] = {}
+        self._read_spent()
+
+    def _read_spent(self) -> None:
+        file = self.work / _SPENT
+        if file.exists():
+            self._spent = json.loads(file.read_text(encoding="utf-8"))
+
+    def _meet(self) -> None:
+        """Wait for the whole team, and count the time as its leader does."""
+        self.team.wait()
+        self._read_spent()
+
+    def _led(self, piece: Callable[[], None]) -> None:
+        """Let the leader alone do what others wait for."""
+        if self.team.leads:
+            piece()
+        self._meet()
 
     def left_s(self, piece: str) -> float:
         """Seconds that this call can give to a piece."""
@@ -88,7 +105,7 @@ class Recipe:
         if seconds < _LEAST_S:
             return
         corpus = self.work / "corpus"
-        device = self.device.type
+        device = str(self.device)
         share = (self.team.rank, self.team.size)
         job = Synthesis(self.plan, corpus, teacher, voices, device, seconds / 60, share)
         run(job, self._encoded())
@@ -231,19 +248,26 @@ class Recipe:
         write_heads(self.work / HEADS, trainer.codec, critics, model)
 
     def all(self, teacher: Path, voices: Path) -> bool:
-        """Do what is next until the time is over; return whether everything is done."""
-        self.configure()
+        """Do what is next until the time is over; return whether everything is done.
+
+        All of a team call it.
+        """
+        self._led(self.configure)
         self.speak(teacher, voices)
+        self._meet()
         if not self.is_done("speak"):
             return False
         self.codec("all")
+        self._meet()
         if not self.is_done("codec"):
             return False
         self.encode()
-        self.imagine()
+        self._meet()
+        self._led(self.imagine)
         self.talker()
+        self._meet()
         if not self.is_done("talker"):
             return False
         self.codec("decoder")
-        self.export()
+        self._led(self.export)
         return self.is_done("decoder")

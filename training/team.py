@@ -38,6 +38,11 @@ class Team:
         """Whether this process writes files and reports."""
         return self.rank == 0
 
+    def wait(self) -> None:
+        """Go on when all are here; for `_PATIENCE` at most."""
+        if self.size > 1:
+            dist.barrier()
+
     def meets(self, step: int) -> bool:
         """Whether all meet after this many steps."""
         return self.size > 1 and step % self.every == 0

@@ -4,9 +4,13 @@ import os
 import socket
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
+from tests.unit.training.shapes import TEXTS
+from training.pipeline import CHECKPOINT, PLAN
+from training.plan import Planned, write
 from training.team import Team
 
 _MEMBER = """
@@ -22,7 +26,25 @@ print([weight.flatten().tolist() for weight in weights + own], team.any(team.ran
 """
 
 
-def test_two_take_the_mean_of_their_weights_or_the_leaders_and_agree_to_stop() -> None:
+_RECIPE = """
+import sys
+from pathlib import Path
+from training.pipeline import Minutes, Recipe
+
+minutes = Minutes(speak=1.0, codec=0.0, decoder=0.0, talker=0.0)
+recipe = Recipe(Path(sys.argv[1]), minutes, "cpu", 600.0)
+
+def speak(teacher, voices):
+    if recipe.team.leads:
+        recipe._note("speak", 60.0)
+
+recipe.speak = speak
+print(recipe.all(Path("teacher"), Path("voices")))
+"""
+
+
+def _said(program: str, *arguments: str) -> list[str]:
+    """What two processes of one team print at the end."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -34,16 +56,28 @@ def test_two_take_the_mean_of_their_weights_or_the_leaders_and_agree_to_stop() -
     }
     members = [
         subprocess.Popen(
-            [sys.executable, "-c", _MEMBER],
+            [sys.executable, "-c", program, *arguments],
             env=shared | {"RANK": str(rank)},
             stdout=subprocess.PIPE,
             text=True,
         )
         for rank in range(2)
     ]
-    said = [member.communicate(timeout=240)[0].strip() for member in members]
+    return [member.communicate(timeout=240)[0].strip() for member in members]
+
+
+def test_two_take_the_mean_of_their_weights_or_the_leaders_and_agree_to_stop() -> None:
+    said = _said(_MEMBER)
     mean = "[[0.5, 0.5, 0.5, 0.5], [5.0], [7.0, 7.0]] True"
     assert said == [f"{mean} True", f"{mean} False"]
+
+
+def test_two_go_through_the_recipe_by_the_leaders_clock(tmp_path: Path) -> None:
+    plan = [Planned(i, "heart", (50, 60), text) for i, text in enumerate(TEXTS)]
+    write(plan, tmp_path / PLAN)
+    said = _said(_RECIPE, str(tmp_path))
+    assert [lines.splitlines()[-1:] for lines in said] == [["True"], ["True"]]
+    assert (tmp_path / CHECKPOINT / "speech_tokenizer/model.safetensors").exists()
 
 
 def test_one_alone_never_waits(monkeypatch: pytest.MonkeyPatch) -> None:
