@@ -18,6 +18,7 @@ from load_tests.loops.options import (
     ladders_of,
     workload_of,
 )
+from load_tests.loops.retrying import retried
 from load_tests.loops.runner import (
     BurstLoop,
     ClosedLoop,
@@ -37,6 +38,12 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--url", default="http://127.0.0.1:8000")
     parser.add_argument("--out", type=Path, help="JSON file")
     parser.add_argument("--report", type=Path, help="markdown file")
+    parser.add_argument(
+        "--retries",
+        type=int,
+        default=0,
+        help="ask again so often when refused, and wait as told, as OpenAI's clients do (2)",
+    )
     add_workload_options(parser)
     loops = parser.add_subparsers(dest="loop", required=True)
     closed = loops.add_parser("closed", help="a fixed number of streams")
@@ -64,7 +71,7 @@ async def measure(args: argparse.Namespace) -> int:
     levels: list[Level] = []
     said: list[str] = []
     print("\n".join(report.table_head()), flush=True)
-    async with client_of(args, args.url) as client:
+    async with client_of(args, args.url, args.retries) as client:
         facts["health"] = await client.get_json("/health")
         async with aclosing(_levels(args, client, workload)) as steps:
             async for step in steps:
@@ -72,6 +79,8 @@ async def measure(args: argparse.Namespace) -> int:
                     said.append(f"- {step}")
                     continue
                 levels.append(step)
+                if args.retries:
+                    said.append(f"- {step.load}: {retried(step.run.results).text}")
                 print(report.table_line(report.row(step)), flush=True)
                 if args.out:
                     entries = [level.as_json(requests=args.requests_in_json) for level in levels]

@@ -18,8 +18,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Final
 
-from load_tests.reports import files
-from load_tests.servers.child import free_port, say
+from load_tests.reports import circumstances, files
+from load_tests.servers.child import free_port, say, write_checkpoint
+from load_tests.servers.measured import CACHES
 from load_tests.servers.processes import Spent, spent
 from load_tests.servers.server import (
     Server,
@@ -51,9 +52,14 @@ class Process:
 
 @dataclass(slots=True)
 class Start:
-    """One start, until ready. busy: share of the machine's processors used meanwhile by anybody."""
+    """One start, until ready.
+
+    busy: share of the machine's processors used meanwhile by anybody.
+    caches_empty: whether compilers had left nothing in `--caches`; None where nobody looked.
+    """
 
     placement: str
+    caches_empty: bool | None = None
     ready_s: float | None = None
     busy: float = 0.0
     processes: list[Process] = field(default_factory=list)
@@ -69,8 +75,8 @@ class Start:
             kinds[process.kind].append(process)
         rows = sorted(kinds.items(), key=lambda row: -sum(p.cpu_s for p in row[1]))
         lines = [
-            f"{self.placement}: {ready}, {self.cpu_s:.1f} s of processor time in"
-            f" {len(self.processes)} processes, machine {100 * self.busy:.0f} % busy\n",
+            f"{self.placement}: {ready}{CACHES[self.caches_empty]}, {self.cpu_s:.1f} s of processor"
+            f" time in {len(self.processes)} processes, machine {100 * self.busy:.0f} % busy\n",
             "| process | number | processor time, s | begun after, s |",
             "|---|---:|---:|---:|",
             *(
@@ -121,9 +127,10 @@ class Watch:
 def measure(args: argparse.Namespace, placement: str) -> Start:
     config = configured(placement, args.override, None)
     env = dict(pair.split("=", 1) for pair in args.env)
+    start = Start(placement)
     if args.caches:
         env = {**cache_environment(args.caches), **env}
-    start = Start(placement)
+        start.caches_empty = not any(args.caches.glob("*/*"))
     port = args.port or free_port()
     before = _machine()
     with serving(config, args.checkpoint, port, env) as server, Watch(server) as watch:
@@ -151,6 +158,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--placements", nargs="+", choices=tuple(CONFIGS), default=["split"])
     parser.add_argument("--times", type=int, default=1, help="starts of each")
     parser.add_argument("--checkpoint", type=Path, help="folder; default: the embedded one")
+    parser.add_argument("--size", help="write a random checkpoint of this size to --checkpoint")
     parser.add_argument("--override", action="append", default=[], metavar="KEY=VALUE")
     parser.add_argument("--env", action="append", default=[], metavar="KEY=VALUE")
     parser.add_argument("--port", type=int, help="default: a free one")
@@ -165,6 +173,11 @@ def main(arguments: Sequence[str]) -> int:
     # As `make serve` has it: with byte code that an earlier start has left.
     os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
     args = parse(arguments)
+    if args.size and not args.checkpoint:
+        say("--size needs --checkpoint")
+        return 2
+    if args.size and not args.checkpoint.exists():
+        write_checkpoint(args.checkpoint, args.size, "cuda" if circumstances.gpus() else "cpu")
     starts: list[Start] = []
     for placement in args.placements:
         for _ in range(args.times):

@@ -81,13 +81,15 @@ class PhaseFigures:
 
     The percentiles are of complete requests: what was refused never had a first audio. What the
     client saw is true to `client_lag_p99_s`, by which its own sleeps ended late. `load_average` is
-    the machine's, in the mean over the ends of turns.
+    the machine's, in the mean over the ends of turns. Of the streams that were compared `exact` are
+    equal bit for bit, `rounded` but for rounding; the others have the fate `unequal`.
     """
 
     phase: str
     requests: int
     fates: dict[str, int]
     dry: int
+    exact: int
     rounded: int
     first_audio_p50_s: float
     first_audio_p95_s: float
@@ -118,6 +120,8 @@ def figures_of(phase: str, outcomes: Sequence[Outcome], span_s: float) -> PhaseF
     for outcome in outcomes:
         fates[outcome.fate] += 1
     complete = [outcome for outcome in outcomes if outcome.fate == "complete"]
+    compared = [outcome.comparison for outcome in outcomes if outcome.comparison is not None]
+    equal = [comparison for comparison in compared if comparison.is_equal]
     firsts = [
         math.inf if outcome.result.first_playable_s is None else outcome.result.first_playable_s
         for outcome in complete
@@ -127,7 +131,8 @@ def figures_of(phase: str, outcomes: Sequence[Outcome], span_s: float) -> PhaseF
         requests=len(outcomes),
         fates=fates,
         dry=sum(outcome.is_dry for outcome in complete),
-        rounded=sum(bool(o.comparison and o.comparison.rounded) for o in outcomes),
+        exact=sum(not comparison.rounded for comparison in equal),
+        rounded=sum(bool(comparison.rounded) for comparison in equal),
         first_audio_p50_s=percentile(firsts, 0.5),
         first_audio_p95_s=percentile(firsts, 0.95),
         longest_gap_s=max((outcome.longest_gap_s for outcome in outcomes), default=0.0),

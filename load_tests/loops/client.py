@@ -83,6 +83,8 @@ class RequestResult:
     server_s: what parts of the way took until the first audio, by the server's own account.
     retry_after_s: when the server asked to be tried again; None if it did not.
     rests_s: what the client waited of its own will after each piece; empty where it never did.
+    waited_s, refusals_s: of a client that asks again, when the last attempt was sent, and how soon
+        each attempt was answered that the server had no room for.
     """
 
     index: int
@@ -99,6 +101,8 @@ class RequestResult:
     server_s: Mapping[str, float] = field(default_factory=dict)
     retry_after_s: float | None = None
     rests_s: tuple[float, ...] = ()
+    waited_s: float = 0.0
+    refusals_s: tuple[float, ...] = ()
 
     @property
     def ok(self) -> bool:

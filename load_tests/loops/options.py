@@ -5,6 +5,7 @@ from pathlib import Path
 
 from load_tests.loops.client import WAV_HEADER_BYTES, AudioShape, SpeechClient
 from load_tests.loops.ladder import BURST_LADDER, CLOSED_LADDER, OPEN_LADDER, Ladders
+from load_tests.loops.retrying import RetryingClient
 from load_tests.loops.workload import Workload
 
 FORMATS = ("pcm", "wav", "mp3", "opus", "aac", "flac")
@@ -62,10 +63,12 @@ def frames_of(text: str) -> tuple[int | None, int | None]:
     return int(low), int(high or low)
 
 
-def client_of(args: argparse.Namespace, url: str) -> SpeechClient:
+def client_of(args: argparse.Namespace, url: str, retries: int = 0) -> SpeechClient:
     header = WAV_HEADER_BYTES if args.response_format == "wav" else 0
     is_encoded = args.response_format not in ("pcm", "wav")
     shape = AudioShape(args.sample_rate, args.samples_per_frame, header, is_encoded)
+    if retries:
+        return RetryingClient(url, shape, args.timeout_s, retries=retries, seed=args.seed)
     return SpeechClient(url, shape, args.timeout_s)
 
 

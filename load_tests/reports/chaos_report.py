@@ -30,6 +30,7 @@ _USAGE: Final = {
     "descriptors": "descriptors each",
     "threads": "threads each",
 }
+_EQUAL: Final = ("exact", "rounded")
 # What is asked of an overload: how many times full load's p95 a first audio may take, what share of
 # its throughput is left, and how soon who is refused hears of it and who comes after it is served.
 SLOWER: Final = 1.5
@@ -87,11 +88,12 @@ def _verdict(result: Mapping[str, Any]) -> str:
     strikes = result["strikes"]
     healed = [s["healed_s"] for s in strikes if s["healed_s"] is not None]
     gaps = [phase["longest_gap_s"] or 0.0 for phase in result["phases"]]
-    rounded = sum(phase["rounded"] for phase in result["phases"])
+    exact, rounded = (sum(phase[name] for phase in result["phases"]) for name in _EQUAL)
+    unequal = sum(phase["fates"]["unequal"] for phase in result["phases"])
     lines = [
         f"**{result['bad']} of {requests} requests lost, broken or unequal.**"
-        f" {result['compared']} streams were compared with the undisturbed one,"
-        f" {rounded} of them differ by rounding alone.",
+        f" Of {result['compared']} streams that were compared with the undisturbed one {exact} are"
+        f" equal bit for bit, {rounded} but for rounding, {unequal} are not equal.",
         f"{len(strikes)} signals; {len(healed)} times the server was seen whole again, after"
         f" {_seconds(max(healed, default=None))} at the longest."
         f" Longest gap within a stream: {_seconds(max(gaps, default=None))}.",

@@ -1,30 +1,38 @@
-"""`python -m load_tests.servers.fake PORT [SECONDS]`: the HTTP application around stages that only
-wait, SECONDS for each frame.
+"""`python -m load_tests.servers.fake PORT [SECONDS [PLACES]]`: the HTTP application around stages
+that only wait, SECONDS for each frame, with so many PLACES behind an ingress's gate.
 
 What it costs is what the ingress costs: text, encoders, buffers, connections. It runs on no Ray.
 """
 
+import asyncio
 import os
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import AsyncGenerator, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncGenerator, Callable, Iterator
+from contextlib import aclosing, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Final
 
+import numpy as np
 import uvicorn
 
 from load_tests.servers.child import REPOSITORY, free_port, search_path, start_server, stop_server
 from load_tests.servers.server import not_ready
-from serve_app.config import IngressConfig
+from serve_app.config import IngressConfig, TalkerConfig
 from serve_app.errors import StageFailed
 from serve_app.fakes import FakeSpeechDecoder, FakeTalker, fake_card
 from serve_app.http.app import build_api
 from serve_app.http.catalog import Catalog
 from serve_app.http.health import Status
+from serve_app.load.admission import Admission
+from serve_app.load.gate import Gate, StagePlaces
+from serve_app.load.places import Places
+from serve_app.metrics import NoRecorder
 from serve_app.pipeline import synthesize
+from serve_app.resumption import Resumable, Speak
 from serve_app.types import PcmChunk, SpeechRequest
 
 _NUM_FRAMES: Final = 60
@@ -40,7 +48,7 @@ _KEEP_ALIVE_S: Final = 130
 _START_S: Final = 60.0
 
 
-def main(port: int, frame_s: float = _FRAME_S) -> None:
+def main(port: int, frame_s: float = _FRAME_S, places: int = 0) -> None:
     failure = StageFailed("broken on request")
     talkers = [
         FakeTalker(
@@ -50,16 +58,46 @@ def main(port: int, frame_s: float = _FRAME_S) -> None:
     ]
     decoder = FakeSpeechDecoder()
 
-    def speak(request: SpeechRequest) -> AsyncGenerator[PcmChunk, None]:
-        return synthesize(talkers[BREAKS in request.text], decoder, request)
+    def made(request: SpeechRequest, done: np.ndarray | None) -> AsyncGenerator[PcmChunk, None]:
+        return synthesize(talkers[BREAKS in request.text], decoder, request, done)
+
+    speak, look = gated(made, places) if places else (partial(made, done=None), _let_all_in)
 
     async def status() -> Status:
         return Status("healthy", ready=True)
 
-    app = build_api(speak, Catalog((fake_card(),)), IngressConfig(), status)
+    app = build_api(speak, Catalog((fake_card(),)), IngressConfig(), status, look=look)
     uvicorn.run(
         app, host="127.0.0.1", port=port, log_level="warning", timeout_keep_alive=_KEEP_ALIVE_S
     )
+
+
+def gated(call: Resumable[PcmChunk], places: int) -> tuple[Speak, Callable[[int], None]]:
+    """`call` before which one waits for a place, behind the gate of its only ingress, and what that
+    one refuses by.
+    """
+    free, live, settings = asyncio.Semaphore(places), Places[str](time.monotonic), TalkerConfig()
+    live.set_live(["fake"])
+    gate = Gate(
+        [StagePlaces(lambda: live, places)],
+        Admission(settings.max_queued, settings.max_wait_s),
+        NoRecorder(),
+        model=fake_card().name,
+    )
+
+    async def placed(
+        request: SpeechRequest, done: np.ndarray | None
+    ) -> AsyncGenerator[PcmChunk, None]:
+        async with free, aclosing(call(request, done)) as chunks:
+            async for chunk in chunks:
+                yield chunk
+
+    passed = gate.into(placed)
+    return lambda request: passed(request, None), gate.look
+
+
+def _let_all_in(priority: int) -> None:
+    del priority
 
 
 @contextmanager
@@ -96,4 +134,9 @@ def running_or_fake(url: str | None) -> Iterator[tuple[str, bool]]:
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), *map(float, sys.argv[2:]))
+    port, *rest = sys.argv[1:]
+    main(
+        int(port),
+        float(rest[0]) if rest else _FRAME_S,
+        int(rest[1]) if len(rest) > 1 else 0,
+    )

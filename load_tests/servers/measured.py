@@ -9,6 +9,8 @@ from load_tests.loops.level import Level
 from load_tests.loops.runner import BurstLoop, ClosedLoop, OpenLoop, Plan
 from load_tests.servers.child import say
 
+CACHES: Final = {True: ", caches empty", False: ", caches filled", None: ""}
+
 
 @dataclass(slots=True)
 class Start:
@@ -26,7 +28,7 @@ class Start:
 
     def text(self) -> str:
         ready = "never ready" if self.ready_s is None else f"ready after {self.ready_s:.1f} s"
-        caches = {True: ", caches empty", False: ", caches filled", None: ""}[self.caches_empty]
+        caches = CACHES[self.caches_empty]
         memory = ", ".join(
             f"{name} {'/'.join(map(str, values))} MiB"
             for name, values in (

@@ -16,7 +16,16 @@ from fastapi import FastAPI, Response
 from load_tests.__main__ import main
 from load_tests.loops.client import AudioShape, RequestResult, SpeechClient
 from load_tests.loops.metrics import summarize
-from load_tests.loops.runner import BurstLoop, ClosedLoop, OpenLoop, run_burst, run_closed, run_open
+from load_tests.loops.retrying import RetryingClient, retried
+from load_tests.loops.runner import (
+    BurstLoop,
+    ClosedLoop,
+    OpenLoop,
+    Run,
+    run_burst,
+    run_closed,
+    run_open,
+)
 from load_tests.loops.workload import Workload, poisson_arrivals
 from serve_app.config import IngressConfig
 from serve_app.errors import Overloaded, StageFailed
@@ -91,6 +100,57 @@ def test_a_request_is_complete_and_its_times_are_in_order(header_bytes: int) -> 
     (request,) = service.talker.requests
     assert request.streaming_text
     assert request.min_new_tokens == request.max_new_tokens == NUM_FRAMES
+
+
+def test_who_is_refused_asks_again_as_told_and_waits_since_the_first_attempt() -> None:
+    """Of three clients at once, two places, and a client that asks once more."""
+    service, begun = Service(frame_s=0.002), []
+
+    def look(priority: int) -> None:
+        del priority
+        begun.append(time.monotonic())
+        if len(begun) > 2 and begun[-1] - begun[0] < 0.5:
+            raise Overloaded("two are running")
+
+    app = build_api(
+        service.speak, Catalog([fake_card()]), IngressConfig(), service.status, look=look
+    )
+
+    async def go(url: str) -> Run:
+        async with RetryingClient(url, SHAPE, retries=1) as client:
+            return await run_burst(client, WORKLOAD, BurstLoop(3, times=1))
+
+    with served(app) as url:
+        results = asyncio.run(go(url)).results
+    came = retried(results)
+    assert (came.requests, came.complete, came.given_up, came.refusals) == (3, {0: 2, 1: 1}, 0, 1)
+    (late,) = [result for result in results if result.refusals_s]
+    assert late.ok
+    assert late.first_playable_s is not None
+    assert late.first_playable_s > late.waited_s >= 1.0
+    assert came.first_s[1] >= 1.0 + came.let_in_s[0]
+    assert "2 at once, 1 after 1 refusals" in came.text
+
+
+def test_who_is_refused_too_often_gives_up() -> None:
+    def look(priority: int) -> None:
+        raise Overloaded("never")
+
+    service = Service()
+    app = build_api(
+        service.speak, Catalog([fake_card()]), IngressConfig(), service.status, look=look
+    )
+
+    async def go(url: str) -> RequestResult:
+        async with RetryingClient(url, SHAPE, retries=1) as client:
+            return await client.speak(WORKLOAD.call(0))
+
+    with served(app) as url:
+        result = asyncio.run(go(url))
+    assert (result.error, result.status, len(result.refusals_s)) == ("status", 429, 2)
+    came = retried([result])
+    assert (came.complete, came.given_up, came.refusals) == ({}, 1, 2)
+    assert "0 complete (0 at once), 1 given up" in came.text
 
 
 def test_an_encoded_body_counts_as_the_samples_that_were_forced() -> None:

@@ -18,7 +18,7 @@ from load_tests.chaos.__main__ import full_load_p95_s, healthy
 from load_tests.chaos.changes import CHANGES, changed, is_done
 from load_tests.chaos.compare import References, compare
 from load_tests.chaos.killer import Killer, Strike
-from load_tests.chaos.outcomes import Outcome, Turn, by_phase, longest_gap
+from load_tests.chaos.outcomes import Outcome, Turn, by_phase, figures_of, longest_gap
 from load_tests.chaos.record import Record, growth, result_of
 from load_tests.chaos.schedule import HANG_S, Blow, blows
 from load_tests.chaos.settings import parse, replica_overrides, server_config, workload_of
@@ -155,6 +155,19 @@ def test_turns_of_one_load_are_taken_together_and_refusals_apart() -> None:
     assert figures.complete_per_s == pytest.approx(1 / 20)
     assert (figures.refusals.p95_s, figures.refusals.retry_after_s) == (0.02, (1.0,))
     assert figures.refusals.without_retry_after == 1
+
+
+def test_streams_are_equal_bit_for_bit_or_but_for_rounding_or_not() -> None:
+    expected = pcm(10, 20, 30)
+    outcomes = [
+        Outcome("steady", number, result(), compare(expected, got, 1))
+        for number, got in enumerate(
+            [expected, expected, pcm(10, 21, 30), pcm(10, 21, 90), pcm(10, 20, 90)]
+        )
+    ]
+    figures = figures_of("steady", [*outcomes, Outcome("steady", 5, result())], 10.0)
+    assert (figures.exact, figures.rounded, figures.fates["unequal"]) == (2, 1, 2)
+    assert figures.fates["complete"] == 4
 
 
 def test_nothing_is_struck_before_all_replicas_are_there() -> None:
@@ -332,8 +345,8 @@ def test_a_report_names_what_was_lost_and_after_what(tmp_path: Path) -> None:
     text = compose(tmp_path, json.loads(json.dumps(stored)))
     assert (tmp_path / "report.md").read_text() == text
     for line in (
-        "**1 of 2 requests lost, broken or unequal.** 1 streams were compared with the undisturbed"
-        " one, 1 of them differ by rounding alone.",
+        "**1 of 2 requests lost, broken or unequal.** Of 1 streams that were compared with the"
+        " undisturbed one 0 are equal bit for bit, 1 but for rounding, 0 are not equal.",
         "| steady | 2 | 1 | 0 | 0 | 0 | 1 | 0 | 1 | 100 / 100 | 19.90 | 0.03 | 30 | 2.5 |",
         "| 11.5 | talker | SIGKILL | 4711, one of 2 | 8.5 | 0.5 | 1 (1) | 19.90 |",
         "- broken: steady, request 4, 10.0 to 30.0 s, status 200, 1920 of 48000 samples: truncated"
