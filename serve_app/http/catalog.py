@@ -26,6 +26,7 @@ class Catalog:
         self._cards: tuple[ModelCard, ...] = ()
         self._ranks: dict[str, tuple[Any, ...]] = {}
         self._coming: Mapping[str, frozenset[str]] = {}
+        self._unnamed = False
         self._preferred: str | None = None
         for card in cards:
             self.add(card)
@@ -48,11 +49,12 @@ class Catalog:
         self._preferred = None if name is None else name.strip().casefold()
         self._order(self._cards)
 
-    def expect(self, names: Mapping[str, frozenset[str]]) -> None:
+    def expect(self, names: Mapping[str, frozenset[str]], unnamed: bool = False) -> None:
         """Know the models that are starting: what each is called in a message, and its names in
-        lower case.
+        lower case; `unnamed`: one of them may have another name when it is there.
         """
         self._coming = dict(names)
+        self._unnamed = unnamed
 
     @property
     def cards(self) -> tuple[ModelCard, ...]:
@@ -76,6 +78,15 @@ class Catalog:
         if self._coming:
             raise ModelStarting(_starting(self.coming))
         raise StageUnavailable("no model is served yet")
+
+    def serves(self, name: str) -> bool | None:
+        """Whether a model is served, by its served name; None: nobody can say so yet, since it, or
+        one that may be it, is starting or has failed to start.
+        """
+        if any(card.name == name for card in self._cards):
+            return True
+        may_come = any(name.casefold() in names for names in self._coming.values())
+        return None if may_come or self._unnamed or not self._cards else False
 
     def get(self, name: str) -> ModelCard:
         """The card of any name that a client may have for a model; raises what `find` raises."""

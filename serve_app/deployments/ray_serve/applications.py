@@ -112,7 +112,8 @@ def application_of(name: str, details: Mapping[str, Any]) -> Application:
         # Serve has not built it yet.
         entry = _ENTRIES.get(str(args.get("placement", "split")), "")
     model = str(args.get("model") or "")
-    served = str(args.get("served_model_name") or model or name)
+    stated = str(args.get("served_model_name") or "")
+    served = stated or model or name
     restarts = [config.get(key) for key in _RESTARTS]
     version = hashlib.sha256(json.dumps(restarts, sort_keys=True, default=str).encode())
     return Application(
@@ -121,11 +122,16 @@ def application_of(name: str, details: Mapping[str, Any]) -> Application:
         state=_STATES.get(str(details.get("status")), "starting"),
         version=version.hexdigest()[:12],
         # Of a folder only its own name is anybody's business.
-        label=PurePath(served).name if served.startswith(("/", ".", "~")) else served,
+        label=PurePath(served).name if _is_folder(served) else served,
         known_as=known_as(served, model),
+        is_named=bool(stated or (model and not _is_folder(model))),
         reason=str(details.get("message") or "") or None,
         replicas={deployment: _counts(found) for deployment, found in deployments.items()},
     )
+
+
+def _is_folder(model: str) -> bool:
+    return model.startswith(("/", ".", "~"))
 
 
 def _counts(deployment: Mapping[str, Any]) -> Mapping[str, int]:

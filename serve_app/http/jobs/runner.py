@@ -107,7 +107,8 @@ class Runner:
 
     def _can_be_made(self, record: Record) -> bool:
         """Not before it is known whether its model is served: a server learns of it after it has
-        started, and which other one could make the job is nobody's guess until then.
+        started, and which other one could make the job is nobody's guess until then. Other models
+        are not waited for.
         """
         return self._making.speech.serves(record.spec.model) is not None
 

@@ -21,6 +21,8 @@ class Application:
         reason: why it is as it is, where there is anything to say.
         replicas: running ("ready") and all ("total") replicas by deployment; empty before it is
             built.
+        is_named: whether the model's own name is in `known_as`. That of a folder, or of the
+            embedded voice, may be another one, which is known when the model is there.
     """
 
     name: str
@@ -31,6 +33,7 @@ class Application:
     known_as: frozenset[str] = frozenset()
     reason: str | None = None
     replicas: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    is_named: bool = True
 
     def is_same_model(self, other: "Application") -> bool:
         """Whether both serve one checkpoint under one name, in whatever way."""

@@ -199,7 +199,9 @@ class Models:
     def _expect(self) -> None:
         coming = [m.application for m in self._models.values() if m.card is None]
         coming += self._awaited.values()
-        self._catalog.expect({a.label: a.known_as for a in coming})
+        # Of one that has failed nothing comes by itself.
+        unnamed = any(not a.is_named and a.state != "failed" for a in coming)
+        self._catalog.expect({a.label: a.known_as for a in coming}, unnamed)
 
     def _named(self, name: str) -> Model | None:
         found = (m for m in self._models.values() if m.card is not None and m.card.name == name)

@@ -131,13 +131,8 @@ class Speech:
         return self._catalog.default.name
 
     def serves(self, model: str) -> bool | None:
-        """Whether a model is served, by its served name; None: nobody can say so yet, since models
-        are still starting.
-        """
-        cards = self._catalog.cards
-        if any(card.name == model for card in cards):
-            return True
-        return None if self._catalog.coming or not cards else False
+        """As `Catalog.serves`."""
+        return self._catalog.serves(model)
 
     @property
     def max_body_bytes(self) -> int:

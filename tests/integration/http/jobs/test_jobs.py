@@ -298,10 +298,13 @@ def test_a_job_of_a_model_that_is_not_served_any_more_is_made_as_it_was_asked_fo
     async def main():
         any_model, this_model = await begun(tmp_path), await begun(tmp_path, model=CARD.name)
         service = Reading(tmp_path, cards=[fake_card(name="another", path="fakes/another")])
+        # Nor does it wait for the model of an application that has failed, or is starting.
+        service.catalog.expect({"a third": frozenset(["a third"])})
         async with running(service) as http:
             await in_state(http, any_model, "completed")
             job = await in_state(http, this_model, "failed")
             assert job["error"]["code"] == "model_not_found"
+            assert f"'{CARD.name}' does not exist" in job["error"]["message"]
 
     asyncio.run(main())
 

@@ -144,6 +144,26 @@ def test_an_application_that_is_not_built_yet_is_expected_by_its_name() -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("args", "is_named"),
+    [
+        ({"model": "Qwen/Qwen3-TTS-12Hz-1.7B-Base"}, True),
+        ({"model": "/data/current", "served_model_name": "narrator"}, True),
+        ({"served_model_name": "narrator"}, True),
+        # The folder that a link leads to has a name of its own.
+        ({"model": "/data/current"}, False),
+        ({"model": "~/voices/current"}, False),
+        ({}, False),
+    ],
+)
+def test_only_of_some_applications_the_models_name_is_known_before_it_is_there(
+    args: dict[str, Any], is_named: bool
+) -> None:
+    config = {"import_path": "serve_app.app:build_model", "args": args}
+    told = details(status="DEPLOYING", deployments={}, deployed_app_config=config)
+    assert application_of("a", told).is_named is is_named
+
+
 def test_what_others_serve_is_no_model() -> None:
     other = {"name": "b", "import_path": "theirs:app"}
     told = details(deployed_app_config=other, deployments={"Theirs": {"replicas": []}})

@@ -341,6 +341,30 @@ def test_what_failed_to_start_says_why() -> None:
     asyncio.run(main())
 
 
+def test_only_an_application_that_may_be_a_models_own_is_waited_for() -> None:
+    async def main() -> None:
+        server = Server(own=FakeWay(fake_card(name="own")))
+        other = application("other", replicas={})
+        serves = server.catalog.serves
+        assert serves("own") is None  # as long as nothing is known
+        for coming, gone in (
+            ([], False),
+            ([dataclasses.replace(other, state="starting", known_as=frozenset({"other"}))], False),
+            ([dataclasses.replace(other, state="failed", known_as=frozenset({"other"}))], False),
+            # Its own, by whatever name, and one that may turn out to be its own.
+            ([dataclasses.replace(other, state="starting", known_as=frozenset({"gone"}))], None),
+            ([dataclasses.replace(other, state="failed", known_as=frozenset({"gone"}))], None),
+            ([dataclasses.replace(other, state="starting", is_named=False)], None),
+            ([dataclasses.replace(other, state="failed", is_named=False)], False),
+        ):
+            server.models.follow([application("own"), *coming])
+            await until(lambda: serves("own"))
+            assert serves("Gone") is gone, coming
+        server.models.close()
+
+    asyncio.run(main())
+
+
 def test_recordings_go_to_the_encoder_of_the_model_that_speaks_with_them() -> None:
     async def main() -> None:
         cards = {name: fake_card(name=name, task="base") for name in ("own", "larger")}
