@@ -5,7 +5,10 @@
 The real code of this project between a stand-in for Serve's handle, which yields chunks that exist
 already, and a stand-in for what takes them. Each path is measured with a few chunks per request and
 with three times as many: the difference is what a chunk takes, the rest what a request takes by
-itself. The stand-in's own share, measured alone, is subtracted.
+itself. The stand-in's own share, measured alone, is subtracted. Encoders get a voice-like signal,
+since silence costs them nothing; a chunk behind the ramp is 0.96 s of it. Beside the processor time
+stand what a chunk adds by the clock, of all streams at a time, and how often a thread of the
+process was given up for another: what threads that fight for Python's lock cost is seen there.
 """
 
 import argparse
@@ -14,12 +17,15 @@ import gc
 import json
 import logging
 import os
+import resource
 import socket
 import statistics
+import sys
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import aclosing
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, astuple, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -31,6 +37,7 @@ from load_tests.reports import circumstances, files
 from serve_app.config import AppConfig, IngressConfig
 from serve_app.deployments.calls import through
 from serve_app.deployments.fused import Fused
+from serve_app.deployments.ingress import SWITCH_INTERVAL_S
 from serve_app.deployments.recorded import of_hop, ray_recorder
 from serve_app.deployments.speech_decoder import RemoteTalker, SpeechDecoderDeployment
 from serve_app.deployments.talker import TalkerDeployment
@@ -51,6 +58,18 @@ from serve_app.types import CodecFrames, NamedVoice, PcmChunk, SpeechRequest
 _CARD: Final = fake_card(name="tts-1")
 _RAMP: Final = (1, 3, 8, 12)
 _GROUPS: Final = 16
+
+
+def _voice_like(seconds: int) -> np.ndarray:
+    """int16 [N] of a hum with overtones that comes and goes, in some noise."""
+    rng = np.random.default_rng(0)
+    at = np.arange(seconds * _CARD.sample_rate_hz) / _CARD.sample_rate_hz
+    phase = 2 * np.pi * np.cumsum(120 + 20 * np.sin(2 * np.pi * 0.7 * at)) / _CARD.sample_rate_hz
+    hum = sum(np.sin(k * phase) / k for k in range(1, 30)) * (1 + np.sin(2 * np.pi * 3 * at))
+    return (2500 * hum + 150 * rng.standard_normal(len(at))).astype(np.int16)
+
+
+_VOICE: Final = _voice_like(8)
 # Longer than a turn of the event loop, so that each chunk is waited for, as in life.
 _PAUSE_S: Final = 0.002
 
@@ -63,7 +82,7 @@ def chunks_of(number: int) -> list[PcmChunk]:
     for place in range(number):
         frames = _RAMP[min(place, len(_RAMP) - 1)]
         codes = np.zeros((frames, _GROUPS), np.int64)
-        samples = np.zeros(frames * _CARD.samples_per_frame, np.int16)
+        samples = np.resize(np.roll(_VOICE, -position), frames * _CARD.samples_per_frame)
         reason = "stop" if place == number - 1 else None
         timings = (("talker", 0.004), ("decode", 0.002), ("stages", 0.007)) if not place else ()
         made.append(PcmChunk(samples, position, codes, reason, timings))
@@ -344,7 +363,10 @@ PATHS: Final[dict[str, Callable[[], Awaitable[Once]]]] = {
     "ingress, events of pcm": lambda: through_ingress(
         {"response_format": "pcm", "stream_format": "sse"}
     ),
-    "ingress, mp3": lambda: through_ingress({"response_format": "mp3"}),
+    **{
+        f"ingress, {name}": partial(through_ingress, {"response_format": name})
+        for name in ("mp3", "opus", "aac", "flac")
+    },
     "speech decoder": through_decoder,
     "talker": through_talker,
     "fused, both ends of its socket": through_fused,
@@ -352,17 +374,32 @@ PATHS: Final[dict[str, Callable[[], Awaitable[Once]]]] = {
 
 
 @dataclass(frozen=True, slots=True)
+class Spent:
+    """What one request took of the process, all threads: processor time and its share of the time
+    by the clock, in us, and how often a thread was given up for another.
+    """
+
+    processor_us: float
+    clock_us: float
+    switches: float
+
+
+@dataclass(frozen=True, slots=True)
 class Row:
-    """Processor time of the process, all threads, in us; medians of the repetitions."""
+    """Medians of the repetitions. Processor time of a whole request, of what it takes beside its
+    chunks, and of a chunk, in us; a chunk by the clock, in us, and its switches between threads.
+    """
 
     path: str
+    all_us: float
     request_us: float
     chunk_us: float
-    all_us: float
+    chunk_clock_us: float
+    chunk_switches: float
 
 
-async def measure(once: Once, streams: int, requests: int, chunks: int) -> float:
-    """Processor time of one request in s, of `requests` with `streams` at a time."""
+async def measure(once: Once, streams: int, requests: int, chunks: int) -> Spent:
+    """What one request took, of `requests` with `streams` at a time."""
     left = iter(range(requests))
 
     async def client() -> None:
@@ -370,31 +407,56 @@ async def measure(once: Once, streams: int, requests: int, chunks: int) -> float
             await once(chunks)
 
     gc.collect()
-    began_s = time.process_time()
+    before = _used()
     async with asyncio.TaskGroup() as group:
         for _ in range(streams):
             group.create_task(client())
-    return (time.process_time() - began_s) / requests
+    spent = [(now - then) / requests for now, then in zip(_used(), before, strict=True)]
+    return Spent(1e6 * spent[0], 1e6 * spent[1], spent[2])
+
+
+def _used() -> tuple[float, float, int]:
+    usage = resource.getrusage(resource.RUSAGE_SELF)
+    return time.process_time(), time.monotonic(), usage.ru_nvcsw + usage.ru_nivcsw
 
 
 async def spent(
     make: Callable[[], Awaitable[Once]], streams: int, requests: int, chunks: int, times: int
-) -> tuple[float, float]:
-    """Processor time of a request of `chunks` chunks, and of three times as many, in us."""
+) -> tuple[Spent, Spent]:
+    """What a request of `chunks` chunks takes, and one of three times as many."""
     once = await make()
     await measure(once, streams, 2 * streams, chunks)
-    found: list[list[float]] = [[], []]
+    found: list[list[Spent]] = [[], []]
     for _ in range(times):
         for place, number in enumerate((chunks, 3 * chunks)):
             found[place].append(await measure(once, streams, requests, number))
-    short, long = (1e6 * statistics.median(each) for each in found)
+    short, long = (
+        Spent(*(statistics.median(values) for values in zip(*map(astuple, each), strict=True)))
+        for each in found
+    )
     return short, long
+
+
+def row_of(name: str, found: tuple[Spent, Spent], base: tuple[Spent, Spent], chunks: int) -> Row:
+    """`base` is what the stand-in took by itself."""
+    short, long = found
+    all_us = short.processor_us - base[0].processor_us
+    chunk_us = (long.processor_us - base[1].processor_us - all_us) / (2 * chunks)
+    return Row(
+        name,
+        all_us,
+        all_us - chunks * chunk_us,
+        chunk_us,
+        (long.clock_us - short.clock_us) / (2 * chunks),
+        (long.switches - short.switches) / (2 * chunks),
+    )
 
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
-    # The encoder of MP3 takes a hundred times what all the rest does.
-    usual = [name for name in PATHS if name != "ingress, mp3"]
+    # Encoders take up to a hundred times what all the rest does.
+    costly = [f"ingress, {name}" for name in ("mp3", "opus", "aac", "flac")]
+    usual = [name for name in PATHS if name not in costly]
     parser.add_argument("--paths", nargs="+", choices=tuple(PATHS), default=usual)
     parser.add_argument("--streams", type=int, default=16, help="at a time")
     parser.add_argument("--requests", type=int, default=320)
@@ -410,8 +472,9 @@ def main() -> None:
     # As in a replica: lines are made and go to a file.
     logging.basicConfig(level=logging.INFO, filename=os.devnull)
     gc.freeze()
+    sys.setswitchinterval(SWITCH_INTERVAL_S)
 
-    def run(name: str) -> tuple[float, float]:
+    def run(name: str) -> tuple[Spent, Spent]:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             return runner.run(
                 spent(PATHS[name], args.streams, args.requests, args.chunks, args.times)
@@ -420,21 +483,20 @@ def main() -> None:
     rows = []
     base = run("stand-in alone")
     print(f"processor time per request of {args.chunks} chunks, us, without the stand-in's\n")
-    print("| path | all | by itself | each chunk |\n|---|---:|---:|---:|")
+    print("| path | all | by itself | each chunk | a chunk by the clock | its switches |")
+    print("|---|---:|---:|---:|---:|---:|")
+    nothing = (Spent(0, 0, 0), Spent(0, 0, 0))
     for name in args.paths:
-        found = run(name)
-        short, long = (
-            found
-            if name == "stand-in alone"
-            else (
-                found[0] - base[0],
-                found[1] - base[1],
-            )
+        is_base = name == "stand-in alone"
+        row = row_of(
+            name, base if is_base else run(name), nothing if is_base else base, args.chunks
         )
-        chunk_us = (long - short) / (2 * args.chunks)
-        rows.append(Row(name, short - args.chunks * chunk_us, chunk_us, short))
-        row = rows[-1]
-        print(f"| {name} | {row.all_us:,.0f} | {row.request_us:,.0f} | {row.chunk_us:,.1f} |")
+        rows.append(row)
+        print(
+            f"| {name} | {row.all_us:,.0f} | {row.request_us:,.0f} | {row.chunk_us:,.1f}"
+            f" | {row.chunk_clock_us:,.1f} | {row.chunk_switches:,.2f} |",
+            flush=True,
+        )
     if args.out:
         facts = {**circumstances.environment(args.commit), **vars(args)}
         facts["out"] = str(args.out)

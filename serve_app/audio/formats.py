@@ -11,7 +11,8 @@ from typing import BinaryIO, Final, Protocol
 
 import numpy as np
 
-from serve_app.audio.compressed import AAC, FLAC, MP3, OPUS, CompressedEncoder, PacketEncoder
+from serve_app.audio.compressed import AAC, FLAC, MP3, OPUS, CompressedEncoder
+from serve_app.audio.lame import mp3_stream
 from serve_app.audio.wav import PcmEncoder, WavEncoder
 
 # What a request may ask for; formats have these, or the next higher one.
@@ -43,9 +44,9 @@ class AudioFormat(StrEnum):
     PCM = "pcm"
 
     @property
-    def is_costly(self) -> bool:
-        """Whether a second of audio takes milliseconds to encode."""
-        return _FORMATS[self].is_costly
+    def cost(self) -> float:
+        """About how long a core takes to encode a second of audio, in seconds."""
+        return _FORMATS[self].cost
 
     def rate_hz(self, wanted_hz: int) -> int:
         """The sample rate to encode at: `wanted_hz`, or the next higher one of the format."""
@@ -77,27 +78,27 @@ class _Format:
     content_type: str
     encoder: Callable[[int, int | None, BinaryIO | None], Encoder]
     rates_hz: tuple[int, ...] = SAMPLE_RATES_HZ
-    is_costly: bool = False
+    cost: float = 0.0
 
 
 def _mp3(
     sample_rate_hz: int, num_samples: int | None = None, file: BinaryIO | None = None
 ) -> Encoder:
     if num_samples is None:
-        return PacketEncoder(MP3, sample_rate_hz)
+        return mp3_stream(sample_rate_hz)
     return CompressedEncoder(MP3, sample_rate_hz, num_samples, file)
 
 
 _FORMATS: Final[Mapping[AudioFormat, _Format]] = {
-    AudioFormat.MP3: _Format("audio/mpeg", _mp3, is_costly=True),
+    AudioFormat.MP3: _Format("audio/mpeg", _mp3, cost=0.0011),
     AudioFormat.OPUS: _Format(
         "audio/ogg; codecs=opus",
         partial(CompressedEncoder, OPUS),
         rates_hz=(8000, 16000, 24000, 48000),
-        is_costly=True,
+        cost=0.009,
     ),
-    AudioFormat.AAC: _Format("audio/aac", partial(CompressedEncoder, AAC), is_costly=True),
-    AudioFormat.FLAC: _Format("audio/flac", partial(CompressedEncoder, FLAC)),
+    AudioFormat.AAC: _Format("audio/aac", partial(CompressedEncoder, AAC), cost=0.002),
+    AudioFormat.FLAC: _Format("audio/flac", partial(CompressedEncoder, FLAC), cost=0.0006),
     AudioFormat.WAV: _Format("audio/wav", WavEncoder),
     AudioFormat.PCM: _Format("audio/pcm;rate={rate};channels=1", PcmEncoder),
 }

@@ -5,12 +5,15 @@ rate -> encoder.
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import BinaryIO
+from typing import BinaryIO, Final
 
 import numpy as np
 
 from serve_app.audio.filters import PcmFilter
 from serve_app.audio.formats import AudioFormat, Encoder
+
+# As `AudioFormat.cost`, of speed and sample rate.
+_FILTER_COST: Final = 0.002
 
 
 @dataclass(frozen=True)
@@ -37,8 +40,13 @@ class Output:
 
     @property
     def is_costly(self) -> bool:
-        """Whether the work for a chunk is too much for an event loop (above 1 ms)."""
-        return self.format.is_costly or self._is_filtered
+        """Whether there is work beside handing samples on."""
+        return self.format.cost > 0 or self._is_filtered
+
+    def work_s(self, num_samples: int) -> float:
+        """About how long a core is busy with `num_samples` of the model, in seconds."""
+        cost = self.format.cost + (_FILTER_COST if self._is_filtered else 0.0)
+        return cost * num_samples / self.model_hz / self.speed
 
     def seconds(self, num_samples: int) -> float:
         """Length of the audio that `num_samples` of the model become."""

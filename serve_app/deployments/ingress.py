@@ -33,7 +33,7 @@ from serve_app.resumption import Observe, Outcome, Policy, Resumable
 from serve_app.types import PcmChunk
 
 _FOLLOW_EVERY_S: Final = 1.0
-_SWITCH_INTERVAL_S: Final = 0.0005
+SWITCH_INTERVAL_S: Final = 0.0005
 
 logger = logging.getLogger(__name__)
 
@@ -58,7 +58,7 @@ class Ingress:
         port.narrow()
         # Threads that encode hand Python's lock back and forth with the event loop; the
         # interpreter's default lets one that works in Python make the others wait for 5 ms.
-        sys.setswitchinterval(_SWITCH_INTERVAL_S)
+        sys.setswitchinterval(SWITCH_INTERVAL_S)
         self._application = serve.get_replica_context().app_name
         self._catalog = Catalog()
         self._config = config

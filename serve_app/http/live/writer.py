@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from serve_app.audio.formats import Encoder
 from serve_app.http.live.speaking import speak_arriving
 from serve_app.http.live.utterance import Utterance
 from serve_app.http.read_ahead import read_ahead
@@ -115,17 +116,17 @@ class _UnitCoder:
         self._job = job
         self._whole = whole
         self._held: list[np.ndarray] = []
-        self._encoder = None
+        self._encoder: Encoder | None = None
 
     async def code(self, samples: np.ndarray, *, ends: bool) -> bytes:
-        job, run = self._job, self._writer.run
+        job, writer = self._job, self._writer
         if self._whole:
             self._held.append(samples)
             if not ends:
                 return b""
             whole, self._held = np.concatenate(self._held), []
-            return await run(job, job.output.file, whole)
-        encoder = self._encoder or await run(job, job.output.stream)
+            return await writer.whole(job, whole)
+        encoder = self._encoder or await writer.open(job)
         self._encoder = None if ends else encoder
-        data = await run(job, encoder.encode, samples) if len(samples) else b""
-        return data + await run(job, encoder.finish) if ends else data
+        data = await writer.encode(job, encoder, samples) if len(samples) else b""
+        return data + await writer.finish(job, encoder) if ends else data

@@ -8,6 +8,8 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
 from typing import Any, Final, TypeVar
 
+import numpy as np
+
 from serve_app import metrics
 from serve_app.audio.formats import Encoder
 from serve_app.errors import Overloaded, StageFailed, StageUnavailable
@@ -21,10 +23,15 @@ from serve_app.types import FinishReason, PcmChunk
 
 T = TypeVar("T")
 
-# Encoders let go of Python's lock while they work, but take it again for every packet: with eight
-# threads, on an H100's host with 64 streams of MP3, a call of 4 ms took 60, and each thread worked
-# for a seventh of its time.
+# FFmpeg's encoders let go of Python's lock while they work, but take it again for every packet:
+# with eight threads, on an H100's host with 64 streams, a call of 4 ms took 60, and each thread
+# worked for a seventh of its time.
 _THREADS: Final = min(3, os.cpu_count() or 1)
+# What takes less is done by the event loop: to hand it to a thread and get it back takes a tenth of
+# a millisecond, and several where other threads have Python's lock.
+_AT_ONCE_S: Final = 0.0006
+# The audio that an encoder may still hold at the end.
+_HELD_S: Final = 0.1
 _FILE_THREADS: Final = min(4, os.cpu_count() or 1)
 logger = logging.getLogger(__name__)
 
@@ -64,7 +71,7 @@ class AudioWriter:
         job.made.num_samples, job.made.num_frames = len(whole.samples), len(whole.codes)
         job.made.note(whole.tokens)
         job.made.finish_reason = whole.finish_reason
-        data = await self._on(self._file_pool, job, job.output.file, whole.samples)
+        data = await self.whole(job, whole.samples)
         self.observe_first(job)
         self.observe_end(job, len(whole.samples), whole.finish_reason, None)
         return data, whole.finish_reason
@@ -84,10 +91,9 @@ class AudioWriter:
         chunks = read_ahead(heard, round(self._read_ahead_s * rate_hz))
         opening: asyncio.Task[Encoder] | None = None
         encoder: Encoder | None = None
-        is_costly = job.output.is_costly
-        if is_costly:
+        if job.output.is_costly:
             # Beside the first audio: opening such an encoder takes milliseconds.
-            opening = asyncio.create_task(self.run(job, job.output.stream))
+            opening = asyncio.create_task(self.open(job))
         else:
             encoder = job.output.stream()
         try:
@@ -106,10 +112,7 @@ class AudioWriter:
                         assert opening is not None
                         encoder = await opening
                     # An encoder may keep the first samples for a while.
-                    if is_costly:
-                        data = await self.run(job, encoder.encode, chunk.samples)
-                    else:
-                        data = encoder.encode(chunk.samples)
+                    data = await self.encode(job, encoder, chunk.samples)
                     if data and not begun:
                         self.observe_first(job)
                         begun = True
@@ -117,7 +120,7 @@ class AudioWriter:
                         yield data
             if reason is None or not num_samples or encoder is None:
                 raise StageFailed("the audio ended without a finish reason or without samples")
-            tail = await self.run(job, encoder.finish)
+            tail = await self.finish(job, encoder)
             if tail and not begun:
                 self.observe_first(job)
                 begun = True
@@ -135,11 +138,34 @@ class AudioWriter:
             if begun:
                 self.observe_end(job, num_samples, reason, broke)
 
-    async def run(self, job: Job, work: Callable[..., T], *arguments: Any) -> T:
-        """Call `work`, on a thread where it would hold up what else this event loop carries."""
+    async def open(self, job: Job) -> Encoder:
+        """The encoder of a stream; the work is where it holds up nothing else of the event loop."""
         if not job.output.is_costly:
-            return work(*arguments)
-        return await self._on(self._pool, job, work, *arguments)
+            return job.output.stream()
+        return await self._on(self._pool, job, job.output.stream)
+
+    async def encode(self, job: Job, encoder: Encoder, samples: np.ndarray) -> bytes:
+        """`encoder.encode(samples)`, as `open`."""
+        return await self._do(job, len(samples), encoder.encode, samples)
+
+    async def finish(self, job: Job, encoder: Encoder) -> bytes:
+        """`encoder.finish()`, as `open`."""
+        held = round(_HELD_S * job.output.model_hz)
+        return await self._do(job, held, encoder.finish)
+
+    async def whole(self, job: Job, samples: np.ndarray) -> bytes:
+        """A file of `samples`, whatever its format."""
+        return await self._on(self._file_pool, job, job.output.file, samples)
+
+    async def _do(
+        self, job: Job, num_samples: int, work: Callable[..., bytes], *arguments: Any
+    ) -> bytes:
+        if job.output.work_s(num_samples) > _AT_ONCE_S:
+            return await self._on(self._pool, job, work, *arguments)
+        start_s = self._clock()
+        data = work(*arguments)
+        job.made.encode_s += self._clock() - start_s
+        return data
 
     async def _on(
         self, pool: ThreadPoolExecutor, job: Job, work: Callable[..., T], *arguments: Any

@@ -6,7 +6,7 @@ import soundfile
 
 from serve_app.audio.formats import SAMPLE_RATES_HZ, AudioFormat
 from serve_app.audio.output import Output
-from tests.unit.audio.signals import RATE_HZ, decoded, pitch, tone, voice_like
+from tests.unit.audio.signals import RATE_HZ, decoded, likeness, pitch, tone, voice_like
 
 every_format = pytest.mark.parametrize("audio_format", AudioFormat)
 
@@ -46,6 +46,13 @@ def test_the_rate_of_the_model_is_the_default(audio_format):
     assert Output(AudioFormat.PCM, RATE_HZ, speed=2.0).is_costly
 
 
+def test_work_is_that_of_the_encoder_and_of_the_filter_for_what_comes_out():
+    assert Output(AudioFormat.PCM, RATE_HZ).work_s(RATE_HZ) == 0
+    plain = Output(AudioFormat.OPUS, RATE_HZ).work_s(RATE_HZ)
+    assert plain == AudioFormat.OPUS.cost > 0
+    assert Output(AudioFormat.OPUS, RATE_HZ, speed=0.5).work_s(RATE_HZ) > 2 * plain
+
+
 @every_format
 def test_a_stream_and_a_file_sound_the_same(audio_format):
     output, samples = Output(audio_format, RATE_HZ, speed=0.8), voice_like(30_000)
@@ -55,7 +62,11 @@ def test_a_stream_and_a_file_sound_the_same(audio_format):
     late = len(stream) - len(file) if audio_format is AudioFormat.MP3 else 0
     offset = min(late, 1105)
     length = min(len(file), len(stream) - offset)
-    np.testing.assert_allclose(stream[offset:][:length], file[:length], atol=1e-6)
+    stream, file = stream[offset:][:length], file[:length]
+    if audio_format is AudioFormat.MP3:  # not the same encoder
+        assert likeness(stream, file, RATE_HZ) > 0.99
+    else:
+        np.testing.assert_allclose(stream, file, atol=1e-6)
 
 
 @every_format
