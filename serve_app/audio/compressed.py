@@ -62,7 +62,9 @@ MP3: Final = Codec(
 OPUS: Final = Codec(
     "libopus",
     "ogg",
-    options={"application": "audio"},
+    # From complexity 7 on libopus analyses what it hears, in twice the time that coding takes, and
+    # what it then chooses for speech is further from the input (docs/decisions/0011).
+    options={"application": "audio", "compression_level": "6"},
     bit_rate_per_hz=2,
     max_bit_rate=64 * _KILO,
     # A page for each packet, in microseconds; by default the first one leaves after a second.

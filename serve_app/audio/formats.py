@@ -95,7 +95,7 @@ _FORMATS: Final[Mapping[AudioFormat, _Format]] = {
         "audio/ogg; codecs=opus",
         partial(CompressedEncoder, OPUS),
         rates_hz=(8000, 16000, 24000, 48000),
-        cost=0.009,
+        cost=0.0028,
     ),
     AudioFormat.AAC: _Format("audio/aac", partial(CompressedEncoder, AAC), cost=0.002),
     AudioFormat.FLAC: _Format("audio/flac", partial(CompressedEncoder, FLAC), cost=0.0006),
