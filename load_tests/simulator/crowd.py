@@ -2,8 +2,8 @@
 
 Runs the gates that ship (`serve_app.load`) in simulated time: before them HAProxy, which refuses by
 itself for a moment, behind them replicas with the step times of `measured.py`. What busy processors
-add is not in it. Closed loops come first; the last of them is full load, which the others are
-measured against.
+add is not in it. Full load, a closed loop of as many streams as there are places, is what the
+others are measured against.
 """
 
 import argparse
@@ -351,11 +351,11 @@ def main(arguments: Sequence[str]) -> int:
     setting = Setting(Service(args.capacity), args.replicas, args.ingresses)
     print("\n".join(table_head(_COLUMNS, 2)))
     for seed in args.seeds:
-        full: Seen | None = None
-        for streams in (*args.streams, setting.places):
-            full = measure(setting, args.seconds, seed, streams=streams)
-            print(_line(seed, f"{streams} streams", full, full), flush=True)
-        assert full is not None
+        full = measure(setting, args.seconds, seed, streams=setting.places)
+        print(_line(seed, f"{setting.places} streams", full, full), flush=True)
+        for streams in args.streams:
+            seen = measure(setting, args.seconds, seed, streams=streams)
+            print(_line(seed, f"{streams} streams", seen, full), flush=True)
         for times in args.times:
             rate_hz = times * full.per_s
             seen = measure(setting, args.seconds, seed, rate_hz=rate_hz)
