@@ -87,6 +87,7 @@ def main(arguments: list[str]) -> int:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     # A shell that starts this in the background has Ctrl-C ignored, and with it the way to stop.
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGTERM, cluster.interrupt)
     with ports, tempfile.TemporaryDirectory(prefix="tts-serve-") as folder:
         again.on_hangup(start.settings, config)
         config = overrides.with_env(config, haproxy.environment(Path(folder), ports))

@@ -1,10 +1,11 @@
 """The Ray cluster that the launcher runs the application on: its own, unless told to join one."""
 
 import os
+import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
-from typing import Any, Final
+from typing import Any, Final, NoReturn
 
 from serve_app.config import Environment
 from serve_app.launch.ports import is_free
@@ -38,6 +39,9 @@ def connect() -> None:
     By itself, Ray would look for clusters that other programs have left word of. One of them may
     be dead, and is then waited for for minutes; another may be somebody else's.
 
+    From then on SIGTERM, too, is a KeyboardInterrupt: Ray would have it abort the process, in the
+    middle of what it does.
+
     Raises:
         ConnectionError: nothing answers at RAY_ADDRESS.
     """
@@ -46,9 +50,16 @@ def connect() -> None:
     address = Environment.read().ray_address
     if address is not None:
         ray.init(address=address, namespace=_NAMESPACE)
-        return
-    with agent_port():
-        ray.init(address="local", namespace=_NAMESPACE)
+    else:
+        with agent_port():
+            ray.init(address="local", namespace=_NAMESPACE)
+    signal.signal(signal.SIGTERM, interrupt)
+
+
+def interrupt(number: int, frame: object) -> NoReturn:
+    """What a signal does that shall end this process as Ctrl-C does."""
+    del number, frame
+    raise KeyboardInterrupt
 
 
 @contextmanager
