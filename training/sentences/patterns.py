@@ -143,6 +143,15 @@ The score was {some} to {few}.
 Ticket {number}, room {lots}, floor {few}.
 It was {minus} degrees {sometime}, and {minus} at night.
 The balance of your account is {minus}.
+Tonight {town} expects {minus} degrees.
+Keep the {objects} at {minus} degrees, {name}.
+From {minus} it climbed to {some} {sometime}.
+Between {minus} and {minus} degrees the {objects} break.
+The answer is {minus}, not {few}.
+Take the lift down to level {minus}.
+Growth in {year} was {minus} percent, and {share} in {year}.
+{minus} plus {number} makes more than {minus}.
+{person} woke up with {minus} degrees {somewhere}.
 {worded} {objects} and {worded} {objects} make a {kind} picture.
 {name} is {worded} years old, and {person} is {worded}.
 At least {worded} {objects} were {somewhere}.
