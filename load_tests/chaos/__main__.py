@@ -72,6 +72,7 @@ async def watched(
             figures = figures_of(full.phase, full.outcomes, full.span_s)
             driver.capacity_hz = figures.complete_per_s or None
             record.full_p95_s = full_load_p95_s(full, args.streams)
+            driver.recovered_at_s = chaos_report.SLOWER * record.full_p95_s
 
             if operator is not None:
                 for number, name in enumerate(args.changes):
@@ -141,10 +142,9 @@ async def _disturb(
             seconds = args.phase_s
             if end_s is not None:
                 seconds = max(1.0, min(seconds, end_s - time.perf_counter()))
-            done(await driver.run(load, seconds, factor))
-            if load == "overload" and record.full_p95_s is not None:
-                limit_s = chaos_report.SLOWER * record.full_p95_s
-                record.recoveries_s.append((factor, await driver.recovery_s(limit_s)))
+            turn = done(await driver.run(load, seconds, factor))
+            if load == "overload":
+                record.recoveries_s.append((factor, turn.recovered_s))
     finally:
         if end_s is not None:
             killing.cancel()

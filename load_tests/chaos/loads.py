@@ -1,6 +1,7 @@
 """The loads that a server is put under, each for a number of seconds."""
 
 import asyncio
+import math
 import os
 import random
 import time
@@ -33,6 +34,8 @@ _ENDLESS: Final = 1_000_000_000
 # A slow reader's own buffers, so that it is the server that has to wait.
 _SMALL_BUFFERS: Final = 4096
 _STALL_S: Final = (0.5, 3.0)
+# Between two requests that look whether the server has recovered.
+_PROBE_S: Final = 0.05
 _LEAVES_S: Final = (0.0, 2.0)
 
 
@@ -45,6 +48,7 @@ class Driver:
         streams: in flight at full load.
         size: of a burst.
         capacity_hz: complete requests per second at full load, once that was measured.
+        recovered_at_s: first audio that takes no longer is as at full load, once that was measured.
         clients: processes that send an overload.
     """
 
@@ -57,6 +61,7 @@ class Driver:
     timeout_s: float = 120.0
     pause_s: float = 3.0
     capacity_hz: float | None = None
+    recovered_at_s: float | None = None
     shape: AudioShape = field(default_factory=AudioShape)
     clients: int = 1
 
@@ -152,12 +157,19 @@ class Driver:
         if not self.capacity_hz:
             raise ValueError("an overload needs the capacity, which full load measures")
         plan = OpenLoop(factor * self.capacity_hz, seconds, warm_up_s=0.0, seed=self.seed)
-        if self.clients < 2:
-            await self.arrivals(turn, plan)
-            return
         with ExitStack() as stack:
-            fleet = await asyncio.to_thread(stack.enter_context, Fleet(self.clients))
+            fleet = None
+            if self.clients > 1:
+                fleet = await asyncio.to_thread(stack.enter_context, Fleet(self.clients))
             turn.begin_s = take_off_s()
+            async with asyncio.TaskGroup() as group:
+                group.create_task(self._recovery(turn, turn.begin_s + seconds))
+                await self._arrivals(turn, plan, fleet)
+
+    async def _arrivals(self, turn: Turn, plan: OpenLoop, fleet: Fleet | None) -> None:
+        if fleet is None:
+            await self.arrivals(turn, plan)
+        else:
             parts = [
                 _Part(self, Turn(turn.phase, turn.begin_s), part)
                 for part in parts_of(plan, self.clients)
@@ -165,11 +177,14 @@ class Driver:
             for sent in await asyncio.gather(*map(asyncio.wrap_future, fleet.each(_send, parts))):
                 turn.outcomes += sent.outcomes
                 turn.lags_s += sent.lags_s
+                turn.end_s = sent.end_s if math.isnan(turn.end_s) else max(turn.end_s, sent.end_s)
 
     async def arrivals(self, turn: Turn, plan: OpenLoop) -> None:
         async with self.listener(turn) as client:
             await until(turn.begin_s)
             run = await run_open(client, self.workload, plan)
+        # Not when all of it has been handed over, or the server was seen to have recovered.
+        turn.end_s = time.perf_counter()
         turn.lags_s += run.clock_errors_s
 
     async def _slow(self, turn: Turn, end_s: float) -> None:
@@ -196,16 +211,18 @@ class Driver:
             run = await run_closed(client, self.workload, _until(end_s, self.streams))
         turn.lags_s += run.clock_errors_s
 
-    async def recovery_s(self, limit_s: float, within_s: float = 60.0) -> float | None:
-        """Seconds until one request's first audio takes no longer than `limit_s` again."""
-        turn = Turn("recovery", time.perf_counter())
-        async with self.listener(turn) as client:
-            while time.perf_counter() - turn.begin_s < within_s:
-                asked_s = time.perf_counter() - turn.begin_s
+    async def _recovery(self, turn: Turn, over_s: float, within_s: float = 60.0) -> None:
+        """From `over_s` on, ask until a first audio is as at full load; none of it counts."""
+        if self.recovered_at_s is None:
+            return
+        await until(over_s)
+        async with self.listener(Turn("recovery", over_s)) as client:
+            while (asked_s := time.perf_counter()) < over_s + within_s:
                 result = await client.speak(self.workload.call(0))
-                if result.ok and (result.first_playable_s or 0.0) <= limit_s:
-                    return asked_s
-        return None
+                if result.ok and (result.first_playable_s or 0.0) <= self.recovered_at_s:
+                    turn.recovered_s = asked_s - over_s
+                    return
+                await asyncio.sleep(_PROBE_S)
 
 
 @dataclass(frozen=True, slots=True)
@@ -241,7 +258,8 @@ def _until(end_s: float, streams: int) -> ClosedLoop:
 
 
 def ended(turn: Turn) -> Turn:
-    """The turn, which is over now."""
-    turn.end_s = time.perf_counter()
+    """The turn, which is over: now, or since it said so."""
+    if math.isnan(turn.end_s):
+        turn.end_s = time.perf_counter()
     turn.load_average = os.getloadavg()[0]
     return turn

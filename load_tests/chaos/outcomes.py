@@ -189,6 +189,8 @@ class Turn:
 
     lags_s: how late the client's own sleeps ended.
     load_average: of the machine, when it had ended.
+    recovered_s: of an overload, from its last arrival until a first audio was as at full load; None
+        if that was not seen.
     """
 
     phase: str
@@ -197,6 +199,7 @@ class Turn:
     outcomes: list[Outcome] = field(default_factory=list)
     lags_s: list[float] = field(default_factory=list)
     load_average: float = math.nan
+    recovered_s: float | None = None
 
     @property
     def span_s(self) -> float:
