@@ -1,5 +1,7 @@
 """Settings by the memory that there is."""
 
+import re
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -42,6 +44,40 @@ def test_a_card_carries_as_many_streams_as_its_memory_holds(
         # All of it is still what a strict reader of the file would take.
         assert AppConfig.model_validate(config.model_dump()) == config
         assert deployment_options(config, 100.0, 16)
+
+
+def table() -> dict[tuple[str, str, str], list[str]]:
+    """The rows of docs/support.md, by size, task and placement."""
+    page = (Path(__file__).parents[3] / "docs/support.md").read_text("utf-8")
+    rows = re.findall(r"^\| (0\.6b|1\.7b) (Base )?`(fused|split)` \| (.*) \|$", page, re.M)
+    return {
+        (size, "base" if base else "custom_voice", placement): cells.split(" | ")
+        for size, base, placement, cells in rows
+    }
+
+
+def cell(size: str, task: str, placement: str, card: int) -> str:
+    try:
+        config = fitted(auto(placement=placement), spec_of(size, task), CARDS[card] * MIB)
+    except ValueError:
+        return "refused"
+    talker = config.talker
+    assert talker.kv_cache_bytes is not None
+    longest = "" if talker.max_model_len == 16384 else f" ({talker.max_model_len:,})"
+    return f"{talker.max_num_seqs}, {talker.kv_cache_bytes / (1 << 30):.1f}{longest}"
+
+
+def test_the_table_of_cards_says_what_is_set_on_them() -> None:
+    rows = table()
+    assert len(rows) == 8
+    for row, cells in rows.items():
+        assert cells == [cell(*row, card) for card in CARDS], row
+
+
+def test_an_encoder_on_the_cpu_takes_nothing_of_the_gpu() -> None:
+    memory = CARDS[8] * MIB
+    config = fitted(auto(voice_encoder={"device": "cpu"}), spec_of("0.6b", "base"), memory)
+    assert config.talker.max_num_seqs == 16
 
 
 @pytest.mark.parametrize("size", ["0.6b", "1.7b"])
