@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncGenerator, Coroutine, Mapping
+from contextlib import suppress
 from typing import Any, Final, TypeVar
 
 from fastapi.responses import StreamingResponse
@@ -77,19 +78,20 @@ async def until_gone(receive: Receive, work: Coroutine[Any, Any, T]) -> T:
     Raises:
         ClientGone: the client left first. `work` has unwound by then.
     """
+    waiting = Waiting()
 
-    async def gone() -> None:
-        while (await receive())["type"] != "http.disconnect":
-            pass
+    async def watch() -> None:
+        with suppress(Exception):  # a server that cannot tell has lost it as well
+            while (await receive())["type"] != "http.disconnect":
+                pass
+        waiting.interrupt()
 
-    working = asyncio.create_task(work)
-    watching = asyncio.create_task(gone())
+    # The work stays in this task: one for it and one for the client cost four times as much.
+    watching = asyncio.create_task(watch())
     try:
-        await asyncio.wait({working, watching}, return_when=asyncio.FIRST_COMPLETED)
-        if not working.done():
-            raise ClientGone
-        return working.result()
+        return await waiting.wait(work)
+    except Interrupted as error:
+        raise ClientGone from error
     finally:
-        working.cancel()
         watching.cancel()
-        await asyncio.gather(working, watching, return_exceptions=True)
+        await asyncio.wait({watching})

@@ -5,6 +5,7 @@ case English name that Qwen3-TTS uses. Codes and tags are read by `langcodes`.
 """
 
 import re
+from functools import lru_cache
 from typing import Final
 
 import langcodes
@@ -32,6 +33,8 @@ _SCRIPTS: Final = (
     ("ru", re.compile("[\u0400-\u04ff]")),
 )
 _SCRIPT_SAMPLE_CHARS: Final = 1000
+# RFC 5646 asks for room for 35.
+_MAX_TAG_CHARS: Final = 64
 
 
 def language_code(name: str) -> str | None:
@@ -39,8 +42,14 @@ def language_code(name: str) -> str | None:
     wanted = name.strip().casefold()
     if wanted in _CODES:
         return _CODES[wanted]
+    return _code_of_tag(wanted) if len(wanted) <= _MAX_TAG_CHARS else None
+
+
+# Parts of the names of models are looked up here with each request, the same ones every time.
+@lru_cache(maxsize=256)
+def _code_of_tag(tag: str) -> str | None:
     try:
-        tag = langcodes.standardize_tag(wanted, macro=True)
+        tag = langcodes.standardize_tag(tag, macro=True)
     except LanguageTagError:
         return None
     code = tag.split("-", 1)[0]

@@ -50,9 +50,9 @@ def script(
         if len(parts) > 1 and not any(map(str.isalnum, part.text)):
             continue
         for unit in _read(part, code, max_frames, options):
-            found.append(replace(unit, pause_before_s=pause_s))
+            found.append(replace(unit, pause_before_s=pause_s) if pause_s else unit)
             pause_s = 0.0
-    if found:
+    if found and pause_s:
         found[-1] = replace(found[-1], pause_after_s=found[-1].pause_after_s + pause_s)
     return tuple(found)
 
