@@ -9,7 +9,6 @@ import json
 import os
 import signal
 import sys
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
@@ -88,7 +87,7 @@ def main(arguments: list[str]) -> int:
     # A shell that starts this in the background has Ctrl-C ignored, and with it the way to stop.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGTERM, cluster.interrupt)
-    with ports, tempfile.TemporaryDirectory(prefix="tts-serve-") as folder:
+    with ports, haproxy.make_folder() as folder:
         again.on_hangup(start.settings, config)
         config = overrides.with_env(config, haproxy.environment(Path(folder), ports))
         if environment.ray_address is None:

@@ -6,6 +6,7 @@ By Serve's defaults, two servers on one machine would take each other's.
 import ipaddress
 import os
 import shutil
+import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Final
@@ -17,6 +18,19 @@ from serve_app.launch.ports import Ports
 _CORRECTED: Final = "# corrected"
 # For the first line and the headers of a request; the ingress bounds its body.
 _HEADERS_S: Final = 30
+_PREFIX: Final = "tts-serve-"
+# HAProxy's longest path of a socket; Serve puts the node's id before the name.
+_MAX_SOCKET_CHARS: Final = 97
+_NODE_ID_CHARS: Final = 56
+
+
+def make_folder() -> tempfile.TemporaryDirectory[str]:
+    """A folder for `environment`, in the one for temporary files or, where the sockets within would
+    have paths that are too long for HAProxy, in /tmp.
+    """
+    room = _MAX_SOCKET_CHARS - len(f"/{'':{_NODE_ID_CHARS}}/metrics.sock")
+    is_short = len(f"{tempfile.gettempdir()}/{_PREFIX}12345678") <= room
+    return tempfile.TemporaryDirectory(prefix=_PREFIX, dir=None if is_short else "/tmp")
 
 
 def environment(folder: Path, ports: Ports) -> dict[str, str]:

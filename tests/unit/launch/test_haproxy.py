@@ -5,6 +5,7 @@ import http.server
 import json
 import socket
 import subprocess
+import tempfile
 import threading
 import time
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import ClassVar
 import httpx
 import pytest
 
-from serve_app.launch.haproxy import _binary, environment, is_loopback
+from serve_app.launch.haproxy import _binary, environment, is_loopback, make_folder
 from serve_app.launch.ports import Ports, is_free
 
 
@@ -352,3 +353,14 @@ def is_closed(port: int) -> bool:
 )
 def test_only_this_machine_reaches_its_loopback_interface(host: str, expected: bool) -> None:
     assert is_loopback(host) == expected
+
+
+@pytest.mark.parametrize("is_long", [False, True])
+def test_sockets_have_paths_that_haproxy_takes_wherever_temporary_files_are(
+    is_long: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path) if is_long else "/tmp")
+    node_id = "a" * 56
+    with make_folder() as folder:
+        assert len(f"{folder}/{node_id}/metrics.sock") <= 97
+        assert Path(folder).is_dir()
