@@ -3,10 +3,11 @@
 `GraphRunner` owns one captured graph; `BatchGraphs` owns one per batch size, pads a batch up to the
 next one, and is its own eager twin (`enabled=False`). Not thread-safe: all graphs of one memory
 pool are replayed by one thread, since a replay may overwrite what another graph of the pool left
-behind (outputs excepted). Another thread may capture further sizes meanwhile, with `warm_up`.
+behind (outputs excepted). Another thread may capture further sizes meanwhile.
 """
 
 import gc
+import threading
 from bisect import bisect_left
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -18,6 +19,9 @@ from torch import Tensor
 # Warm-up calls before a capture: libraries load their kernels and allocate their workspaces in the
 # first ones.
 _NUM_WARMUP_CALLS = 2
+
+# The stream of a thread for warm-up calls, by its device: one each, as each has a workspace.
+_BESIDE = threading.local()
 
 
 @contextmanager
@@ -43,10 +47,10 @@ class GraphRunner:
     default one.
 
     Args:
-        warm_up: where the calls before the capture run; default: on the current stream. A graph
-            keeps the workspace that cuBLAS has for the stream and thread of its capture. While
-            graphs captured by this thread are replayed, calls on that stream would write into the
-            same workspace.
+        alone: no graph that this thread has captured is replayed meanwhile: then the calls before
+            the capture run on the current stream. A graph keeps the workspace that cuBLAS has for
+            the stream and thread of its capture, and such a call writes into it, so that by default
+            they run on a stream of their own, which costs the thread a second workspace.
     """
 
     def __init__(
@@ -54,11 +58,12 @@ class GraphRunner:
         fn: Callable[..., Tensor],
         inputs: tuple[Tensor, ...],
         pool: Any | None = None,
-        warm_up: torch.cuda.Stream | None = None,
+        alone: bool = False,
     ) -> None:
         self.inputs = inputs
-        stream = torch.cuda.current_stream() if warm_up is None else warm_up
-        stream.wait_stream(torch.cuda.current_stream())
+        current = torch.cuda.current_stream()
+        stream = current if alone else _beside(current)
+        stream.wait_stream(current)
         with torch.cuda.stream(stream):
             for _ in range(_NUM_WARMUP_CALLS):
                 fn(*inputs)
@@ -89,6 +94,15 @@ class GraphRunner:
         if self._graph is not None:
             self._graph.reset()
             self._graph = None
+
+
+def _beside(current: torch.cuda.Stream) -> torch.cuda.Stream:
+    """The stream of this thread for calls that are not to meet what is captured on `current`."""
+    streams: dict[torch.device, torch.cuda.Stream] = _BESIDE.__dict__.setdefault("streams", {})
+    # PyTorch hands out the same few streams again and again.
+    while (found := streams.get(current.device)) is None or found == current:
+        streams[current.device] = torch.cuda.Stream(current.device)
+    return found
 
 
 class BatchGraphs:
@@ -142,12 +156,12 @@ class BatchGraphs:
         """The sizes that have a graph; a call uses these only."""
         return self._captured
 
-    def capture(self, batch_size: int, warm_up: torch.cuda.Stream | None = None) -> None:
+    def capture(self, batch_size: int, alone: bool = False) -> None:
         """Capture one size, once; does nothing when not enabled. `fn` sees padding rows only.
 
         Args:
             batch_size: one of `batch_sizes`.
-            warm_up: see `GraphRunner`; needed where another thread calls meanwhile.
+            alone: see `GraphRunner`; by default other threads may call meanwhile.
         """
         if not self.enabled or batch_size in self._runners:
             return
@@ -157,16 +171,16 @@ class BatchGraphs:
             self._pool = torch.cuda.graph_pool_handle()
         inputs = self._make_inputs(batch_size)
         self._padding[batch_size] = tuple(tensor.clone() for tensor in inputs)
-        runner = GraphRunner(self._fn, inputs, self._pool, warm_up)
+        runner = GraphRunner(self._fn, inputs, self._pool, alone)
         # Another thread may be calling; it is shown what is complete, and nothing else.
         torch.cuda.current_stream().synchronize()
         self._runners[batch_size] = runner
         self._captured = tuple(sorted(self._runners))
 
     def capture_all(self) -> None:
-        """Capture every size, small ones first."""
+        """Capture every size, small ones first, before anything of this thread is replayed."""
         for batch_size in self.batch_sizes:
-            self.capture(batch_size)
+            self.capture(batch_size, alone=True)
 
     def pick(self, num_rows: int) -> int:
         """Return the smallest batch size (if enabled: the smallest captured) for `num_rows`.

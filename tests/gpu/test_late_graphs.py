@@ -10,6 +10,7 @@ import torch
 
 from serve_app.config import SpeechDecoderConfig
 from serve_app.models.checkpoint.files import open_checkpoint
+from serve_app.models.cuda_graph import GraphRunner
 from serve_app.models.random_checkpoint.write import write_checkpoint
 from serve_app.models.speech_decoder.network.model import SpeechDecoderModel
 from serve_app.models.speech_decoder.steps import DecoderSteps, Piece
@@ -27,6 +28,32 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> SpeechDecoderModel:
     checkpoint = open_checkpoint(folder)
     tensors = checkpoint.speech_tokenizer_tensors("decoder.")
     return SpeechDecoderModel(checkpoint.spec.speech_decoder).load(tensors, torch.bfloat16, "cuda")
+
+
+@pytest.mark.parametrize("alone", [False, True])
+def test_the_calls_before_a_capture_run_beside_it_unless_it_is_alone(alone: bool) -> None:
+    streams: list[torch.cuda.Stream] = []
+
+    def double(values: torch.Tensor) -> torch.Tensor:
+        streams.append(torch.cuda.current_stream())
+        return values * 2
+
+    values = torch.ones(4, device="cuda")
+    torch.cuda.synchronize()
+    runners: list[GraphRunner] = []
+    # More than PyTorch has streams: each one it has is captured on once.
+    for _ in range(40):
+        own = torch.cuda.Stream()
+        with torch.cuda.stream(own):
+            runners.append(GraphRunner(double, (values,), alone=alone))
+        before, captured = streams[:-1], streams[-1]
+        assert captured == own
+        assert all((stream == own) is alone for stream in before)
+        assert len({stream.cuda_stream for stream in before}) == 1
+        streams.clear()
+    assert runners[0]().tolist() == [2.0] * 4
+    for runner in runners:
+        runner.close()
 
 
 def test_graphs_that_are_captured_meanwhile_change_no_sample(model: SpeechDecoderModel) -> None:

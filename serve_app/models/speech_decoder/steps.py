@@ -166,12 +166,11 @@ class DecoderSteps:
             return
         start = time.monotonic()
         try:
-            warm_up = torch.cuda.Stream(self.device)
             with torch.cuda.stream(torch.cuda.Stream(self.device)):
                 for rows, size in self._later:
                     if is_stopped():
                         return
-                    self._graphs[size].capture(rows, warm_up)
+                    self._graphs[size].capture(rows)
             logger.info(
                 "speech decoder: %d more graphs after %.1f s",
                 len(self._later),
@@ -233,7 +232,7 @@ class DecoderSteps:
                 ]
                 for _, rows, size in sorted(shapes):
                     if self._benchmark or rows <= max(_FIRST_ROWS, self._batches[size][0]):
-                        self._graphs[size].capture(rows)
+                        self._graphs[size].capture(rows, alone=True)
                     else:
                         self._later.append((rows, size))
                 self._meet_large_steps()
