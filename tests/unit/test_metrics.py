@@ -1,5 +1,7 @@
 """The recorder through the real classes of Ray Serve, which need no cluster until they export."""
 
+from pathlib import Path
+
 import pytest
 from ray.serve.metrics import (
     APPLICATION_TAG,
@@ -41,3 +43,17 @@ def test_no_label_is_one_that_serve_sets_itself(metric):
     """On a replica, and only there, such a metric cannot be made."""
     reserved = {APPLICATION_TAG, DEPLOYMENT_TAG, REPLICA_TAG, ROUTE_TAG}
     assert not reserved & set(metric.labels)
+
+
+def test_the_page_of_metrics_has_all_there_are_and_no_other():
+    page = (Path(__file__).parents[2] / "docs" / "metrics.md").read_text("utf-8")
+    stated = [line for line in page.splitlines() if line.startswith("| `tts_")]
+    assert stated == [
+        f"| `{metric.name}` | {kind_of(metric)} | {', '.join(metric.labels)} | {metric.help} |"
+        for metric in vars(metrics).values()
+        if isinstance(metric, metrics.Metric)
+    ]
+
+
+def kind_of(metric):
+    return "gauge" if metric.is_gauge else "histogram" if metric.buckets else "counter"
