@@ -34,6 +34,7 @@ import uvloop
 from ray.serve._private.common import DeploymentID
 
 from load_tests.reports import circumstances, files
+from load_tests.stages.signals import voice_like
 from serve_app.config import AppConfig, IngressConfig
 from serve_app.deployments.calls import through
 from serve_app.deployments.fused import Fused
@@ -59,17 +60,7 @@ _CARD: Final = fake_card(name="tts-1")
 _RAMP: Final = (1, 3, 8, 12)
 _GROUPS: Final = 16
 
-
-def _voice_like(seconds: int) -> np.ndarray:
-    """int16 [N] of a hum with overtones that comes and goes, in some noise."""
-    rng = np.random.default_rng(0)
-    at = np.arange(seconds * _CARD.sample_rate_hz) / _CARD.sample_rate_hz
-    phase = 2 * np.pi * np.cumsum(120 + 20 * np.sin(2 * np.pi * 0.7 * at)) / _CARD.sample_rate_hz
-    hum = sum(np.sin(k * phase) / k for k in range(1, 30)) * (1 + np.sin(2 * np.pi * 3 * at))
-    return (2500 * hum + 150 * rng.standard_normal(len(at))).astype(np.int16)
-
-
-_VOICE: Final = _voice_like(8)
+_VOICE: Final = voice_like(8.0, _CARD.sample_rate_hz)
 # Longer than a turn of the event loop, so that each chunk is waited for, as in life.
 _PAUSE_S: Final = 0.002
 

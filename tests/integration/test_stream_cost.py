@@ -5,7 +5,8 @@ import asyncio
 import pytest
 import uvloop
 
-from load_tests.stages import streaming
+from load_tests.stages import encoders, streaming
+from serve_app.audio.formats import AudioFormat
 
 pytestmark = pytest.mark.integration
 
@@ -31,3 +32,10 @@ def test_every_path_passes_on_all_chunks(name: str, monkeypatch: pytest.MonkeyPa
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(requests())
     assert arrived == 4 * 5
+
+
+@pytest.mark.parametrize("is_busy", [False, True])
+def test_encoders_make_audio_beside_the_loop_and_the_loop_goes_round(is_busy: bool) -> None:
+    audio_s_per_s, turns_per_s = encoders.measure(AudioFormat.MP3, 2, is_busy, 0.08, 0.2)
+    assert audio_s_per_s > 0
+    assert turns_per_s > 0
