@@ -12,19 +12,19 @@ import torch
 
 from training.codec import Codec
 from training.corpus import Stream
+from training.plan import ONE_IN_HELD_OUT
 
-_ONE_IN_HELD_OUT = 50
 _MOST_SENTENCES = 512
 
 
 def is_held_out(number: Any) -> Any:
     """Whether a sentence (or each of an array of them) is kept from training, by its id."""
-    return number % _ONE_IN_HELD_OUT == 0
+    return number % ONE_IN_HELD_OUT == 0
 
 
 def held_out_ids() -> range:
     """All ids of sentences that are kept from training."""
-    return range(0, sys.maxsize, _ONE_IN_HELD_OUT)
+    return range(0, sys.maxsize, ONE_IN_HELD_OUT)
 
 
 @dataclass(frozen=True)

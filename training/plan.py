@@ -7,9 +7,11 @@ A list of sentences has tab-separated columns: source, text as written, text as 
 import lzma
 import random
 import re
+import zlib
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import count as count_up
 from pathlib import Path
 from typing import Final
 
@@ -28,6 +30,8 @@ TEACHER_VOICES: Final[Mapping[str, str]] = {
     "emma": "bf_emma",
     "daniel": "bm_daniel",
 }
+ONE_IN_HELD_OUT: Final = 50
+"""Sentences whose id this divides are kept from training."""
 _LONGEST: Final = 260
 _WORD: Final = re.compile(r"[a-z0-9]+")
 
@@ -55,6 +59,9 @@ def draw(
 ) -> list[Planned]:
     """Draw sentences by source, each once; those of `kept_out` never (by their words alone).
 
+    Which of them are held out of training their words decide, so that a talker that goes on with
+    another plan has not learnt what it is judged by.
+
     Args:
         sentences: the list.
         count: how many, if there are as many.
@@ -73,6 +80,7 @@ def draw(
     for heap in heaps.values():
         rng.shuffle(heap)
     planned: list[Planned] = []
+    held_out, others = count_up(0, ONE_IN_HELD_OUT), _indivisible(ONE_IN_HELD_OUT)
     while len(planned) < count and heaps:
         names = sorted(heaps)
         name = rng.choices(names, [SHARES[n] for n in names])[0]
@@ -82,8 +90,17 @@ def draw(
         voice = rng.choice(list(voices))
         tokens = tokens_of(british if TEACHER_VOICES[voice].startswith("b") else american)
         if 0 < len(tokens) <= _LONGEST and _words(text) not in forbidden:
-            planned.append(Planned(len(planned), voice, tuple(tokens), text))
+            numbers = held_out if _is_held_out(text) else others
+            planned.append(Planned(next(numbers), voice, tuple(tokens), text))
     return planned
+
+
+def _is_held_out(text: str) -> bool:
+    return zlib.crc32(_words(text).encode()) % ONE_IN_HELD_OUT == 0
+
+
+def _indivisible(number: int) -> Iterator[int]:
+    return (each for each in count_up(1) if each % number)
 
 
 def _words(text: str) -> str:

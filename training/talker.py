@@ -36,6 +36,8 @@ class TalkerTraining:
     own mistakes. coarse_history: share of the sentences whose acoustic codes are all hidden, as
     they are where the teacher did not speak. layer_dropout: of what each layer adds. mean_steps:
     how far back the running mean of the weights reaches, which is what is evaluated and exported.
+    best_from: share of the time from which on the best mean is looked for. A talker that goes on
+        begins with a loss that it only comes back to once the rate is low.
     """
 
     learning_rate: float = 1.5e-3
@@ -50,6 +52,7 @@ class TalkerTraining:
     imagined_weight: float = 0.5
     merge_dropout: float = 0.1
     mean_steps: float = 1000.0
+    best_from: float = 0.5
     seed: int = 1
 
 
@@ -263,7 +266,8 @@ class TalkerTrainer:
                 continue
             if log.is_due:
                 a_second = (self.steps - first_step) / (time.monotonic() - began)
-                numbers = found | self._unseen(fixed)
+                may_keep = clock.progress >= training.best_from
+                numbers = found | self._unseen(fixed, may_keep=may_keep)
                 log.write(
                     step=self.steps,
                     seconds=clock.used_s,
@@ -277,8 +281,8 @@ class TalkerTrainer:
         self.spent = clock.used_s
 
     @torch.no_grad()
-    def _unseen(self, batches: list[Batch]) -> dict[str, Tensor]:
-        """Losses of the running mean on sentences that no step sees; the best mean is kept."""
+    def _unseen(self, batches: list[Batch], *, may_keep: bool) -> dict[str, Tensor]:
+        """Losses of the running mean on sentences that no step sees; keep it if it is the best."""
         if not batches:
             return {}
         self.model.eval()
@@ -288,7 +292,7 @@ class TalkerTrainer:
         self.model.train()
         means = {name: torch.stack([f[name] for f in found]).mean() for name in found[0]}
         loss = float(means["first"] + means["rest"])
-        if loss < self.best_loss:
+        if may_keep and loss < self.best_loss:
             self.best_loss = loss
             self.best = {name: value.clone() for name, value in self.mean.state().items()}
         return {f"unseen_{name}": value for name, value in means.items()}

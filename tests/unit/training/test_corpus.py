@@ -7,7 +7,7 @@ import torch
 
 from tests.unit.training.shapes import TEXTS, TINY
 from training.batches import LENGTHS, Batches, BatchOptions
-from training.codes import CodeBook
+from training.codes import CodeBook, is_held_out
 from training.corpus import FRAME_SAMPLES, Stream, Utterance
 from training.imagined import imagine
 from training.layout import ABSENT, PromptIds
@@ -71,6 +71,21 @@ def test_kept_out_sentences_are_never_planned(tmp_path: Path) -> None:
     file.write_text("".join(f"made\t{t}\t{t}\tab\tcd\n" for t in texts), encoding="utf-8")
     planned = draw(file, 10, ("heart",), lambda said: [ord(c) for c in said], TEXTS[:1], seed=1)
     assert {item.text for item in planned} == set(TEXTS[1:])
+
+
+def test_words_decide_what_is_held_out_whatever_else_is_drawn(tmp_path: Path) -> None:
+    texts = [f"Sentence number {i}." for i in range(400)]
+    found = []
+    for part in (texts, texts[100:]):
+        file = tmp_path / "list.tsv"
+        file.write_text("".join(f"made\t{t}\t{t}\tab\tab\n" for t in part), encoding="utf-8")
+        planned = draw(
+            file, 400, ("heart",), lambda said: [ord(c) for c in said], [], seed=len(part)
+        )
+        assert len({item.id for item in planned}) == len(part)
+        found.append({item.text for item in planned if is_held_out(item.id)})
+    assert 2 <= len(found[1]) < 20
+    assert found[1] == found[0] & set(texts[100:])
 
 
 def test_an_imagined_sentence_has_the_codes_of_its_phonemes() -> None:
