@@ -197,4 +197,4 @@ class FakeVoiceEncoder:
 def fake_codes(seed: int, frame: int, num_code_groups: int = 4) -> np.ndarray:
     """int64 [1, Q]: the codes of one frame."""
     groups = np.arange(num_code_groups, dtype=np.int64)
-    return ((seed + 31 * frame + 7 * groups) % _CODEBOOK_SIZE)[None, :]
+    return ((seed % _CODEBOOK_SIZE + 31 * frame + 7 * groups) % _CODEBOOK_SIZE)[None, :]
