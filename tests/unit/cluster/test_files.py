@@ -125,11 +125,16 @@ def test_what_ingresses_share_is_mounted_where_they_look() -> None:
         str(Path(ingress["access"]["keys_file"]).parent),
     ]
     (group,) = [g for g in groups() if g.get("groupName") == "ingress"]
-    assert mounts(group) == wanted
+    assert mounts(group) == ["/models", *wanted]
     up = yaml.safe_load((CLUSTER / "ray-up.yaml").read_text("utf-8"))
     given = [option.split(":")[-1] for option in up["docker"]["run_options"] if option[:2] == "-v"]
     given += [str(Path(target).parent) for target in up["file_mounts"]]
     assert given == wanted
+
+
+def test_every_pod_finds_the_checkpoint_in_the_same_place() -> None:
+    (home,) = re.findall(r"HF_HOME=(\S+)", (CLUSTER / "Dockerfile").read_text("utf-8"))
+    assert [home in mounts(group) for group in groups()] == [True] * 3
 
 
 def test_no_volume_hides_what_the_image_has_and_every_cache_has_one() -> None:
