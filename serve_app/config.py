@@ -73,6 +73,8 @@ class Environment:
         model, revision: what is served where the config names none: TTS_MODEL, TTS_REVISION.
         host, port, profile: HOST, PORT, PROFILE, over the config file's.
         ray_address: RAY_ADDRESS, the cluster to join.
+        ray_token: whether Ray finds a token for it: RAY_AUTH_TOKEN, RAY_AUTH_TOKEN_PATH, or in the
+            file that a local start of Ray makes.
         cache: XDG_CACHE_HOME, folder of what can be made again, and of long texts as jobs.
         data: XDG_DATA_HOME, folder of what is kept for good.
         standbys: TTS_STANDBYS, folder of the machine in which standby processes of `fused` wait;
@@ -100,6 +102,7 @@ class Environment:
     visible_gpus: int | None = None
     api_keys: str | None = field(default=None, repr=False)
     api_keys_file: Path | None = None
+    ray_token: bool = False
 
     @classmethod
     def read(cls) -> "Environment":
@@ -132,6 +135,8 @@ class Environment:
             else len([gpu for gpu in visible.split(",") if gpu]),
             api_keys=text("TTS_API_KEY"),
             api_keys_file=Path(keys_file) if keys_file else None,
+            ray_token=any(map(text, ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")))
+            or (Path.home() / ".ray" / "auth_token").is_file(),
         )
 
 

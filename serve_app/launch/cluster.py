@@ -25,12 +25,17 @@ def prepare_environment() -> None:
     """Have the Ray that this process is going to import keep to the loopback interface, give its
     workers their share of the processor, and start none that nobody uses.
 
-    Not where RAY_ADDRESS names a cluster, whose nodes have to reach each other.
+    Not where RAY_ADDRESS names a cluster, whose nodes have to reach each other. With that one it
+    speaks with a token where there is one: as `ray start` on this machine has it ask for, and
+    `ray.init` does not show it. A cluster that asks for none takes no offence.
     """
-    if Environment.read().ray_address is None:
+    environment = Environment.read()
+    if environment.ray_address is None:
         os.environ.update(_ON_LOOPBACK)
         os.environ.setdefault(*_NICENESS)
         os.environ.setdefault(*_NO_SPARE_WORKERS)
+    elif environment.ray_token:
+        os.environ.setdefault("RAY_AUTH_MODE", "token")
 
 
 def connect() -> None:

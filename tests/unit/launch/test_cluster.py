@@ -10,7 +10,9 @@ from serve_app.launch.cluster import agent_port, prepare_environment
 
 NICENESS = "RAY_worker_niceness"
 SPARE = "RAY_prestart_worker_first_driver"
-NAMES = ("RAY_ADDRESS", NICENESS, SPARE, "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER")
+AUTH = "RAY_AUTH_MODE"
+TOKENS = ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
+NAMES = ("RAY_ADDRESS", NICENESS, SPARE, AUTH, *TOKENS, "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER")
 
 
 @pytest.fixture
@@ -38,6 +40,21 @@ def test_a_cluster_that_is_joined_is_left_as_it_is(environment) -> None:
     prepare_environment()
     assert NICENESS not in os.environ
     assert SPARE not in os.environ
+
+
+def test_a_cluster_is_joined_with_the_token_that_there_is(environment, tmp_path) -> None:
+    environment.setenv("HOME", str(tmp_path))
+    prepare_environment()
+    environment.setenv("RAY_ADDRESS", "10.0.0.1:6379")
+    prepare_environment()
+    assert AUTH not in os.environ
+    (tmp_path / ".ray").mkdir()
+    (tmp_path / ".ray" / "auth_token").write_text("a" * 64)
+    prepare_environment()
+    assert os.environ[AUTH] == "token"
+    environment.setenv(AUTH, "disabled")
+    prepare_environment()
+    assert os.environ[AUTH] == "disabled"
 
 
 def test_a_node_beside_another_cluster_has_an_agent_port_of_its_own() -> None:
