@@ -136,7 +136,7 @@ class Environment:
             api_keys=text("TTS_API_KEY"),
             api_keys_file=Path(keys_file) if keys_file else None,
             ray_token=any(map(text, ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")))
-            or (Path.home() / ".ray" / "auth_token").is_file(),
+            or os.path.isfile(os.path.expanduser("~/.ray/auth_token")),
         )
 
 
