@@ -19,6 +19,8 @@ from serve_app import __version__
 from serve_app.check import command as check
 from serve_app.config import Environment
 from serve_app.keys import command as keys
+from serve_app.keys import key_file
+from serve_app.keys.key_file import KeyFileError
 from serve_app.launch import cluster, haproxy
 from serve_app.launch.announce import say_when_ready
 from serve_app.launch.ports import Ports
@@ -68,16 +70,18 @@ def main(arguments: list[str]) -> int:
         # Through JSON: YAML would have what is there twice only once, and refer to it.
         print(yaml.safe_dump(json.loads(json.dumps(config)), sort_keys=False), end="")
         return 0
-    faults = [] if environment.ray_address else list(_faults(config))
+    faults = [] if environment.ray_address else list(_faults(config, environment))
     if faults:
         print("\n".join(faults), file=sys.stderr)
         return 2
     options = config["http_options"]
     host, port = options.get("host", "127.0.0.1"), options.get("port", 8000)
     ports = Ports(claims=environment.ray_address is None)
-    if not ports.claim(host, port):
+    refusal = ports.refusal(host, port)
+    if refusal is not None:
         print(
-            f"{host}:{port} is in use; choose another: --port PORT, or make serve PORT=PORT",
+            f"{refusal}; choose another: --host HOST --port PORT, or make serve HOST=HOST"
+            " PORT=PORT",
             file=sys.stderr,
         )
         return 2
@@ -102,10 +106,16 @@ def main(arguments: list[str]) -> int:
         return run(path)
 
 
-def _faults(config: dict[str, Any]) -> Iterator[str]:
-    """What is wrong with the models, before a cluster is started for nothing. On another cluster
-    the nodes may have what this machine has not.
+def _faults(config: dict[str, Any], environment: Environment) -> Iterator[str]:
+    """What is wrong with keys and models, before a cluster is started for nothing. On another
+    cluster the nodes may have what this machine has not.
     """
+    files = [environment.api_keys_file, *_keys_files(config)]
+    for file in dict.fromkeys(Path(file).expanduser() for file in files if file):
+        try:
+            key_file.read(file)
+        except KeyFileError as error:
+            yield str(error)
     for application in config["applications"]:
         args = application.get("args", {})
         if args.get("model"):
@@ -132,12 +142,16 @@ def _failure() -> str | None:
 
 
 def _asks_for_keys(config: dict[str, Any], environment: Environment) -> bool:
-    access = [
-        application.get("args", {}).get("ingress", {}).get("access", {})
-        for application in config["applications"]
-    ]
-    stated = any(settings.get("keys_file") for settings in access)
+    stated = any(_keys_files(config))
     return stated or bool(environment.api_keys or environment.api_keys_file)
+
+
+def _keys_files(config: dict[str, Any]) -> list[str | None]:
+    """What each application says of its keys."""
+    ingresses = [
+        application.get("args", {}).get("ingress", {}) for application in config["applications"]
+    ]
+    return [ingress.get("access", {}).get("keys_file") for ingress in ingresses]
 
 
 def run(config: Path) -> int:
@@ -146,7 +160,14 @@ def run(config: Path) -> int:
     from ray.serve.scripts import cli
 
     try:
-        cluster.connect()
+        try:
+            cluster.connect()
+        except (ConnectionError, RuntimeError, ValueError) as error:
+            address = Environment.read().ray_address
+            if address is None:
+                raise
+            print(f"no Ray cluster can be joined at {address}: {error}", file=sys.stderr)
+            return 2
         cli.main(["run", str(config)], standalone_mode=False)
     except (KeyboardInterrupt, SystemExit, Abort):  # the last one by a second Ctrl-C
         return 0

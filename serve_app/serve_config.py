@@ -78,6 +78,8 @@ def load(path: str | Path) -> dict[str, Any]:
         config = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
         raise ServeConfigError(str(path), [error.strerror or str(error)]) from error
+    except UnicodeDecodeError as error:
+        raise ServeConfigError(str(path), [f"not UTF-8: {error}"]) from error
     except yaml.YAMLError as error:
         raise ServeConfigError(str(path), [str(error)]) from error
     if not isinstance(config, dict):
@@ -100,6 +102,8 @@ def find_problems(config: dict[str, Any]) -> Iterator[str]:
     if port is not None and not 0 < int(port) < 1 << 16:
         yield f"http_options.port: {port} is no port; they go from 1 to 65535"
     applications = config.get("applications", [])
+    if not applications:
+        yield "applications: there is none"
     found = False
     for index, application in enumerate(applications):
         for problem in _application_problems(application, f"applications[{index}]."):

@@ -9,19 +9,17 @@ from serve_app.config import Environment
 from serve_app.keys import key_file
 from serve_app.keys.key_file import KeyFileError
 from serve_app.launch.haproxy import is_loopback
-from serve_app.launch.ports import is_free
+from serve_app.launch.ports import obstacle
 
 _CONNECT_S = 3.0
 
 
 def ports(environment: Environment) -> list[Finding]:
     host, port = environment.host or "127.0.0.1", environment.port or 8000
-    try:
-        free = is_free(host, port)
-    except OSError as error:
-        return [Finding("ports", "missing", f"HOST {host}: {error.strerror}", "check HOST")]
-    if not free:
-        return [Finding("ports", "missing", f"{host}:{port} is in use", f"PORT={port + 1}")]
+    found = obstacle(host, port)
+    if found is not None:
+        remedy = f"PORT={port + 1}" if "in use" in found else "another HOST or PORT"
+        return [Finding("ports", "missing", found, remedy)]
     return [Finding("ports", "ok", f"{host}:{port} is free")]
 
 

@@ -81,14 +81,21 @@ def of_environment(value: str | None) -> tuple[Key, ...]:
 
 
 def write(path: Path, keys: Iterable[Key]) -> None:
-    """Replace the file in one step, readable for its owner alone."""
+    """Replace the file in one step, readable for its owner alone.
+
+    Raises:
+        KeyFileError: it cannot be written.
+    """
     entries = [key.model_dump(exclude_defaults=True) for key in keys]
     text = yaml.safe_dump({"keys": entries}, sort_keys=False, allow_unicode=True)
     part = path.with_name(path.name + ".part")
-    part.touch(mode=0o600)
-    part.chmod(0o600)
-    part.write_text(text, encoding="utf-8")
-    part.replace(path)
+    try:
+        part.touch(mode=0o600)
+        part.chmod(0o600)
+        part.write_text(text, encoding="utf-8")
+        part.replace(path)
+    except OSError as error:
+        raise KeyFileError(f"{path}: cannot be written: {error.strerror}") from None
 
 
 def _unique(keys: Iterable[Key], place: str) -> tuple[Key, ...]:

@@ -1,6 +1,7 @@
 """Ports of this machine that the launcher chooses now and others listen to seconds later."""
 
 import contextlib
+import errno
 import socket
 import sys
 from typing import Self
@@ -31,11 +32,15 @@ class Ports:
 
     def claim(self, host: str, port: int) -> bool:
         """Whether the port is free, and with that this launcher's."""
+        return self.refusal(host, port) is None
+
+    def refusal(self, host: str, port: int) -> str | None:
+        """Claim a port; why that cannot be, or None."""
         try:
             self._hold(host, port)
-        except OSError:
-            return False
-        return True
+        except OSError as error:
+            return _reason(error, host, port)
+        return None
 
     def preferred(self, port: int) -> int:
         """`port` if it is free, else another one."""
@@ -57,11 +62,24 @@ class Ports:
 
 
 def is_free(host: str, port: int) -> bool:
+    return obstacle(host, port) is None
+
+
+def obstacle(host: str, port: int) -> str | None:
+    """Why nobody can listen there now, or None."""
     try:
         _bound(host, port).close()
-    except OSError:
-        return False
-    return True
+    except OSError as error:
+        return _reason(error, host, port)
+    return None
+
+
+def _reason(error: OSError, host: str, port: int) -> str:
+    if isinstance(error, socket.gaierror) or error.errno == errno.EADDRNOTAVAIL:
+        return f"this machine has no address {host}"
+    if error.errno == errno.EADDRINUSE:
+        return f"{host}:{port} is in use"
+    return f"{host}:{port}: {error.strerror}"
 
 
 def _bound(host: str, port: int) -> socket.socket:

@@ -118,8 +118,12 @@ def test_a_fault_is_reported_with_its_place(
     assert any(reported in problem for problem in caught.value.problems), str(caught.value)
 
 
-@pytest.mark.parametrize("text", ["", "- a\n", "a: [\n"], ids=["empty", "list", "broken"])
-def test_a_file_that_is_no_mapping_is_refused(tmp_path: Path, text: str) -> None:
+@pytest.mark.parametrize(
+    "text",
+    ["", "- a\n", "a: [\n", "applications: []\n"],
+    ids=["empty", "list", "broken", "nothing to serve"],
+)
+def test_a_file_that_says_nothing_is_refused(tmp_path: Path, text: str) -> None:
     path = tmp_path / "serve.yaml"
     path.write_text(text)
     with pytest.raises(serve_config.ServeConfigError):
@@ -129,6 +133,13 @@ def test_a_file_that_is_no_mapping_is_refused(tmp_path: Path, text: str) -> None
 def test_a_missing_file_is_reported_by_name(tmp_path: Path) -> None:
     with pytest.raises(serve_config.ServeConfigError, match=r"none\.yaml"):
         serve_config.load(tmp_path / "none.yaml")
+
+
+def test_a_file_in_another_encoding_is_reported_by_name(tmp_path: Path) -> None:
+    path = tmp_path / "latin.yaml"
+    path.write_bytes("applications: [] # für alle".encode("latin-1"))
+    with pytest.raises(serve_config.ServeConfigError, match=r"latin\.yaml:\n  not UTF-8"):
+        serve_config.load(path)
 
 
 def test_host_and_port_replace_only_themselves(config: dict[str, Any]) -> None:
@@ -179,6 +190,9 @@ def test_the_launcher_refuses_a_faulty_file_before_it_starts_anything(
         (["--model", "owner/name"], {}, "owner/name: needs a revision"),
         ([], {"TTS_MODEL": "owner/name"}, "owner/name: needs a revision"),
         (["--model", str(CONFIGS)], {}, "no config.json"),
+        (["--host", "203.0.113.9"], {}, "this machine has no address 203.0.113.9"),
+        (["--host", "no-such-host.invalid"], {}, "has no address no-such-host.invalid"),
+        ([], {"TTS_API_KEYS_FILE": "/no/keys.yaml"}, "/no/keys.yaml: No such file"),
     ],
     ids=lambda part: " ".join(part) if isinstance(part, list) else "",
 )
@@ -210,6 +224,25 @@ def test_who_presses_ctrl_c_twice_sees_no_traceback(
     path = tmp_path / "serve.yaml"
     path.write_text("applications: []\n")
     assert launcher.run(path) == 0
+
+
+def test_an_address_at_which_there_is_no_cluster_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", "nowhere")
+    assert launcher.run(tmp_path / "serve.yaml") == 2
+    assert "no Ray cluster can be joined at nowhere" in capsys.readouterr().err
+
+
+def test_the_keys_of_a_config_file_are_read_before_anything_is_started(
+    config: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    missing = tmp_path / "keys.yaml"
+    config["applications"][0]["args"]["ingress"] = {"access": {"keys_file": str(missing)}}
+    path = tmp_path / "serve.yaml"
+    path.write_text(yaml.safe_dump(config))
+    assert launcher.main([str(path)]) == 2
+    assert f"{missing}: No such file" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("placement", serve_config.STAGES)

@@ -127,8 +127,14 @@ def test_the_encoders_of_all_formats_are_there():
 def test_a_port_in_use_is_missed():
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        assert states(ports(environment(port=port))) == ["missing"]
-    assert states(ports(environment(host="203.0.113.1", port=port))) == ["missing"]
+        (used,) = ports(environment(port=port))
+    (elsewhere,) = ports(environment(host="203.0.113.1", port=port))
+    assert (used.state, used.remedy) == ("missing", f"PORT={port + 1}")
+    assert "in use" in used.says
+    assert (elsewhere.state, elsewhere.says) == (
+        "missing",
+        "this machine has no address 203.0.113.1",
+    )
 
 
 def test_an_open_server_that_others_reach_is_worth_a_note(tmp_path):

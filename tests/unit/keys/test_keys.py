@@ -88,6 +88,14 @@ def test_the_command_makes_lists_and_removes_keys(tmp_path, capsys, monkeypatch)
     assert main(["keys", "remove", "livekit", "--file", path]) == 2
 
 
+def test_a_file_that_cannot_be_written_is_named(tmp_path, capsys):
+    path = tmp_path / "no folder" / "keys.yaml"
+    assert main(["keys", "new", "livekit", "--file", str(path)]) == 2
+    said = capsys.readouterr()
+    assert f"{path}: cannot be written: No such file or directory" in said.err
+    assert not said.out  # a key that nobody knows of
+
+
 def test_the_command_hashes_a_key_from_standard_input(capsys, monkeypatch):
     monkeypatch.setattr("sys.stdin", io.StringIO("hello\n"))
     assert main(["keys", "hash"]) == 0

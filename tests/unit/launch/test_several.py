@@ -207,6 +207,7 @@ def test_environment_and_command_line_are_applied_and_checked(
     with pytest.raises(ServeConfigError, match="serve 'a'"):
         settings.Start(str(CONFIGS / "serve.yaml"), ("/x/a", "/y/a")).settings()
     path = tmp_path / "serve.yaml"
-    path.write_text(yaml.safe_dump({"applications": []}))
+    theirs = {"name": "theirs", "import_path": "theirs:app"}
+    path.write_text(yaml.safe_dump({"applications": [theirs]}))
     with pytest.raises(ValueError, match="models of its own"):
         settings.Start(str(path), ("/x/a",)).settings()
