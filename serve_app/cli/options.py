@@ -11,6 +11,7 @@ from serve_app import __version__
 FORMATS: Final = ("mp3", "opus", "aac", "flac", "wav", "pcm")
 _SUFFIXES: Final = {".ogg": "opus", ".raw": "pcm", ".wave": "wav"}
 _DEFAULT_URL: Final = "http://127.0.0.1:8000/v1"
+_MOST_TIMEOUT_S: Final = 86400.0
 
 _EPILOG: Final = """\
 environment:
@@ -99,7 +100,7 @@ def add_server(made: argparse.ArgumentParser) -> None:
         "--api-key", help="other users of this machine may see it; OPENAI_API_KEY is better"
     )
     made.add_argument(
-        "--timeout", type=float, default=60.0, help="seconds without an answer (%(default)g)"
+        "--timeout", type=timeout, default=60.0, help="seconds without an answer (%(default)g)"
     )
 
 
@@ -138,3 +139,11 @@ def speed(value: str) -> float:
     if not 0.25 <= factor <= 4:
         raise argparse.ArgumentTypeError("not within 0.25 and 4")
     return factor
+
+
+def timeout(value: str) -> float:
+    """Type of an option, as `speed`."""
+    seconds = float(value)
+    if not 0 < seconds <= _MOST_TIMEOUT_S:
+        raise argparse.ArgumentTypeError(f"not between 0 and {_MOST_TIMEOUT_S:g}")
+    return seconds

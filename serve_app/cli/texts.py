@@ -1,6 +1,7 @@
 """The text to speak, in pieces that one request may have."""
 
 import codecs
+import errno
 import os
 import queue
 import sys
@@ -72,12 +73,16 @@ def pieces(text: list[str], file: str | None) -> Iterator[str]:
     """What the options name: the words of the command line, a file, or standard input.
 
     Raises:
-        OSError, UnicodeDecodeError: the file cannot be read.
+        OSError: the file cannot be read, or is no text.
     """
     if text:
         yield from cut(" ".join(text))
     elif file and file != "-":
-        with open(file, encoding="utf-8") as stream:
-            yield from cut(stream.read())
+        try:
+            with open(file, encoding="utf-8") as stream:
+                whole = stream.read()
+        except UnicodeDecodeError as error:
+            raise OSError(errno.EILSEQ, "is no text in UTF-8", file) from error
+        yield from cut(whole)
     else:
         yield from as_it_comes(sys.stdin.fileno())

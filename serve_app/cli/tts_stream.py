@@ -42,8 +42,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except tuple(_CODES) as error:
         print(f"tts-stream: {error}", file=sys.stderr)
         return _CODES[type(error)]
-    except (OSError, UnicodeDecodeError) as error:
-        print(f"tts-stream: {error}", file=sys.stderr)
+    except OSError as error:
+        # Not Python's way to say it, with a number before it.
+        named = error.filename is not None and error.strerror is not None
+        said = f"{error.filename}: {error.strerror}" if named else error
+        print(f"tts-stream: {said}", file=sys.stderr)
         return 2
 
 

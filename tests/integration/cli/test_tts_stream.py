@@ -119,7 +119,9 @@ def test_lists_are_printed(server):
         (["Hi.", "-v", "nobody", "-o", "-"], 1, "The voice 'nobody' does not exist."),
         (["Hi.", "-o", "-", "--base-url", "http://127.0.0.1:9"], 3, "no answer from"),
         (["Hi."], 5, "nothing to play audio with"),
-        (["-f", "/nowhere", "-o", "-"], 2, "No such file"),
+        (["-f", "/nowhere", "-o", "-"], 2, "tts-stream: /nowhere: No such file"),
+        (["-f", sys.executable, "-o", "-"], 2, f"{sys.executable}: is no text in UTF-8"),
+        (["Hi.", "-o", "-", "--ref-audio", "/nowhere"], 2, "tts-stream: /nowhere: No such file"),
         ([" ", "-o", "-"], 2, "nothing to speak"),
     ],
 )

@@ -28,6 +28,9 @@ def test_the_format_follows_from_the_name(arguments: list[str], expected: str | 
         (["a", "-f", "b"], "either a text or --file"),
         (["a", "-s", "5"], "not within 0.25 and 4"),
         (["a", "-s", "fast"], "invalid speed value"),
+        (["a", "--timeout", "-1"], "not between 0 and 86400"),
+        (["a", "--timeout", "inf"], "not between 0 and 86400"),
+        (["a", "--timeout", "soon"], "invalid timeout value"),
     ],
 )
 def test_wrong_usage_is_explained(
