@@ -106,10 +106,26 @@ def test_each_pod_that_clients_come_to_has_an_ingress_and_so_a_proxy() -> None:
     scaling, per_node = ingress["autoscaling_config"], ingress["max_replicas_per_node"]
     assert scaling["min_replicas"] >= group["minReplicas"] == group["replicas"]
     assert scaling["max_replicas"] <= per_node * group["maxReplicas"]
-    (service,) = [
-        d for d in documents() if d["metadata"]["name"] == "tts" and d["kind"] == "Service"
-    ]
-    assert service["spec"]["selector"] == group["labels"]
+
+
+def test_clients_are_sent_to_ingresses_of_the_cluster_that_serves() -> None:
+    """KubeRay sets the selector, to all pods of that cluster: the port's name says which of them.
+    Without a port `serve` of the head it makes no Service, and the RayService is never ready.
+    """
+    service = {"apiVersion": "v1", "kind": "Service", **ray_service()["spec"]["serveService"]}
+    kubernetes_validate.validate(service, KUBERNETES, strict=True)
+    (port,) = service["spec"]["ports"]
+    named = {
+        group.get("groupName", "head"): {
+            found["name"]: found["containerPort"]
+            for found in group["template"]["spec"]["containers"][0].get("ports", [])
+        }
+        for group in groups()
+    }
+    served_at = yaml.safe_load(ray_service()["spec"]["serveConfigV2"])["http_options"]["port"]
+    assert named["head"][port["name"]] == served_at
+    assert [name for name, ports in named.items() if port["targetPort"] in ports] == ["ingress"]
+    assert named["ingress"][port["targetPort"]] == served_at
 
 
 def mounts(group: dict[str, Any]) -> list[str]:
