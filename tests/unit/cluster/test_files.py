@@ -233,6 +233,17 @@ def test_the_image_for_cpus_has_what_the_setup_script_makes_and_no_more() -> Non
     assert found[0] == found[1] != []
 
 
+def test_the_image_has_what_the_probes_of_kuberay_call() -> None:
+    """Where a group states none of its own: without them its pods are never ready, and none of
+    them may be evicted.
+    """
+    probed = [g["template"]["spec"]["containers"][0] for g in groups()]
+    assert any("readinessProbe" not in container for container in probed)
+    image = (CLUSTER / "Dockerfile").read_text("utf-8")
+    packages = re.findall(r"apt-get install (.*?) \\", image)[0].split()
+    assert {"wget", "tini", "gcc"} <= set(packages)
+
+
 def test_the_image_is_built_by_the_rules() -> None:
     hadolint = Path(sys.executable).with_name("hadolint")
     done = run(str(hadolint), "--failure-threshold", "style", str(CLUSTER / "Dockerfile"))
