@@ -14,7 +14,6 @@ import logging
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, Final
 
 import ray
@@ -58,11 +57,6 @@ class ResourcePlan:
     devices: Mapping[str, str]
     reason: str
     actor_options: Mapping[str, dict[str, Any]]
-
-    @property
-    def gpu_share(self) -> float:
-        """GPUs that one replica of each stage reserves."""
-        return sum(options["num_gpus"] for options in self.actor_options.values())
 
 
 def build(args: AppConfig) -> Application:
@@ -128,9 +122,7 @@ def _model(config: AppConfig, *, small_share: float, ingress: bool = True) -> _M
     # Limits follow from it, and what cannot be served is refused here. Ingresses ask the stages.
     folder = description_folder(config)
     if "cuda" in plan.devices.values():
-        # Of a GPU that it has a part of, the others need theirs.
-        part = 1.0 if ingress else min(1.0, plan.gpu_share)
-        config = gpu_memory.suited(config, folder, partial(gpu_memory.of_cluster, part))
+        config = gpu_memory.suited(config, folder)
     card = describe(config, folder)
     longest_s = card.max_new_tokens / card.frame_rate_hz
     cpus = cluster.get("CPU", 0.0)

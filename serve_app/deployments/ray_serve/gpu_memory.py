@@ -32,13 +32,8 @@ def here(command: Sequence[str] = _QUERY) -> int | None:
     return min(sizes) << 20 if sizes else None
 
 
-def of_cluster(part: float = 1.0) -> int | None:
-    """Bytes of that part of the smallest GPU of all nodes; None where no node could be asked."""
-    found = _smallest()
-    return None if found is None else int(found * part)
-
-
-def _smallest() -> int | None:
+def of_cluster() -> int | None:
+    """Bytes of the smallest GPU of all nodes; None where no node could be asked."""
     nodes = [node for node in ray.nodes() if node["Alive"] and node["Resources"].get("GPU")]
     if len(nodes) <= 1 and (found := here()) is not None:
         return found

@@ -7,9 +7,13 @@ from typing import Any
 
 import pytest
 
+from serve_app import serve_config
 from serve_app.config import AppConfig
 from serve_app.deployments.ray_serve.gpu_memory import here, suited
+from serve_app.launch.overrides import with_models
 from serve_app.models.random_checkpoint.write import write_configuration
+
+FUSED = Path(__file__).parents[4] / "configs/serve.fused.yaml"
 
 
 @pytest.fixture(scope="module")
@@ -70,3 +74,18 @@ def test_a_stated_profile_is_left_alone_and_warned_of(
     assert "need about" in caplog.text
     with pytest.raises(ValueError, match="need about"):
         suited(stated, folder, lambda: 8 << 30)
+
+
+@pytest.mark.parametrize("models", [2, 3])
+def test_models_that_share_a_gpu_have_a_part_of_it_each_once(
+    folder: Path, models: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As `--model A --model B` cuts the shares; 64 streams of one need 17 GiB."""
+    named = [f"{number}={folder}" for number in range(models)]
+    served = with_models(serve_config.load(FUSED), named, gpus=1)["applications"][1:]
+    for application in served:
+        stated = AppConfig.model_validate(application["args"])
+        assert suited(stated, folder, lambda: 80 << 30) is stated
+        fitted = suited(stated.model_copy(update={"profile": "auto"}), folder, lambda: 80 << 30)
+        assert fitted.talker.max_num_seqs == 128
+    assert all(record.levelno < logging.WARNING for record in caplog.records)
