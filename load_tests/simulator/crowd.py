@@ -16,7 +16,7 @@ import sys
 from collections import deque
 from collections.abc import AsyncGenerator, Coroutine, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 import numpy as np
@@ -47,10 +47,14 @@ _BESIDE_S: Final = 0.004
 _LAST_CHUNK_S: Final = 0.02
 # As often as the router asks.
 _ASK_EVERY_S: Final = 0.5
+_LOOKS: Final = 5
 _FRAMES: Final = (40, 80)
+_EQUAL: Final = 60
 # Between two requests of a client; one that is refused waits as long as it is told.
 _CLIENT_S: Final = 0.001
 _RETRY_S: Final = 1.0
+
+_REQUEST: Final = SpeechRequest("r", "m", "Hello.", None, "auto", seed=0)
 
 _COLUMNS: Final = (
     "seed",
@@ -136,7 +140,7 @@ class _Replica:
         )
         self._inside += 1
         await asyncio.sleep(_HANDED_S)
-        stream = _Stream(self._draw.randint(*_FRAMES))
+        stream = _Stream(request.max_new_tokens or self._draw.randint(*_FRAMES))
         self._waiting.append(stream)
         self._come.set()
         await stream.first.wait()
@@ -168,8 +172,8 @@ class _Ingress:
 
     async def ask(self) -> None:
         while True:
-            await asyncio.sleep(_ASK_EVERY_S)
-            for key in self._places.to_ask(_ASK_EVERY_S):
+            await asyncio.sleep(_ASK_EVERY_S / _LOOKS)
+            for key in self._places.to_ask(_ASK_EVERY_S, self._limit // 2):
                 await asyncio.sleep(_HOP_S)
                 ongoing = self._replicas[key].ongoing
                 await asyncio.sleep(_HOP_S)
@@ -179,7 +183,7 @@ class _Ingress:
         self, request: SpeechRequest, done: np.ndarray | None
     ) -> AsyncGenerator[CodecFrames, None]:
         del done
-        key = self._places.take(self._limit)
+        key = self._places.take(self._limit, places=self._limit // 2)
         if key is None:
             raise Overloaded("all have as many as they take")
         replica = self._replicas[key]
@@ -195,6 +199,7 @@ class _Ingress:
                         yield item
             except Overloaded:
                 await asyncio.sleep(_HOP_S)
+                self._places.refused(key)
                 raise
             finally:
                 replica.ongoing -= 1
@@ -256,7 +261,7 @@ class _Server:
         for task in self._tasks:
             task.cancel()
 
-    async def speak(self) -> bool:
+    async def speak(self, frames: int | None = None) -> bool:
         """One request, as its client sees it; whether it was served."""
         loop, seen = asyncio.get_running_loop(), self.seen
         asked_s = loop.time()
@@ -271,7 +276,7 @@ class _Server:
             ingress.gate.look()
             looked = True
             await asyncio.sleep(_READ_S)
-            request = SpeechRequest("r", "m", "Hello.", None, "auto", seed=0)
+            request = replace(_REQUEST, max_new_tokens=frames)
             is_first = True
             async with aclosing(ingress.call(request, None)) as items:
                 async for _ in items:
@@ -316,8 +321,32 @@ async def _closed(server: _Server, streams: int, seconds: float, draw: random.Ra
             group.create_task(client())
 
 
+async def _at_once(server: _Server, streams: int, seconds: float) -> None:
+    """A closed loop as `load_tests.loops` makes one: all begin at the same moment, each with a
+    request of another length, and go on with equal ones.
+    """
+    loop = asyncio.get_running_loop()
+    end_s = loop.time() + seconds
+
+    async def client(number: int) -> None:
+        frames = max(1, _EQUAL * (number + 1) // streams)
+        while loop.time() < end_s:
+            await asyncio.sleep(_CLIENT_S if await server.speak(frames) else _RETRY_S)
+            frames = _EQUAL
+
+    async with asyncio.TaskGroup() as group:
+        for number in range(streams):
+            group.create_task(client(number))
+
+
 def measure(
-    setting: Setting, seconds: float, seed: int, *, streams: int = 0, rate_hz: float = 0.0
+    setting: Setting,
+    seconds: float,
+    seed: int,
+    *,
+    streams: int = 0,
+    at_once: bool = False,
+    rate_hz: float = 0.0,
 ) -> Seen:
     """A closed loop of `streams` clients, or Poisson arrivals of `rate_hz` per second."""
     draw = random.Random(f"crowd/{seed}")
@@ -325,7 +354,9 @@ def measure(
     async def main() -> Seen:
         server = _Server(setting, draw)
         try:
-            if streams:
+            if streams and at_once:
+                await _at_once(server, streams, seconds)
+            elif streams:
                 await _closed(server, streams, seconds, draw)
             else:
                 await _open(server, rate_hz, seconds, draw)
@@ -344,6 +375,9 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--capacity", type=int, default=Service().capacity, help="of a replica")
     parser.add_argument("--ingresses", type=int, default=3)
     parser.add_argument("--streams", type=int, nargs="*", default=[], help="of more closed loops")
+    parser.add_argument(
+        "--at-once", action="store_true", help="also full load that begins at one moment"
+    )
     parser.add_argument("--seconds", type=float, default=60.0)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     args = parser.parse_args(arguments)
@@ -353,6 +387,9 @@ def main(arguments: Sequence[str]) -> int:
     for seed in args.seeds:
         full = measure(setting, args.seconds, seed, streams=setting.places)
         print(_line(seed, f"{setting.places} streams", full, full), flush=True)
+        if args.at_once:
+            seen = measure(setting, args.seconds, seed, streams=setting.places, at_once=True)
+            print(_line(seed, f"{setting.places} streams at once", seen, full), flush=True)
         for streams in args.streams:
             seen = measure(setting, args.seconds, seed, streams=streams)
             print(_line(seed, f"{streams} streams", seen, full), flush=True)

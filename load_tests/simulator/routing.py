@@ -88,7 +88,7 @@ def simulate(
     ticks = 0
     while now_s < seconds:
         while next_s <= now_s:
-            chosen = places.take(2 * service.capacity)
+            chosen = places.take(2 * service.capacity, places=service.capacity)
             if chosen is not None:
                 running.append(_Listener(next_s, chosen, draw.randint(*_FRAMES)))
             next_s += draw.expovariate(rate_hz)

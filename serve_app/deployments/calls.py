@@ -96,6 +96,7 @@ def through(handle: DeploymentHandle, method: str) -> Resumable[Any]:
             async for item in response:
                 if isinstance(item, Refused):
                     refused = item
+                    response.refused()
                 else:
                     response.made(len(item.codes) * _FRAME_S)
                     yield item
@@ -128,7 +129,7 @@ class HandleResponse:
         self, remote: Callable[..., Any], *arguments: Any, stream: Stream | None = None
     ) -> None:
         self._stream = stream or Stream()
-        self.made = self._stream.made
+        self.made, self.refused = self._stream.made, self._stream.refused
         calling = CALLING.set(self._stream)
         self._response: Any = remote(*arguments)
         CALLING.reset(calling)

@@ -24,6 +24,9 @@ _UNKNOWN_S: Final = 2.0
 _CROWDED: Final = 1 / 20
 _OF_LATE: Final = 1 / 64
 _IN_CROWD: Final = 1 / 8
+# Of the time of a stream: so much of all places may seem taken because others' streams have ended
+# since they were last heard of. A crowd that was none would go on by what it refuses.
+_UNSURE: Final = 1 / 48
 
 
 class Admission:
@@ -87,8 +90,7 @@ class Admission:
                 stage=self._stage,
             )
         waiting = inside - places
-        service_s = _UNKNOWN_S if self._service_s is None else self._service_s
-        wait_s = max(0, waiting + 1) * service_s / places if places else 0.0
+        wait_s = max(0, waiting + 1) * self._mean_s / places if places else 0.0
         longest_s = self.longest_wait_s
         if longest_wait_s is not None:
             longest_s = min(longest_s, longest_wait_s)
@@ -105,6 +107,10 @@ class Admission:
             )
 
     @property
+    def _mean_s(self) -> float:
+        return _UNKNOWN_S if self._service_s is None else self._service_s
+
+    @property
     def is_crowded(self) -> bool:
         """Whether many were refused of late."""
         return self._refused > _CROWDED
@@ -112,7 +118,9 @@ class Admission:
     @property
     def longest_wait_s(self) -> float:
         """The longest predicted wait with which anybody is let in now."""
-        return self._max_wait_s * (_IN_CROWD if self.is_crowded else 1.0)
+        if not self.is_crowded:
+            return self._max_wait_s
+        return min(self._max_wait_s, max(self._max_wait_s * _IN_CROWD, self._mean_s * _UNSURE))
 
     def limit(self, max_queued: int, max_wait_s: float) -> None:
         """Other limits, from now on."""

@@ -24,6 +24,9 @@ _LOG_EVERY_S: Final = 5.0
 # So long after a request of a higher priority others give way: more of its kind may come.
 _HIGHER_S: Final = 60.0
 
+# Replicas that are asked although no room is seen in them: streams of others have ended since.
+_UNSEEN: Final = 2
+
 logger = logging.getLogger(__name__)
 
 
@@ -197,7 +200,7 @@ def elsewhere(call: Resumable[Any], stage: StagePlaces) -> Resumable[Any]:
                 replicas = stage.known()
                 if begun or replicas is None or attempts >= len(replicas):
                     raise
-                if not replicas.has_room(stage.places):
+                if attempts >= _UNSEEN and not replicas.has_room(stage.places):
                     raise
 
     return again

@@ -11,10 +11,16 @@ from typing import Final, Generic, TypeVar
 
 # So long a replica that has rejected a call is not called again: at its end, or once it is asked.
 _CLOSED_S: Final = 0.25
+# And one that had no room for a stream: places are free again soon.
+_REFUSED_S: Final = 0.02
 _IDLE_TIMES: Final = 10
+_FULL_TIMES: Final = 1 / 5
+_FULL_AT_ONCE: Final = 4
 # As how many more a stream counts that is late. With one more, a replica 32 times slower than the
 # others kept twice as many as it could carry (load_tests.simulator.routing).
 _LATE_COUNTS: Final = 3
+# Differences of so much of a replica's places are smaller than what is not known yet.
+_ALIKE: Final = 1 / 32
 
 K = TypeVar("K", bound=Hashable)
 
@@ -85,28 +91,44 @@ class Places(Generic[K]):
             if not replica.unheard
         )
 
-    def take(self, limit: int, excluded: Collection[K] = (), near: Collection[K] = ()) -> K | None:
+    def take(
+        self,
+        limit: int,
+        excluded: Collection[K] = (),
+        near: Collection[K] = (),
+        places: int | None = None,
+    ) -> K | None:
         """Choose the replica for one more call, and count it.
 
         The one with the fewest streams, of those that are `near` if there are any; one that does
-        not answer, or has just rejected a call, only where there is no other. A stream that is late
-        counts as several, so that a replica that is slower than others gets fewer. None: all have
-        `limit` streams or are `excluded`.
+        not answer, or has just rejected a call, only where there is no other, and one whose
+        `places` are taken after all that have one free. A stream that is late counts as several, so
+        that a replica that is slower than others gets fewer. What others have there is a moment
+        old, and all callers see the same: where it differs by little, a caller goes by its own
+        calls, or all would choose the same one. None: all have `limit` streams or are `excluded`.
         """
         now_s = self._clock()
         open_ = {
             key: (
                 replica.unheard > 0 or replica.closed_until_s > now_s,
+                places is not None and replica.load >= places,
                 key not in near,
-                replica.load + _LATE_COUNTS * replica.late,
             )
             for key, replica in self._replicas.items()
             if key not in excluded and replica.load < limit
         }
         if not open_:
             return None
-        least = min(open_.values())
-        key = self._pick([key for key, rank in open_.items() if rank == least])
+        first = min(open_.values())
+        loads = {
+            key: self._replicas[key].load + _LATE_COUNTS * self._replicas[key].late
+            for key, rank in open_.items()
+            if rank == first
+        }
+        alike = min(loads.values()) + int((places or 0) * _ALIKE)
+        owns = {key: self._replicas[key].own for key, load in loads.items() if load <= alike}
+        fewest = min(owns.values())
+        key = self._pick([key for key, own in owns.items() if own == fewest])
         self._replicas[key].own += 1
         return key
 
@@ -121,6 +143,14 @@ class Places(Generic[K]):
         replica = self._replicas.get(key)
         if replica is not None:
             replica.closed_until_s = self._clock() + _CLOSED_S
+
+    def refused(self, key: K) -> None:
+        """A replica has taken a call and had no room for its stream: others are asked first, which
+        nothing may have been heard of since they were full.
+        """
+        replica = self._replicas.get(key)
+        if replica is not None:
+            replica.closed_until_s = max(replica.closed_until_s, self._clock() + _REFUSED_S)
 
     def heard(self, key: K, num_streams: int) -> None:
         """A replica has said how many streams it has, those of this caller among them."""
@@ -143,17 +173,22 @@ class Places(Generic[K]):
         replica.unheard += 1
         return replica.unheard
 
-    def to_ask(self, older_than_s: float) -> list[K]:
+    def to_ask(self, older_than_s: float, places: int | None = None) -> list[K]:
         """Replicas whose last word is so old; of those that have no stream as far as is known, and
-        answer, ten times as old: others may have sent them some.
+        answer, ten times as old: others may have sent them some. A few whose `places` are all
+        taken are asked sooner: nobody calls them, so that nothing else tells when they are not.
         """
         now_s = self._clock()
-        return [
-            key
-            for key, replica in self._replicas.items()
-            if now_s - replica.heard_s
-            >= older_than_s * (1 if replica.load or replica.unheard else _IDLE_TIMES)
-        ]
+        ages = {key: now_s - replica.heard_s for key, replica in self._replicas.items()}
+        due, full = list[K](), list[K]()
+        for key, replica in self._replicas.items():
+            times = 1 if replica.load or replica.unheard else _IDLE_TIMES
+            if ages[key] >= older_than_s * times:
+                due.append(key)
+            elif places is not None and replica.load >= places:
+                full.append(key)
+        early = [key for key in full if ages[key] >= older_than_s * _FULL_TIMES]
+        return due + sorted(early, key=lambda key: -ages[key])[:_FULL_AT_ONCE]
 
     @property
     def answering(self) -> int:

@@ -9,6 +9,7 @@ It replaces `_choose_replica_for_request`, as `ray.serve.experimental.capacity_q
 """
 
 import asyncio
+import itertools
 import logging
 import time
 from functools import partial
@@ -32,8 +33,9 @@ from serve_app.load.places import Places
 from serve_app.load.streams import CALLING, Streams
 
 # How often replicas with streams are asked how many they have, unless a call has just told, and how
-# long one may take to answer.
+# long one may take to answer. Five times as often is looked for those that seem full.
 _ASK_EVERY_S: Final = 0.5
+_LOOKS: Final = 5
 _ANSWER_S: Final = 1.0
 # Times in a row that a replica may not answer before its streams go on elsewhere, where there is an
 # elsewhere. Serve's health checks take longer to find out, and then kill it.
@@ -118,7 +120,7 @@ class FewestStreams(LocalityMixin, RequestRouter):
                 del self._streams[key]
                 self._leaving.pop(key, None)
         for key in self._replicas:
-            self._streams.setdefault(key, Streams())
+            self._streams.setdefault(key, Streams(partial(self.places.refused, key)))
 
     async def choose_replicas(
         self,
@@ -139,7 +141,7 @@ class FewestStreams(LocalityMixin, RequestRouter):
                 self._replicas_updated_event.clear()
                 await self._replicas_updated_event.wait()
             limit = min(replica.max_ongoing_requests for replica in self._replicas.values())
-            chosen = self.places.take(limit, asked, self._near)
+            chosen = self.places.take(limit, asked, self._near, self._streams_each)
             if chosen is None:
                 if self.places.has_room(limit):
                     raise StageUnavailable("the replicas that have room are about to go")
@@ -162,15 +164,16 @@ class FewestStreams(LocalityMixin, RequestRouter):
 
     async def _ask(self) -> None:
         """Keep the numbers true, and find who hangs."""
-        while True:
-            await asyncio.sleep(self._ask_every_s)
-            for replica_id, streams in self._streams.items():
-                self.places.set_late(replica_id, streams.late)
-            try:
-                self._let_go()
-            except Exception:  # whoever hangs is looked for nevertheless
-                logger.exception("streams cannot leave the replicas that are to go")
-            for replica_id in self.places.to_ask(self._ask_every_s):
+        for look in itertools.count(1):
+            await asyncio.sleep(self._ask_every_s / _LOOKS)
+            if look % _LOOKS == 0:
+                for replica_id, streams in self._streams.items():
+                    self.places.set_late(replica_id, streams.late)
+                try:
+                    self._let_go()
+                except Exception:  # whoever hangs is looked for nevertheless
+                    logger.exception("streams cannot leave the replicas that are to go")
+            for replica_id in self.places.to_ask(self._ask_every_s, self._streams_each):
                 replica = self._replicas.get(replica_id)
                 # One by one: those that answer are asked no less often for one that does not.
                 if replica is not None and replica_id not in self._asked:

@@ -89,6 +89,11 @@ class Stream:
         self._reason = reason
         self._waiting.interrupt()
 
+    def refused(self) -> None:
+        """Its replica had no room for it."""
+        if self._group is not None and self._group.refused is not None:
+            self._group.refused()
+
     def join(self, group: "Streams | None") -> None:
         """Be one of `group` and of no other; a stream that is over is of none."""
         if self._group is not None:
@@ -99,10 +104,15 @@ class Stream:
 
 
 class Streams:
-    """Those of one replica."""
+    """Those of one replica.
 
-    def __init__(self) -> None:
+    Args:
+        refused: called when it has had no room for one of them.
+    """
+
+    def __init__(self, refused: Callable[[], None] | None = None) -> None:
         self.members: set[Stream] = set()
+        self.refused = refused
 
     @property
     def heard_s(self) -> float:

@@ -10,6 +10,7 @@ from ray.exceptions import ActorDiedError
 from serve_app.deployments.calls import Refused, through
 from serve_app.errors import Overloaded
 from serve_app.fakes import FakeTalker
+from serve_app.load.streams import CALLING, Streams
 from serve_app.pipeline import synthesize
 from serve_app.resumption import Policy, resumed
 from serve_app.types import NamedVoice, SpeechRequest
@@ -25,11 +26,14 @@ from tests.integration.http.service import (
 
 
 class FakeHandle:
-    """A deployment handle whose calls are served by `speak(request, done)`, pickled as by Serve."""
+    """A deployment handle whose calls are served by `speak(request, done)`, pickled as by Serve,
+    each of them one of the streams of `replica`.
+    """
 
-    def __init__(self, speak):
+    def __init__(self, speak, replica=None):
         self.speak = self
         self._speak = speak
+        self._replica = replica
         self.cancelled = 0
 
     def options(self, *, stream, request_serialization, response_serialization):
@@ -38,6 +42,7 @@ class FakeHandle:
         return self
 
     def remote(self, request, done):
+        CALLING.get().join(self._replica)
         handle, chunks = self, self._speak(*pickle.loads(pickle.dumps((request, done))))
 
         class Response:
@@ -102,13 +107,17 @@ def test_a_replica_refuses_with_a_value():
         yield Refused(Overloaded(f"no room for {request.text}", 2.5, "talker"))
 
     async def main():
-        handle = FakeHandle(refuse)
+        told = []
+        replica = Streams(lambda: told.append("refused"))
+        handle = FakeHandle(refuse, replica)
         call = through(handle, "speak")
         request = SpeechRequest("r", CARD.name, "Hello.", NamedVoice("vivian"), "auto", SEED)
         with pytest.raises(Overloaded, match=r"no room for Hello\.") as caught:
             await anext(call(request, None))
         assert (caught.value.retry_after_s, caught.value.stage) == (2.5, "talker")
         assert handle.cancelled == 0
+        assert told == ["refused"]
+        assert not replica.members
 
     asyncio.run(main())
 

@@ -79,6 +79,22 @@ def test_while_many_are_refused_those_that_come_in_wait_for_less() -> None:
     assert admitted(found) == CAPACITY + 10
 
 
+def test_a_crowd_is_none_where_only_the_counts_are_old() -> None:
+    """48 places of 2.4 s, one free every 0.05 s; an eighth of the longest wait is less than that,
+    but one of 48 streams may have ended since others were heard of.
+    """
+    found = Admission(max_queued=100, max_wait_s=0.2)
+    found.note(2.4)
+    for _ in range(10):
+        with pytest.raises(Full):
+            found.check(48 + 9, 48)
+    assert found.is_crowded
+    assert found.longest_wait_s == pytest.approx(0.05)
+    found.check(48, 48)
+    with pytest.raises(Full):
+        found.check(48 + 1, 48)
+
+
 def test_who_may_wait_for_less_is_refused_sooner_and_for_more_no_later() -> None:
     found = admission(service_s=0.4)
     # A place every 0.05 s: one in 0.06 s, none in less than that.

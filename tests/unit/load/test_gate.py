@@ -207,19 +207,22 @@ def test_nobody_is_refused_before_anything_is_known() -> None:
     asyncio.run(main())
 
 
-def test_what_one_replica_refuses_is_asked_of_another_while_one_has_a_place() -> None:
+def test_what_one_replica_refuses_is_asked_of_another_while_one_may_have_a_place() -> None:
     async def main() -> None:
-        live, replica = replicas("a", "b"), Replica(refuses=1)
+        live, replica = replicas("a", "b", "c"), Replica(refuses=1)
         replica.may_end.set()
         call = elsewhere(replica.speak, StagePlaces(lambda: live, PLACES))
         assert await all_of(call(REQUEST, None)) == 2
         assert replica.asked == 2
 
-        live.heard("a", PLACES)
-        live.heard("b", PLACES)
-        full = Replica(refuses=9)
-        with pytest.raises(Overloaded):
-            await all_of(elsewhere(full.speak, StagePlaces(lambda: live, PLACES))(REQUEST, None))
-        assert full.asked == 1
+        # Of those that seem full one is asked: it may not be any more.
+        for free, asked in ((0, 2), (1, 3)):
+            for key, num_free in (("a", 0), ("b", 0), ("c", free)):
+                live.heard(key, PLACES - num_free)
+            full = Replica(refuses=9)
+            call = elsewhere(full.speak, StagePlaces(lambda: live, PLACES))
+            with pytest.raises(Overloaded):
+                await all_of(call(REQUEST, None))
+            assert full.asked == asked
 
     asyncio.run(main())

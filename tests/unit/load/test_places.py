@@ -113,3 +113,54 @@ def test_a_replica_whose_streams_are_late_gets_fewer(places: Places[str]) -> Non
     assert places.has_room(4)
     places.set_late("a", 0)
     assert [places.take(16) for _ in range(5)] == ["a"] * 5
+
+
+def test_one_with_a_free_place_comes_before_all_that_have_none(places: Places[str]) -> None:
+    for key in ("a", "b"):
+        places.heard(key, 2)
+    places.set_late("a", 2)
+    # Late streams send the others elsewhere, yet not to where they would have to wait.
+    taken = [places.take(2 * STREAMS, places=STREAMS) for _ in range(5)]
+    assert taken[:4] == ["b", "b", "a", "a"]
+    assert taken[4] == "b"
+
+
+def test_a_caller_goes_by_its_own_calls_where_others_have_nearly_as_many(
+    places: Places[str],
+) -> None:
+    """Else all callers send theirs to the same replica until the next word of it."""
+    places.heard("a", 106)
+    places.heard("b", 100)
+    assert [places.take(512, places=256) for _ in range(4)] == ["a", "b"] * 2
+    places.heard("a", 120)
+    assert [places.take(512, places=256) for _ in range(4)] == ["b"] * 4
+
+
+def test_who_refused_a_stream_is_asked_behind_the_others_for_a_moment(
+    places: Places[str], clock: Clock
+) -> None:
+    """Nothing may have been heard of the other since it was full."""
+    places.heard("a", STREAMS + 1)
+    places.heard("b", STREAMS + 2)
+    places.refused("a")
+    assert places.take(2 * STREAMS, places=STREAMS) == "b"
+    clock.now_s += 0.02
+    assert places.take(2 * STREAMS, places=STREAMS) == "a"
+    places.refused("gone")
+
+
+def test_those_that_seem_full_are_asked_sooner_a_few_at_a_time(clock: Clock) -> None:
+    places = Places[str](clock, pick=min)
+    keys = list("abcdefg")
+    places.set_live(keys)
+    for key in keys:
+        places.heard(key, STREAMS - (key == "a"))
+        clock.now_s += 0.01
+    # Since they were heard of: 0.105 s, 0.095 s and so on.
+    clock.now_s += 0.035 + 0.01
+    assert places.to_ask(0.5, STREAMS) == ["b"]
+    clock.now_s += 0.05
+    assert places.to_ask(0.5, STREAMS) == ["b", "c", "d", "e"]
+    assert places.to_ask(0.5) == []
+    clock.now_s += 0.4
+    assert sorted(places.to_ask(0.5, STREAMS)) == keys

@@ -149,3 +149,14 @@ def test_a_first_audio_that_does_not_come_is_late_and_a_session_never_is() -> No
             wait.cancel()
 
     asyncio.run(main())
+
+
+def test_a_replica_that_has_no_room_for_a_stream_is_told_of() -> None:
+    refused: list[str] = []
+    stream, group = Stream(), Streams(lambda: refused.append("a"))
+    stream.refused()
+    stream.join(group)
+    stream.refused()
+    stream.join(None)
+    stream.refused()
+    assert refused == ["a"]

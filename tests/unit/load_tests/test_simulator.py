@@ -122,3 +122,8 @@ def test_of_as_many_streams_as_there_are_places_hardly_one_is_refused() -> None:
     setting = crowd.Setting(Service(256), replicas=2, ingresses=8)
     seen = crowd.measure(setting, 8.0, seed=0, streams=512)
     assert seen.refusals < 0.01 * seen.complete
+    # All at one moment: some end while what is known of them is old.
+    setting = replace(setting, ingresses=10)
+    for seed in (0, 1):
+        seen = crowd.measure(setting, 8.0, seed, streams=512, at_once=True)
+        assert seen.refusals < 0.01 * seen.complete
