@@ -45,6 +45,7 @@ _GPUS: Final = (1, 2, 4, 8)
 _USUAL: Final = Scale()
 # Above it an ingress has more streams than one event loop carries with ease.
 _STREAMS_PER_INGRESS: Final = 48
+_SETTLE_S: Final = 12.0
 _ON_CPU: Final = ("talker", "code_predictor", "speech_decoder")
 
 
@@ -70,7 +71,12 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     )
     parser.add_argument("--clients", type=int, help="processes; default: a quarter of the cores")
     parser.add_argument("--ingresses", type=int, help="default: by the streams and the cores")
-    parser.add_argument("--settle", type=float, help="s between ready and the first load")
+    parser.add_argument(
+        "--settle",
+        type=float,
+        help=f"s from ready, and from the last replica that was added, to the next load; on GPUs"
+        f" {_SETTLE_S:g}, in which large graphs are captured",
+    )
     parser.add_argument("--caches", type=Path, help="what compilers keep between starts")
     parser.add_argument("--override", action="append", default=[], metavar="[PLACEMENT:]KEY=VALUE")
     parser.add_argument("--env", action="append", default=[], metavar="KEY=VALUE")
@@ -206,7 +212,8 @@ def _climb(
     ready_s = server.wait_until_ready(min(args.ready_timeout, deadline_s - time.perf_counter()))
     say(f"{placement}: ready {ready_s:.1f} s after the start")
     stored.setdefault("starts", []).append({"placement": placement, "ready_s": ready_s})
-    time.sleep(args.settle if args.settle is not None else 12.0 * bool(circumstances.gpus()))
+    settle_s = args.settle if args.settle is not None else _SETTLE_S * bool(circumstances.gpus())
+    time.sleep(settle_s)
     stages = tuple(name for name in STAGES[placement] if name != "Ingress")
     with Steering(server) as steering:
         curve = Curve(
@@ -233,6 +240,7 @@ def _climb(
                 if not curve.add(replicas, gpus):
                     return False
                 replicas = gpus
+                time.sleep(settle_s)
             if not curve.at(gpus):
                 return False
     stored.setdefault("complete", []).append([placement, list(counts)])

@@ -58,6 +58,11 @@ def model_of(url: str) -> str:
         return json.load(answer)["data"][0]["id"]
 
 
+def _path() -> list[str]:
+    """Where this process was told to look for packages."""
+    return [path for path in [os.environ.get("PYTHONPATH")] if path]
+
+
 def theirs(load: Load, python: Path, source: Path, folder: Path) -> Figures:
     """Run it, its files below `folder`.
 
@@ -85,7 +90,7 @@ def theirs(load: Load, python: Path, source: Path, folder: Path) -> Figures:
     command += [word for option in options.items() for word in option]
     done = subprocess.run(
         command,
-        env={**os.environ, "PYTHONPATH": str(source)},
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(source), *_path()])},
         capture_output=True,
         text=True,
         timeout=load.warm_up_s + load.duration_s + _GRACE_S,
