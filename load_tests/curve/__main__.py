@@ -75,7 +75,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         "--settle",
         type=float,
         help=f"s from ready, and from the last replica that was added, to the next load; on GPUs"
-        f" {_SETTLE_S:g}, in which large graphs are captured",
+        f" {_SETTLE_S:g}, in which large graphs are captured and the next standby imports",
     )
     parser.add_argument("--caches", type=Path, help="what compilers keep between starts")
     parser.add_argument("--override", action="append", default=[], metavar="[PLACEMENT:]KEY=VALUE")
