@@ -1,10 +1,12 @@
 """The Ray cluster that the launcher runs the application on: its own, unless told to join one."""
 
 import os
+import secrets
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
+from pathlib import Path
 from typing import Any, Final, NoReturn
 
 from serve_app.config import Environment
@@ -19,11 +21,14 @@ _NICENESS: Final = ("RAY_worker_niceness", "0")
 # Processes that Ray would start for tasks without an environment of their own. All of Serve's have
 # one, so that nobody ever uses them; each takes 0.7 s of a core while Serve starts.
 _NO_SPARE_WORKERS: Final = ("RAY_prestart_worker_first_driver", "0")
+# By what the processes of a cluster know each other; without it Ray has a file in the home.
+_TOKEN: Final = "RAY_AUTH_TOKEN"
 
 
 def prepare_environment() -> None:
     """Have the Ray that this process is going to import keep to the loopback interface, give its
-    workers their share of the processor, and start none that nobody uses.
+    workers their share of the processor, start none that nobody uses, and need no home that can be
+    written to.
 
     Not where RAY_ADDRESS names a cluster, whose nodes have to reach each other. With that one it
     speaks with a token where there is one: as `ray start` on this machine has it ask for, and
@@ -34,8 +39,21 @@ def prepare_environment() -> None:
         os.environ.update(_ON_LOOPBACK)
         os.environ.setdefault(*_NICENESS)
         os.environ.setdefault(*_NO_SPARE_WORKERS)
+        if not environment.ray_token and not _has_home():
+            os.environ[_TOKEN] = secrets.token_hex(32)
     elif environment.ray_token:
         os.environ.setdefault("RAY_AUTH_MODE", "token")
+
+
+def _has_home() -> bool:
+    """Whether Ray's file with a token can be made in the user's home."""
+    try:
+        home = Path.home()
+    except RuntimeError:  # nobody knows of one
+        return False
+    folder = home / ".ray"
+    place = folder if folder.exists() else home
+    return place.is_dir() and os.access(place, os.W_OK)
 
 
 def connect() -> None:

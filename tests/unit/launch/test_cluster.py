@@ -2,6 +2,7 @@
 
 import os
 import socket
+from pathlib import Path
 
 import pytest
 from ray._private import parameter, ray_constants
@@ -11,7 +12,8 @@ from serve_app.launch.cluster import agent_port, prepare_environment
 NICENESS = "RAY_worker_niceness"
 SPARE = "RAY_prestart_worker_first_driver"
 AUTH = "RAY_AUTH_MODE"
-TOKENS = ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
+TOKEN = "RAY_AUTH_TOKEN"
+TOKENS = (TOKEN, "RAY_AUTH_TOKEN_PATH")
 NAMES = ("RAY_ADDRESS", NICENESS, SPARE, AUTH, *TOKENS, "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER")
 
 
@@ -35,9 +37,27 @@ def test_a_niceness_that_was_asked_for_stays(environment) -> None:
     assert os.environ[NICENESS] == "7"
 
 
+def test_without_a_home_the_cluster_has_its_token_from_the_environment(
+    environment, tmp_path: Path
+) -> None:
+    environment.setenv("HOME", str(tmp_path))
+    prepare_environment()
+    assert TOKEN not in os.environ  # Ray's file is made there
+    file = tmp_path / "file"
+    file.touch()
+    environment.setenv("HOME", str(file))  # nor can root make a folder in it
+    prepare_environment()
+    token = os.environ[TOKEN]
+    assert len(token) == 64
+    prepare_environment()
+    assert os.environ[TOKEN] == token
+
+
 def test_a_cluster_that_is_joined_is_left_as_it_is(environment) -> None:
     environment.setenv("RAY_ADDRESS", "10.0.0.1:6379")
+    environment.setenv("HOME", "/dev/null")
     prepare_environment()
+    assert TOKEN not in os.environ
     assert NICENESS not in os.environ
     assert SPARE not in os.environ
 
