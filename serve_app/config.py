@@ -75,6 +75,7 @@ class Environment:
         ray_address: RAY_ADDRESS, the cluster to join.
         ray_token: whether Ray finds a token for it: RAY_AUTH_TOKEN, RAY_AUTH_TOKEN_PATH, or in the
             file that a local start of Ray makes.
+        past_proxy: no_grpc_proxy, else no_proxy or NO_PROXY: hosts that gRPC asks for no proxy.
         cache: XDG_CACHE_HOME, folder of what can be made again, and of long texts as jobs.
         data: XDG_DATA_HOME, folder of what is kept for good.
         standbys: TTS_STANDBYS, folder of the machine in which standby processes of `fused` wait;
@@ -103,6 +104,7 @@ class Environment:
     api_keys: str | None = field(default=None, repr=False)
     api_keys_file: Path | None = None
     ray_token: bool = False
+    past_proxy: str | None = None
 
     @classmethod
     def read(cls) -> "Environment":
@@ -137,6 +139,7 @@ class Environment:
             api_keys_file=Path(keys_file) if keys_file else None,
             ray_token=any(map(text, ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")))
             or os.path.isfile(os.path.expanduser("~/.ray/auth_token")),
+            past_proxy=text("no_grpc_proxy") or text("no_proxy") or text("NO_PROXY"),
         )
 
 

@@ -23,12 +23,15 @@ _NICENESS: Final = ("RAY_worker_niceness", "0")
 _NO_SPARE_WORKERS: Final = ("RAY_prestart_worker_first_driver", "0")
 # By what the processes of a cluster know each other; without it Ray has a file in the home.
 _TOKEN: Final = "RAY_AUTH_TOKEN"
+# Hosts that gRPC, between the replicas, asks for no proxy.
+_PAST_PROXY: Final = "no_grpc_proxy"
+_OWN_HOSTS: Final = "127.0.0.1,localhost"
 
 
 def prepare_environment() -> None:
     """Have the Ray that this process is going to import keep to the loopback interface, give its
-    workers their share of the processor, start none that nobody uses, and need no home that can be
-    written to.
+    workers their share of the processor, start none that nobody uses, need no home that can be
+    written to, and reach each other past the proxy that the environment may name.
 
     Not where RAY_ADDRESS names a cluster, whose nodes have to reach each other. With that one it
     speaks with a token where there is one: as `ray start` on this machine has it ask for, and
@@ -41,6 +44,8 @@ def prepare_environment() -> None:
         os.environ.setdefault(*_NO_SPARE_WORKERS)
         if not environment.ray_token and not _has_home():
             os.environ[_TOKEN] = secrets.token_hex(32)
+        hosts = filter(None, (environment.past_proxy, _OWN_HOSTS))
+        os.environ[_PAST_PROXY] = ",".join(hosts)
     elif environment.ray_token:
         os.environ.setdefault("RAY_AUTH_MODE", "token")
 

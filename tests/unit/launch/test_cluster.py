@@ -13,8 +13,12 @@ NICENESS = "RAY_worker_niceness"
 SPARE = "RAY_prestart_worker_first_driver"
 AUTH = "RAY_AUTH_MODE"
 TOKEN = "RAY_AUTH_TOKEN"
+PAST_PROXY = "no_grpc_proxy"
 TOKENS = (TOKEN, "RAY_AUTH_TOKEN_PATH")
-NAMES = ("RAY_ADDRESS", NICENESS, SPARE, AUTH, *TOKENS, "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER")
+NAMES = (
+    *("RAY_ADDRESS", NICENESS, SPARE, AUTH, *TOKENS, "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"),
+    *(PAST_PROXY, "no_proxy", "NO_PROXY"),
+)
 
 
 @pytest.fixture
@@ -35,6 +39,21 @@ def test_a_niceness_that_was_asked_for_stays(environment) -> None:
     environment.setenv(NICENESS, "7")
     prepare_environment()
     assert os.environ[NICENESS] == "7"
+
+
+@pytest.mark.parametrize(
+    ("stated", "hosts"),
+    [
+        ({}, "127.0.0.1,localhost"),
+        ({"NO_PROXY": "intern"}, "intern,127.0.0.1,localhost"),
+        ({"no_grpc_proxy": "a,b", "no_proxy": "c"}, "a,b,127.0.0.1,localhost"),
+    ],
+)
+def test_replicas_ask_no_proxy_for_each_other(environment, stated, hosts) -> None:
+    for name, value in stated.items():
+        environment.setenv(name, value)
+    prepare_environment()
+    assert os.environ[PAST_PROXY] == hosts
 
 
 def test_without_a_home_the_cluster_has_its_token_from_the_environment(
