@@ -10,6 +10,7 @@
       Overloaded          429  try later; carries retry_after_s
         Full              429  whoever else comes now is refused as well
         RateLimited       429  a limit of the caller's key, not of the server
+      StorageFull         507  no room to keep what the request brings or makes
       StageUnavailable    503  starting, draining, unreachable, silent for too long
         StageLost         503  its process ended while it worked on the request
         ModelStarting     503  the model that is asked for is not ready yet
@@ -82,6 +83,10 @@ class NotAuthenticated(SpeechError):
 
 class NotAllowed(SpeechError):
     """The caller may not have this, whatever key it shows."""
+
+
+class StorageFull(SpeechError):
+    """There is no room left to keep what a request brings, or what is made for it."""
 
 
 class StageUnavailable(SpeechError):

@@ -21,6 +21,7 @@ from serve_app.errors import (
     RateLimited,
     SpeechError,
     StageUnavailable,
+    StorageFull,
 )
 from serve_app.http.observe.record import current
 from serve_app.http.response import CLIENT_GONE, ClientGone
@@ -43,7 +44,6 @@ _HTTP_CODES: Final = {
     413: "payload_too_large",
     415: "unsupported_media_type",
     426: "upgrade_required",
-    507: "storage_full",
 }
 
 
@@ -74,6 +74,9 @@ def error_response(error: Exception) -> AsciiJSONResponse:
         case Overloaded():
             status, kind, code = 429, "rate_limit_error", "server_overloaded"
             headers = _retry_headers(error.retry_after_s)
+        case StorageFull():
+            status, kind, code = 507, "server_error", "storage_full"
+            headers = {"x-should-retry": "false"}
         case ModelStarting():
             status, kind, code, param = 503, "server_error", "model_starting", "model"
             headers = _retry_headers(_STARTING_S)
@@ -136,7 +139,8 @@ def _message(error: Exception, status: int) -> str:
     if isinstance(error, HTTPException):
         return str(error.detail)
     if isinstance(
-        error, InvalidRequest | NotAuthenticated | NotAllowed | Overloaded | ModelStarting
+        error,
+        InvalidRequest | NotAuthenticated | NotAllowed | Overloaded | ModelStarting | StorageFull,
     ):
         return str(error)
     if status == 503:

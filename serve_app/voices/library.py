@@ -9,7 +9,15 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any, Final, TypeVar
 
-from serve_app.errors import Conflict, NotAllowed, NotFound, Overloaded, StageUnavailable
+from serve_app.errors import (
+    Conflict,
+    NotAllowed,
+    NotFound,
+    Overloaded,
+    StageUnavailable,
+    StorageFull,
+)
+from serve_app.storage.files import is_full
 from serve_app.storage.objects import Storage
 from serve_app.types import EncodedClip
 from serve_app.voices.changes import Changes
@@ -309,6 +317,9 @@ class Library:
         try:
             return await self._on_thread(work, *arguments)
         except OSError as error:
+            if is_full(error):
+                logger.error("there is no room for the voice library: %s", error)
+                raise StorageFull("The server has no room for more voices.") from error
             logger.error("the voice library cannot be reached", exc_info=error)
             raise StageUnavailable("the voice library cannot be reached") from error
 

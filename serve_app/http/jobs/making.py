@@ -14,7 +14,13 @@ from typing import Final, Protocol
 import numpy as np
 
 from serve_app.config import JobsConfig
-from serve_app.errors import RepeatedFailure, StageFailed, StageUnavailable, UnknownModel
+from serve_app.errors import (
+    RepeatedFailure,
+    StageFailed,
+    StageUnavailable,
+    StorageFull,
+    UnknownModel,
+)
 from serve_app.http.jobs.store import NoSuchJob, Progress, Spec, Store
 from serve_app.http.speech.accept import Job, Speech, TextSize
 from serve_app.http.speech.joining import speak_unit
@@ -23,6 +29,7 @@ from serve_app.storage.files import write_with
 from serve_app.text.script import Unit
 from serve_app.types import ClonedVoice, FinishReason
 
+NO_ROOM: Final = "The server has no room for more audio of long texts."
 # A unit that breaks a stage so often breaks the job.
 _ATTEMPTS: Final = 3
 _PAUSE_S: Final = 0.5
@@ -41,10 +48,6 @@ class Held(Protocol):
 
 class LeaseLost(Exception):
     """Another server works on the job."""
-
-
-class StorageFull(Exception):
-    """The jobs take all the space that they may have."""
 
 
 class NotNow(Exception):
@@ -194,7 +197,7 @@ class _Work:
     def _check_room(self) -> None:
         used = sum(record.progress.num_bytes for record in self._store.records())
         if used >= self._making.config.max_bytes:
-            raise StorageFull(self._spec.id)
+            raise StorageFull(NO_ROOM)
 
     async def write_result(self) -> None:
         """Encode all units as one file, on a thread that ends before this does."""

@@ -1,7 +1,9 @@
 """Long texts through the application: states, errors, several servers over one folder."""
 
 import asyncio
+import errno
 import json
+import os
 from contextlib import AsyncExitStack, asynccontextmanager
 
 import httpx2
@@ -9,12 +11,13 @@ import numpy as np
 import pytest
 import soundfile
 
-from serve_app.config import IngressConfig, JobsConfig
+from serve_app.config import IngressConfig, JobsConfig, VoicesConfig
 from serve_app.errors import Overloaded, StageFailed, UnknownModel
 from serve_app.fakes import fake_card
 from serve_app.http.speech.accept import Speech, TextSize
 from serve_app.http.voices.parts import Voices
 from tests.integration.http.service import CARD, SEED, Service, served
+from tests.integration.http.voices.recordings import VOICES, WAV, cloning, upload
 from tests.waiting import until
 
 PATH = "/v1/audio/speech/long"
@@ -419,6 +422,57 @@ def test_there_is_an_end_to_jobs_and_to_their_audio(tmp_path):
             response = await http.post(PATH, json={**FIELDS, "input": UNIT})
             assert response.status_code == 507
             assert response.json()["error"]["code"] == "storage_full"
+
+    asyncio.run(main())
+
+
+def test_a_full_disk_is_said(tmp_path, monkeypatch):
+    def sync(descriptor):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    async def main():
+        service = cloning(
+            tmp_path,
+            config=IngressConfig(
+                jobs=JobsConfig(directory=str(tmp_path / "jobs")),
+                voices=VoicesConfig(path=str(tmp_path / "voices")),
+            ),
+        )
+        file = ("clip.wav", WAV, "audio/wav")
+        async with service.http() as http:
+            await upload(http, "Anna")
+            monkeypatch.setattr("os.fsync", sync)
+            answers = [
+                await http.post(PATH, json={"input": UNIT, "voice": "Anna"}),
+                await http.post(VOICES, data={"name": "Otto"}, files={"audio_sample": file}),
+            ]
+        for answer in answers:
+            error = answer.json()["error"]
+            assert (answer.status_code, error["code"]) == (507, "storage_full")
+            assert "no room" in error["message"]
+            assert answer.headers["x-should-retry"] == "false"
+        assert not list((tmp_path / "jobs").glob("job_*"))
+
+    asyncio.run(main())
+
+
+def test_a_job_that_fills_the_disk_says_so(tmp_path, monkeypatch):
+    sync = os.fsync
+
+    async def main():
+        service = Reading(tmp_path, frame_s=0.01)
+        async with running(service) as http:
+            job_id = await created(http)
+            await until(lambda: len(service.made) > 1)
+
+            def full(descriptor):
+                if "/units/" in os.readlink(f"/proc/self/fd/{descriptor}"):
+                    raise OSError(errno.ENOSPC, "No space left on device")
+                sync(descriptor)
+
+            monkeypatch.setattr("os.fsync", full)
+            job = await in_state(http, job_id, "failed")
+            assert job["error"]["code"] == "storage_full"
 
     asyncio.run(main())
 
