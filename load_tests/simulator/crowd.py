@@ -28,7 +28,7 @@ from serve_app.errors import Full, Overloaded
 from serve_app.launch.refusals import FULL_MS
 from serve_app.load.admission import Admission
 from serve_app.load.gate import Gate, StagePlaces
-from serve_app.load.places import Places
+from serve_app.load.places import LOOKS, Places
 from serve_app.metrics import NoRecorder
 from serve_app.types import CodecFrames, SpeechRequest
 
@@ -47,7 +47,6 @@ _BESIDE_S: Final = 0.004
 _LAST_CHUNK_S: Final = 0.02
 # As often as the router asks.
 _ASK_EVERY_S: Final = 0.5
-_LOOKS: Final = 5
 _FRAMES: Final = (40, 80)
 _EQUAL: Final = 60
 # Between two requests of a client; one that is refused waits as long as it is told.
@@ -172,7 +171,7 @@ class _Ingress:
 
     async def ask(self) -> None:
         while True:
-            await asyncio.sleep(_ASK_EVERY_S / _LOOKS)
+            await asyncio.sleep(_ASK_EVERY_S / LOOKS)
             for key in self._places.to_ask(_ASK_EVERY_S, self._limit // 2):
                 await asyncio.sleep(_HOP_S)
                 ongoing = self._replicas[key].ongoing
@@ -307,36 +306,27 @@ async def _open(server: _Server, rate_hz: float, seconds: float, draw: random.Ra
             await asyncio.sleep(draw.expovariate(rate_hz))
 
 
-async def _closed(server: _Server, streams: int, seconds: float, draw: random.Random) -> None:
-    loop = asyncio.get_running_loop()
-    end_s = loop.time() + seconds
-
-    async def client() -> None:
-        await asyncio.sleep(draw.uniform(0.0, 0.5))
-        while loop.time() < end_s:
-            await asyncio.sleep(_CLIENT_S if await server.speak() else _RETRY_S)
-
-    async with asyncio.TaskGroup() as group:
-        for _ in range(streams):
-            group.create_task(client())
-
-
-async def _at_once(server: _Server, streams: int, seconds: float) -> None:
-    """A closed loop as `load_tests.loops` makes one: all begin at the same moment, each with a
-    request of another length, and go on with equal ones.
+async def _closed(
+    server: _Server,
+    begins: Sequence[tuple[float, int | None]],
+    seconds: float,
+    frames: int | None = None,
+) -> None:
+    """Each client begins after some seconds with a request of so many frames, and goes on with
+    requests of `frames`; None: of any length.
     """
     loop = asyncio.get_running_loop()
     end_s = loop.time() + seconds
 
-    async def client(number: int) -> None:
-        frames = max(1, _EQUAL * (number + 1) // streams)
+    async def client(after_s: float, wanted: int | None) -> None:
+        await asyncio.sleep(after_s)
         while loop.time() < end_s:
-            await asyncio.sleep(_CLIENT_S if await server.speak(frames) else _RETRY_S)
-            frames = _EQUAL
+            await asyncio.sleep(_CLIENT_S if await server.speak(wanted) else _RETRY_S)
+            wanted = frames
 
     async with asyncio.TaskGroup() as group:
-        for number in range(streams):
-            group.create_task(client(number))
+        for begin in begins:
+            group.create_task(client(*begin))
 
 
 def measure(
@@ -355,9 +345,12 @@ def measure(
         server = _Server(setting, draw)
         try:
             if streams and at_once:
-                await _at_once(server, streams, seconds)
+                # As `load_tests.loops` begins one: with requests of different lengths.
+                firsts = [max(1, _EQUAL * number // streams) for number in range(1, streams + 1)]
+                await _closed(server, [(0.0, first) for first in firsts], seconds, _EQUAL)
             elif streams:
-                await _closed(server, streams, seconds, draw)
+                begins = [(draw.uniform(0.0, 0.5), None) for _ in range(streams)]
+                await _closed(server, begins, seconds)
             else:
                 await _open(server, rate_hz, seconds, draw)
         finally:

@@ -14,7 +14,8 @@ _CLOSED_S: Final = 0.25
 # And one that had no room for a stream: places are free again soon.
 _REFUSED_S: Final = 0.02
 _IDLE_TIMES: Final = 10
-_FULL_TIMES: Final = 1 / 5
+# Those that seem full are asked so many times as often as the others, and so many at once.
+LOOKS: Final = 5
 _FULL_AT_ONCE: Final = 4
 # As how many more a stream counts that is late. With one more, a replica 32 times slower than the
 # others kept twice as many as it could carry (load_tests.simulator.routing).
@@ -140,17 +141,18 @@ class Places(Generic[K]):
 
     def close(self, key: K) -> None:
         """A replica has rejected a call."""
-        replica = self._replicas.get(key)
-        if replica is not None:
-            replica.closed_until_s = self._clock() + _CLOSED_S
+        self._close(key, _CLOSED_S)
 
     def refused(self, key: K) -> None:
         """A replica has taken a call and had no room for its stream: others are asked first, which
         nothing may have been heard of since they were full.
         """
+        self._close(key, _REFUSED_S)
+
+    def _close(self, key: K, seconds: float) -> None:
         replica = self._replicas.get(key)
         if replica is not None:
-            replica.closed_until_s = max(replica.closed_until_s, self._clock() + _REFUSED_S)
+            replica.closed_until_s = max(replica.closed_until_s, self._clock() + seconds)
 
     def heard(self, key: K, num_streams: int) -> None:
         """A replica has said how many streams it has, those of this caller among them."""
@@ -187,7 +189,7 @@ class Places(Generic[K]):
                 due.append(key)
             elif places is not None and replica.load >= places:
                 full.append(key)
-        early = [key for key in full if ages[key] >= older_than_s * _FULL_TIMES]
+        early = [key for key in full if ages[key] >= older_than_s / LOOKS]
         return due + sorted(early, key=lambda key: -ages[key])[:_FULL_AT_ONCE]
 
     @property

@@ -29,13 +29,12 @@ from ray.serve.request_router import (
 from serve_app import metrics
 from serve_app.errors import Overloaded, StageUnavailable
 from serve_app.load.gate import StagePlaces
-from serve_app.load.places import Places
+from serve_app.load.places import LOOKS, Places
 from serve_app.load.streams import CALLING, Streams
 
 # How often replicas with streams are asked how many they have, unless a call has just told, and how
-# long one may take to answer. Five times as often is looked for those that seem full.
+# long one may take to answer.
 _ASK_EVERY_S: Final = 0.5
-_LOOKS: Final = 5
 _ANSWER_S: Final = 1.0
 # Times in a row that a replica may not answer before its streams go on elsewhere, where there is an
 # elsewhere. Serve's health checks take longer to find out, and then kill it.
@@ -165,8 +164,8 @@ class FewestStreams(LocalityMixin, RequestRouter):
     async def _ask(self) -> None:
         """Keep the numbers true, and find who hangs."""
         for look in itertools.count(1):
-            await asyncio.sleep(self._ask_every_s / _LOOKS)
-            if look % _LOOKS == 0:
+            await asyncio.sleep(self._ask_every_s / LOOKS)
+            if look % LOOKS == 0:
                 for replica_id, streams in self._streams.items():
                     self.places.set_late(replica_id, streams.late)
                 try:
