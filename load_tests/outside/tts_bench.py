@@ -58,11 +58,6 @@ def model_of(url: str) -> str:
         return json.load(answer)["data"][0]["id"]
 
 
-def _path() -> list[str]:
-    """Where this process was told to look for packages."""
-    return [path for path in [os.environ.get("PYTHONPATH")] if path]
-
-
 def theirs(load: Load, python: Path, source: Path, folder: Path) -> Figures:
     """Run it, its files below `folder`.
 
@@ -88,9 +83,11 @@ def theirs(load: Load, python: Path, source: Path, folder: Path) -> Figures:
     }
     command = [str(python), "-m", "tts_bench", "run"]
     command += [word for option in options.items() for word in option]
+    # Its packages may be where this process was told to look for others.
+    path = filter(None, (str(source), os.environ.get("PYTHONPATH")))
     done = subprocess.run(
         command,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(source), *_path()])},
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(path)},
         capture_output=True,
         text=True,
         timeout=load.warm_up_s + load.duration_s + _GRACE_S,

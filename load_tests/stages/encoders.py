@@ -16,9 +16,8 @@ from typing import Final
 
 from load_tests.stages.signals import voice_like
 from serve_app.audio.formats import AudioFormat
+from serve_app.deployments.ingress import SWITCH_INTERVAL_S
 
-# That of the ingress, `deployments/ingress.py`.
-_SWITCH_INTERVAL_S: Final = 0.0005
 _RATE_HZ: Final = 24000
 _TURN_S: Final = 0.0003
 
@@ -60,7 +59,7 @@ def measure(
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
-    costly = [each for each in AudioFormat if each not in (AudioFormat.WAV, AudioFormat.PCM)]
+    costly = [each for each in AudioFormat if each.cost]
     parser.add_argument(
         "--formats", nargs="+", type=AudioFormat, choices=tuple(AudioFormat), default=costly
     )
@@ -72,7 +71,7 @@ def parse() -> argparse.Namespace:
 
 def main() -> None:
     args = parse()
-    sys.setswitchinterval(_SWITCH_INTERVAL_S)
+    sys.setswitchinterval(SWITCH_INTERVAL_S)
     print("| format | threads | idle: audio-s/s | turns/s | busy: audio-s/s | turns/s |")
     print("|---|---:|---:|---:|---:|---:|")
     for audio_format in args.formats:
