@@ -97,6 +97,11 @@ REFUSED_AT_INGRESS: Final = Metric(
     "Requests that would have waited too long for a place, refused before a stage heard of them.",
     ("model",),
 )
+REFUSED_BY_STAGES: Final = Metric(
+    "tts_refused_by_stages_total",
+    "Requests that an ingress let in, and that no replica it asked had room for.",
+    ("model",),
+)
 REFUSED_AT_PROXY: Final = Metric(
     "tts_refused_at_proxy_total",
     "Requests that HAProxy refused by itself, because an ingress had just refused one for all.",

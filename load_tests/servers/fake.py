@@ -30,7 +30,6 @@ from serve_app.http.health import Status
 from serve_app.load.admission import Admission
 from serve_app.load.gate import Gate, StagePlaces
 from serve_app.load.places import Places
-from serve_app.metrics import NoRecorder
 from serve_app.pipeline import synthesize
 from serve_app.resumption import Resumable, Speak
 from serve_app.types import PcmChunk, SpeechRequest
@@ -81,7 +80,6 @@ def gated(call: Resumable[PcmChunk], places: int) -> tuple[Speak, Callable[[int]
     gate = Gate(
         [StagePlaces(lambda: live, places)],
         Admission(settings.max_queued, settings.max_wait_s),
-        NoRecorder(),
         model=fake_card().name,
     )
 

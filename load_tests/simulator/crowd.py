@@ -29,7 +29,6 @@ from serve_app.launch.refusals import FULL_MS
 from serve_app.load.admission import Admission
 from serve_app.load.gate import Gate, StagePlaces
 from serve_app.load.places import LOOKS, Places
-from serve_app.metrics import NoRecorder
 from serve_app.types import CodecFrames, SpeechRequest
 
 # By `Server-Timing`: one way between two processes, through Serve; until the application has read a
@@ -163,7 +162,6 @@ class _Ingress:
         self.gate = Gate(
             [StagePlaces(lambda: self._places, service.capacity)],
             Admission(service.max_queued, service.max_wait_s),
-            NoRecorder(),
             loop.time,
             model="m",
         )

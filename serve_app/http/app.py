@@ -65,7 +65,7 @@ def build_api(
     library = Voices.open(config, encoder_of)
     speech = Speech(catalog, config, library.voicing)
     tracer = tracer or make_tracer(config.observe.tracing)
-    background = Background(tracer.units(speak), config.background_streams)
+    background = Background(tracer.units(speak), config.background_streams, recorder=recorder)
     long_texts = jobs.Jobs(speech, background, config)
     app = FastAPI(
         title="Qwen3-TTS",

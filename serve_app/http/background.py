@@ -16,6 +16,7 @@ from contextlib import aclosing
 from dataclasses import replace
 from typing import Any, Final
 
+from serve_app import metrics
 from serve_app.errors import Overloaded, StageUnavailable
 from serve_app.http.observe.record import current
 from serve_app.resumption import Speak
@@ -41,6 +42,7 @@ class Background:
 
     Args:
         streams: how many of a model are made in the background at a time.
+        recorder: told of each request of a listener that is refused in the end.
     """
 
     def __init__(
@@ -49,8 +51,10 @@ class Background:
         streams: int,
         sleep: Callable[[float], Awaitable[Any]] = asyncio.sleep,
         clock: Callable[[], float] = time.monotonic,
+        recorder: metrics.Recorder | None = None,
     ) -> None:
         self._speak = speak
+        self._recorder = recorder or metrics.NoRecorder()
         self._clock = clock
         self._max_waiting = _WAITING_EACH * streams
         self._waiting: dict[str, int] = {}
@@ -82,14 +86,15 @@ class Background:
                         begun = True
                         yield chunk
                 return
-            except Overloaded:
+            except Overloaded as error:
                 # Asked again after a first one made room: the next one may need more.
                 attempt += 1
-                if (
-                    begun
-                    or attempt >= _LIVE_ATTEMPTS
-                    or not await self._gave_way(request.model, attempt)
-                ):
+                if begun:
+                    raise
+                if attempt >= _LIVE_ATTEMPTS or not await self._gave_way(request.model, attempt):
+                    is_late = error.stage is not None
+                    metric = metrics.REFUSED_BY_STAGES if is_late else metrics.REFUSED_AT_INGRESS
+                    self._recorder.count(metric, model=request.model)
                     raise
             await self._sleep(_ROOM_S)
 

@@ -13,7 +13,6 @@ from typing import Any, Final
 
 import numpy as np
 
-from serve_app import metrics
 from serve_app.errors import Overloaded
 from serve_app.load.admission import Admission
 from serve_app.load.places import Places
@@ -65,14 +64,13 @@ class Gate:
         stages: first the one that is called; what other ingresses have there counts as well. The
             one with the fewest places in all decides.
         admission: the rule.
-        model: whose stages they are, for the metrics.
+        model: whose stages they are, for the log.
     """
 
     def __init__(
         self,
         stages: Sequence[StagePlaces],
         admission: Admission,
-        recorder: metrics.Recorder,
         clock: Callable[[], float] = time.monotonic,
         *,
         model: str,
@@ -81,7 +79,6 @@ class Gate:
         self._entry = stages[0]
         self._stages = stages
         self._admission = admission
-        self._recorder = recorder
         self._clock = clock
         self._listened = 0
         self._background = 0
@@ -174,7 +171,6 @@ class Gate:
 
     def _note_refused(self, error: Overloaded) -> None:
         """One line for all that were refused of late."""
-        self._recorder.count(metrics.REFUSED_AT_INGRESS, model=self._model)
         self._refused += 1
         now_s = self._clock()
         if now_s - self._logged_s >= _LOG_EVERY_S:

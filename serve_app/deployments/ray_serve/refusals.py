@@ -1,5 +1,7 @@
-"""What an ingress, or HAProxy before it, has refused of late, for the scaling policy: the stages
-never see it."""
+"""What HAProxy, an ingress or the stages behind it have refused of late, for the scaling policy.
+
+A stage cannot tell: it does not see the first two, and a call that it refuses is made elsewhere.
+"""
 
 import time
 from collections import deque
@@ -23,7 +25,7 @@ class CountedRefusals:
         self._refused: deque[tuple[float, float]] = deque()
 
     def count(self, metric: metrics.Metric, **labels: str) -> None:
-        if metric == metrics.REFUSED_AT_INGRESS:
+        if metric in (metrics.REFUSED_AT_INGRESS, metrics.REFUSED_BY_STAGES):
             self._note(1)
         self._recorder.count(metric, **labels)
 

@@ -6,7 +6,6 @@ from typing import Final, Protocol
 
 import numpy as np
 
-from serve_app import metrics
 from serve_app.config import AdmissionSettings
 from serve_app.errors import StageUnavailable
 from serve_app.http.health import STARTS_LATE, ModelStatus, State
@@ -60,7 +59,6 @@ class Model:
         application: Application,
         way: Way,
         policy: Policy,
-        recorder: metrics.Recorder,
         observe: Observe,
         learn: Callable[["Model", ModelCard], None],
         passed: Callable[[], None],
@@ -69,7 +67,6 @@ class Model:
         self.card: ModelCard | None = None
         self.served: Served | None = None
         self._way = way
-        self._recorder = recorder
         self._learn = learn
         self._tell_passed = passed
         self._gate: Gate | None = None
@@ -189,7 +186,7 @@ class Model:
         self.served = served
         if self._gate is None:
             self._admission = Admission(limits.max_queued, limits.max_wait_s)
-            self._gate = Gate(stages, self._admission, self._recorder, model=served.card.name)
+            self._gate = Gate(stages, self._admission, model=served.card.name)
             self._passed = self._gate.into(self._way.call)
         else:
             # The streams that are inside stay counted; `learn` sets the limits.

@@ -136,17 +136,22 @@ class Models:
         Raises:
             Overloaded: none could let it in now; of several, the one that can first.
         """
-        refusals: list[Overloaded] = []
-        models = [model for model in self._models.values() if model.card is not None]
-        for model in models:
+        refusals: list[tuple[Overloaded, str]] = []
+        for model in self._models.values():
+            if model.card is None:
+                continue
             try:
                 model.look(priority)
                 return
             except Overloaded as error:
-                refusals.append(error)
+                refusals.append((error, model.card.name))
         if refusals:
             # Full only where all are.
-            raise min(refusals, key=lambda error: (isinstance(error, Full), error.retry_after_s))
+            error, name = min(
+                refusals, key=lambda found: (isinstance(found[0], Full), found[0].retry_after_s)
+            )
+            self._recorder.count(metrics.REFUSED_AT_INGRESS, model=name)
+            raise error
 
     def statuses(self) -> tuple[ModelStatus, ...]:
         """Of all, the default first."""
@@ -162,7 +167,7 @@ class Models:
     def _begin(self, application: Application) -> None:
         way = self._connect(application.name, application.entry)
         model = Model(
-            *(application, way, self._policy, self._recorder, self._observe),
+            *(application, way, self._policy, self._observe),
             learn=self._learn,
             passed=self._passed,
         )

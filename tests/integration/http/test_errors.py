@@ -260,14 +260,17 @@ def test_half_a_surrogate_pair_is_quoted_in_an_error_like_anything_else(field):
 
 
 def test_a_failure_while_an_error_is_written_is_counted_and_answered():
-    service = Service(fail_at=0, error=Overloaded("full", float("nan")))
+    service = Service(fail_at=0, error=Overloaded("full", float("nan"), "talker"))
 
     async def main():
         async with served(service.app) as url, httpx2.AsyncClient() as http:
             response = await http.post(f"{url}/v1/audio/speech", json={"input": "Hello."})
         assert response.status_code == 500
         assert response.json()["error"]["code"] == "internal_error"
-        assert service.counts == {(metrics.REQUESTS.name, "500"): 1}
+        assert service.counts == {
+            (metrics.REQUESTS.name, "500"): 1,
+            (metrics.REFUSED_BY_STAGES.name, service.catalog.cards[0].name): 1,
+        }
 
     asyncio.run(main())
 

@@ -10,6 +10,7 @@ from serve_app.errors import Overloaded, StageFailed, StageUnavailable
 from serve_app.fakes import FakeSpeechDecoder, FakeTalker
 from serve_app.http.background import Background
 from serve_app.http.observe.record import Record, begin
+from serve_app.metrics import NoRecorder
 from serve_app.pipeline import join, synthesize
 from serve_app.types import NamedVoice, SpeechRequest
 
@@ -202,5 +203,59 @@ def test_there_is_an_end_to_those_who_wait_although_another_model_rests():
             task.cancel()
         await asyncio.gather(other, *waiting, return_exceptions=True)
         background.look()
+
+    asyncio.run(main())
+
+
+class Counted(NoRecorder):
+    def __init__(self):
+        self.names = []
+
+    def count(self, metric, **labels):
+        assert labels == {"model": "m"}
+        self.names.append(metric.name)
+
+
+@pytest.mark.parametrize(
+    ("stage", "name"),
+    [(None, "tts_refused_at_ingress_total"), ("talker", "tts_refused_by_stages_total")],
+)
+def test_a_listeners_request_that_is_refused_counts_once_however_often_it_asks(stage, name):
+    async def main():
+        counted = Counted()
+        room = Room(places=0, frame_s=30.0)
+        background = Background(room.speak, 4, soon, recorder=counted)
+        room.errors = [Overloaded("full", 0.0, stage)]
+        with pytest.raises(Overloaded):
+            await whole(background.live(REQUEST))
+        assert counted.names == [name]
+
+        # What is in the background makes room for the next one, in vain until the end.
+        room.places = 1
+        making = asyncio.create_task(whole(background.speak(REQUEST)))
+        while not room.talker.running:
+            await asyncio.sleep(0)
+        room.errors = [Overloaded("full", 0.0, stage)] * 9
+        with pytest.raises(Overloaded):
+            await whole(background.live(REQUEST))
+        assert len(room.flags) > 3
+        assert counted.names == [name] * 2
+        making.cancel()
+        await asyncio.gather(making, return_exceptions=True)
+
+        # One that is let in after all was not refused, nor is one in the background.
+        counted.names.clear()
+        room.errors.clear()
+        making = asyncio.create_task(whole(background.speak(REQUEST)))
+        while not room.talker.running:
+            await asyncio.sleep(0)
+        room.errors = [Overloaded("full", 0.0, stage)]
+        heard = asyncio.create_task(anext(background.live(REQUEST)))
+        while not room.talker.running or making.done():
+            await asyncio.sleep(0)
+        assert not counted.names
+        for task in (making, heard):
+            task.cancel()
+        await asyncio.gather(making, heard, return_exceptions=True)
 
     asyncio.run(main())

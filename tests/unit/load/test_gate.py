@@ -13,7 +13,6 @@ from serve_app.fakes import fake_codes
 from serve_app.load.admission import Admission
 from serve_app.load.gate import Gate, StagePlaces, elsewhere
 from serve_app.load.places import Places
-from serve_app.metrics import NoRecorder
 from serve_app.types import CodecFrames, SpeechRequest
 
 PLACES = 3
@@ -50,9 +49,7 @@ class Replica:
 
 def gate_of(*stages: Places[str], places: int = PLACES) -> Gate:
     admission = Admission(max_queued=4, max_wait_s=0.0)
-    return Gate(
-        [StagePlaces(lambda s=s: s, places) for s in stages], admission, NoRecorder(), model="m"
-    )
+    return Gate([StagePlaces(lambda s=s: s, places) for s in stages], admission, model="m")
 
 
 async def all_of(frames: AsyncGenerator[CodecFrames, None]) -> int:
@@ -143,9 +140,7 @@ def test_a_higher_priority_takes_the_last_places_for_as_long_as_it_comes() -> No
     async def main() -> None:
         now_s, live, replica = 0.0, replicas("a"), Replica()
         admission = Admission(max_queued=4, max_wait_s=0.0)
-        gate = Gate(
-            [StagePlaces(lambda: live, 16)], admission, NoRecorder(), lambda: now_s, model="m"
-        )
+        gate = Gate([StagePlaces(lambda: live, 16)], admission, lambda: now_s, model="m")
         first, _ = await burst(gate, replica, 1, replace(REQUEST, priority=5))
         # An eighth is left, to those of at least as high a priority.
         usual, refused = await burst(gate, replica, 16)
@@ -177,7 +172,7 @@ def test_of_a_crowd_a_replica_lets_nobody_wait_for_longer_than_the_gate_does() -
         live, replica = replicas("a"), Replica()
         replica.may_end.set()
         admission = Admission(max_queued=4, max_wait_s=0.8)
-        gate = Gate([StagePlaces(lambda: live, PLACES)], admission, NoRecorder(), model="m")
+        gate = Gate([StagePlaces(lambda: live, PLACES)], admission, model="m")
         call = gate.into(replica.speak)
         await all_of(call(REQUEST, None))
         live.heard("a", 100)
@@ -197,7 +192,7 @@ def test_of_a_crowd_a_replica_lets_nobody_wait_for_longer_than_the_gate_does() -
 
 def test_nobody_is_refused_before_anything_is_known() -> None:
     async def main() -> None:
-        gate = Gate([StagePlaces(lambda: None, 1)], Admission(0, 0.0), NoRecorder(), model="m")
+        gate = Gate([StagePlaces(lambda: None, 1)], Admission(0, 0.0), model="m")
         gate.look()
         running, refused = await burst(gate, Replica(), 9)
         assert (len(running), refused) == (9, 0)

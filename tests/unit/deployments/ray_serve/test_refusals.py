@@ -19,8 +19,10 @@ def test_what_was_refused_of_late_is_told_and_everything_is_passed_on() -> None:
     now_s, kept = [100.0], Kept()
     counted = CountedRefusals(kept, lambda: now_s[0])
     assert counted.report() == {"refused_per_s": 0.0}
-    for _ in range(6):
+    for _ in range(4):
         counted.count(metrics.REFUSED_AT_INGRESS, model="m")
+    for _ in range(2):
+        counted.count(metrics.REFUSED_BY_STAGES, model="m")
     counted.count(metrics.STREAMS_LOST, hop="ingress")
     assert counted.report() == {"refused_per_s": 2.0}
     assert len(kept.counted) == 7

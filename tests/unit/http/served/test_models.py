@@ -21,28 +21,32 @@ from serve_app.http.catalog import Catalog
 from serve_app.http.health import overall
 from serve_app.http.served.models import Models
 from serve_app.load.served import Served
-from serve_app.metrics import NoRecorder
+from serve_app.metrics import Metric, NoRecorder
 from serve_app.types import SpeechRequest
 from tests.unit.http.served.ways import POLICY, FakeWay, application
 from tests.waiting import until
 
 
-class Server:
+class Server(NoRecorder):
     """Models of fake ways."""
 
     def __init__(self, **ways: FakeWay) -> None:
         self.ways = ways
         self.catalog = Catalog()
         self.passed = 0
+        self.counted: list[str] = []
         self.models = Models(
             self.catalog,
             lambda application, entry: self.ways[application],
             POLICY,
-            NoRecorder(),
+            self,
             lambda outcome, silent_s: None,
             own="own",
             passed=self._note_passed,
         )
+
+    def count(self, metric: Metric, **labels: str) -> None:
+        self.counted.append(f"{metric.name}:{labels['model']}")
 
     def _note_passed(self) -> None:
         self.passed += 1
@@ -286,9 +290,11 @@ def test_a_model_that_is_full_or_broken_refuses_no_others() -> None:
                 await server.speak("broken")
             assert await server.speak("fine") == 4
             server.models.look()  # it may be for another one
+            assert not server.counted
             server.models.follow([application("full")])
             with pytest.raises(Full):
                 server.models.look()
+            assert server.counted == ["tts_refused_at_ingress_total:full"]
             # More may wait, from now on.
             server.models.limit({"Full": AdmissionSettings(max_queued=4, max_wait_s=60.0)})
             server.models.look()
