@@ -364,6 +364,7 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--times", type=float, nargs="*", default=[1.0, 3.0, 10.0])
     parser.add_argument("--replicas", type=int, default=1)
     parser.add_argument("--capacity", type=int, default=Service().capacity, help="of a replica")
+    parser.add_argument("--slower", type=float, default=1.0, help="times a step of an H200's")
     parser.add_argument("--ingresses", type=int, default=3)
     parser.add_argument("--streams", type=int, nargs="*", default=[], help="of more closed loops")
     parser.add_argument(
@@ -373,7 +374,8 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     args = parser.parse_args(arguments)
     logging.disable(logging.WARNING)
-    setting = Setting(Service(args.capacity), args.replicas, args.ingresses)
+    service = Service(args.capacity, slower=args.slower)
+    setting = Setting(service, args.replicas, args.ingresses)
     print("\n".join(table_head(_COLUMNS, 2)))
     for seed in args.seeds:
         full = measure(setting, args.seconds, seed, streams=setting.places)

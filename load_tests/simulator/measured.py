@@ -21,6 +21,7 @@ class Service:
     start_s: from the decision to a replica that runs, caches filled (13.6 s, rounded up).
     node_s: besides, where a machine has to be had first.
     report_s: how old what the policy sees is.
+    slower: times that a step takes of what was measured.
     """
 
     capacity: int = 64
@@ -29,10 +30,11 @@ class Service:
     report_s: float = 2.0
     max_queued: int = 256
     max_wait_s: float = 0.08
+    slower: float = 1.0
 
     def step_s(self, streams: float) -> float:
         """One frame of all of so many streams on one replica."""
-        return float(np.interp(streams, _STREAMS, _STEP_MS)) / 1000
+        return self.slower * float(np.interp(streams, _STREAMS, _STEP_MS)) / 1000
 
     def first_audio_s(self, streams: float) -> float:
         return float(np.interp(streams, _FIRST_STREAMS, _FIRST_MS)) / 1000

@@ -59,7 +59,8 @@ class Admission:
         background: bool = False,
         gives_way: bool = False,
         longest_wait_s: float | None = None,
-    ) -> None:
+        may_ask: bool = False,
+    ) -> bool:
         """Let a request in beside `inside` others, or not.
 
         Args:
@@ -71,6 +72,11 @@ class Admission:
             gives_way: others of a higher priority come; the last places and all waiting are theirs.
             longest_wait_s: it may wait for no longer than this either: who sends it knows of a
                 crowd that is not seen from here.
+            may_ask: `inside` may be more than there are, and who has the places can be asked. Where
+                nobody waits for a place, one too many there would refuse who could be served.
+
+        Returns:
+            Whether there is room by these counts; else it has to be asked for.
 
         Raises:
             Full: it would wait too long, or too many wait; says when to come again.
@@ -97,14 +103,17 @@ class Admission:
         is_full = waiting >= 0 and (
             waiting >= self._max_queued or (wait_s > longest_s and not goes_on)
         )
-        self._refused += _OF_LATE * (is_full - self._refused)
-        if is_full:
+        may_wait = self._max_queued > 0 and self._mean_s <= self._max_wait_s * places
+        is_refused = is_full and (may_wait or not may_ask)
+        self._refused += _OF_LATE * (is_refused - self._refused)
+        if is_refused:
             raise Full(
                 f"{inside} requests are running or waiting, and {places} run together;"
                 f" the next one would wait for {wait_s:.1f} s",
                 max(_LEAST_RETRY_S, wait_s - self._max_wait_s),
                 stage=self._stage,
             )
+        return not is_full
 
     @property
     def _mean_s(self) -> float:

@@ -23,6 +23,8 @@ _LOG_EVERY_S: Final = 5.0
 # So long after a request of a higher priority others give way: more of its kind may come.
 _HIGHER_S: Final = 60.0
 
+# So long after a replica has refused one its word counts, and none is asked by counts alone.
+_TOLD_S: Final = 0.1
 # Replicas that are asked although no room is seen in them: streams of others have ended since.
 _UNSEEN: Final = 2
 
@@ -57,6 +59,10 @@ class StageLimits:
 class Gate:
     """Counts the calls of one ingress and predicts the wait of the next one.
 
+    Others' streams are known a moment late. Where a place is free too seldom for anybody to wait
+    for it, a replica is asked as long as the own streams leave a place, but not right after one
+    has refused: it knows.
+
     A request gives way where others of a higher priority have come here within the last minute:
     the last places and those that become free are theirs. Nobody is sent away who is inside.
 
@@ -83,6 +89,8 @@ class Gate:
         self._listened = 0
         self._background = 0
         self._refused = 0
+        # When a replica has last refused what was let in.
+        self._told_s = float("-inf")
         self._logged_s = float("-inf")
         # When each priority was last seen.
         self._seen_s: dict[int, float] = {}
@@ -110,14 +118,15 @@ class Gate:
             request: SpeechRequest, done: np.ndarray | None
         ) -> AsyncGenerator[Any, None]:
             goes_on, background = done is not None and len(done) > 0, request.background
-            self._check(
+            has_room = self._check(
                 self._listened + self._background,
                 request.priority,
                 goes_on=goes_on,
                 background=background,
             )
-            if self._admission.is_crowded and not goes_on:
-                # Other ingresses may give away the same place at this moment; the replica knows.
+            if (self._admission.is_crowded or not has_room) and not goes_on:
+                # Others' streams may have ended, and other ingresses may give away the same place
+                # at this moment; the replica knows.
                 longest_s = self._admission.longest_wait_s
                 request = replace(request, longest_wait_s=longest_s)
             self._count(background, 1)
@@ -127,6 +136,9 @@ class Gate:
                     async for item in items:
                         first_s = first_s or self._clock()
                         yield item
+            except Overloaded:
+                self._told_s = self._clock()
+                raise
             finally:
                 self._count(background, -1)
                 if first_s is not None:
@@ -140,21 +152,24 @@ class Gate:
         else:
             self._listened += change
 
-    def _check(self, own: int, priority: int, *, goes_on: bool, background: bool) -> None:
+    def _check(self, own: int, priority: int, *, goes_on: bool, background: bool) -> bool:
+        """Whether there is room, as far as is known here."""
         gives_way = not background and self._gives_way(priority)
         known = [(stage.known(), stage.places) for stage in self._stages]
         totals = [len(replicas) * places for replicas, places in known if replicas is not None]
         entry = known[0][0]
         if entry is None or not totals:
-            return
+            return True
         inside = own + entry.others
+        may_ask = own < min(totals) and self._clock() - self._told_s >= _TOLD_S
         try:
-            self._admission.check(
+            return self._admission.check(
                 inside,
                 min(totals),
                 goes_on=goes_on,
                 background=background,
                 gives_way=gives_way,
+                may_ask=may_ask,
             )
         except Overloaded as error:
             if not background:

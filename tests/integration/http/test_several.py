@@ -6,7 +6,8 @@ from contextlib import aclosing, asynccontextmanager
 import httpx2
 
 from serve_app.config import AdmissionSettings, IngressConfig
-from serve_app.fakes import fake_card
+from serve_app.errors import Overloaded
+from serve_app.fakes import FakeTalker, fake_card
 from serve_app.http.app import build_api
 from serve_app.http.catalog import Catalog
 from serve_app.http.health import overall
@@ -121,7 +122,9 @@ def test_a_model_without_a_place_refuses_its_own_requests_only():
     async def main():
         async with served() as (server, http):
             server.models.limit({"voices": AdmissionSettings(max_wait_s=0.0)})
-            server.ways["voices"].live.heard("a", 4)  # others have all four
+            server.ways["voices"].live.heard("a", 4)  # others have all four, and so it says
+            full = Overloaded("full", stage="talker")
+            server.ways["voices"].talker = FakeTalker(fail_at=0, error=full)
             refused = await speak(http, voice="serena")
             assert refused.status_code == 429
             assert (await speak(http, instructions="Calm.")).status_code == 200

@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from serve_app.errors import Overloaded
+from serve_app.errors import Full, Overloaded
 from serve_app.fakes import fake_codes
 from serve_app.load.admission import Admission
 from serve_app.load.gate import Gate, StagePlaces, elsewhere
@@ -26,13 +26,17 @@ def replicas(*keys: str) -> Places[str]:
 
 
 class Replica:
-    """Makes one frame of each request once it may; `refuses` so many first."""
+    """Makes one frame of each request once it may; `refuses` so many first, and what comes when its
+    `places` are taken.
+    """
 
-    def __init__(self, refuses: int = 0) -> None:
+    def __init__(self, refuses: int = 0, places: int = 100) -> None:
         self.may_end = asyncio.Event()
         self.asked = 0
         self.longest_waits_s: list[float | None] = []
         self._refuses = refuses
+        self._places = places
+        self._inside = 0
 
     async def speak(
         self, request: SpeechRequest, done: np.ndarray | None
@@ -40,11 +44,15 @@ class Replica:
         del done
         self.asked += 1
         self.longest_waits_s.append(request.longest_wait_s)
-        if self.asked <= self._refuses:
+        if self.asked <= self._refuses or self._inside >= self._places:
             raise Overloaded("full")
-        yield CodecFrames(fake_codes(1, 0), 0)
-        await self.may_end.wait()
-        yield CodecFrames(fake_codes(1, 1), 1, "stop")
+        self._inside += 1
+        try:
+            yield CodecFrames(fake_codes(1, 0), 0)
+            await self.may_end.wait()
+            yield CodecFrames(fake_codes(1, 1), 1, "stop")
+        finally:
+            self._inside -= 1
 
 
 def gate_of(*stages: Places[str], places: int = PLACES) -> Gate:
@@ -88,8 +96,56 @@ def test_what_other_ingresses_have_there_takes_places() -> None:
     async def main() -> None:
         live = replicas("a", "b")
         live.heard("b", 2)
-        running, _ = await burst(gate_of(live), Replica(), 20)
+        replica = Replica(places=4)
+        running, _ = await burst(gate_of(live), replica, 20)
         assert len(running) == 4
+        # No more are asked for than there might be, since all of others' streams may have ended.
+        assert replica.asked <= 6 + 2
+        for task in running:
+            task.cancel()
+
+    asyncio.run(main())
+
+
+def test_a_replica_that_seems_full_is_asked_where_nobody_may_wait() -> None:
+    async def main() -> None:
+        now_s, live, replica = 100.0, replicas("a"), Replica(refuses=1)
+        admission = Admission(max_queued=4, max_wait_s=0.08)
+        gate = Gate([StagePlaces(lambda: live, PLACES)], admission, lambda: now_s, model="m")
+        call = gate.into(replica.speak)
+        replica.may_end.set()
+        live.heard("a", PLACES)
+        gate.look()
+        with pytest.raises(Overloaded):
+            await all_of(call(REQUEST, None))
+        # It has just said so.
+        with pytest.raises(Full):
+            gate.look()
+        with pytest.raises(Full):
+            await all_of(call(REQUEST, None))
+        assert replica.asked == 1
+        # One of the others has ended since.
+        now_s += 0.11
+        gate.look()
+        assert await all_of(call(REQUEST, None)) == 2
+        assert replica.longest_waits_s == [pytest.approx(0.08)] * 2
+        # A place every 0.03 s: one may be waited for, so that counts may be one too many.
+        for _ in range(200):
+            admission.note(0.09)
+        live.heard("a", PLACES)
+        gate.look()
+        live.heard("a", PLACES + 5)
+        with pytest.raises(Full):
+            gate.look()
+
+    asyncio.run(main())
+
+
+def test_where_the_own_streams_take_all_places_nobody_is_asked() -> None:
+    async def main() -> None:
+        gate, replica = gate_of(replicas("a")), Replica()
+        running, _ = await burst(gate, replica, 9)
+        assert (len(running), replica.asked) == (3, 3)
         for task in running:
             task.cancel()
 

@@ -127,3 +127,18 @@ def test_of_as_many_streams_as_there_are_places_hardly_one_is_refused() -> None:
     for seed in (0, 1):
         seen = crowd.measure(setting, 8.0, seed, streams=512, at_once=True)
         assert seen.refusals < 0.01 * seen.complete
+
+
+@pytest.mark.parametrize(("places", "ingresses"), [(8, 3), (4, 2), (8, 1)])
+def test_of_few_places_none_is_refused_because_what_is_known_of_others_is_old(
+    places: int, ingresses: int
+) -> None:
+    """Of 2.4 s each, which nobody may wait for."""
+    setting = crowd.Setting(Service(places, slower=9.0), ingresses=ingresses)
+    full = crowd.measure(setting, 60.0, seed=0, streams=places)
+    assert full.refusals == 0
+    assert crowd.measure(setting, 60.0, seed=0, streams=places, at_once=True).refusals == 0
+    # Of ten times as many an ingress asks in vain for some ten times a second at most.
+    seen = crowd.measure(setting, 60.0, seed=0, rate_hz=10 * full.per_s)
+    assert seen.per_s > 0.95 * full.per_s
+    assert seen.by_replica < 10 * ingresses * seen.span_s
