@@ -1,4 +1,4 @@
-"""What a start costs: ready after how long, and the processor time of each process until then.
+"""What a start costs: ready after how long, what replicas did until then, and the processor time.
 
     python -m load_tests.start --placements split fused --times 2
 
@@ -32,6 +32,7 @@ from load_tests.servers.server import (
     show,
 )
 from load_tests.servers.settings import CONFIGS, configured
+from load_tests.servers.starts import ReplicaStart, replica_starts
 
 _PERIOD_S: Final = 0.25
 
@@ -63,6 +64,7 @@ class Start:
     ready_s: float | None = None
     busy: float = 0.0
     processes: list[Process] = field(default_factory=list)
+    replicas: list[ReplicaStart] = field(default_factory=list)
 
     @property
     def cpu_s(self) -> float:
@@ -77,6 +79,8 @@ class Start:
         lines = [
             f"{self.placement}: {ready}{CACHES[self.caches_empty]}, {self.cpu_s:.1f} s of processor"
             f" time in {len(self.processes)} processes, machine {100 * self.busy:.0f} % busy\n",
+            *(f"- {replica.text()}" for replica in self.replicas),
+            "",
             "| process | number | processor time, s | begun after, s |",
             "|---|---:|---:|---:|",
             *(
@@ -125,7 +129,7 @@ class Watch:
 
 
 def measure(args: argparse.Namespace, placement: str) -> Start:
-    config = configured(placement, args.override, None)
+    config = configured(placement, args.override, None, args.profile)
     env = dict(pair.split("=", 1) for pair in args.env)
     start = Start(placement)
     if args.caches:
@@ -141,6 +145,7 @@ def measure(args: argparse.Namespace, placement: str) -> Start:
             show(server)
         after = _machine()
         start.processes = watch.end()
+        start.replicas = replica_starts(server)
         if args.keep_logs:
             keep(server, args.keep_logs / f"{placement}.log")
     start.busy = 1 - (after[0] - before[0]) / max(1, after[1] - before[1])
@@ -159,6 +164,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--times", type=int, default=1, help="starts of each")
     parser.add_argument("--checkpoint", type=Path, help="folder; default: the embedded one")
     parser.add_argument("--size", help="write a random checkpoint of this size to --checkpoint")
+    parser.add_argument("--profile", help="default: that of the config file")
     parser.add_argument("--override", action="append", default=[], metavar="KEY=VALUE")
     parser.add_argument("--env", action="append", default=[], metavar="KEY=VALUE")
     parser.add_argument("--port", type=int, help="default: a free one")

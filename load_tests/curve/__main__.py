@@ -37,6 +37,7 @@ from load_tests.servers.server import (
     show,
 )
 from load_tests.servers.settings import CONFIGS, configured
+from load_tests.servers.starts import replica_starts
 from load_tests.servers.steering import Steering
 from serve_app.launch.ports import is_free
 from serve_app.serve_config import STAGES
@@ -211,7 +212,9 @@ def _climb(
 ) -> bool:
     ready_s = server.wait_until_ready(min(args.ready_timeout, deadline_s - time.perf_counter()))
     say(f"{placement}: ready {ready_s:.1f} s after the start")
-    stored.setdefault("starts", []).append({"placement": placement, "ready_s": ready_s})
+    replicas = [start.text() for start in replica_starts(server)]
+    started = {"placement": placement, "ready_s": ready_s, "replicas": replicas}
+    stored.setdefault("starts", []).append(started)
     settle_s = args.settle if args.settle is not None else _SETTLE_S * bool(circumstances.gpus())
     time.sleep(settle_s)
     stages = tuple(name for name in STAGES[placement] if name != "Ingress")

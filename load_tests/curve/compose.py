@@ -25,7 +25,7 @@ def compose(folder: Path, stored: Mapping[str, Any]) -> None:
         f"{_names(facts)}; {facts['cpus']} cores; commit {facts['commit']}; {facts['time_utc']}",
         "",
         *(
-            f"- {s['placement']}: ready after {s['ready_s']:.1f} s"
+            f"- {s['placement']}: ready after {s['ready_s']:.1f} s; {'; '.join(s['replicas'])}"
             for s in stored.get("starts", ())
         ),
         "",
@@ -71,6 +71,7 @@ def _more(rows: Sequence[Mapping[str, Any]]) -> list[str]:
         if ready := row.get("ready_s"):
             said = "; ".join(f"{name} {', '.join(map(str, s))} s" for name, s in ready.items())
             lines.append(f"- {where}: ready after {said}")
+            lines += [f"  - {start}" for start in row.get("starts", ())]
         if "victim" in row:
             lines.append(
                 f"- {where}: {row['victim']} killed ({row['hit']}), {row['failures']} of"

@@ -15,6 +15,7 @@ from load_tests.reports import report
 from load_tests.servers.child import say
 from load_tests.servers.processes import ServerProcess, signal_to
 from load_tests.servers.server import Server
+from load_tests.servers.starts import replica_starts
 from load_tests.servers.steering import Steering
 
 # What is lost by a kill: the process that holds the talker.
@@ -88,12 +89,13 @@ class Curve:
     def add(self, before: int, gpus: int) -> bool:
         """Go from `before` replicas to `gpus` under an open load; False where it did not succeed.
 
-        The row has the seconds from asking to each replica that was added, and what requests saw
-        meanwhile.
+        The row has the seconds from asking to each replica that was added, what they did until
+        then, and what requests saw meanwhile.
         """
         rate = self.rates.get(before) or self._known_rate(before) or 1.0
         seconds = 20.0
         plan = OpenLoop(0.5 * rate, seconds, 0.0)
+        known = {start.log for start in replica_starts(self.server)}
         began_s = time.perf_counter()
         futures = self.fleet.begin(self.server.url, self.workload, plan)
         self.steering.set(dict.fromkeys(self.stages, gpus))
@@ -107,7 +109,9 @@ class Curve:
                     return False
                 ready_s[name].append(round(at_s - began_s, 2))
         run = merged(plan, [future.result() for future in futures])
-        self._store(gpus, f"{before} -> {gpus} replicas", run, {"ready_s": ready_s})
+        starts = [s.text() for s in replica_starts(self.server) if s.log not in known]
+        row = {"ready_s": ready_s, "starts": starts}
+        self._store(gpus, f"{before} -> {gpus} replicas", run, row)
         return True
 
     def _loads(self, gpus: int) -> Iterator[tuple[str, Callable[[], tuple[Run, dict[str, Any]]]]]:

@@ -89,7 +89,7 @@ class Server:
     def _has_given_up(self) -> bool:
         """Whether Serve has found that it fails: on a lent machine, waiting on costs time."""
         return any(
-            word in _text(path)
+            word in text_of(path)
             for path in self.logs()
             if path.name.startswith("controller_")
             for word in _GIVEN_UP
@@ -104,7 +104,7 @@ class Server:
         yield from sorted(path for path in session.glob("worker-*") if _size(path))
 
 
-def _text(path: Path) -> str:
+def text_of(path: Path) -> str:
     """Ray moves logs away while somebody looks."""
     try:
         return path.read_text(errors="replace")
@@ -203,7 +203,7 @@ def marked(mark: str) -> list[int]:
 def show(server: Server) -> None:
     """Print the end of the server's log, and of each other log that speaks of an error."""
     for path in server.logs():
-        lines = _text(path).splitlines()
+        lines = text_of(path).splitlines()
         if path != server.log:
             errors = [n for n, line in enumerate(lines) if "Error" in line or "ERROR" in line]
             if not errors:
@@ -214,7 +214,7 @@ def show(server: Server) -> None:
 
 
 def keep(server: Server, target: Path) -> None:
-    parts = [f"--- {path.name}\n{_text(path)}" for path in server.logs()]
+    parts = [f"--- {path.name}\n{text_of(path)}" for path in server.logs()]
     files.write_text(target, "\n".join(parts))
 
 

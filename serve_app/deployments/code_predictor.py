@@ -11,7 +11,7 @@ import ray
 from ray import serve
 
 from serve_app.config import AppConfig
-from serve_app.deployments.ray_serve import port
+from serve_app.deployments.ray_serve import port, starts
 from serve_app.deployments.recorded import StageStats, ray_recorder, recorded_session
 from serve_app.protocols import require
 
@@ -89,8 +89,14 @@ class CodePredictorDeployment:
 
 
 def _load(config: AppConfig, device: str, host: str):
+    from serve_app.models.start_times import start_times
+
+    start_times.begin()
     from serve_app.models.checkpoint.files import open_checkpoint
     from serve_app.models.checkpoint.locate import checkpoint_folder
     from serve_app.models.split import ready_predictor
 
-    return ready_predictor(open_checkpoint(checkpoint_folder(config)), config, device, host)
+    checkpoint = open_checkpoint(checkpoint_folder(config))
+    server = ready_predictor(checkpoint, config, device, host)
+    starts.say(start_times.parts)
+    return server

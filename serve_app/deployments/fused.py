@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import time
 from collections.abc import AsyncGenerator
 
 import numpy as np
@@ -10,7 +11,7 @@ from ray.serve.handle import DeploymentHandle
 
 from serve_app.config import AppConfig, Environment
 from serve_app.deployments.calls import ending_refused
-from serve_app.deployments.ray_serve import port
+from serve_app.deployments.ray_serve import port, starts
 from serve_app.deployments.recorded import StageStats, load_of, ray_recorder, recorded
 from serve_app.load.served import About, Served
 from serve_app.pipeline import timed
@@ -32,6 +33,7 @@ class Fused:
         from serve_app.models.fused import standby
         from serve_app.models.fused.process import SpeechProcess
 
+        began_s = time.monotonic()
         port.narrow()
         self._recorder = ray_recorder()
         self._board = Board(config.talker.max_num_seqs)
@@ -41,7 +43,9 @@ class Fused:
         self._about = about
         self._card = await asyncio.to_thread(describe, config, folder)
         standbys = Environment.read().standbys
+        before_s = time.monotonic() - began_s
         self._speech = await SpeechProcess.start(folder, config, device, standbys=standbys)
+        starts.say({"replica": before_s, **self._speech.start_parts})
         if standbys is not None and device == "cuda":
             # For the replica that replaces this one, or comes beside it; the raylet stays.
             standby.start_next(standbys, anchor=os.getppid())

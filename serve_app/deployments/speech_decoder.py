@@ -9,7 +9,7 @@ from ray.serve.handle import DeploymentHandle
 
 from serve_app.config import AppConfig
 from serve_app.deployments.calls import ending_refused, reach, through
-from serve_app.deployments.ray_serve import port
+from serve_app.deployments.ray_serve import port, starts
 from serve_app.deployments.recorded import StageStats, load_of, of_hop, ray_recorder, recorded
 from serve_app.load.gate import elsewhere
 from serve_app.load.routing import stage
@@ -106,10 +106,15 @@ class RemoteTalker:
 
 
 def _load(config: AppConfig, device: str):
+    from serve_app.models.start_times import start_times
+
+    start_times.begin()
     from serve_app.models.checkpoint.card import describe
     from serve_app.models.checkpoint.files import open_checkpoint
     from serve_app.models.checkpoint.locate import checkpoint_folder
     from serve_app.models.split import ready_decoder
 
     folder = checkpoint_folder(config)
-    return ready_decoder(open_checkpoint(folder), config, device), describe(config, folder)
+    decoder = ready_decoder(open_checkpoint(folder), config, device)
+    starts.say(start_times.parts)
+    return decoder, describe(config, folder)

@@ -12,7 +12,7 @@ from ray.serve.handle import DeploymentHandle
 from serve_app.config import AppConfig
 from serve_app.deployments.calls import HandleResponse, ending_refused
 from serve_app.deployments.predictor_session import PredictorSession
-from serve_app.deployments.ray_serve import port
+from serve_app.deployments.ray_serve import port, starts
 from serve_app.deployments.recorded import StageStats, load_of, ray_recorder, recorded
 from serve_app.protocols import require
 from serve_app.types import CodecFrames, SpeechRequest
@@ -67,8 +67,14 @@ class TalkerDeployment:
 
 
 def _load(config: AppConfig, device: str, predictor: PredictorSession):
+    from serve_app.models.start_times import start_times
+
+    start_times.begin()
     from serve_app.models.checkpoint.files import open_checkpoint
     from serve_app.models.checkpoint.locate import checkpoint_folder
     from serve_app.models.split import ready_talker
 
-    return ready_talker(open_checkpoint(checkpoint_folder(config)), config, device, predictor)
+    checkpoint = open_checkpoint(checkpoint_folder(config))
+    talker = ready_talker(checkpoint, config, device, predictor)
+    starts.say(start_times.parts)
+    return talker

@@ -1,4 +1,5 @@
 """The stages of placement `split`, each in a process of its own and ready when it is returned.
+`start_times` says then what took how long.
 
 Ready means that a request is no first: kernels are compiled, graphs captured but for the decoder's
 large ones, and every size of load has been gone through. Blocking; not where an event loop runs.
@@ -12,6 +13,7 @@ from serve_app.config import AppConfig
 from serve_app.models.checkpoint.files import Checkpoint
 from serve_app.models.kernel_cache.ahead import fill_ahead
 from serve_app.models.late_kernels import late_kernels
+from serve_app.models.start_times import start_times
 
 if TYPE_CHECKING:
     from serve_app.models.code_predictor.channel.contract import FrameSessions
@@ -34,7 +36,9 @@ def ready_talker(
     from serve_app.models.talker.vllm.core import import_engine
 
     import_engine(torch.device(device))
+    start_times.lap("imports")
     kernels_are_compiled()
+    start_times.lap("kernels")
     frames = RemoteFrames(
         predictors,
         num_code_groups=checkpoint.spec.talker.num_code_groups,
@@ -46,6 +50,7 @@ def ready_talker(
     if device == "cuda":
         talker.rehearse()
         late_kernels.watch()
+    start_times.lap("rehearsal")
     return talker
 
 
@@ -60,10 +65,13 @@ def ready_predictor(
     kernels_are_compiled = fill_ahead(device)
     from serve_app.models.code_predictor.channel.server import FrameServer
 
+    start_times.lap("imports")
     kernels_are_compiled()
+    start_times.lap("kernels")
     server = FrameServer.load(checkpoint, config.code_predictor, device, host)
     if device == "cuda":
         late_kernels.watch()
+    start_times.lap("code predictor")
     return server
 
 
@@ -78,10 +86,13 @@ def ready_decoder(
     kernels_are_compiled = fill_ahead(device)
     from serve_app.models.speech_decoder.stage import StreamingSpeechDecoder
 
+    start_times.lap("imports")
     kernels_are_compiled()
+    start_times.lap("kernels")
     decoder = StreamingSpeechDecoder.load(checkpoint, config.speech_decoder, device)
     if device == "cuda":
         decoder.rehearse(config.speech_decoder.chunk_frames)
         late_kernels.watch()
+    start_times.lap("rehearsal")
     decoder.runner.capture_rest()
     return decoder

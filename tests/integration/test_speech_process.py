@@ -3,6 +3,7 @@
 import asyncio
 import os
 import signal
+import time
 from contextlib import aclosing
 from pathlib import Path
 
@@ -53,12 +54,16 @@ async def scenario(folder, standbys: Path) -> None:
     standby.start(standbys, anchor=os.getpid())
     while not list(standbys.glob("*.sock")):
         await asyncio.sleep(0.05)
+    began_s = time.monotonic()
     speech = await SpeechProcess.start(
         folder, CONFIG, "cpu", on_death=lost.append, standbys=standbys, answer_s=2.0
     )
     try:
         assert isinstance(speech._process, standby.Taken)
         assert not list(standbys.iterdir())
+        assert list(speech.start_parts)[:2] == ["standby", "imports"]
+        assert speech.start_parts["talker graphs"] > 0
+        assert sum(speech.start_parts.values()) < time.monotonic() - began_s
         require(await speech.health())
         alone = await spoken(speech, asked(1))
         assert [len(chunk.codes) for chunk in alone] == [1, 2, 3]

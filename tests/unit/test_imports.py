@@ -29,6 +29,7 @@ DEPLOYMENTS = ("talker", "code_predictor", "speech_decoder", "fused", "voice_enc
 SHARED = (
     "deployments.calls",
     "deployments.ray_serve.port",
+    "deployments.ray_serve.starts",
     "deployments.predictor_session",
     "deployments.recorded",
 )
@@ -41,6 +42,7 @@ FLAT = (
     "models.sampling",
     "models.sampling_kernel",
     "models.rehearsal",
+    "models.start_times",
     "models.step_times",
 )
 
@@ -89,6 +91,7 @@ RULES = (
     Rule("http", (*BOTTOM, "audio", "text", "keys", "storage", "voices"), (*HEAVY, "ray")),
     Rule("models", (*BOTTOM, *FLAT), OUTER),
     Rule("models.process_end"),
+    Rule("models.start_times"),
     Rule("models.step_times", BOTTOM),
     Rule("models.sampling_kernel", (*BOTTOM, *FLAT, "models.layers"), (*OUTER, "vllm")),
     Rule("models.checkpoint", (*BOTTOM, "models.random_checkpoint"), (*OUTER, "vllm")),
@@ -112,6 +115,7 @@ RULES = (
             *BOTTOM,
             "models.event_loops",
             "models.process_end",
+            "models.start_times",
             "models.fused",
             "models.checkpoint.files",
         ),

@@ -30,6 +30,7 @@ from serve_app.config import AppConfig
 from serve_app.errors import CheckpointError, SpeechError, StageFailed, StageUnavailable
 from serve_app.models.fused.standby import Taken, take
 from serve_app.models.process_end import OnDeath, end_process
+from serve_app.models.start_times import start_times
 from serve_app.types import Health, PcmChunk, SpeechRequest
 
 _LENGTH: Final = struct.Struct("<I")
@@ -87,6 +88,8 @@ class SpeechProcess:
         self._gone = False
         self._heard_s = time.monotonic()
         self._on_death: OnDeath | None = None
+        # What its start took: seconds of each part.
+        self.start_parts: Mapping[str, float] = {}
         self._watching: asyncio.Task[None] | None = None
         self._receiving = asyncio.create_task(self._receive(reader))
 
@@ -113,15 +116,19 @@ class SpeechProcess:
         Raises:
             CheckpointError, SpeechError: as `FusedSpeech.load`.
         """
+        began_s = time.monotonic()
         taken = standbys and await asyncio.to_thread(take, standbys)
         ours, process = taken or _child()
         reader, writer = await asyncio.open_connection(sock=ours, limit=_BUFFER_BYTES)
         speech = cls(process, reader, writer, answer_s)
         try:
-            await speech._ask("load", folder, config, device)
+            parts = await speech._ask("load", folder, config, device)
         except BaseException:
             speech.close()
             raise
+        which = "standby" if taken else "process"
+        # Of a process of its own, most is its imports, before it hears of anything.
+        speech.start_parts = {which: time.monotonic() - began_s - sum(parts.values()), **parts}
         speech._on_death = on_death
         speech._watching = asyncio.create_task(speech._watch())
         return speech
@@ -258,6 +265,7 @@ class _Server:
                         _write(self._writer, (number, _ITEM, chunk))
             elif method == "load":
                 self._speech = await asyncio.to_thread(_load, *arguments)
+                _write(self._writer, (number, _ITEM, start_times.parts))
             else:
                 _write(self._writer, (number, _ITEM, getattr(self._speech, method)()))
             _write(self._writer, (number, _END, None))
@@ -270,6 +278,7 @@ class _Server:
 
 
 def _load(folder: Path, config: AppConfig, device: str) -> Any:
+    start_times.begin()
     from serve_app.models.checkpoint.files import open_checkpoint
     from serve_app.models.fused.speech import FusedSpeech
 

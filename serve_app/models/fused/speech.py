@@ -16,6 +16,7 @@ from serve_app.models.late_kernels import late_kernels
 from serve_app.models.rehearsal import rehearse
 from serve_app.models.speech_decoder.first_audio import FirstAudioDecoder
 from serve_app.models.speech_decoder.stage import StreamingSpeechDecoder
+from serve_app.models.start_times import start_times
 from serve_app.models.talker.engine import VllmTalker
 from serve_app.models.talker.vllm.core import import_engine
 from serve_app.pipeline import synthesize
@@ -61,15 +62,18 @@ class FusedSpeech:
     def load(cls, checkpoint: Checkpoint, config: AppConfig, device: str) -> "FusedSpeech":
         """Load all stages; blocks until they can serve and nothing is left to be compiled.
 
-        Not to be called where an event loop runs.
+        Not to be called where an event loop runs. `start_times` says afterwards what took how long.
 
         Raises:
             CheckpointError, StageUnavailable: the checkpoint or the device is unusable.
         """
         kernels_are_compiled = fill_ahead(device)
         import_engine(torch.device(device))
+        start_times.lap("imports")
         kernels_are_compiled()
+        start_times.lap("kernels")
         predictor = InProcessFrames.load(checkpoint, config.code_predictor, device)
+        start_times.lap("code predictor")
         decoder = StreamingSpeechDecoder.load(checkpoint, config.speech_decoder, device)
         runner = decoder.runner
         first_audio = (
@@ -77,6 +81,7 @@ class FusedSpeech:
             if runner.steps.is_cuda
             else None
         )
+        start_times.lap("first audio graphs")
         chunk_frames = config.speech_decoder.chunk_frames
         talker = VllmTalker(checkpoint, config.talker, device, predictor, chunk_frames, first_audio)
         runner.capture_rest()
@@ -87,6 +92,7 @@ class FusedSpeech:
             asyncio.run(rehearse(speech.speak, checkpoint.spec, most, positions))
             talker.admission.forget()
             late_kernels.watch()
+        start_times.lap("rehearsal")
         return speech
 
     async def speak(

@@ -16,6 +16,7 @@ from serve_app.models.code_predictor.channel.contract import CapturableFrames, F
 from serve_app.models.cuda_graph import BatchGraphs
 from serve_app.models.sampling import apply_repetition_penalty, sample, uniform
 from serve_app.models.speech_decoder.first_audio import FirstAudio
+from serve_app.models.start_times import start_times
 from serve_app.models.talker.runtime import StepFrames
 
 if TYPE_CHECKING:
@@ -126,9 +127,11 @@ class TalkerSampler:
         frames = partial(self._sample_frames, predictor.predict_eager)
         sizes = [n for n in predictor.batch_sizes if n < state.max_num_reqs]
         graphs = BatchGraphs(inputs, frames, [*sizes, state.max_num_reqs])
+        start_times.lap("talker weights")
         with torch.cuda.stream(torch.cuda.Stream(state.device)):
             graphs.capture_all()
             torch.cuda.current_stream().synchronize()
+        start_times.lap("frame graphs")
         return graphs
 
     def _sample_frames(
