@@ -219,6 +219,12 @@ class TalkerConfig(StageConfig):
     cuda_graphs: bool = Field(
         default=True, description="FULL CUDA graphs for decode steps; false = eager"
     )
+    graph_sizes: tuple[int, ...] | None = Field(
+        default=None,
+        min_length=1,
+        description="captured CUDA graphs, positions of a step; default: the engine's, which are"
+        " every eighth and from 256 on every sixteenth up to twice max_num_seqs, 512 at most",
+    )
     late_scheduling: bool = Field(
         default=True,
         description="on a GPU, launch a step only shortly before the one before it ends, so that"
@@ -279,6 +285,18 @@ class SpeechDecoderConfig(StageConfig):
         default=False,
         description="let cuDNN try its algorithms at the start: more audio per second, and a start"
         " that takes some 15 s longer",
+    )
+    cudnn_algorithms: int = Field(
+        default=10,
+        ge=1,
+        description="with cudnn_benchmark, how many are tried for each convolution, those first"
+        " that cuDNN expects to be fast",
+    )
+    cudnn_from_frames: int = Field(
+        default=1,
+        ge=1,
+        description="with cudnn_benchmark, only for steps of at least so many frames, those of all"
+        " streams together; smaller ones take what cuDNN expects to be fast",
     )
 
 

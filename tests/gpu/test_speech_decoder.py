@@ -12,6 +12,7 @@ from serve_app.config import SpeechDecoderConfig
 from serve_app.models.checkpoint.files import Checkpoint, open_checkpoint
 from serve_app.models.cuda_graph import BatchGraphs
 from serve_app.models.device import allow_tf32
+from serve_app.models.speech_decoder.algorithms import Trials
 from serve_app.models.speech_decoder.network import kernels as kernels_decoder
 from serve_app.models.speech_decoder.network.causal import conv_weight
 from serve_app.models.speech_decoder.network.model import SpeechDecoderModel
@@ -55,12 +56,15 @@ def offline(model: SpeechDecoderModel, codes: np.ndarray) -> np.ndarray:
     return model.decode(given, model.new_state(1))[0].cpu().numpy()
 
 
-def steps_of(checkpoint: Checkpoint, graphs: bool | None = None) -> DecoderSteps:
+def steps_of(
+    checkpoint: Checkpoint, graphs: bool | None = None, trials: Trials | None = None
+) -> DecoderSteps:
     return DecoderSteps(
         model_of(checkpoint, torch.float32, "cuda"),
         max_streams=8,
         chunk_frames=CHUNKS,
         batch_sizes=(1, 2, 4, 8),
+        trials=trials,
         exact=True,
         graphs=graphs,
     )
@@ -203,6 +207,23 @@ def test_graphs_equal_eager(runner: WaitingRunner, checkpoint: Checkpoint) -> No
         assert np.abs(through(runner, codes, 4).astype(int) - through(eager, codes, 4)).max() <= 1
     finally:
         eager.close()
+
+
+@pytest.mark.parametrize("from_frames", [1, 8])
+def test_algorithms_that_were_tried_change_no_sample(
+    checkpoint: Checkpoint, from_frames: int
+) -> None:
+    codes = random_codes(60)
+    expected = offline(model_of(checkpoint, torch.float32, "cpu"), codes)
+    cudnn = torch.backends.cudnn
+    before = cudnn.benchmark, cudnn.benchmark_limit
+    tried = WaitingRunner(steps_of(checkpoint, trials=Trials(4, from_frames)))
+    try:
+        assert (cudnn.benchmark, cudnn.benchmark_limit) == before
+        for size in (1, 12):
+            assert_close_pcm(through(tried, codes, size), expected, steps=3)
+    finally:
+        tried.close()
 
 
 def test_a_row_does_not_depend_on_its_batch(runner: WaitingRunner) -> None:

@@ -17,10 +17,12 @@ from serve_app.models.checkpoint.files import Checkpoint
 from serve_app.models.device import resolve_device
 from serve_app.models.late_kernels import late_kernels
 from serve_app.models.rehearsal import rehearse_decoder
+from serve_app.models.speech_decoder.algorithms import Trials
 from serve_app.models.speech_decoder.jobs import DecodeJob
 from serve_app.models.speech_decoder.network.model import SpeechDecoderModel, context_frames
 from serve_app.models.speech_decoder.runner import SpeechDecoderRunner
 from serve_app.models.speech_decoder.steps import DecoderSteps
+from serve_app.models.start_times import start_times
 from serve_app.types import CodecFrames, Health, PcmChunk
 
 
@@ -57,14 +59,16 @@ class StreamingSpeechDecoder:
         resolved = resolve_device(device, config.dtype)
         model = SpeechDecoderModel(checkpoint.spec.speech_decoder)
         model.load(checkpoint.speech_tokenizer_tensors("decoder."), resolved.dtype, resolved.device)
+        start_times.lap("decoder weights")
         steps = DecoderSteps(
             model,
             max_streams=config.max_streams,
             chunk_frames=config.chunk_frames,
             batch_sizes=config.batch_sizes,
-            benchmark=config.cudnn_benchmark,
+            trials=_trials(config),
             exact=exact,
         )
+        start_times.lap("decoder graphs")
         runner = SpeechDecoderRunner(steps, patience_s=config.patience_s if steps.is_cuda else 0.0)
         return cls(runner)
 
@@ -181,3 +185,9 @@ class StreamingSpeechDecoder:
         future: asyncio.Future[np.ndarray] = asyncio.get_running_loop().create_future()
         self.runner.enqueue(slot, DecodeJob(codes, future, discard, final))
         return await future
+
+
+def _trials(config: SpeechDecoderConfig) -> Trials | None:
+    if not config.cudnn_benchmark:
+        return None
+    return Trials(config.cudnn_algorithms, config.cudnn_from_frames)

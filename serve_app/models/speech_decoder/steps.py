@@ -14,8 +14,10 @@ from torch import Tensor
 
 from serve_app.models.cuda_graph import BatchGraphs
 from serve_app.models.device import allow_tf32
+from serve_app.models.speech_decoder.algorithms import Trials, trying
 from serve_app.models.speech_decoder.network.model import SpeechDecoderModel
 from serve_app.models.speech_decoder.network.state import DecoderState
+from serve_app.models.start_times import start_times
 
 logger = logging.getLogger(__name__)
 
@@ -65,8 +67,8 @@ class DecoderSteps:
         chunk_frames: chunk lengths to be fast at; what is longer or another is to be cut into these
             and single frames, see `sizes`.
         batch_sizes: numbers of streams to be fast at.
-        benchmark: capture every graph here and let cuDNN try its algorithms, some of which occupy
-            the device for seconds. Faster in bulk, slower to start.
+        trials: of cuDNN's algorithms. Faster in bulk, slower to start: as some of them occupy the
+            device, every graph is captured here then, and none later.
         exact: forbid TensorFloat-32 (parity tests); otherwise float32 on CUDA uses it.
         graphs: capture CUDA graphs; default: exactly on CUDA.
     """
@@ -78,7 +80,7 @@ class DecoderSteps:
         max_streams: int,
         chunk_frames: Sequence[int],
         batch_sizes: Sequence[int],
-        benchmark: bool = False,
+        trials: Trials | None = None,
         exact: bool = False,
         graphs: bool | None = None,
     ) -> None:
@@ -90,10 +92,9 @@ class DecoderSteps:
         self.has_graphs = self.is_cuda if graphs is None else graphs
         # One row more than slots: what padded rows of a batch, warm-up and capture read and write.
         self.trash_slot = max_streams
-        self._benchmark = benchmark
+        self._trials = trials or Trials()
         if self.is_cuda:
             allow_tf32(not exact)
-            torch.backends.cudnn.benchmark = benchmark
         self._arena = model.new_state(max_streams + 1)
         self._before_reset: torch.cuda.Event | None = None
         self.sizes = self._piece_sizes(chunk_frames)
@@ -210,14 +211,7 @@ class DecoderSteps:
         pool = torch.cuda.graph_pool_handle() if self.has_graphs else None
         for size in self.sizes:
             self._graphs[size] = BatchGraphs(
-                lambda rows, size=size: (
-                    torch.full((rows,), self.trash_slot, dtype=torch.int64, device=self.device),
-                    torch.zeros(
-                        (rows, self.spec.num_code_groups, size),
-                        dtype=torch.int64,
-                        device=self.device,
-                    ),
-                ),
+                lambda rows, size=size: self._scratch(rows, size),
                 self._decode_slots,
                 self._batches[size],
                 pool=pool,
@@ -230,18 +224,19 @@ class DecoderSteps:
                 shapes = [
                     (rows * size, rows, size) for size in self.sizes for rows in self._batches[size]
                 ]
-                for _, rows, size in sorted(shapes):
-                    if self._benchmark or rows <= max(_FIRST_ROWS, self._batches[size][0]):
+                for frames, rows, size in sorted(shapes):
+                    if self._trials.include(frames):
+                        with trying(self._trials.algorithms):
+                            self._decode_slots(*self._scratch(rows, size))
+                        start_times.lap("decoder algorithms")
+                    if self._trials.algorithms or rows <= max(_FIRST_ROWS, self._batches[size][0]):
                         self._graphs[size].capture(rows, alone=True)
                     else:
                         self._later.append((rows, size))
+                    start_times.lap("decoder graphs")
                 self._meet_large_steps()
             else:
-                slots = torch.tensor([self.trash_slot], device=self.device)
-                frame = torch.zeros(
-                    1, self.spec.num_code_groups, 1, dtype=torch.int64, device=self.device
-                )
-                self._decode_slots(slots, frame)
+                self._decode_slots(*self._scratch(1, 1))
             if self._stream is not None:
                 self._stream.synchronize()
                 # What the warm-up calls took lies outside the graphs' pool and is not needed again.
@@ -261,12 +256,16 @@ class DecoderSteps:
         Large steps have kernels of their own, which whoever captures them should find compiled.
         """
         for size in {size for _, size in self._later}:
-            rows = max(rows for rows, of in self._later if of == size)
-            slots = torch.full((rows,), self.trash_slot, dtype=torch.int64, device=self.device)
-            codes = torch.zeros(
+            self._decode_slots(*self._scratch(max(n for n, of in self._later if of == size), size))
+
+    def _scratch(self, rows: int, size: int) -> tuple[Tensor, Tensor]:
+        """Slots [B] and codes [B, Q, T] of a step that concerns no stream."""
+        return (
+            torch.full((rows,), self.trash_slot, dtype=torch.int64, device=self.device),
+            torch.zeros(
                 rows, self.spec.num_code_groups, size, dtype=torch.int64, device=self.device
-            )
-            self._decode_slots(slots, codes)
+            ),
+        )
 
     def _host_buffers(self, rows: int, num_frames: int) -> tuple[Tensor, Tensor, Tensor]:
         """Allocate what a step reads and writes on the host: slots, codes and samples."""

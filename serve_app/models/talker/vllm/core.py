@@ -16,6 +16,7 @@ from serve_app.models.checkpoint.spec import TalkerSpec
 from serve_app.models.cuda_graph import without_collections
 from serve_app.models.device import DeviceSpec
 from serve_app.models.memory.pool import kv_cache_bytes
+from serve_app.models.start_times import start_times
 from serve_app.models.talker.runtime import (
     DETERMINISTIC_KEY,
     PROMPT_KEY,
@@ -161,8 +162,11 @@ def _build_engine(
         # through them each time (0.3 to 0.5 s).
         gc.freeze()
         vllm_config = _configuration(checkpoint, config, place, runtime_key)
+        start_times.lap("talker configuration")
         with torch.inference_mode():
-            return EngineCore(vllm_config, Executor.get_class(vllm_config), log_stats=False)
+            engine = EngineCore(vllm_config, Executor.get_class(vllm_config), log_stats=False)
+        start_times.lap("talker graphs")
+        return engine
 
 
 def _prepare_environment(device: torch.device) -> None:
@@ -212,6 +216,9 @@ def _configuration(
         needed = min(weights + kv_bytes + _RESERVE_BYTES, _OF_FREE * free)
         settings["gpu_memory_utilization"] = min(0.95, needed / total)
     graphs = cuda and config.cuda_graphs
+    compilation: dict[str, Any] = {"mode": 0, "cudagraph_mode": "FULL" if graphs else "NONE"}
+    if graphs and config.graph_sizes is not None:
+        compilation["cudagraph_capture_sizes"] = list(config.graph_sizes)
     args = EngineArgs(
         model=str(checkpoint.path),
         skip_tokenizer_init=True,
@@ -222,7 +229,7 @@ def _configuration(
         enable_prefix_caching=False,
         kv_cache_memory_bytes=kv_bytes,
         enforce_eager=not graphs,
-        compilation_config={"mode": 0, "cudagraph_mode": "FULL" if graphs else "NONE"},  # type: ignore[arg-type]
+        compilation_config=compilation,  # type: ignore[arg-type]
         additional_config={RUNTIME_KEY: runtime_key, DETERMINISTIC_KEY: config.deterministic},
         scheduler_cls=FrameScheduler,
         disable_log_stats=True,
