@@ -1,5 +1,8 @@
 """A user for Locust and its charts: `locust -f load_tests/locustfile.py -H URL`.
 
+TTS_VOICE (default alloy, which every server has) and TTS_FRAMES (codec frames, N or MIN:MAX; by
+default the model decides) are what is asked for.
+
 Locust is not installed with this project (`pip install locust`). Its response time is the end to
 end time here; of each stream that is complete, `first playable`, `longest gap` and `dry` (what a
 player that began at the first frame would have waited for, a failure above 50 ms) are rows of their
@@ -8,6 +11,7 @@ one another's Python.
 """
 
 import itertools
+import os
 import time
 from itertools import pairwise
 
@@ -15,10 +19,14 @@ from locust import HttpUser, constant, task  # pyright: ignore[reportMissingImpo
 
 from load_tests.loops.client import BYTES_PER_SAMPLE, SPEECH_PATH, AudioShape
 from load_tests.loops.metrics import CONTINUITY_S, play
+from load_tests.loops.options import frames_of
 from load_tests.loops.workload import Workload
 
 SHAPE = AudioShape()
-WORKLOAD = Workload(min_frames=None, max_frames=None)
+LENGTH = frames_of(os.environ.get("TTS_FRAMES", "natural"))
+WORKLOAD = Workload(
+    voice=os.environ.get("TTS_VOICE", "alloy"), min_frames=LENGTH[0], max_frames=LENGTH[1]
+)
 NUMBERS = itertools.count()
 
 

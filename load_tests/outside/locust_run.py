@@ -9,6 +9,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -22,21 +23,40 @@ COLUMNS: Final = ("50%", "95%", "99%")
 AGGREGATED: Final = "Aggregated"
 
 
-def run(url: str, shape: str, users: int, minutes: float, folder: Path, processes: int = 1) -> int:
+@dataclass(frozen=True, slots=True)
+class Load:
+    """Listeners over time.
+
+    frames: as `--frames`: "55", "30:80" or "natural".
+    processes: of Locust's own.
+    """
+
+    url: str
+    shape: str
+    users: int
+    minutes: float
+    voice: str = "alloy"
+    frames: str = "natural"
+    processes: int = 1
+
+
+def run(load: Load, folder: Path) -> int:
     """Run the load; Locust's CSV files and page are in `folder`. Its exit status."""
     folder.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, "-m", "locust", "-f", _FILES, "--headless", "--only-summary"]
-    command += ["-H", url, "--stop-timeout", str(_STOP_S), "--exit-code-on-error", "1"]
+    command += ["-H", load.url, "--stop-timeout", str(_STOP_S), "--exit-code-on-error", "1"]
     command += ["--csv", str(folder.resolve() / "locust"), "--csv-full-history"]
     command += ["--html", str(folder.resolve() / "locust.html")]
-    if processes > 1:
-        command += ["--processes", str(processes)]
+    if load.processes > 1:
+        command += ["--processes", str(load.processes)]
     environment = {
         **os.environ,
         "PYTHONPATH": search_path(),
-        "TTS_SHAPE": shape,
-        "TTS_USERS": str(users),
-        "TTS_MINUTES": f"{minutes:g}",
+        "TTS_SHAPE": load.shape,
+        "TTS_USERS": str(load.users),
+        "TTS_MINUTES": f"{load.minutes:g}",
+        "TTS_VOICE": load.voice,
+        "TTS_FRAMES": load.frames,
     }
     with (folder / "locust.log").open("w", encoding="utf-8") as log:
         done = subprocess.run(

@@ -39,7 +39,7 @@ def _clients(clients: Mapping[str, Mapping[str, Any]]) -> list[str]:
     for key, title in _TIMES.items():
         cells = [" / ".join(_ms(value) for value in clients[name][key]) for name in names]
         lines.append(table_line([title, *cells]))
-    for key in ("requests", "complete", "underruns"):
+    for key in ("requests", "complete", "stalled", "underruns"):
         lines.append(table_line([key, *(str(clients[name][key]) for name in names)]))
     return lines
 

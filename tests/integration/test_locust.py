@@ -13,7 +13,7 @@ from tests.integration.test_load_client import Service, served
 @pytest.mark.skipif(find_spec("locust") is None, reason="the extra `load` is not installed")
 def test_listeners_hear_whole_streams_and_leave_a_report(tmp_path: Path) -> None:
     with served(Service().app) as url:
-        locust_run.run(url, "steady", users=2, minutes=0.05, folder=tmp_path)
+        locust_run.run(locust_run.Load(url, "steady", users=2, minutes=0.05), tmp_path)
     found = {row["name"]: row for row in locust_run.rows(tmp_path)}
     assert found, (tmp_path / "locust.log").read_text(encoding="utf-8")[-2000:]
     assert found["/v1/audio/speech"]["failures"] == 0
