@@ -181,8 +181,7 @@ def main(arguments: Sequence[str]) -> int:
         with ready_server(args, config, args.checkpoint) as (server, facts["ready_s"]):
             operator = Operator(
                 with_model(config, model, None),
-                server.folder,
-                server.processes,
+                server,
                 args.placement,
                 args.replicas,
             )

@@ -6,15 +6,15 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Final, Literal
 
 import yaml
 
 from load_tests.servers.child import REPOSITORY, say, search_path
 from load_tests.servers.processes import STAGES, ServerProcess
+from load_tests.servers.server import Server
 
 Change = Literal["remove", "add", "update"]
 CHANGES: Final[tuple[Change, ...]] = ("remove", "add", "update")
@@ -37,17 +37,15 @@ class Operator:
     """Deploys changed configurations on a running server.
 
     Args:
-        config: with which the server was started.
-        folder: of the server.
-        find: its processes; blocks.
+        config: with which the server was started, its model named.
+        server: that runs.
         placement: of the server.
         replicas: of each stage at the start.
         within_s: a change that takes longer is given up.
     """
 
     config: Mapping[str, Any]
-    folder: Path
-    find: Callable[[], Sequence[ServerProcess]]
+    server: Server
     placement: str
     replicas: int
     within_s: float = 300.0
@@ -71,18 +69,17 @@ class Operator:
 
     def _of_stages(self) -> list[ServerProcess]:
         kinds = (*STAGES[self.placement], "ingress")
-        return [process for process in self.find() if process.kind in kinds]
+        return [process for process in self.server.processes() if process.kind in kinds]
 
     def _deploy(self, config: Mapping[str, Any]) -> None:
-        (port_file,) = self.folder.glob("ray/session_latest/gcs_server_port_*")
-        file = self.folder / "changed.yaml"
+        file = self.server.folder / "changed.yaml"
         file.write_text(yaml.safe_dump(dict(config), sort_keys=False), encoding="utf-8")
         subprocess.run(
             [
                 sys.executable,
                 "-m",
                 "load_tests.servers.redeploy",
-                f"127.0.0.1:{port_file.read_text().strip()}",
+                self.server.gcs_address(),
                 str(file),
             ],
             cwd=REPOSITORY,

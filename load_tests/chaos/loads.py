@@ -1,6 +1,7 @@
 """The loads that a server is put under, each for a number of seconds."""
 
 import asyncio
+import itertools
 import math
 import os
 import random
@@ -114,22 +115,28 @@ class Driver:
             run = await run_closed(client, self.workload, _until(end_s, streams or self.streams))
         turn.lags_s += run.clock_errors_s
 
-    async def during(self, name: str, change: Awaitable[Any], after_s: float) -> Turn:
-        """Full load while `change` is made, and for `after_s` seconds more."""
+    async def during(
+        self, name: str, change: Awaitable[Any], after_s: float, streams: int | None = None
+    ) -> Turn:
+        """Full load, or `streams`, while `change` is made, and for `after_s` seconds more."""
         turn = Turn(name, time.perf_counter())
         over = asyncio.Event()
         async with self.listener(turn, patient=True) as client, asyncio.TaskGroup() as group:
-            for stream in range(self.streams):
-                group.create_task(self._ask_until(client, over, stream))
+            count = streams or self.streams
+            for first in range(count):
+                group.create_task(self._ask_until(client, over, first, count))
             await change
             await asyncio.sleep(after_s)
             over.set()
         return ended(turn)
 
-    async def _ask_until(self, client: Listener, over: asyncio.Event, number: int) -> None:
-        while not over.is_set():
+    async def _ask_until(
+        self, client: Listener, over: asyncio.Event, first: int, streams: int
+    ) -> None:
+        for number in itertools.count(first, streams):
+            if over.is_set():
+                return
             await client.speak(self.workload.call(number))
-            number += self.streams
 
     async def _burst(self, turn: Turn, end_s: float) -> None:
         async with self.listener(turn) as client:

@@ -98,8 +98,9 @@ def spread_config(
     config = configured(args.placement, [*overrides, *args.override], None, None)
     config["proxy_location"] = "HeadOnly"
     for deployment in config["applications"][0]["deployments"]:
-        # As the builder has it where a node is a GPU.
-        deployment["max_replicas_per_node"] = 1
+        # As the builder has it where a node is a GPU. An ingress has its successor beside it.
+        if deployment["name"] != "Ingress":
+            deployment["max_replicas_per_node"] = 1
     config["applications"][0]["autoscaling_policy"]["policy_kwargs"] = dict(policy or {})
     return config
 

@@ -9,6 +9,7 @@ from typing import Any, Final
 from load_tests.reports.frame_table import FrameRow
 from load_tests.reports.load_points import LoadPoint
 
+_HEADROOM: Final = 1.35
 _STACKED: Final = ("talker", "predictor", "host", "decoder")
 
 
@@ -131,17 +132,19 @@ def curve(path: Path, shares: Sequence[Mapping[str, Any]]) -> bool:
 def steps(
     path: Path,
     panels: Mapping[str, Mapping[str, tuple[Sequence[float], Sequence[float]]]],
-    marks: Sequence[float] = (),
+    marks: Sequence[tuple[str, float]] = (),
 ) -> bool:
-    """Series that keep their values until they change, over seconds; `marks` are moments."""
+    """Series that keep their values until they change, over seconds; `marks` are named moments."""
     if not is_available():
         return False
     with _figure(path, len(panels)) as grid:
         for axes, (name, series) in zip(grid, panels.items(), strict=True):
             for label, (times, values) in series.items():
                 axes.step(times, values, where="post", label=label)
-            for at_s in marks:
+            # Above them is room for the legend.
+            axes.set_ylim(0, _HEADROOM * (axes.get_ylim()[1] or 1.0))
+            for title, at_s in marks:
                 axes.axvline(at_s, color="grey", linestyle=":")
+                axes.text(at_s, 0, f" {title}", rotation=90, va="bottom", color="grey", fontsize=8)
             axes.set(xlabel="s", ylabel=name)
-            axes.set_ylim(bottom=0)
     return True

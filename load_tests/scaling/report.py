@@ -23,6 +23,9 @@ def faults(result: Mapping[str, Any]) -> list[str]:
             found.append(f"{name} never had {result['most']} replicas")
         if result["back_after_s"][name] is None:
             found.append(f"{name} did not come back to one replica")
+    for change in result["changes"]:
+        if change["done_s"] is None:
+            found.append(f"the {change['change']} was not seen to end")
     bad = sum(phase["fates"][fate] for phase in result["phases"] for fate in BAD)
     if bad:
         found.append(f"{bad} streams were lost, broken or unequal")
@@ -44,8 +47,11 @@ def compose(folder: Path, result: Mapping[str, Any]) -> str:
         f" ships but for {facts['policy']}; commit {facts['commit']}\n\n`{facts['command']}`",
         *(["![trace](trace.png)"] if drawn else []),
         "\n".join(_stages(result)),
+        "Seconds are from the beginning of the step, and of what came after it; 0.0: it was so"
+        " before.",
         f"Stages had unequal numbers of replicas for {result['apart_s']:.1f} s of"
-        f" {result['end_s']:.0f} s (starting and stopping ones counted).",
+        f" {result['end_s']:.0f} s (starting and stopping ones counted, an update not).",
+        *_changes(result),
         "At the end of the step: " + "; ".join(", ".join(there) for there in result["nodes"]) + ".",
         "\n".join(_phases(result)),
         "## Decisions\n\n" + "\n".join(_decisions(result)),
@@ -72,7 +78,7 @@ def draw(path: Path, result: Mapping[str, Any]) -> bool:
         },
         "first audio, s": {"p95 of 5 s": series(firsts)},
     }
-    marks = [turn["begin_s"] for turn in result["turns"]]
+    marks = [(turn["name"], turn["begin_s"]) for turn in result["turns"]]
     return plots.steps(path, panels, marks)
 
 
@@ -82,6 +88,15 @@ def _stages(result: Mapping[str, Any]) -> Iterator[str]:
     for name in result["stages"]:
         times = (result[key][name] for key in ("asked_after_s", "ready_after_s", "back_after_s"))
         yield table_line([name, *("never" if t is None else f"{t:.1f}" for t in times)])
+
+
+def _changes(result: Mapping[str, Any]) -> Iterator[str]:
+    for change in result["changes"]:
+        if change["done_s"] is not None:
+            yield (
+                f"{change['change']}: other settings, under load; every process of stages and"
+                f" ingresses had been replaced after {change['done_s']:.1f} s."
+            )
 
 
 def _phases(result: Mapping[str, Any]) -> Iterator[str]:

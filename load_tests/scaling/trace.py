@@ -34,6 +34,8 @@ class Step:
 
     def first(self, value: float, since_s: float = 0.0) -> float | None:
         """When it was `value` or more for the first time from `since_s` on."""
+        if _at(self, since_s) >= value:
+            return since_s
         pairs = zip(self.at_s, self.values, strict=True)
         return next((at_s for at_s, v in pairs if at_s >= since_s and v >= value), None)
 
@@ -104,11 +106,22 @@ def decisions(log: str, began_utc_s: float) -> list[dict[str, Any]]:
     return found
 
 
-def apart_s(targets: Mapping[str, Step], stages: Sequence[str], end_s: float) -> float:
-    """For how long the stages had unequal numbers of replicas, all that exist counted."""
-    times = sorted({at_s for name in stages for at_s in targets[name].at_s} | {end_s})
+def apart_s(
+    targets: Mapping[str, Step],
+    stages: Sequence[str],
+    end_s: float,
+    but: Sequence[tuple[float, float]] = (),
+) -> float:
+    """For how long the stages had unequal numbers of replicas, all that exist counted.
+
+    `but` are spans in which they are not looked at.
+    """
+    moments = {at_s for name in stages for at_s in targets[name].at_s}
+    times = sorted(moments | {end_s, *(at_s for span in but for at_s in span)})
     total = 0.0
     for begin_s, next_s in pairwise(times):
+        if any(first_s <= begin_s < last_s for first_s, last_s in but):
+            continue
         values = {_at(targets[name], begin_s) for name in stages}
         total += (next_s - begin_s) * (len(values) > 1)
     return total

@@ -6,6 +6,7 @@ process of it is ended, also after Ctrl-C.
 
 import http.client
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -62,6 +63,20 @@ class Server:
     def processes(self) -> list[ServerProcess]:
         """The living ones of it that are of a known kind; Linux only."""
         return list(processes(marked(self.mark)))
+
+    def gcs_address(self) -> str:
+        """Of its Ray cluster: what its raylet was told.
+
+        Raises:
+            RuntimeError: it has none.
+        """
+        for process in self.processes():
+            if process.kind == "raylet":
+                command = Path(f"/proc/{process.pid}/cmdline").read_bytes().decode(errors="replace")
+                found = re.search(r"--gcs-address=([^\0\s]+)", command)
+                if found:
+                    return found[1]
+        raise RuntimeError("the server has no raylet")
 
     def wait_until_ready(self, timeout_s: float) -> float:
         """Return the seconds from start to ready.

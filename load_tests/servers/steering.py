@@ -7,14 +7,12 @@ not import Ray, whose threads would take part of its time. Run as a module it is
 import json
 import logging
 import os
-import re
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import IO, Any, Final, Self
 
 from load_tests.servers.child import REPOSITORY, search_path
@@ -52,7 +50,7 @@ class Steering:
             "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
             MARK: self.server.mark,
         }
-        address = os.environ.get("RAY_ADDRESS") or _address(self.server)
+        address = os.environ.get("RAY_ADDRESS") or self.server.gcs_address()
         self._process = subprocess.Popen(
             [sys.executable, "-m", "load_tests.servers.steering", address],
             cwd=REPOSITORY,
@@ -110,17 +108,6 @@ class Steering:
                 self.readings.append(Reading(said["at_s"], said["running"], said["target"]))
 
 
-def _address(server: Server) -> str:
-    """Of the Ray cluster of a server: what its raylet was told."""
-    for process in server.processes():
-        if process.kind == "raylet":
-            command = Path(f"/proc/{process.pid}/cmdline").read_bytes().decode(errors="replace")
-            found = re.search(r"--gcs-address=([^\0\s]+)", command)
-            if found:
-                return found[1]
-    raise RuntimeError("the server has no raylet")
-
-
 def steer(address: str) -> None:
     """Deploy what each line of the input says, and tell what runs, until the input ends."""
     import ray
@@ -141,6 +128,10 @@ def steer(address: str) -> None:
             _deploy(json.loads(lines.pop(0)))
         application = serve.status().applications.get(APPLICATION)
         deployments = application.deployments if application else {}
+        if not deployments:
+            # While Serve builds the application, anew in an update, it tells of none.
+            time.sleep(_PERIOD_S)
+            continue
         said = {
             "at_s": time.perf_counter(),
             "running": {

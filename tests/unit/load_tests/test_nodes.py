@@ -24,6 +24,14 @@ def test_a_node_holds_one_replica_of_each_stage_and_no_ingress_besides(placement
     config = spread_config(args, 1, 3, {"down_after_s": 20.0})
     assert not list(find_problems(config))
     assert config["proxy_location"] == "HeadOnly"
+    per_node = {
+        deployment["name"]: deployment.get("max_replicas_per_node")
+        for deployment in config["applications"][0]["deployments"]
+    }
+    # In an update the next ingress is there before the last one goes, both on the head.
+    assert per_node.pop("Ingress") is None
+    assert set(per_node.values()) == {1}
+    assert 2 * AppConfig().ingress.num_cpus <= head.cpus
     app = AppConfig.model_validate(config["applications"][0]["args"])
     plan = make_plan(app, {"CPU": float(sum(room.cpus for room in rooms(args)))})
     cpus = {name: options["num_cpus"] for name, options in plan.actor_options.items()}

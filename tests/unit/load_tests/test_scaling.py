@@ -3,8 +3,11 @@
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from load_tests.chaos.outcomes import Outcome
 from load_tests.scaling import report
+from load_tests.scaling.step import Plan
 from load_tests.scaling.trace import (
     Step,
     apart_s,
@@ -14,8 +17,10 @@ from load_tests.scaling.trace import (
     stream_steps,
 )
 from load_tests.servers.steering import Reading
+from serve_app.scaling.tuning import Tuning
 from tests.unit.load_tests.values import result
 
+TUNING = Tuning()
 LOG = """\
 INFO 2026-11-25 23:50:01,250 c -- scaling {"targets": {"Talker": 1}, "reason": "steady", "want": 1}
 INFO 2026-11-25 23:50:02,000 controller 12 -- Adding 1 replica to Deployment(name='Talker')
@@ -42,6 +47,9 @@ def test_replicas_are_series_of_changes() -> None:
     assert target["Talker"].first(2) == 1.0
     assert running["Talker"].first(2) == 5.0
     assert running["Talker"].first(3) is None
+    # It was so before.
+    assert running["Talker"].first(2, since_s=6.0) == 6.0
+    assert running["Talker"].first(2, since_s=8.0) is None
     assert running["Talker"].settled(1) == 8.0
     assert running["Talker"].settled(2) is None
 
@@ -64,6 +72,7 @@ def test_stages_are_apart_while_their_numbers_differ() -> None:
         "SpeechDecoder": Step((0.0, 5.5, 10.0), (1, 2, 2)),
     }
     assert apart_s(targets, ["Talker", "SpeechDecoder"], 10.0) == 1.5
+    assert apart_s(targets, ["Talker", "SpeechDecoder"], 10.0, [(3.0, 5.0)]) == 0.5
 
 
 def test_decisions_are_read_from_the_controllers_log() -> None:
@@ -90,6 +99,7 @@ def traced(**changes: Any) -> dict[str, Any]:
         "apart_s": 1.5,
         "nodes": [["code predictor", "speech decoder", "talker"]],
         "phases": [{"phase": "step", "requests": 10, "fates": fates, "first_audio_p95_s": 0.4}],
+        "changes": [{"change": "update", "at_s": 45.0, "done_s": 30.0}],
         "turns": [{"name": "step", "begin_s": 10.0, "end_s": 40.0}],
         "running": {"Talker": step},
         "target": {"Talker": step},
@@ -110,6 +120,7 @@ def test_the_report_says_what_each_stage_took(tmp_path: Path) -> None:
     assert "At the end of the step: code predictor, speech decoder, talker." in text
     assert "| Talker | 2.0 | 20.0 | 31.0 |" in text
     assert "| load | 2 |" in text.replace("  ", " ")
+    assert "replaced after 30.0 s" in text
     assert (tmp_path / "report.md").read_text("utf-8") == text
 
 
@@ -122,3 +133,20 @@ def test_a_stage_that_stays_and_a_stream_that_is_lost_are_faults() -> None:
         "2 streams were lost, broken or unequal",
     ]
     assert not report.faults(traced())
+
+
+def test_an_update_of_which_no_end_was_seen_is_a_fault(tmp_path: Path) -> None:
+    result = traced(changes=[{"change": "update", "at_s": 45.0, "done_s": None}])
+    assert report.faults(result) == ["the update was not seen to end"]
+    assert "not seen to end" in report.compose(tmp_path, result)
+
+
+@pytest.mark.parametrize(("capacity", "nodes", "streams"), [(16, 2, 13), (4, 3, 6), (4, 2, 3)])
+def test_while_a_replica_is_replaced_the_others_carry_the_load(
+    capacity: int, nodes: int, streams: int
+) -> None:
+    plan = Plan("split", nodes, capacity, 1, capacity * nodes, 1.0, 1.0, 1.0)
+    assert plan.update_streams == streams
+    left = capacity * (nodes - 1)
+    # And the policy gives none back meanwhile.
+    assert TUNING.down_share * left < streams < left
