@@ -29,7 +29,7 @@ DEFAULT_CONFIG: Final = "configs/serve.yaml"
 _USAGE: Final = """\
 usage: qwen3-tts-serve [--model [NAME=]MODEL ...] [--host HOST] [--port PORT] [--profile PROFILE]
                        [--print-config] [config.yaml]
-       qwen3-tts-serve check [--json]
+       qwen3-tts-serve check [--json] [config.yaml]
        qwen3-tts-serve keys new|hash|list|remove
 
 Serve on this machine until Ctrl-C. The default is configs/serve.yaml; where there is no checkout,

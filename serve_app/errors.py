@@ -14,6 +14,7 @@
       StageUnavailable    503  starting, draining, unreachable, silent for too long
         StageLost         503  its process ended while it worked on the request
         ModelStarting     503  the model that is asked for is not ready yet
+        StorageAway       503  what is kept can be neither read nor written
       StageFailed         500  a bug or a device fault
         RepeatedFailure   500  the request broke several replicas
 
@@ -99,6 +100,10 @@ class StageLost(StageUnavailable):
 
 class ModelStarting(StageUnavailable):
     """The model that a request needs is configured, and has not said yet what it can do."""
+
+
+class StorageAway(StageUnavailable):
+    """What the server keeps can be neither read nor written at present."""
 
 
 class StageFailed(SpeechError):

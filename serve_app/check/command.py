@@ -5,7 +5,8 @@ Starts nothing and downloads nothing. Exit status: 0 the server can work, 1 some
 
 import argparse
 import json
-from collections.abc import Sequence
+import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Final
 
@@ -19,8 +20,16 @@ _SIGNS: Final = {"ok": "ok     ", "note": "note   ", "missing": "MISSING"}
 def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="serve_app check", description=__doc__)
     parser.add_argument("--json", action="store_true", help="for programs")
+    parser.add_argument(
+        "config", nargs="?", help="whose folders are looked at; else the default ones"
+    )
     options = parser.parse_args(arguments)
-    found = look()
+    try:
+        places = surroundings.places(options.config)
+    except ValueError as error:
+        print(error, file=sys.stderr)
+        return 2
+    found = look(places)
     missing = sum(finding.state == "missing" for finding in found)
     if options.json:
         facts = {"can_serve": not missing, "findings": [asdict(finding) for finding in found]}
@@ -30,8 +39,8 @@ def main(arguments: list[str]) -> int:
     return 1 if missing else 0
 
 
-def look() -> list[Finding]:
-    """Everything that there is to find."""
+def look(places: Mapping[str, str] | None = None) -> list[Finding]:
+    """Everything that there is to find; `places` as `surroundings.places` finds them."""
     environment = Environment.read()
     return [
         *machine.machine(),
@@ -40,6 +49,7 @@ def look() -> list[Finding]:
         *packages.audio(),
         *surroundings.ports(environment),
         *surroundings.keys(environment),
+        *surroundings.folders(surroundings.places() if places is None else places),
         *surroundings.ray(environment),
         *surroundings.checkpoint(environment),
     ]

@@ -11,7 +11,7 @@ class Finding:
     """One fact of this machine.
 
     Attributes:
-        area: machine, gpu, packages, audio, ports, ray, checkpoint.
+        area: machine, gpu, packages, audio, ports, keys, folders, ray, checkpoint.
         state: `note` is worth knowing; what is `missing` keeps the server from working.
         says: the fact.
         remedy: what to do about it, as one line or one command.

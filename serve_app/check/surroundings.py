@@ -1,17 +1,27 @@
 """What the server meets: its port, Ray, HAProxy, the checkpoint, keys."""
 
+import os
 import shutil
 import socket
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any, Final
+
+import yaml
 
 from serve_app.check.finding import Finding
-from serve_app.config import Environment
+from serve_app.config import Environment, IngressConfig
 from serve_app.keys import key_file
 from serve_app.keys.key_file import KeyFileError
 from serve_app.launch.haproxy import is_loopback
 from serve_app.launch.ports import obstacle
 
-_CONNECT_S = 3.0
+_CONNECT_S: Final = 3.0
+# Who asks for them meets a 503.
+_REMEDIES: Final = {
+    "long texts": "make it writable, or set ingress.jobs.directory or XDG_CACHE_HOME",
+    "voices": "make it writable, or set ingress.voices.path or XDG_DATA_HOME",
+}
 
 
 def ports(environment: Environment) -> list[Finding]:
@@ -38,6 +48,43 @@ def keys(environment: Environment) -> list[Finding]:
         return [Finding("keys", "ok", "no API keys, reachable from this machine only")]
     says = f"no API keys, and HOST is {environment.host}: anybody may use it"
     return [Finding("keys", "note", says, "python -m serve_app keys new NAME --file keys.yaml")]
+
+
+def places(config: str | None = None) -> dict[str, str]:
+    """Where long texts and voices are kept: as the first application of a config file says that
+    says so, else in the user's folders.
+
+    Raises:
+        ValueError: the file cannot be read, or says it wrongly.
+    """
+    stated: Mapping[str, Any] = {}
+    if config is not None:
+        try:
+            content = yaml.safe_load(Path(config).read_text(encoding="utf-8"))
+            applications = content["applications"]
+            of_each = [(app.get("args") or {}).get("ingress") or {} for app in applications]
+        except (OSError, ValueError, yaml.YAMLError, AttributeError, KeyError, TypeError) as error:
+            raise ValueError(f"{config} is no config of this server: {error!r}") from error
+        stated = next((args for args in of_each if "jobs" in args or "voices" in args), {})
+    ingress = IngressConfig.model_validate(stated)
+    return {"long texts": str(ingress.jobs.folder), "voices": ingress.voices.place}
+
+
+def folders(found: Mapping[str, str]) -> list[Finding]:
+    """Whether what clients leave can be kept; all else works without."""
+    findings = []
+    for what, place in found.items():
+        folder = Path(place.removeprefix("file://")).expanduser()
+        if "://" in place and not place.startswith("file://"):
+            findings.append(Finding("folders", "ok", f"{what} are kept at {place}"))
+            continue
+        there = next(path for path in (folder, *folder.parents) if path.exists())
+        if there.is_dir() and os.access(there, os.W_OK | os.X_OK):
+            findings.append(Finding("folders", "ok", f"{what} are kept in {folder}"))
+        else:
+            says = f"{what} cannot be kept in {folder}: {there} cannot be written to"
+            findings.append(Finding("folders", "note", says, _REMEDIES[what]))
+    return findings
 
 
 def ray(environment: Environment) -> list[Finding]:

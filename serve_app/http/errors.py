@@ -21,6 +21,7 @@ from serve_app.errors import (
     RateLimited,
     SpeechError,
     StageUnavailable,
+    StorageAway,
     StorageFull,
 )
 from serve_app.http.observe.record import current
@@ -80,6 +81,9 @@ def error_response(error: Exception) -> AsciiJSONResponse:
         case ModelStarting():
             status, kind, code, param = 503, "server_error", "model_starting", "model"
             headers = _retry_headers(_STARTING_S)
+        case StorageAway():
+            status, kind, code = 503, "server_error", "storage_unavailable"
+            headers = _retry_headers(1.0)
         case StageUnavailable():
             status, kind, code = 503, "server_error", "service_unavailable"
             headers = _retry_headers(1.0)
@@ -140,7 +144,13 @@ def _message(error: Exception, status: int) -> str:
         return str(error.detail)
     if isinstance(
         error,
-        InvalidRequest | NotAuthenticated | NotAllowed | Overloaded | ModelStarting | StorageFull,
+        InvalidRequest
+        | NotAuthenticated
+        | NotAllowed
+        | Overloaded
+        | ModelStarting
+        | StorageFull
+        | StorageAway,
     ):
         return str(error)
     if status == 503:

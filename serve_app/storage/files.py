@@ -1,6 +1,5 @@
 """Files that a crash or another writer never leaves half written."""
 
-import errno
 import os
 import secrets
 from collections.abc import Callable
@@ -40,8 +39,3 @@ def sync_folder(path: Path) -> None:
         os.fsync(folder)
     finally:
         os.close(folder)
-
-
-def is_full(error: OSError) -> bool:
-    """Whether there was no room for what was written."""
-    return error.errno in (errno.ENOSPC, errno.EDQUOT)

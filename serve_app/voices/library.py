@@ -14,10 +14,8 @@ from serve_app.errors import (
     NotAllowed,
     NotFound,
     Overloaded,
-    StageUnavailable,
-    StorageFull,
 )
-from serve_app.storage.files import is_full
+from serve_app.storage.faults import away, fault
 from serve_app.storage.objects import Storage
 from serve_app.types import EncodedClip
 from serve_app.voices.changes import Changes
@@ -41,6 +39,9 @@ _THREADS: Final = 4
 # Who meets another writer of the same name tries again, each after its own time.
 _ATTEMPTS: Final = 4
 
+# As its errors call it.
+_KEPT: Final = "voices"
+
 logger = logging.getLogger(__name__)
 
 
@@ -48,7 +49,8 @@ class Library:
     """What there is, and every change to it.
 
     All methods that write raise:
-        StageUnavailable: the storage cannot be reached.
+        StorageFull: there is no room in it.
+        StorageAway: it cannot be reached, or not be written.
 
     Args:
         max_voices, max_voices_of_a_key: then no more are taken; the same for consents, and for
@@ -135,10 +137,10 @@ class Library:
     def require(self) -> None:
         """
         Raises:
-            StageUnavailable: what it has is not known.
+            StorageAway: what it has is not known.
         """
         if not self._is_reached:
-            raise StageUnavailable("the voice library cannot be reached")
+            raise away(_KEPT)
 
     def _look(self) -> None:
         began_s = self._clock()
@@ -317,11 +319,7 @@ class Library:
         try:
             return await self._on_thread(work, *arguments)
         except OSError as error:
-            if is_full(error):
-                logger.error("there is no room for the voice library: %s", error)
-                raise StorageFull("The server has no room for more voices.") from error
-            logger.error("the voice library cannot be reached", exc_info=error)
-            raise StageUnavailable("the voice library cannot be reached") from error
+            raise fault(error, _KEPT) from error
 
     async def _on_thread(self, work: Callable[..., T], *arguments: Any) -> T:
         """Call what waits for the storage. A storage that hangs keeps a thread, not the caller.

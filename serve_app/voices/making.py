@@ -15,7 +15,14 @@ from typing import Any, Final, TypeVar
 import numpy as np
 
 from serve_app.audio.decoding import ClipLimits, decode_clip
-from serve_app.errors import InvalidRequest, Overloaded, StageFailed, StageUnavailable
+from serve_app.errors import (
+    InvalidRequest,
+    Overloaded,
+    StageFailed,
+    StageUnavailable,
+    StorageAway,
+    StorageFull,
+)
 from serve_app.protocols import VoiceEncoder
 from serve_app.types import LARGEST_SPEAKER_VALUE, ClonedVoice, EncodedClip, ModelCard
 from serve_app.voices.clips import clip_key, samples_of, vector_of
@@ -193,7 +200,7 @@ class VoiceMaker:
         clip = await self._encode(samples, card)
         try:
             await self._library.keep_clip(voice, key, clip)
-        except StageUnavailable as error:  # it is encoded again another time
+        except (StorageAway, StorageFull) as error:  # it is encoded again another time
             logger.warning("%s: its encoded clip could not be kept: %s", voice.id, error)
         return clip
 

@@ -86,7 +86,7 @@ RULES = (
     Rule("cli", never=(*HEAVY, *OUTER, "numpy", "pydantic")),
     Rule("keys", BOTTOM),
     Rule("check", (*BOTTOM, "keys", "launch.haproxy", "launch.ports", "models.checkpoint.locate")),
-    Rule("storage"),
+    Rule("storage", ("errors",)),
     Rule("voices", (*BOTTOM, "audio", "storage"), _NO_TENSORS),
     Rule("http", (*BOTTOM, "audio", "text", "keys", "storage", "voices"), (*HEAVY, "ray")),
     Rule("models", (*BOTTOM, *FLAT), OUTER),

@@ -18,18 +18,19 @@ from serve_app.errors import (
     RepeatedFailure,
     StageFailed,
     StageUnavailable,
-    StorageFull,
     UnknownModel,
 )
 from serve_app.http.jobs.store import NoSuchJob, Progress, Spec, Store
 from serve_app.http.speech.accept import Job, Speech, TextSize
 from serve_app.http.speech.joining import speak_unit
 from serve_app.resumption import Speak
+from serve_app.storage.faults import full
 from serve_app.storage.files import write_with
 from serve_app.text.script import Unit
 from serve_app.types import ClonedVoice, FinishReason
 
-NO_ROOM: Final = "The server has no room for more audio of long texts."
+# As errors of its storage call it.
+KEPT: Final = "audio of long texts"
 # A unit that breaks a stage so often breaks the job.
 _ATTEMPTS: Final = 3
 _PAUSE_S: Final = 0.5
@@ -197,7 +198,7 @@ class _Work:
     def _check_room(self) -> None:
         used = sum(record.progress.num_bytes for record in self._store.records())
         if used >= self._making.config.max_bytes:
-            raise StorageFull(NO_ROOM)
+            raise full(KEPT)
 
     async def write_result(self) -> None:
         """Encode all units as one file, on a thread that ends before this does."""

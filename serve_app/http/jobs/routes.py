@@ -15,13 +15,13 @@ from fastapi.responses import FileResponse, Response
 
 from serve_app.audio import provenance
 from serve_app.config import IngressConfig
-from serve_app.errors import Conflict, InvalidRequest, NotFound, Overloaded, StorageFull
+from serve_app.errors import Conflict, InvalidRequest, NotFound, Overloaded
 from serve_app.http.background import Background
 from serve_app.http.document import AUDIO, EVENTS, JSON, Content, operation
 from serve_app.http.errors import AsciiJSONResponse
 from serve_app.http.jobs.fields import fields_of
 from serve_app.http.jobs.lease import Leases
-from serve_app.http.jobs.making import NO_ROOM, Making, accepted
+from serve_app.http.jobs.making import KEPT, Making, accepted
 from serve_app.http.jobs.runner import Runner
 from serve_app.http.jobs.store import NoSuchJob, Record, Spec, State, Store, Wanted, new_id
 from serve_app.http.jobs.view import followed, job_object, progress_events
@@ -32,7 +32,7 @@ from serve_app.http.response import AudioResponse, until_gone
 from serve_app.http.speech.accept import Job, Speech, TextSize
 from serve_app.http.speech.document import FIELDS
 from serve_app.http.speech.sse import CONTENT_TYPE
-from serve_app.storage.files import is_full
+from serve_app.storage.faults import fault, full
 from serve_app.types import ClonedVoice, NamedVoice
 from serve_app.voices.clips import voice_bytes
 
@@ -137,7 +137,7 @@ class Jobs:
         if len(records) >= self._config.max_jobs:
             raise Overloaded(f"There are {len(records)} long texts already.", 60.0)
         if sum(record.progress.num_bytes for record in records) >= self._config.max_bytes:
-            raise StorageFull(NO_ROOM)
+            raise full(KEPT)
 
     async def listed(self, limit: int, after: str | None, status: State | None) -> Response:
         """The newest jobs first of who asks, those behind `after`."""
@@ -249,9 +249,7 @@ class Jobs:
         except NoSuchJob as error:
             raise NotFound("There is no such job.", None, "not_found") from error
         except OSError as error:
-            if is_full(error):
-                raise StorageFull(NO_ROOM) from error
-            raise
+            raise fault(error, KEPT) from error
 
 
 def _is_own(record: Record) -> bool:

@@ -10,12 +10,12 @@ from dataclasses import replace
 from typing import Final
 
 from serve_app.config import JobsConfig
-from serve_app.errors import SpeechError, StorageFull
+from serve_app.errors import SpeechError
 from serve_app.http.errors import error_response
 from serve_app.http.jobs.lease import Lease, Leases
-from serve_app.http.jobs.making import NO_ROOM, LeaseLost, Making, NotNow
+from serve_app.http.jobs.making import KEPT, LeaseLost, Making, NotNow
 from serve_app.http.jobs.store import NoSuchJob, Record
-from serve_app.storage.files import is_full
+from serve_app.storage.faults import fault
 
 # How often an owner looks whether its job is still wanted.
 _LOOK_S: Final = 0.25
@@ -163,8 +163,8 @@ class Runner:
             self._resting[job_id] = time.monotonic() + self._config.poll_s
             return
         cause = error if isinstance(error, Exception) else RuntimeError(str(error))
-        if isinstance(cause, OSError) and is_full(cause):
-            cause = StorageFull(NO_ROOM)
+        if isinstance(cause, OSError):
+            cause = fault(cause, KEPT)
         content = json.loads(bytes(error_response(cause).body))["error"]
         expected = isinstance(cause, SpeechError)
         logger.error("%s: failed: %s", job_id, error, exc_info=None if expected else error)

@@ -14,7 +14,7 @@ from serve_app.check.command import look, report, verdict
 from serve_app.check.finding import Finding
 from serve_app.check.machine import gpus, machine
 from serve_app.check.packages import FLOORS, audio, packages
-from serve_app.check.surroundings import checkpoint, keys, ports, ray
+from serve_app.check.surroundings import checkpoint, folders, keys, places, ports, ray
 from serve_app.config import Environment
 
 ROOT = Path(__file__).parents[3]
@@ -47,7 +47,8 @@ def test_it_tells_programs_and_people_the_same_of_this_machine(capsys):
     facts = json.loads(capsys.readouterr().out)
     assert status == (0 if facts["can_serve"] else 1)
     areas = {finding["area"] for finding in facts["findings"]}
-    assert areas == {"machine", "gpu", "packages", "audio", "ports", "keys", "ray", "checkpoint"}
+    beside = {"machine", "gpu", "packages", "audio", "ports", "keys", "folders", "ray"}
+    assert areas == {*beside, "checkpoint"}
     found = look()
     text = report(found)
     assert all(finding.says.split(" free")[0][:4] in text for finding in found)
@@ -142,6 +143,30 @@ def test_an_open_server_that_others_reach_is_worth_a_note(tmp_path):
     assert states(keys(environment(host="0.0.0.0"))) == ["note"]
     assert states(keys(environment(host="0.0.0.0", api_keys="secret"))) == ["ok"]
     assert states(keys(environment(api_keys_file=tmp_path / "none.yaml"))) == ["missing"]
+
+
+def test_where_long_texts_and_voices_cannot_be_kept_is_said_before_a_start(tmp_path, capsys):
+    (tmp_path / "file").touch()
+    config = tmp_path / "serve.yaml"
+    config.write_text(
+        "applications:\n"
+        "- args: {}\n"
+        f"- args: {{ingress: {{jobs: {{directory: {tmp_path}/file/jobs}},"
+        f" voices: {{path: {tmp_path}/a/b}}}}}}\n"
+    )
+    texts, voices = folders(places(str(config)))
+    assert (texts.state, voices.state) == ("note", "ok")
+    assert texts.says.startswith(f"long texts cannot be kept in {tmp_path}/file/jobs")
+    assert "ingress.jobs.directory" in texts.remedy
+    assert states(folders({"voices": "s3://bucket/voices"})) == ["ok"]
+    assert states(folders({"voices": f"file://{tmp_path}"})) == ["ok"]
+    assert states(folders({"voices": f"file://{tmp_path}/file"})) == ["note"]
+    main(["check", str(config)])
+    assert texts.says in capsys.readouterr().out
+    config.write_text("applications: [{args: {ingress: {jobs: {folder: /x}}}}]")
+    assert main(["check", str(config)]) == 2
+    assert "folder" in capsys.readouterr().err
+    assert main(["check", str(tmp_path / "none.yaml")]) == 2
 
 
 def test_a_cluster_that_does_not_answer_is_missed():

@@ -426,9 +426,18 @@ def test_there_is_an_end_to_jobs_and_to_their_audio(tmp_path):
     asyncio.run(main())
 
 
-def test_a_full_disk_is_said(tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("number", "status", "code", "words", "header"),
+    [
+        (errno.ENOSPC, 507, "storage_full", "no room for more {}.", ("x-should-retry", "false")),
+        (errno.EROFS, 503, "storage_unavailable", "read or write its {}", ("retry-after", "1")),
+    ],
+)
+def test_a_disk_that_is_full_or_cannot_be_written_is_said(
+    tmp_path, monkeypatch, number, status, code, words, header
+):
     def sync(descriptor):
-        raise OSError(errno.ENOSPC, "No space left on device")
+        raise OSError(number, os.strerror(number), str(tmp_path))
 
     async def main():
         service = cloning(
@@ -446,12 +455,25 @@ def test_a_full_disk_is_said(tmp_path, monkeypatch):
                 await http.post(PATH, json={"input": UNIT, "voice": "Anna"}),
                 await http.post(VOICES, data={"name": "Otto"}, files={"audio_sample": file}),
             ]
-        for answer in answers:
+        for answer, what in zip(answers, ("audio of long texts", "voices"), strict=True):
             error = answer.json()["error"]
-            assert (answer.status_code, error["code"]) == (507, "storage_full")
-            assert "no room" in error["message"]
-            assert answer.headers["x-should-retry"] == "false"
+            assert (answer.status_code, error["code"]) == (status, code)
+            assert words.format(what) in error["message"]
+            assert header in answer.headers.items()
+            assert str(tmp_path) not in answer.text  # that is for the log
         assert not list((tmp_path / "jobs").glob("job_*"))
+
+    asyncio.run(main())
+
+
+def test_a_folder_that_cannot_be_made_is_said(tmp_path):
+    (tmp_path / "file").touch()
+
+    async def main():
+        async with running(Reading(tmp_path / "file")) as http:
+            answer = await http.post(PATH, json={**FIELDS, "input": UNIT})
+            assert answer.status_code == 503
+            assert answer.json()["error"]["code"] == "storage_unavailable"
 
     asyncio.run(main())
 
