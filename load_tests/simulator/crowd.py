@@ -46,6 +46,7 @@ _BESIDE_S: Final = 0.004
 _LAST_CHUNK_S: Final = 0.02
 # As often as the router asks.
 _ASK_EVERY_S: Final = 0.5
+_COUNT_EVERY_S: Final = 0.02
 _FRAMES: Final = (40, 80)
 _EQUAL: Final = 60
 # Between two requests of a client; one that is refused waits as long as it is told.
@@ -109,7 +110,7 @@ class _Replica:
         self._running: list[_Stream] = []
         self._waiting: deque[_Stream] = deque()
         self._come = asyncio.Event()
-        self._inside = 0
+        self.inside = 0
 
     async def run(self) -> None:
         while True:
@@ -127,16 +128,16 @@ class _Replica:
                 stream.left -= 1
                 stream.first.set()
                 if not stream.left:
-                    self._inside -= 1
+                    self.inside -= 1
                     stream.last.set()
             self._running = [stream for stream in self._running if stream.left]
 
     async def frames(self, request: SpeechRequest) -> AsyncGenerator[CodecFrames, None]:
         loop = asyncio.get_running_loop()
         self.admission.check(
-            self._inside, self._service.capacity, longest_wait_s=request.longest_wait_s
+            self.inside, self._service.capacity, longest_wait_s=request.longest_wait_s
         )
-        self._inside += 1
+        self.inside += 1
         await asyncio.sleep(_HANDED_S)
         stream = _Stream(request.max_new_tokens or self._draw.randint(*_FRAMES))
         self._waiting.append(stream)
@@ -209,14 +210,18 @@ class Seen:
     """What clients saw in `span_s` seconds; seconds.
 
     by_proxy, by_ingress, by_replica: who refused.
+    asked_s: when each request was made whose first audio came after `first_s`.
+    streams: of each replica, running or waiting, every `_COUNT_EVERY_S`.
     """
 
     first_s: list[float] = field(default_factory=list)
+    asked_s: list[float] = field(default_factory=list)
     by_proxy: int = 0
     by_ingress: int = 0
     by_replica: int = 0
     span_s: float = 0.0
     complete: int = 0
+    streams: list[tuple[int, ...]] = field(default_factory=list)
 
     @property
     def refusals(self) -> int:
@@ -253,10 +258,16 @@ class _Server:
         ]
         self._tasks = [asyncio.create_task(replica.run()) for replica in self._replicas]
         self._tasks += [asyncio.create_task(ingress.ask()) for ingress in self._ingresses]
+        self._tasks.append(asyncio.create_task(self._count()))
 
     def close(self) -> None:
         for task in self._tasks:
             task.cancel()
+
+    async def _count(self) -> None:
+        while True:
+            await asyncio.sleep(_COUNT_EVERY_S)
+            self.seen.streams.append(tuple(replica.inside for replica in self._replicas))
 
     async def speak(self, frames: int | None = None) -> bool:
         """One request, as its client sees it; whether it was served."""
@@ -279,6 +290,7 @@ class _Server:
                 async for _ in items:
                     if is_first:
                         seen.first_s.append(loop.time() - asked_s)
+                        seen.asked_s.append(asked_s)
                         is_first = False
             seen.complete += 1
             return True

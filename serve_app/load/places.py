@@ -20,8 +20,9 @@ _FULL_AT_ONCE: Final = 4
 # As how many more a stream counts that is late. With one more, a replica 32 times slower than the
 # others kept twice as many as it could carry (load_tests.simulator.routing).
 _LATE_COUNTS: Final = 3
-# Differences of so much of a replica's places are smaller than what is not known yet.
-_ALIKE: Final = 1 / 32
+# Differences of so much of a replica's places are smaller than what is not known yet
+# (load_tests.simulator.balance).
+_ALIKE: Final = 1 / 8
 
 K = TypeVar("K", bound=Hashable)
 

@@ -132,7 +132,7 @@ def test_a_caller_goes_by_its_own_calls_where_others_have_nearly_as_many(
     places.heard("a", 106)
     places.heard("b", 100)
     assert [places.take(512, places=256) for _ in range(4)] == ["a", "b"] * 2
-    places.heard("a", 120)
+    places.heard("a", 140)
     assert [places.take(512, places=256) for _ in range(4)] == ["b"] * 4
 
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from load_tests.simulator import crowd, loads, routing
+from load_tests.simulator.balance import unevenness
 from load_tests.simulator.machine import BIN_FRAMES, NUM_BINS, Fleet, bins_of
 from load_tests.simulator.measured import Service
 from load_tests.simulator.report import Row, over_seeds, plot, table
@@ -142,3 +143,16 @@ def test_of_few_places_none_is_refused_because_what_is_known_of_others_is_old(
     seen = crowd.measure(setting, 60.0, seed=0, rate_hz=10 * full.per_s)
     assert seen.per_s > 0.95 * full.per_s
     assert seen.by_replica < 10 * ingresses * seen.span_s
+
+
+def test_streams_of_several_ingresses_lie_evenly_on_the_replicas() -> None:
+    setting = crowd.Setting(Service(256), replicas=2, ingresses=10)
+    seen = crowd.measure(setting, 8.0, seed=0, streams=128, at_once=True)
+    away, far = unevenness(seen.streams[len(seen.streams) // 8 :])
+    assert away < 4
+    assert far < 0.15
+
+
+def test_unevenness_is_how_far_replicas_are_from_the_mean() -> None:
+    assert unevenness([(10, 10), (12, 8)]) == (1.0, 0.5)
+    assert unevenness([]) == (0.0, 0.0)
