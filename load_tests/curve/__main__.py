@@ -26,6 +26,7 @@ from load_tests.loops.runner import ClosedLoop
 from load_tests.loops.workload import Workload
 from load_tests.reports import circumstances, files
 from load_tests.servers.child import say, write_checkpoint
+from load_tests.servers.gpu_watch import GpuWatch
 from load_tests.servers.nodes import Room
 from load_tests.servers.server import (
     STOP_S,
@@ -123,6 +124,15 @@ def rooms(args: argparse.Namespace, gpus: int, cores: int) -> list[Room]:
     return [Room(max(1, cores // 4)), *(Room(max(1, 3 * cores // 4 // gpus), gpu) for gpu in each)]
 
 
+def host(cores: int) -> dict[str, Any]:
+    """Where cores and GPUs are, and how fast cores are when more of them work."""
+    counts = sorted({1, *(max(1, cores * part // 4) for part in (1, 2, 4))})
+    return {
+        "places": circumstances.places(),
+        "million_ms_together": [[n, circumstances.million_ms_together(n)] for n in counts],
+    }
+
+
 def main(arguments: Sequence[str]) -> int:
     args = parse(arguments)
     deadline_s = time.perf_counter() + args.budget_s
@@ -136,7 +146,12 @@ def main(arguments: Sequence[str]) -> int:
         say(f"{counts[-1]} GPUs asked for, {there} here")
         return 2
     file = args.out / "curve.json"
-    facts = {**circumstances.environment(args.commit), "size": args.size, "profile": args.profile}
+    facts = {
+        **circumstances.environment(args.commit),
+        **host(os.cpu_count() or 1),
+        "size": args.size,
+        "profile": args.profile,
+    }
     stored = _stored(file, facts)
     scale = Scale(
         tuple(args.per_gpu),
@@ -155,11 +170,8 @@ def main(arguments: Sequence[str]) -> int:
     complete, failed = True, False
     with tempfile.TemporaryDirectory(prefix="ttsc-") as scratch, _fleet(args) as fleet:
         checkpoint = args.checkpoint or Path(scratch) / f"{args.size}-custom-voice"
-        if args.size != "tiny" or args.checkpoint:
-            if not checkpoint.exists():
-                write_checkpoint(checkpoint, args.size, "cuda" if there else "cpu")
-        else:
-            checkpoint = None
+        if not checkpoint.exists():
+            write_checkpoint(checkpoint, args.size, "cuda" if there else "cpu")
         _empty(fleet, workload, counts[-1] * max(args.per_gpu), stored, save)
         env = dict(pair.split("=", 1) for pair in args.env)
         if args.caches:
@@ -218,7 +230,7 @@ def _climb(
     settle_s = args.settle if args.settle is not None else _SETTLE_S * bool(circumstances.gpus())
     time.sleep(settle_s)
     stages = tuple(name for name in STAGES[placement] if name != "Ingress")
-    with Steering(server) as steering:
+    with Steering(server, looking=True) as steering, GpuWatch() as gpu_watch:
         curve = Curve(
             server,
             steering,
@@ -231,9 +243,9 @@ def _climb(
             save,
             server.processes,
             deadline_s - STOP_S,
+            gpu_watch,
         )
-        # Once through it, so that no measured load is a first.
-        fleet.run(server.url, workload, ClosedLoop(min(scale.per_gpu), 2 * min(scale.per_gpu)))
+        curve.once_through(1)
         replicas = 1
         for gpus in counts:
             left_s = deadline_s - STOP_S - time.perf_counter()
@@ -243,7 +255,9 @@ def _climb(
                 if not curve.add(replicas, gpus):
                     return False
                 replicas = gpus
-                time.sleep(settle_s)
+                settled_s = time.perf_counter() + settle_s
+                curve.once_through(gpus)
+                time.sleep(max(0.0, settled_s - time.perf_counter()))
             if not curve.at(gpus):
                 return False
     stored.setdefault("complete", []).append([placement, list(counts)])

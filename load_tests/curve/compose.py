@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
+from load_tests.curve import tables
 from load_tests.curve.figures import efficiency
 from load_tests.reports import files, plots
 from load_tests.reports.report import table_head, table_line
@@ -24,6 +25,7 @@ def compose(folder: Path, stored: Mapping[str, Any]) -> None:
         "",
         f"{_names(facts)}; {facts['cpus']} cores; commit {facts['commit']}; {facts['time_utc']}",
         "",
+        *tables.circumstances(facts),
         *(
             f"- {s['placement']}: ready after {s['ready_s']:.1f} s; {'; '.join(s['replicas'])}"
             for s in stored.get("starts", ())
@@ -36,7 +38,8 @@ def compose(folder: Path, stored: Mapping[str, Any]) -> None:
     if shares:
         parts += [
             "",
-            "Against one GPU of the same run:",
+            "Against one GPU of the same run; throughput is at each number of GPUs taken from when"
+            " all streams had a measured request until the first found none left:",
             "",
             *table_head(("placement", "GPUs", "load", "efficiency", "p95 ratio"), left=3),
             *(
@@ -52,7 +55,7 @@ def compose(folder: Path, stored: Mapping[str, Any]) -> None:
                 for share in shares
             ),
         ]
-    parts += ["", *_more(rows)]
+    parts += ["", *_more(rows), "", *tables.accounts(rows)]
     files.write_text(folder / "report.md", "\n".join(parts) + "\n")
     plots.curve(folder / "curve.png", shares)
 
@@ -62,12 +65,6 @@ def _more(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     lines = []
     for row in rows:
         where = f"{row['placement']}, {row['gpus']} GPUs, {row['load']}"
-        if busy := row.get("busy"):
-            lines.append(
-                f"- {where}: {busy['cores']} cores busy, fullest process"
-                f" {busy['fullest_process']}, fullest thread {busy['fullest_thread']}"
-                f" ({', '.join(f'{k} {v}' for k, v in busy['by_kind'].items())})"
-            )
         if ready := row.get("ready_s"):
             said = "; ".join(f"{name} {', '.join(map(str, s))} s" for name, s in ready.items())
             lines.append(f"- {where}: ready after {said}")

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
-from load_tests.curve.cores import Busy
+from load_tests.curve.beside import account, watch
 from load_tests.curve.figures import back_after_s
 from load_tests.loops.fleet import Fleet, merged
 from load_tests.loops.level import Level
@@ -13,6 +13,7 @@ from load_tests.loops.runner import BurstLoop, ClosedLoop, OpenLoop, Plan, Run
 from load_tests.loops.workload import Workload
 from load_tests.reports import report
 from load_tests.servers.child import say
+from load_tests.servers.gpu_watch import GpuWatch
 from load_tests.servers.processes import ServerProcess, signal_to
 from load_tests.servers.server import Server
 from load_tests.servers.starts import replica_starts
@@ -57,11 +58,7 @@ class Scale:
 
 @dataclass(slots=True)
 class Curve:
-    """Measures one placement; `rows` are results as JSON, `done` what earlier calls have.
-
-    Args:
-        name: of the load of a row; with `gpus` and `placement` its key.
-    """
+    """Measures one placement; `done` are rows that earlier calls have, as JSON."""
 
     server: Server
     steering: Steering
@@ -74,6 +71,7 @@ class Curve:
     save: Callable[[dict[str, Any]], None]
     find: Callable[[], Sequence[ServerProcess]]
     deadline_s: float
+    gpu_watch: GpuWatch
     rates: dict[int, float] = field(default_factory=dict)
 
     def at(self, gpus: int) -> bool:
@@ -85,6 +83,11 @@ class Curve:
                 return False
             self._keep(gpus, name, run)
         return True
+
+    def once_through(self, gpus: int) -> None:
+        """So that no measured load is the first that a replica gets."""
+        streams = gpus * min(self.scale.per_gpu)
+        self._run(ClosedLoop(streams, 2 * streams))
 
     def add(self, before: int, gpus: int) -> bool:
         """Go from `before` replicas to `gpus` under an open load; False where it did not succeed.
@@ -130,12 +133,16 @@ class Curve:
 
     def _closed(self, plan: ClosedLoop, gpus: int) -> tuple[Run, dict[str, Any]]:
         left_s = max(5.0, self.deadline_s - time.perf_counter())
-        before = Busy.now(self.find())
-        run = self._run(replace(plan, max_s=left_s))
-        busy = Busy.now(self.find()).since(before)
+        plan = replace(plan, max_s=left_s)
+        futures = self.fleet.begin(self.server.url, self.workload, plan)
+        beside = watch(futures, self.server.processes)
+        run = merged(plan, [future.result() for future in futures])
+        seen = account(run, beside, self.steering.looks, self.gpu_watch.readings)
         level = Level.of(run)
         self.rates[gpus] = level.summary.requests_per_s
-        return run, {"busy": busy}
+        if not seen["work"]:
+            say(f"nothing was seen of the replicas: {self.steering.not_seen or 'no look'}")
+        return run, {"beside": seen}
 
     def _open(self, gpus: int) -> tuple[Run, dict[str, Any]]:
         rate = self.rates.get(gpus) or self._known_rate(gpus) or 1.0
@@ -190,7 +197,9 @@ class Curve:
 
     def _store(self, gpus: int, name: str, run: Run, more: dict[str, Any]) -> None:
         row = row_of(self.placement, gpus, name, run) | more
-        say(report.table_line([self.placement, str(gpus), *report.row(Level.of(run)), str(more)]))
+        shown = {name: value for name, value in more.items() if name != "beside"}
+        said = [str(shown)] if shown else []
+        say(report.table_line([self.placement, str(gpus), *report.row(Level.of(run)), *said]))
         self.save(row)
 
     def _has(self, gpus: int, name: str) -> bool:

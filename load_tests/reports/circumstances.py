@@ -34,14 +34,68 @@ def interpreter_ms() -> float:
     Machines with the same GPU differ by a factor of two, and so does what the host does per frame.
     """
 
-    def once() -> float:
-        began_s = time.perf_counter()
-        total = 0
-        for number in range(1_000_000):
-            total += number
-        return 1000 * (time.perf_counter() - began_s)
+    return round(min(million_ms() for _ in range(3)), 1)
 
-    return round(min(once() for _ in range(3)), 1)
+
+def million_ms() -> float:
+    """What a million additions take now."""
+    began_s = time.perf_counter()
+    total = 0
+    for number in range(1_000_000):
+        total += number
+    return 1000 * (time.perf_counter() - began_s)
+
+
+def million_ms_together(processes: int) -> float | None:
+    """What it takes in the mean where so many processes do it at once; None where one fails.
+
+    Cores that share their units, or their clock, with others are slower then.
+    """
+    begin_s = time.perf_counter() + 0.3
+    code = (
+        "import sys, time; from load_tests.reports.circumstances import million_ms;"
+        "time.sleep(max(0.0, float(sys.argv[1]) - time.perf_counter()));"
+        "print(sum(million_ms() for _ in range(3)) / 3)"
+    )
+    command = [sys.executable, "-c", code, str(begin_s)]
+    running = [
+        subprocess.Popen(command, cwd=_REPOSITORY, stdout=subprocess.PIPE, text=True)
+        for _ in range(processes)
+    ]
+    said = [process.communicate(timeout=60)[0] for process in running]
+    try:
+        return round(sum(map(float, said)) / processes, 1)
+    except ValueError:
+        return None
+
+
+def places() -> dict[str, Any]:
+    """Where cores and GPUs are: NUMA nodes of the machine, threads of a core, and for each GPU
+    its bus address with its node; -1, as the kernel has it, where that is not known.
+    """
+    system = Path("/sys/devices/system")
+    siblings = _text(system / "cpu/cpu0/topology/thread_siblings_list")
+    first, dash, last = siblings.partition("-")
+    threads = int(last) - int(first) + 1 if dash else siblings.count(",") + 1
+    return {
+        "numa_nodes": len(list(system.glob("node/node[0-9]*"))) or 1,
+        "threads_per_core": threads,
+        "gpus": {address: _node_of(address) for (address,) in _nvidia_smi(("pci.bus_id",))},
+    }
+
+
+def _node_of(address: str) -> int:
+    """Of a PCI address, for which nvidia-smi gives the domain with four digits too many."""
+    short = address.lower()[-12:]
+    text = _text(Path(f"/sys/bus/pci/devices/{short}/numa_node"))
+    return int(text) if text.lstrip("-").isdigit() else -1
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text().strip()
+    except OSError:
+        return ""
 
 
 def utc() -> str:

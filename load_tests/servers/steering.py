@@ -16,11 +16,13 @@ from dataclasses import dataclass, field
 from typing import IO, Any, Final, Self
 
 from load_tests.servers.child import REPOSITORY, search_path
+from load_tests.servers.looks import APPLICATION, Look, look
 from load_tests.servers.server import MARK, Server, ServerFailed
 
 _PERIOD_S: Final = 0.1
 _START_S: Final = 60.0
-APPLICATION: Final = "tts"
+_LOOKING: Final = "look"
+_telling: Final = threading.Lock()
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,10 +36,16 @@ class Reading:
 
 @dataclass(slots=True)
 class Steering:
-    """The other side of the process; a context manager that holds it."""
+    """The other side of the process; a context manager that holds it.
+
+    looking: also see what the replicas do, in `looks`; `not_seen` says what went wrong last.
+    """
 
     server: Server
+    looking: bool = False
     readings: list[Reading] = field(default_factory=list)
+    looks: list[Look] = field(default_factory=list)
+    not_seen: str = ""
     _process: "subprocess.Popen[str] | None" = None
 
     def __enter__(self) -> Self:
@@ -52,7 +60,10 @@ class Steering:
         }
         address = os.environ.get("RAY_ADDRESS") or self.server.gcs_address()
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "load_tests.servers.steering", address],
+            [
+                *(sys.executable, "-m", "load_tests.servers.steering", address),
+                *([_LOOKING] * self.looking),
+            ],
             cwd=REPOSITORY,
             env=env,
             stdin=subprocess.PIPE,
@@ -105,10 +116,15 @@ class Steering:
         for line in output:
             if line.startswith("{"):
                 said = json.loads(line)
-                self.readings.append(Reading(said["at_s"], said["running"], said["target"]))
+                if "requests" in said:
+                    self.looks.append(Look(**said))
+                elif "broken" in said:
+                    self.not_seen = said["broken"]
+                elif "running" in said:
+                    self.readings.append(Reading(said["at_s"], said["running"], said["target"]))
 
 
-def steer(address: str) -> None:
+def steer(address: str, *, looking: bool = False) -> None:
     """Deploy what each line of the input says, and tell what runs, until the input ends."""
     import ray
     from ray import serve
@@ -123,6 +139,8 @@ def steer(address: str) -> None:
         ended.set()
 
     threading.Thread(target=listen, daemon=True).start()
+    if looking:
+        threading.Thread(target=look, args=(_tell, ended), daemon=True).start()
     while not ended.is_set():
         while lines:
             _deploy(json.loads(lines.pop(0)))
@@ -140,8 +158,14 @@ def steer(address: str) -> None:
             },
             "target": {name: sum(d.replica_states.values()) for name, d in deployments.items()},
         }
-        print(json.dumps(said), flush=True)
+        _tell(said)
         time.sleep(_PERIOD_S)
+
+
+def _tell(said: dict[str, Any]) -> None:
+    """One line, whole, whichever thread says it."""
+    with _telling:
+        print(json.dumps(said), flush=True)
 
 
 def _deploy(replicas: Mapping[str, int]) -> None:
@@ -174,4 +198,4 @@ def with_replicas(application: Mapping[str, Any], replicas: Mapping[str, int]) -
 
 
 if __name__ == "__main__":
-    steer(sys.argv[1])
+    steer(sys.argv[1], looking=_LOOKING in sys.argv[2:])
