@@ -9,8 +9,9 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from typing import Final
 
 from serve_app.models.kernel_cache.absent_gpu import SHARED_BYTES
 from serve_app.models.kernel_cache.ahead import marking, present
@@ -25,6 +26,10 @@ from serve_app.models.kernel_cache.variants import (
     versions,
     write,
 )
+
+# Triton compiles for these; what it does not know ends its process. Whether all fits is checked for
+# those whose shared memory is known.
+COMPILED_FOR: Final = frozenset({*SHARED_BYTES, 87, 103, 110, 121})
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
@@ -58,36 +63,50 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def run_fill(args: argparse.Namespace) -> int:
-    capabilities = [round(10 * c) for c in args.capability] if args.capability else present()
-    if not capabilities:
+def run_fill(args: argparse.Namespace, find: Callable[[], list[int]] = present) -> int:
+    wanted = [round(10 * c) for c in args.capability] if args.capability else find()
+    if not wanted:
         print("no GPU here: say which with --capability, such as 9.0", file=sys.stderr)
         return 2
+    capabilities = [c for c in wanted if c in COMPILED_FOR]
+    if capabilities != wanted:
+        # A GPU that is here beside others is no fault of the command line.
+        others = [c for c in wanted if c not in COMPILED_FOR]
+        print(f"nothing compiles for {_text(others)}; for {_text(COMPILED_FOR)}", file=sys.stderr)
+        if args.capability or not capabilities:
+            return 2
     if args.capability:
         # Where there is no GPU, vLLM has plain functions in place of its kernels, unless this says
         # that one may come later.
         os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
     _tell_other_versions(args.list or sorted(LISTS.glob("*.jsonl")))
+    is_filled = True
     for capability in capabilities:
         if args.list is not None:
             listed = [variant for file in args.list for variant in read(file)]
-            _fill(listed, capability, args.processes)
+            is_filled &= _fill(listed, capability, args.processes)
             continue
-        with marking(capability) as wanted:
-            if wanted:
-                _fill(known(), capability, args.processes)
+        with marking(capability) as is_new:
+            if is_new:
+                is_filled &= _fill(known(), capability, args.processes)
             else:
-                print(f"compute capability {capability / 10:g}: filled before")
-    return 0
+                print(f"compute capability {_text([capability])}: filled before")
+    return 0 if is_filled else 1
 
 
-def _fill(variants: Sequence[Variant], capability: int, processes: int | None) -> None:
+def _text(capabilities: Iterable[int]) -> str:
+    return ", ".join(f"{capability / 10:.1f}" for capability in sorted(capabilities))
+
+
+def _fill(variants: Sequence[Variant], capability: int, processes: int | None) -> bool:
+    """Whether the cache has anything of them now."""
     began_s = time.monotonic()
     done = fill(variants, capability, processes)
     print(
-        f"compute capability {capability / 10:g}: {done.compiled} compiled, {done.found} there"
+        f"compute capability {_text([capability])}: {done.compiled} compiled, {done.found} there"
         f" before, {done.failed} not possible, {time.monotonic() - began_s:.0f} s"
     )
+    return not variants or done.compiled + done.found > 0
 
 
 def _tell_other_versions(lists: Sequence[Path]) -> None:
@@ -104,7 +123,7 @@ def run_check(args: argparse.Namespace) -> int:
     capabilities = [round(10 * c) for c in args.capability]
     unknown = [c for c in capabilities if c not in SHARED_BYTES]
     if unknown:
-        print(f"not known: {', '.join(f'{c / 10:g}' for c in unknown)}", file=sys.stderr)
+        print(f"not known: {_text(unknown)}; known: {_text(SHARED_BYTES)}", file=sys.stderr)
         return 2
     reports = check(capabilities, thorough=True, processes=args.processes)
     print(table(reports))

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from serve_app.models.kernel_cache.__main__ import main
 from serve_app.models.kernel_cache.ahead import (
     fill_ahead,
     fill_beside,
@@ -70,7 +71,7 @@ def launch(rows: int, list_file: str) -> None:
     print(json.dumps({"hits": hits, "version": triton.__version__}))
 
 
-def in_a_process(cache: Path, *arguments: str) -> str:
+def in_a_process(cache: Path, *arguments: str, status: int = 0) -> str:
     environment = {**os.environ, "TRITON_CACHE_DIR": str(cache), "PYTHONPATH": str(ROOT)}
     done = subprocess.run(
         [sys.executable, "-P", *arguments],
@@ -80,7 +81,7 @@ def in_a_process(cache: Path, *arguments: str) -> str:
         text=True,
         check=False,
     )
-    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.returncode == status, done.stderr[-2000:]
     return done.stdout
 
 
@@ -102,7 +103,37 @@ def test_a_variant_that_its_kernel_has_outgrown_is_left_out(tmp_path: Path) -> N
     old = Variant(module, "_add_norm_kernel", (("x", "*bf16"),), (), (), ())
     write(tmp_path / "old.jsonl", [old])
     command = ("-m", "serve_app.models.kernel_cache", "fill", "--capability", "9.0", "--list")
-    assert "1 not" in in_a_process(tmp_path, *command, str(tmp_path / "old.jsonl"))
+    # Nothing was compiled, which the build of an image has to notice.
+    assert "1 not" in in_a_process(tmp_path, *command, str(tmp_path / "old.jsonl"), status=1)
+
+
+@pytest.mark.parametrize("unknown", ["5.0", "8.3", "88"])
+def test_what_nothing_compiles_for_is_refused_before_anything_is_compiled(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    unknown: str,
+) -> None:
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    assert main(["fill", "--capability", "9.0", unknown]) == 2
+    told = capsys.readouterr().err
+    assert told.startswith(
+        f"nothing compiles for {float(unknown):.1f}; for 8.0, 8.6, 8.7, 8.9, 9.0,"
+    )
+    assert not list(tmp_path.iterdir())
+
+
+def test_of_the_gpus_that_are_here_one_that_nothing_compiles_for_is_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    write(tmp_path / "none.jsonl", [])
+    for here, status in (([75], 2), ([75, 90], 0)):
+        monkeypatch.setattr("serve_app.models.kernel_cache.__main__.present", lambda h=here: h)
+        assert main(["fill", "--list", str(tmp_path / "none.jsonl")]) == status
+        told = capsys.readouterr()
+        assert told.err.startswith("nothing compiles for 7.5; for 8.0")
+        assert ("compute capability 9.0: 0 compiled" in told.out) == (status == 0)
 
 
 def test_the_lists_name_kernels_as_they_are() -> None:
