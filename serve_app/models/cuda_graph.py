@@ -11,14 +11,14 @@ import threading
 from bisect import bisect_left
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Final
 
 import torch
 from torch import Tensor
 
 # Warm-up calls before a capture: libraries load their kernels and allocate their workspaces in the
 # first ones.
-_NUM_WARMUP_CALLS = 2
+_NUM_WARMUP_CALLS: Final = 2
 
 # The stream of a thread for warm-up calls, by its device: one each, as each has a workspace.
 _BESIDE = threading.local()
@@ -51,6 +51,7 @@ class GraphRunner:
             the capture run on the current stream. A graph keeps the workspace that cuBLAS has for
             the stream and thread of its capture, and such a call writes into it, so that by default
             they run on a stream of their own, which costs the thread a second workspace.
+        met: the caller has called `fn` once already, on the current stream and with such inputs.
     """
 
     def __init__(
@@ -59,13 +60,14 @@ class GraphRunner:
         inputs: tuple[Tensor, ...],
         pool: Any | None = None,
         alone: bool = False,
+        met: bool = False,
     ) -> None:
         self.inputs = inputs
         current = torch.cuda.current_stream()
         stream = current if alone else _beside(current)
         stream.wait_stream(current)
         with torch.cuda.stream(stream):
-            for _ in range(_NUM_WARMUP_CALLS):
+            for _ in range(_NUM_WARMUP_CALLS - met):
                 fn(*inputs)
         stream.synchronize()
         self._graph: torch.cuda.CUDAGraph | None = torch.cuda.CUDAGraph()
@@ -156,12 +158,13 @@ class BatchGraphs:
         """The sizes that have a graph; a call uses these only."""
         return self._captured
 
-    def capture(self, batch_size: int, alone: bool = False) -> None:
+    def capture(self, batch_size: int, alone: bool = False, met: bool = False) -> None:
         """Capture one size, once; does nothing when not enabled. `fn` sees padding rows only.
 
         Args:
             batch_size: one of `batch_sizes`.
             alone: see `GraphRunner`; by default other threads may call meanwhile.
+            met: see `GraphRunner`.
         """
         if not self.enabled or batch_size in self._runners:
             return
@@ -171,7 +174,7 @@ class BatchGraphs:
             self._pool = torch.cuda.graph_pool_handle()
         inputs = self._make_inputs(batch_size)
         self._padding[batch_size] = tuple(tensor.clone() for tensor in inputs)
-        runner = GraphRunner(self._fn, inputs, self._pool, alone)
+        runner = GraphRunner(self._fn, inputs, self._pool, alone, met)
         # Another thread may be calling; it is shown what is complete, and nothing else.
         torch.cuda.current_stream().synchronize()
         self._runners[batch_size] = runner

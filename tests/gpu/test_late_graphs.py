@@ -56,6 +56,24 @@ def test_the_calls_before_a_capture_run_beside_it_unless_it_is_alone(alone: bool
         runner.close()
 
 
+def test_who_has_called_a_function_has_it_called_once_less() -> None:
+    calls: list[bool] = []
+
+    def double(values: torch.Tensor) -> torch.Tensor:
+        calls.append(torch.cuda.is_current_stream_capturing())
+        return values * 2
+
+    values = torch.ones(4, device="cuda")
+    torch.cuda.synchronize()
+    with torch.cuda.stream(torch.cuda.Stream()):
+        for met, before in ((False, 2), (True, 1)):
+            runner = GraphRunner(double, (values,), alone=True, met=met)
+            assert calls == [False] * before + [True]
+            assert runner().tolist() == [2.0] * 4
+            runner.close()
+            calls.clear()
+
+
 def test_graphs_that_are_captured_meanwhile_change_no_sample(model: SpeechDecoderModel) -> None:
     codes = np.random.default_rng(0).integers(0, 2048, (ROWS, FRAMES, 16))
     pieces = [Piece(slot, codes[slot], reset=True) for slot in range(ROWS)]

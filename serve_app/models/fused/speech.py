@@ -24,6 +24,15 @@ from serve_app.protocols import SlottedDecoder
 from serve_app.types import CodecFrames, Health, PcmChunk, SpeechRequest
 
 
+def import_stages(device: torch.device) -> None:
+    """Import what `FusedSpeech.load` needs for `device`, vLLM above all."""
+    import_engine(device)
+    if device.type == "cuda":
+        import serve_app.models.code_predictor.fast
+        import serve_app.models.sampling_kernel
+        import serve_app.models.speech_decoder.network.kernels  # noqa: F401
+
+
 @dataclass(frozen=True, slots=True)
 class _InSlot:
     """Talker and decoder with one slot of the decoder, which both write to."""
@@ -68,7 +77,7 @@ class FusedSpeech:
             CheckpointError, StageUnavailable: the checkpoint or the device is unusable.
         """
         kernels_are_compiled = fill_ahead(device)
-        import_engine(torch.device(device))
+        import_stages(torch.device(device))
         start_times.lap("imports")
         kernels_are_compiled()
         start_times.lap("kernels")

@@ -234,7 +234,7 @@ def import_stages(on_cpu: bool) -> None:
     from serve_app.models.fused import speech
 
     has_gpu = not on_cpu and Path("/dev/nvidiactl").exists()
-    speech.import_engine(torch.device("cuda" if has_gpu else "cpu"))
+    speech.import_stages(torch.device("cuda" if has_gpu else "cpu"))
 
 
 if __name__ == "__main__":

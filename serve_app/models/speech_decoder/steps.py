@@ -225,15 +225,12 @@ class DecoderSteps:
                     (rows * size, rows, size) for size in self.sizes for rows in self._batches[size]
                 ]
                 for frames, rows, size in sorted(shapes):
-                    if self._trials.include(frames):
-                        with trying(self._trials.algorithms):
-                            self._decode_slots(*self._scratch(rows, size))
-                        start_times.lap("decoder algorithms")
                     if self._trials.algorithms or rows <= max(_FIRST_ROWS, self._batches[size][0]):
-                        self._graphs[size].capture(rows, alone=True)
+                        self._meet(rows, size, self._trials.include(frames))
+                        self._graphs[size].capture(rows, alone=True, met=True)
+                        start_times.lap("decoder graphs")
                     else:
                         self._later.append((rows, size))
-                    start_times.lap("decoder graphs")
                 self._meet_large_steps()
             else:
                 self._decode_slots(*self._scratch(1, 1))
@@ -249,6 +246,12 @@ class DecoderSteps:
             "CUDA graphs" if self.has_graphs else "eager",
             time.monotonic() - start,
         )
+
+    def _meet(self, rows: int, size: int, is_tried: bool) -> None:
+        """Run a step for the first time, in which libraries choose and load what they take."""
+        with trying(self._trials.algorithms) if is_tried else contextlib.nullcontext():
+            self._decode_slots(*self._scratch(rows, size))
+        start_times.lap("decoder trials" if is_tried else "decoder first calls")
 
     def _meet_large_steps(self) -> None:
         """Run the largest step of each size whose graph comes later.

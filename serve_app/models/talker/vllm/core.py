@@ -103,10 +103,13 @@ class TalkerCore:
 
 
 def import_engine(device: torch.device) -> None:
-    """Import vLLM, which takes seconds, before the engine is built for `device`."""
+    """Import vLLM, which takes seconds, and what it is given, before the engine is built."""
     _prepare_environment(device)
     with without_collections():
+        import vllm.engine.arg_utils
         import vllm.v1.engine.core
+
+        from serve_app.models.talker.vllm import model, scheduler, state  # noqa: F401
 
         if device.type == "cuda":
             import vllm.v1.worker.gpu_worker
