@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from serve_app.models.kernel_cache.__main__ import main
+from serve_app.models.kernel_cache.__main__ import main, parse, run_fill
 from serve_app.models.kernel_cache.ahead import (
     fill_ahead,
     fill_beside,
@@ -129,8 +129,8 @@ def test_of_the_gpus_that_are_here_one_that_nothing_compiles_for_is_left_out(
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
     write(tmp_path / "none.jsonl", [])
     for here, status in (([75], 2), ([75, 90], 0)):
-        monkeypatch.setattr("serve_app.models.kernel_cache.__main__.present", lambda h=here: h)
-        assert main(["fill", "--list", str(tmp_path / "none.jsonl")]) == status
+        args = parse(["fill", "--list", str(tmp_path / "none.jsonl")])
+        assert run_fill(args, lambda here=here: here) == status
         told = capsys.readouterr()
         assert told.err.startswith("nothing compiles for 7.5; for 8.0")
         assert ("compute capability 9.0: 0 compiled" in told.out) == (status == 0)
