@@ -192,6 +192,22 @@ def test_no_pod_runs_as_root_or_without_limits() -> None:
             assert {"cpu", "memory"} <= set(container["resources"]["limits"])
 
 
+def test_budgets_are_numbers_of_pods_that_stay() -> None:
+    """Kubernetes evicts no pod under another budget: what owns it, a RayCluster, has no scale."""
+    budgets = {d["metadata"]["name"]: d["spec"] for d in documents() if "Budget" in d["kind"]}
+    assert len(budgets) == 3
+    labels = [group["template"]["metadata"]["labels"] for group in groups()]
+    for spec in budgets.values():
+        assert isinstance(spec["minAvailable"], int)
+        assert "maxUnavailable" not in spec
+        assert (
+            sum(spec["selector"]["matchLabels"].items() <= found.items() for found in labels) == 1
+        )
+    kept = {name: spec["minAvailable"] for name, spec in budgets.items()}
+    (ingress,) = [g for g in groups() if g.get("groupName") == "ingress"]
+    assert kept["tts-ingress"] < ingress["minReplicas"]
+
+
 def test_the_ray_up_file_is_one() -> None:
     import ray.autoscaler
 
