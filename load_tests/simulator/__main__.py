@@ -13,7 +13,7 @@ from pathlib import Path
 
 from load_tests.reports import files
 from load_tests.servers.child import say
-from load_tests.simulator import loads
+from load_tests.simulator import loads, logs
 from load_tests.simulator.measured import Service
 from load_tests.simulator.report import Row, over_seeds, plot, table
 from load_tests.simulator.run import oracle_replicas, simulate
@@ -30,6 +30,13 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m load_tests.simulator", description=__doc__)
     parser.add_argument("--load", nargs="*", choices=tuple(loads.LOADS), default=[])
     parser.add_argument("--recorded", type=Path, nargs="*", default=[], help="JSON lines")
+    parser.add_argument(
+        "--log",
+        type=Path,
+        nargs="*",
+        default=[],
+        help="of ingresses, all together one load: .../logs/serve/replica_*Ingress*.log",
+    )
     parser.add_argument(
         "--rate", type=float, default=400.0, help="requests/s, usual or at the peak"
     )
@@ -70,10 +77,14 @@ def main(arguments: Sequence[str]) -> int:
     rows: list[Row] = []
     held = True
     tuning = replace(Tuning(), spare=args.spare)
+    logged = list(map(loads.recorded, args.recorded))
+    if args.log:
+        found = logs.read(args.log)
+        say(f"{len(found.rows)} requests; {found.refused} that were refused are not among them")
+        logged.append(loads.of_requests("log", found.rows))
     for seed in args.seeds:
-        if args.load or args.recorded:
-            asked = [loads.LOADS[name](seed, args.rate) for name in args.load]
-            asked += map(loads.recorded, args.recorded)
+        if args.load or logged:
+            asked = [*(loads.LOADS[name](seed, args.rate) for name in args.load), *logged]
             rows += [run(args, load, tuning, seed) for load in asked]
             continue
         crowd = smallest_spare(args, seed)

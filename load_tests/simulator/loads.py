@@ -4,7 +4,7 @@ A load is requests per second at each second and the lengths of speech, in codec
 """
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
@@ -84,9 +84,15 @@ def node_loss(seed: int, mean_hz: float, share: float = 0.25) -> Load:
 def recorded(file: Path) -> Load:
     """Lines of JSON with `at_s` and `frames`, one for each request, in any order."""
     rows = [json.loads(line) for line in file.read_text("utf-8").splitlines() if line.strip()]
-    rows.sort(key=lambda row: row["at_s"])
-    times = np.array([int(row["at_s"] - rows[0]["at_s"]) for row in rows])
-    return Load(file.stem, np.bincount(times), np.array([row["frames"] for row in rows]))
+    if not rows:
+        raise ValueError(f"{file} has no request")
+    return of_requests(file.stem, sorted((row["at_s"], row["frames"]) for row in rows))
+
+
+def of_requests(name: str, rows: Sequence[tuple[float, int]]) -> Load:
+    """Of seconds and frames of each, in the order in which they came; one at least."""
+    times = np.array([int(at_s - rows[0][0]) for at_s, _ in rows])
+    return Load(name, np.bincount(times), np.array([frames for _, frames in rows]))
 
 
 LOADS: Final[Mapping[str, Callable[[int, float], Load]]] = {

@@ -1,18 +1,23 @@
 """The policy that ships on simulated fleets: fixed loads, as inequalities."""
 
 import json
+import logging
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from ray._common.formatters import JSONFormatter
+from ray.serve._private.logging_utils import ServeFormatter
 
-from load_tests.simulator import crowd, loads, routing
+from load_tests.simulator import crowd, loads, logs, routing
 from load_tests.simulator.balance import unevenness
 from load_tests.simulator.machine import BIN_FRAMES, NUM_BINS, Fleet, bins_of
 from load_tests.simulator.measured import Service
 from load_tests.simulator.report import Row, over_seeds, plot, table
 from load_tests.simulator.run import oracle_replicas, simulate
+from serve_app.http.observe.log import as_text, fields_of
+from serve_app.http.observe.record import Record
 from serve_app.scaling.tuning import Tuning
 
 
@@ -84,6 +89,40 @@ def test_a_recorded_load_is_what_was_recorded(tmp_path: Path) -> None:
     load = loads.recorded(file)
     assert load.name == "tuesday"
     assert load.arrivals.tolist() == [2, 0, 0, 1]
+
+
+@pytest.mark.parametrize("as_json", [False, True])
+@pytest.mark.parametrize("form", [ServeFormatter("tts_Ingress", "abc"), JSONFormatter()])
+def test_what_ingresses_have_logged_is_a_load(
+    tmp_path: Path, form: logging.Formatter, as_json: bool
+) -> None:
+    """In the forms of those who write it."""
+    files = [tmp_path / "1.log", tmp_path / "2.log"]
+    # File, when it ended, how long it took, seconds of audio, status.
+    for file, at_s, took_s, audio_s, status in (
+        (0, 105.0, 3.0, 4.0, 200),
+        (1, 104.5, 4.5, 0.8, 200),
+        (1, 106.0, 0.01, 0.0, 429),
+        (0, 101.2, 0.4, 8.0, 200),
+    ):
+        record = Record("an id", path="/v1/audio/speech", status=status, audio_s=audio_s)
+        fields = fields_of(record, took_s)
+        with files[file].open("a") as log:
+            for said in ("Started.", json.dumps(fields) if as_json else as_text(fields)):
+                line = logging.LogRecord("serve_app", logging.INFO, "", 0, said, None, None)
+                line.created, line.msecs = at_s, 1000 * (at_s % 1)
+                log.write(form.format(line) + "\n")
+    found = logs.read(files)
+    assert found.refused == 1
+    assert [frames for _, frames in found.rows] == [10, 100, 50]
+    assert [at_s for at_s, _ in found.rows] == pytest.approx([100.0, 100.8, 102.0])
+    assert loads.of_requests("log", found.rows).arrivals.tolist() == [2, 0, 1]
+
+
+def test_logs_without_a_request_are_no_load(tmp_path: Path) -> None:
+    (tmp_path / "1.log").write_text("INFO 2026-11-26 19:00:00,000 tts_Ingress abc -- Started.\n")
+    with pytest.raises(ValueError, match="no request"):
+        logs.read([tmp_path / "1.log"])
 
 
 def test_a_run_is_drawn_beside_the_oracle(tmp_path: Path) -> None:
