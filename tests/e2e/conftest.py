@@ -41,6 +41,7 @@ class Server:
     process: psutil.Process
     observer: subprocess.Popen[str]
     mark: str
+    folder: Path
 
     def stats(self) -> dict[str, dict[str, float]]:
         assert self.observer.stdin is not None
@@ -128,7 +129,7 @@ def run_server(
         if reporter is not None:
             reporter.write_line(f"\n{placement}: ready {ready_s:.1f} s after the start")
         with observe(placement, folder, environment, application) as observer:
-            server = Server(placement, url, root, observer, mark)
+            server = Server(placement, url, root, observer, mark, folder)
             server.stats()  # so that the first measured call finds the way
             yield server
             observer.kill()

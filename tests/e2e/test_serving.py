@@ -57,6 +57,24 @@ def speak(server: Server, **changes: Any) -> bytes:
     return answer.content
 
 
+def test_a_request_has_its_line_in_the_log_at_once(server: Server) -> None:
+    name = f"seen-{server.placement}"
+    headers = {"x-request-id": name}
+    url = f"{server.url}/v1/audio/speech"
+    assert httpx.post(url, json=body(), headers=headers, timeout=120).status_code == 200
+    logs = "ray/session_latest/logs/serve/replica_*Ingress*.log"
+    end_s = time.monotonic() + 5
+    while time.monotonic() < end_s:
+        lines = [line for log in server.folder.glob(logs) for line in log.read_text().splitlines()]
+        found = [line for line in lines if f"id={name} " in line]
+        if found:
+            break
+        time.sleep(0.1)
+    (line,) = found
+    assert "status=200" in line
+    assert "audio_s=" in line
+
+
 def wait_until_idle(server: Server, within_s: float) -> float:
     """Seconds until no stage works on anything."""
     start = time.monotonic()
