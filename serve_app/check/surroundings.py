@@ -28,8 +28,8 @@ def ports(environment: Environment) -> list[Finding]:
     host, port = environment.host or "127.0.0.1", environment.port or 8000
     found = obstacle(host, port)
     if found is not None:
-        remedy = f"PORT={port + 1}" if "in use" in found else "another HOST or PORT"
-        return [Finding("ports", "missing", found, remedy)]
+        remedy = f"PORT={port + 1}" if found.in_use else "another HOST or PORT"
+        return [Finding("ports", "missing", found.says, remedy)]
     return [Finding("ports", "ok", f"{host}:{port} is free")]
 
 

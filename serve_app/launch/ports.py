@@ -4,7 +4,19 @@ import contextlib
 import errno
 import socket
 import sys
+from dataclasses import dataclass
 from typing import Self
+
+
+@dataclass(frozen=True, slots=True)
+class Obstacle:
+    """Why nobody can listen somewhere; `in_use`: another port of the address may do."""
+
+    says: str
+    in_use: bool = False
+
+    def __str__(self) -> str:
+        return self.says
 
 
 class Ports:
@@ -34,7 +46,7 @@ class Ports:
         """Whether the port is free, and with that this launcher's."""
         return self.refusal(host, port) is None
 
-    def refusal(self, host: str, port: int) -> str | None:
+    def refusal(self, host: str, port: int) -> Obstacle | None:
         """Claim a port; why that cannot be, or None."""
         try:
             self._hold(host, port)
@@ -65,7 +77,7 @@ def is_free(host: str, port: int) -> bool:
     return obstacle(host, port) is None
 
 
-def obstacle(host: str, port: int) -> str | None:
+def obstacle(host: str, port: int) -> Obstacle | None:
     """Why nobody can listen there now, or None."""
     try:
         _bound(host, port).close()
@@ -74,12 +86,12 @@ def obstacle(host: str, port: int) -> str | None:
     return None
 
 
-def _reason(error: OSError, host: str, port: int) -> str:
+def _reason(error: OSError, host: str, port: int) -> Obstacle:
     if isinstance(error, socket.gaierror) or error.errno == errno.EADDRNOTAVAIL:
-        return f"this machine has no address {host}"
+        return Obstacle(f"this machine has no address {host}")
     if error.errno == errno.EADDRINUSE:
-        return f"{host}:{port} is in use"
-    return f"{host}:{port}: {error.strerror}"
+        return Obstacle(f"{host}:{port} is in use", in_use=True)
+    return Obstacle(f"{host}:{port}: {error.strerror}")
 
 
 def _bound(host: str, port: int) -> socket.socket:

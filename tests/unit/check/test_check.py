@@ -130,8 +130,11 @@ def test_a_port_in_use_is_missed():
         port = taken.getsockname()[1]
         (used,) = ports(environment(port=port))
     (elsewhere,) = ports(environment(host="203.0.113.1", port=port))
+    # A host whose name has the words is not in use.
+    (nowhere,) = ports(environment(host="in use.invalid", port=port))
     assert (used.state, used.remedy) == ("missing", f"PORT={port + 1}")
     assert "in use" in used.says
+    assert (nowhere.state, nowhere.remedy) == ("missing", "another HOST or PORT")
     assert (elsewhere.state, elsewhere.says) == (
         "missing",
         "this machine has no address 203.0.113.1",
