@@ -100,7 +100,8 @@ class _Batch:
             raw = await read_body(http, self._speech.max_body_bytes)
             client_id = http.headers.get("x-request-id")
             items = await self._speech.with_library(
-                lambda: asyncio.to_thread(self._items, raw, client_id)
+                lambda: asyncio.to_thread(self._items, raw, client_id),
+                lambda items: [item for item in items if isinstance(item, SpeechError)],
             )
             status = 200
         except ClientDisconnect:

@@ -3,13 +3,13 @@
 import asyncio
 import logging
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Final, Literal, TypeVar
 
 from serve_app.audio.output import Output
 from serve_app.config import IngressConfig
-from serve_app.errors import InvalidRequest, UnknownModel
+from serve_app.errors import InvalidRequest, SpeechError, UnknownModel
 from serve_app.http.catalog import Catalog
 from serve_app.http.speech.body import SpeechBody, parse, read_json
 from serve_app.http.speech.checks import checked_format, checked_units
@@ -141,9 +141,15 @@ class Speech:
             return _MAX_BODY_BYTES
         return _MAX_BODY_BYTES + self._config.voices.max_upload_bytes * 4 // 3
 
-    async def with_library(self, check: Callable[[], Awaitable[T]]) -> T:
-        """What `check` gives, an answer or a list of answers and errors, with the voice library as
-        it is now: once more where it misses what another server has just written.
+    async def with_library(
+        self,
+        check: Callable[[], Awaitable[T]],
+        errors_in: Callable[[T], Iterable[SpeechError]] = lambda found: (),
+    ) -> T:
+        """What `check` gives, with the voice library as it is now: once more where it misses what
+        another server has just written.
+
+        `errors_in` are the errors that it gives, of several requests in one, instead of raising.
 
         Raises what `check` raises.
         """
@@ -154,8 +160,7 @@ class Speech:
             if not await self._voicing.found_since(asked_s, [error]):
                 raise
         else:
-            errors = found if isinstance(found, list) else ()
-            if not await self._voicing.found_since(asked_s, errors):
+            if not await self._voicing.found_since(asked_s, errors_in(found)):
                 return found
         return await check()
 
