@@ -15,7 +15,6 @@ from typing import BinaryIO, Final, cast
 
 import av
 import numpy as np
-from av.audio.codeccontext import AudioCodecContext
 from av.audio.stream import AudioStream
 from av.container import OutputContainer
 
@@ -142,38 +141,6 @@ class CompressedEncoder:
 
     def _take(self) -> bytes:
         return self._sink.take() if isinstance(self._sink, _Appended) else b""
-
-
-class PacketEncoder:
-    """A stream of int16 samples whose bytes are the packets of an encoder of int16.
-
-    For MP3: a tag in front would make short probes fail (LiveKit's reads 32 bytes), and Xing's
-    frame is for lengths that are known, so nothing is left that a container would add.
-    """
-
-    def __init__(self, codec: Codec, sample_rate_hz: int) -> None:
-        context = cast(AudioCodecContext, av.CodecContext.create(codec.encoder, "w"))
-        context.sample_rate = sample_rate_hz
-        context.layout = "mono"
-        context.format = "s16p"
-        context.bit_rate = codec.bit_rate(sample_rate_hz)
-        context.options = dict(codec.options)
-        # Now, while the first samples are still being made, and not when they wait for it.
-        context.open()
-        self._context = context
-        self._sample_rate_hz = sample_rate_hz
-        self._taken = 0
-
-    def encode(self, samples: np.ndarray) -> bytes:
-        """Take int16 [N]; the bytes that are ready."""
-        if not len(samples):
-            return b""
-        frame = pcm_frame(samples, self._sample_rate_hz, self._taken)
-        self._taken += len(samples)
-        return b"".join(map(bytes, self._context.encode(frame)))
-
-    def finish(self) -> bytes:
-        return b"".join(map(bytes, self._context.encode(None)))
 
 
 class _Appended:

@@ -12,7 +12,7 @@ from typing import BinaryIO, Final, Protocol
 import numpy as np
 
 from serve_app.audio.compressed import AAC, FLAC, MP3, OPUS, CompressedEncoder
-from serve_app.audio.lame import mp3_stream
+from serve_app.audio.lame import LameEncoder
 from serve_app.audio.wav import PcmEncoder, WavEncoder
 
 # What a request may ask for; formats have these, or the next higher one.
@@ -85,7 +85,7 @@ def _mp3(
     sample_rate_hz: int, num_samples: int | None = None, file: BinaryIO | None = None
 ) -> Encoder:
     if num_samples is None:
-        return mp3_stream(sample_rate_hz)
+        return LameEncoder(sample_rate_hz)
     return CompressedEncoder(MP3, sample_rate_hz, num_samples, file)
 
 

@@ -1,7 +1,7 @@
 """MP3 streams by LAME itself (lameenc): one call for a chunk, and Python's lock is free during it.
 
-FFmpeg's encoder is the same LAME, called from Python for every packet of 24 ms, in a build that
-takes four times as long; an installation without lameenc falls back to it.
+FFmpeg's encoder, which makes the files, is the same LAME, called from Python for every packet of
+24 ms, in a build that takes four times as long.
 """
 
 from importlib import import_module
@@ -9,19 +9,17 @@ from typing import Any, Final
 
 import numpy as np
 
-from serve_app.audio.compressed import MP3, PacketEncoder
+from serve_app.audio.compressed import MP3
 
-try:
-    lameenc: Any = import_module("lameenc")  # it says nothing of its types
-except ImportError:  # an installation from before it was asked for
-    lameenc = None
+_lameenc: Any = import_module("lameenc")  # it says nothing of its types
 
 # LAME's algorithm, 0 (best) to 9; FFmpeg's option of another name is the same number.
 _QUALITY: Final = int(MP3.options["compression_level"])
 
 
 class LameEncoder:
-    """A stream of int16 samples; no tag in front, as with `PacketEncoder`.
+    """A stream of int16 samples, without a tag in front: short probes would fail (LiveKit's reads
+    32 bytes).
 
     The bit reservoir is on: what a frame borrows lies before it, so that it can be played when it
     is there.
@@ -30,7 +28,7 @@ class LameEncoder:
     def __init__(self, sample_rate_hz: int) -> None:
         bit_rate = MP3.bit_rate(sample_rate_hz)
         assert bit_rate is not None
-        encoder = lameenc.Encoder()
+        encoder = _lameenc.Encoder()
         encoder.silence()
         encoder.set_channels(1)
         encoder.set_in_sample_rate(sample_rate_hz)
@@ -49,8 +47,3 @@ class LameEncoder:
 
     def finish(self) -> bytes:
         return bytes(self._lame.flush())
-
-
-def mp3_stream(sample_rate_hz: int) -> LameEncoder | PacketEncoder:
-    """The encoder of a stream, by what is installed."""
-    return PacketEncoder(MP3, sample_rate_hz) if lameenc is None else LameEncoder(sample_rate_hz)
