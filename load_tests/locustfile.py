@@ -16,6 +16,7 @@ import time
 from itertools import pairwise
 
 from locust import HttpUser, constant, task  # pyright: ignore[reportMissingImports]
+from requests.exceptions import RequestException
 
 from load_tests.loops.client import BYTES_PER_SAMPLE, SPEECH_PATH, AudioShape
 from load_tests.loops.metrics import CONTINUITY_S, play
@@ -51,9 +52,14 @@ class Listener(HttpUser):
             if response.status_code != 200:
                 response.failure(f"status {response.status_code}: {response.text[:200]}")
                 return
-            for data in response.iter_content(chunk_size=None):
-                received += len(data)
-                arrivals.append((time.perf_counter() - start_s, received))
+            try:
+                for data in response.iter_content(chunk_size=None):
+                    received += len(data)
+                    arrivals.append((time.perf_counter() - start_s, received))
+            except RequestException as error:
+                # Locust itself would tell of an exception, and count no failure.
+                response.failure(f"broke: {type(error).__name__}")
+                return
             if not received or received % (BYTES_PER_SAMPLE * SHAPE.samples_per_frame):
                 response.failure(f"{received} bytes are not whole frames")
                 return

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from load_tests.outside import locust_run
+from serve_app.errors import StageFailed
 from tests.integration.test_load_client import Service, served
 
 
@@ -19,3 +20,13 @@ def test_listeners_hear_whole_streams_and_leave_a_report(tmp_path: Path) -> None
     assert found["/v1/audio/speech"]["failures"] == 0
     assert found["first playable"]["requests"] == found["/v1/audio/speech"]["requests"] > 0
     assert max(locust_run.history(tmp_path)["users"]) == 2
+
+
+@pytest.mark.skipif(find_spec("locust") is None, reason="the extra `load` is not installed")
+def test_a_stream_that_breaks_is_a_failure(tmp_path: Path) -> None:
+    with served(Service(fail_at=5, frame_s=0.01, error=StageFailed("lost")).app) as url:
+        status = locust_run.run(locust_run.Load(url, "steady", users=1, minutes=0.03), tmp_path)
+    assert status == 1
+    found = {row["name"]: row for row in locust_run.rows(tmp_path)}
+    assert found["/v1/audio/speech"]["failures"] == found["/v1/audio/speech"]["requests"] > 0
+    assert "first playable" not in found
