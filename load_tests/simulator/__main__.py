@@ -84,7 +84,9 @@ def main(arguments: Sequence[str]) -> int:
         logged.append(loads.of_requests("log", found.rows))
     for seed in args.seeds:
         if args.load or logged:
-            asked = [*(loads.LOADS[name](seed, args.rate) for name in args.load), *logged]
+            asked = [loads.LOADS[name](seed, args.rate) for name in args.load]
+            # Nothing in these is drawn.
+            asked += logged if seed == args.seeds[0] else []
             rows += [run(args, load, tuning, seed) for load in asked]
             continue
         crowd = smallest_spare(args, seed)
