@@ -14,9 +14,11 @@ import random
 import selectors
 import sys
 from collections import deque
-from collections.abc import AsyncGenerator, Coroutine, Sequence
+from collections.abc import AsyncGenerator, Callable, Coroutine, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
+from functools import partial
+from itertools import accumulate, chain, repeat
 from typing import Any, Final
 
 import numpy as np
@@ -48,6 +50,8 @@ _LAST_CHUNK_S: Final = 0.02
 _ASK_EVERY_S: Final = 0.5
 _COUNT_EVERY_S: Final = 0.02
 _FRAMES: Final = (40, 80)
+# Frames after which a chunk is full.
+_CHUNK_ENDS: Final = frozenset(accumulate(chain((1, 3, 8), repeat(12, 20))))
 _EQUAL: Final = 60
 # Between two requests of a client; one that is refused waits as long as it is told.
 _CLIENT_S: Final = 0.001
@@ -94,7 +98,11 @@ def simulated(main: Coroutine[Any, Any, Any]) -> Any:
 
 @dataclass(slots=True)
 class _Stream:
+    """tell: called with how many streams its replica has, once for each chunk."""
+
     left: int
+    tell: Callable[[int], None]
+    made: int = 0
     first: asyncio.Event = field(default_factory=asyncio.Event)
     last: asyncio.Event = field(default_factory=asyncio.Event)
 
@@ -124,22 +132,28 @@ class _Replica:
                 continue
             step_s = self._service.step_s(float(len(self._running))) + begun * _PREFILL_S
             await asyncio.sleep(step_s)
+            loop = asyncio.get_running_loop()
             for stream in self._running:
                 stream.left -= 1
+                stream.made += 1
                 stream.first.set()
                 if not stream.left:
                     self.inside -= 1
                     stream.last.set()
+                if not stream.left or stream.made in _CHUNK_ENDS:
+                    loop.call_later(_DECODE_S + _HOP_S, stream.tell, self.ongoing)
             self._running = [stream for stream in self._running if stream.left]
 
-    async def frames(self, request: SpeechRequest) -> AsyncGenerator[CodecFrames, None]:
+    async def frames(
+        self, request: SpeechRequest, tell: Callable[[int], None]
+    ) -> AsyncGenerator[CodecFrames, None]:
         loop = asyncio.get_running_loop()
         self.admission.check(
             self.inside, self._service.capacity, longest_wait_s=request.longest_wait_s
         )
         self.inside += 1
         await asyncio.sleep(_HANDED_S)
-        stream = _Stream(request.max_new_tokens or self._draw.randint(*_FRAMES))
+        stream = _Stream(request.max_new_tokens or self._draw.randint(*_FRAMES), tell)
         self._waiting.append(stream)
         self._come.set()
         await stream.first.wait()
@@ -189,9 +203,10 @@ class _Ingress:
             await asyncio.sleep(_HOP_S)
             replica.ongoing += 1
             counted = replica.ongoing
-            asyncio.get_running_loop().call_later(_HOP_S, self._places.heard, key, counted)
+            tell = partial(self._places.heard, key)
+            asyncio.get_running_loop().call_later(_HOP_S, tell, counted)
             try:
-                async with aclosing(replica.frames(request)) as items:
+                async with aclosing(replica.frames(request, tell)) as items:
                     async for item in items:
                         await asyncio.sleep(_HOP_S)
                         yield item

@@ -5,7 +5,7 @@ from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing, suppress
 from dataclasses import dataclass
 from functools import wraps
-from typing import Any, Concatenate, Final, ParamSpec, TypeVar
+from typing import Any, Concatenate, Final, NamedTuple, ParamSpec, TypeVar
 
 import grpc
 import numpy as np
@@ -35,6 +35,8 @@ from serve_app.types import SpeechRequest
 _FRAME_S: Final = 0.08
 # Longer than any wait that a request is let in for, and a busy replica's first audio.
 _FIRST_S: Final = 1.0
+# Where an instance keeps how many streams it has open.
+_OPEN: Final = "_open_streams"
 # For Serve; see deployments/limits.py.
 ROUTER: Final = FewestStreams
 
@@ -74,6 +76,36 @@ def ending_refused(
     return stream
 
 
+class Told(NamedTuple):
+    """An item of a stream, and how many streams its replica had when it left."""
+
+    item: Any
+    streams: int
+
+
+def telling(
+    method: Callable[Concatenate[S, P], AsyncGenerator[T, None]],
+) -> Callable[Concatenate[S, P], AsyncGenerator[Told, None]]:
+    """For the methods that `through` calls: each item with the number of streams that are open.
+
+    So a caller that has streams at all replicas knows how many each of them has, without asking,
+    as of a few milliseconds ago.
+    """
+
+    @wraps(method)
+    async def stream(self: S, *args: P.args, **kwargs: P.kwargs) -> AsyncGenerator[Told, None]:
+        kept = vars(self)
+        kept[_OPEN] = kept.get(_OPEN, 0) + 1
+        try:
+            async with aclosing(method(self, *args, **kwargs)) as items:
+                async for item in items:
+                    yield Told(item, kept[_OPEN])
+        finally:
+            kept[_OPEN] -= 1
+
+    return stream
+
+
 def through(handle: DeploymentHandle, method: str) -> Resumable[Any]:
     """Calls of a deployment's `method(request, done)`, which yields; closing one cancels it.
 
@@ -94,6 +126,9 @@ def through(handle: DeploymentHandle, method: str) -> Resumable[Any]:
         refused: Refused | None = None
         try:
             async for item in response:
+                if isinstance(item, Told):
+                    item, num_streams = item
+                    response.told(num_streams)
                 if isinstance(item, Refused):
                     refused = item
                     response.refused()
@@ -130,6 +165,7 @@ class HandleResponse:
     ) -> None:
         self._stream = stream or Stream()
         self.made, self.refused = self._stream.made, self._stream.refused
+        self.told = self._stream.told
         calling = CALLING.set(self._stream)
         self._response: Any = remote(*arguments)
         CALLING.reset(calling)

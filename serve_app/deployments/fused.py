@@ -10,7 +10,7 @@ from ray import serve
 from ray.serve.handle import DeploymentHandle
 
 from serve_app.config import AppConfig, Environment
-from serve_app.deployments.calls import ending_refused
+from serve_app.deployments.calls import ending_refused, telling
 from serve_app.deployments.ray_serve import logs, port, starts
 from serve_app.deployments.recorded import StageStats, load_of, ray_recorder, recorded
 from serve_app.load.served import About, Served
@@ -51,6 +51,7 @@ class Fused:
             # For the replica that replaces this one, or comes beside it; the raylet stays.
             standby.start_next(standbys, anchor=os.getppid())
 
+    @telling
     @ending_refused
     def speak(
         self, request: SpeechRequest, done: np.ndarray | None = None

@@ -8,7 +8,7 @@ from ray import serve
 from ray.serve.handle import DeploymentHandle
 
 from serve_app.config import AppConfig
-from serve_app.deployments.calls import ending_refused, reach, through
+from serve_app.deployments.calls import ending_refused, reach, telling, through
 from serve_app.deployments.ray_serve import logs, port, starts
 from serve_app.deployments.recorded import StageStats, load_of, of_hop, ray_recorder, recorded
 from serve_app.load.gate import elsewhere
@@ -45,6 +45,7 @@ class SpeechDecoderDeployment:
         self._about = about
         self._decoder, self._card = await asyncio.to_thread(_load, config, device)
 
+    @telling
     @ending_refused
     def speak(
         self, request: SpeechRequest, done: np.ndarray | None = None

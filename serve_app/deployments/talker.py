@@ -10,7 +10,7 @@ from ray import serve
 from ray.serve.handle import DeploymentHandle
 
 from serve_app.config import AppConfig
-from serve_app.deployments.calls import HandleResponse, ending_refused
+from serve_app.deployments.calls import HandleResponse, ending_refused, telling
 from serve_app.deployments.predictor_session import PredictorSession
 from serve_app.deployments.ray_serve import logs, port, starts
 from serve_app.deployments.recorded import StageStats, load_of, ray_recorder, recorded
@@ -37,6 +37,7 @@ class TalkerDeployment:
         # On a thread: while it loads, the engine asks for a predictor, which this loop finds.
         self._talker = await asyncio.to_thread(_load, config, device, self._predictor)
 
+    @telling
     @ending_refused
     def frames(
         self, request: SpeechRequest, done: np.ndarray | None = None

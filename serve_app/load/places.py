@@ -1,7 +1,8 @@
 """Who has how many streams: what one caller knows of the replicas of a stage. Without Ray.
 
-A replica tells its number whenever it accepts or rejects a call, and when it is asked. Between two
-such words the caller counts its own calls, and what others have there is taken to stay as it was.
+A replica tells its number whenever it accepts or rejects a call, with each item of its streams, and
+when it is asked. Between two such words the caller counts its own calls, and what others have there
+is taken to stay as it was.
 """
 
 import random

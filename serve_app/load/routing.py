@@ -119,7 +119,9 @@ class FewestStreams(LocalityMixin, RequestRouter):
                 del self._streams[key]
                 self._leaving.pop(key, None)
         for key in self._replicas:
-            self._streams.setdefault(key, Streams(partial(self.places.refused, key)))
+            if key not in self._streams:
+                refused, heard = partial(self.places.refused, key), partial(self.places.heard, key)
+                self._streams[key] = Streams(refused, heard)
 
     async def choose_replicas(
         self,

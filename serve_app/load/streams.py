@@ -94,6 +94,11 @@ class Stream:
         if self._group is not None and self._group.refused is not None:
             self._group.refused()
 
+    def told(self, num_streams: int) -> None:
+        """Its replica has so many streams."""
+        if self._group is not None and self._group.told is not None:
+            self._group.told(num_streams)
+
     def join(self, group: "Streams | None") -> None:
         """Be one of `group` and of no other; a stream that is over is of none."""
         if self._group is not None:
@@ -108,11 +113,17 @@ class Streams:
 
     Args:
         refused: called when it has had no room for one of them.
+        told: called with the number of streams that it says it has.
     """
 
-    def __init__(self, refused: Callable[[], None] | None = None) -> None:
+    def __init__(
+        self,
+        refused: Callable[[], None] | None = None,
+        told: Callable[[int], None] | None = None,
+    ) -> None:
         self.members: set[Stream] = set()
         self.refused = refused
+        self.told = told
 
     @property
     def heard_s(self) -> float:

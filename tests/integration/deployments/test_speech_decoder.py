@@ -1,6 +1,7 @@
 """The speech decoder's deployment between a real decoder and talkers that are lost."""
 
 import asyncio
+from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from pathlib import Path
 from typing import Any
@@ -53,8 +54,10 @@ class Served:
         decoder = SpeechDecoderDeployment.bind(config, "cpu", talkers, about)
         self._handle = serve.run(decoder, _local_testing_mode=True)
 
-    def speak(self) -> Any:
-        return self._handle.options(stream=True).speak.remote(REQUEST)
+    async def speak(self) -> AsyncGenerator[Any, None]:
+        async for item, num_streams in self._handle.options(stream=True).speak.remote(REQUEST):
+            assert num_streams >= 1
+            yield item
 
     async def stats(self) -> dict[str, Any]:
         return await self._handle.stats.remote()

@@ -7,11 +7,11 @@ import openai
 import pytest
 from ray.exceptions import ActorDiedError
 
-from serve_app.deployments.calls import Refused, through
+from serve_app.deployments.calls import Refused, Told, through
 from serve_app.errors import Overloaded
 from serve_app.fakes import FakeTalker
 from serve_app.load.streams import CALLING, Streams
-from serve_app.pipeline import synthesize
+from serve_app.pipeline import join, synthesize
 from serve_app.resumption import Policy, resumed
 from serve_app.types import NamedVoice, SpeechRequest
 from tests.integration.http.service import (
@@ -100,6 +100,28 @@ def test_only_a_loss_is_tried_again():
     with pytest.raises(openai.RateLimitError):
         asyncio.run(create(service))
     assert service.done == [0]
+
+
+def test_what_a_replica_tells_of_its_streams_is_heard_and_its_items_are_as_they_were():
+    decoder = Service().decoder
+
+    async def tell(request, done):
+        talker = FakeTalker(NUM_FRAMES, chunk_frames=SCHEDULE)
+        num_streams = 60
+        async for chunk in synthesize(talker, decoder, request, done):
+            yield Told(chunk, num_streams)
+            num_streams += 1
+
+    async def main():
+        heard = []
+        call = through(FakeHandle(tell, Streams(told=heard.append)), "speak")
+        request = SpeechRequest("r", CARD.name, "Hello.", NamedVoice("vivian"), "auto", SEED)
+        whole = await join(call(request, None))
+        assert whole.samples.tobytes() == samples().tobytes()
+        assert len(heard) > 2
+        assert heard == list(range(60, 60 + len(heard)))
+
+    asyncio.run(main())
 
 
 def test_a_replica_refuses_with_a_value():
