@@ -58,12 +58,13 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--places", type=int, default=256, help="of a replica")
     parser.add_argument("--each", type=int, nargs="+", default=[64, 256], help="streams of each")
     parser.add_argument("--ingresses", type=int, default=10)
+    parser.add_argument("--slower", type=float, default=1.0, help="times a step of an H200's")
     parser.add_argument("--seconds", type=float, default=20.0)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args(arguments)
     logging.disable(logging.WARNING)
     print("\n".join(table_head(_COLUMNS, 0)))
-    service = Service(args.places)
+    service = Service(args.places, slower=args.slower)
     for each in args.each:
         one: tuple[float, float] | None = None
         for replicas in (1, *args.replicas):
