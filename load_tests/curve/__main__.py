@@ -126,7 +126,7 @@ def rooms(args: argparse.Namespace, gpus: int, cores: int) -> list[Room]:
 
 def host(cores: int) -> dict[str, Any]:
     """Where cores and GPUs are, and how fast cores are when more of them work."""
-    counts = sorted({1, *(max(1, cores * part // 4) for part in (1, 2, 4))})
+    counts = sorted({1, max(1, cores // 4), cores})
     return {
         "places": circumstances.places(),
         "million_ms_together": [[n, circumstances.million_ms_together(n)] for n in counts],
