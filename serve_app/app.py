@@ -38,6 +38,9 @@ _SMALL_MACHINE_SHARE: Final = 0.9
 _SHARE_OF_SEVERAL: Final = _SMALL_MACHINE_SHARE / 8
 BACKEND: Final = "vllm"
 
+# Replicas reach each other by gRPC, which would ask the proxy that http_proxy of their node names.
+# What is loaded from a hub goes another way.
+_PAST_PROXY: Final = {"grpc_proxy": ""}
 # Ray lets a replica without a GPU share see all GPUs.
 _NO_GPU_ENV: Final = {"CUDA_VISIBLE_DEVICES": ""}
 
@@ -287,7 +290,7 @@ def _actor_options(
         name: {
             "num_cpus": cpus[name],
             "num_gpus": gpu_shares.get(name, 0.0),
-            "runtime_env": {"env_vars": dict(env[name])},
+            "runtime_env": {"env_vars": {**_PAST_PROXY, **env[name]}},
             **({"label_selector": dict(labels[name])} if labels[name] else {}),
         }
         for name in cpus

@@ -1,5 +1,8 @@
 """The app builder's decisions, without a cluster."""
 
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -97,7 +100,7 @@ def test_a_stage_may_have_a_device_of_its_own() -> None:
     decoder, talker = (plan.actor_options[name] for name in ("SpeechDecoder", "Talker"))
     assert (decoder["num_gpus"], talker["num_gpus"]) == (0.0, 0.5)
     assert "CUDA_VISIBLE_DEVICES" in decoder["runtime_env"]["env_vars"]
-    assert not talker["runtime_env"]["env_vars"]
+    assert "CUDA_VISIBLE_DEVICES" not in talker["runtime_env"]["env_vars"]
     assert "SpeechDecoder 'cpu'" in plan.reason
     with pytest.raises(ValueError, match="no node of the Ray cluster has a GPU"):
         make_plan(config(device="cpu", talker={"device": "cuda"}), LAPTOP)
@@ -132,6 +135,39 @@ def test_on_cpu_no_share_of_a_gpu_is_reserved_and_none_is_visible() -> None:
     for options in plan.actor_options.values():
         assert options["num_gpus"] == 0
         assert options["runtime_env"]["env_vars"]["CUDA_VISIBLE_DEVICES"] == ""
+
+
+_CALL = """
+import grpc
+from concurrent import futures
+
+server = grpc.server(futures.ThreadPoolExecutor(1))
+port = server.add_insecure_port("127.0.0.1:0")
+server.start()
+ready = grpc.channel_ready_future(grpc.insecure_channel(f"127.0.0.1:{port}"))
+ready.result(timeout={wait_s})
+"""
+
+
+def test_replicas_on_all_nodes_reach_each_other_past_the_proxy_of_their_node() -> None:
+    """Ray gives a replica the environment of its node, and this over it."""
+    node = {**os.environ, "http_proxy": "http://127.0.0.1:9"}
+    for name in ("grpc_proxy", "no_grpc_proxy", "no_proxy", "https_proxy"):
+        node.pop(name, None)
+    command = [sys.executable, "-c", _CALL.replace("{wait_s}", "2")]
+    assert subprocess.run(command, env=node, capture_output=True, check=False).returncode == 1
+    plans = [
+        *(make_plan(config(placement=placement), SERVER) for placement in ("split", "fused")),
+        make_http_plan(HttpConfig(), SERVER),
+    ]
+    options = [options for plan in plans for options in plan.actor_options.values()]
+    options.append(
+        deployments_of(voice_encoder(config(), LAPTOP))["VoiceEncoder"].ray_actor_options
+    )
+    envs = {tuple(sorted(one["runtime_env"]["env_vars"].items())) for one in options}
+    command = [sys.executable, "-c", _CALL.replace("{wait_s}", "30")]
+    for env in envs:
+        subprocess.run(command, env={**node, **dict(env)}, check=True)
 
 
 def test_on_gpu_only_the_ingress_is_blind() -> None:
