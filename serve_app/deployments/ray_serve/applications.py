@@ -127,11 +127,20 @@ def application_of(name: str, details: Mapping[str, Any]) -> Application:
         is_named=bool(stated or (model and not _is_folder(model))),
         reason=str(details.get("message") or "") or None,
         replicas={deployment: _counts(found) for deployment, found in deployments.items()},
+        waking=frozenset(name for name, found in deployments.items() if _is_waking(found)),
     )
 
 
 def _is_folder(model: str) -> bool:
     return model.startswith(("/", ".", "~"))
+
+
+def _is_waking(deployment: Mapping[str, Any]) -> bool:
+    """Whether it has no replica yet since it was allowed to have none, and is asked for one."""
+    config = deployment.get("deployment_config") or {}
+    autoscaling = config.get("autoscaling_config") or {}
+    may_sleep = autoscaling.get("min_replicas") == 0 and deployment.get("status") == "UPSCALING"
+    return may_sleep and not _counts(deployment)["ready"]
 
 
 def _counts(deployment: Mapping[str, Any]) -> Mapping[str, int]:

@@ -21,6 +21,8 @@ class Application:
         reason: why it is as it is, where there is anything to say.
         replicas: running ("ready") and all ("total") replicas by deployment; empty before it is
             built.
+        waking: deployments whose first replica starts because somebody asks: they may be without
+            any, and who asks waits.
         is_named: whether the model's own name is in `known_as`. That of a folder, or of the
             embedded voice, may be another one, which is known when the model is there.
     """
@@ -34,6 +36,7 @@ class Application:
     reason: str | None = None
     replicas: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     is_named: bool = True
+    waking: frozenset[str] = frozenset()
 
     def is_same_model(self, other: "Application") -> bool:
         """Whether both serve one checkpoint under one name, in whatever way."""

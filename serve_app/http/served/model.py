@@ -150,7 +150,8 @@ class Model:
         replicas = application.replicas
         # Without a voice encoder, which starts when it is needed, speech is made all the same.
         needed = {name: n for name, n in replicas.items() if name != STARTS_LATE}
-        dead = [name for name, n in needed.items() if n["total"] and not n["ready"]]
+        absent = [name for name, n in needed.items() if n["total"] and not n["ready"]]
+        dead = [name for name in absent if name not in application.waking]
         state: State
         reason: str | None = None
         if not self._warm_up.passed:
@@ -161,6 +162,8 @@ class Model:
             state, reason = "unhealthy", f"no running replica of {', '.join(dead)}"
         elif application.state == "failed":
             state, reason = "degraded", application.reason
+        elif absent:
+            state, reason = "degraded", f"waking up, requests wait: {', '.join(absent)}"
         elif any(n["ready"] < n["total"] for n in needed.values()):
             state = "degraded"
         else:

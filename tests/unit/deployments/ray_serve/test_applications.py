@@ -204,3 +204,27 @@ def test_only_replicas_that_should_run_are_missed(
     fused = {"status": status, "replicas": [{"state": state} for state in states]}
     counts = application_of("a", details(deployments={"Fused": fused})).replicas["Fused"]
     assert (counts["ready"], counts["total"]) == expected
+
+
+@pytest.mark.parametrize(
+    ("least", "status", "states", "is_waking"),
+    [
+        (0, "UPSCALING", ["STARTING"], True),
+        # Nobody asks; it runs; it is replaced or broken; there should be one at any time.
+        (0, "HEALTHY", [], False),
+        (0, "UPSCALING", ["RUNNING", "STARTING"], False),
+        (0, "UPDATING", ["STARTING"], False),
+        (0, "UNHEALTHY", ["STARTING"], False),
+        (1, "UPSCALING", ["STARTING"], False),
+    ],
+)
+def test_what_may_sleep_is_waking_while_its_first_replica_starts(
+    least: int, status: str, states: list[str], is_waking: bool
+) -> None:
+    fused = {
+        "status": status,
+        "replicas": [{"state": state} for state in states],
+        "deployment_config": {"autoscaling_config": {"min_replicas": least}},
+    }
+    found = application_of("a", details(deployments={"Fused": fused}))
+    assert found.waking == ({"Fused"} if is_waking else frozenset())

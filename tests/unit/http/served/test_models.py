@@ -400,3 +400,26 @@ def test_a_model_speaks_while_its_voice_encoder_starts() -> None:
         server.models.close()
 
     asyncio.run(main())
+
+
+def test_a_model_that_wakes_up_keeps_the_server_in_service() -> None:
+    """It was let sleep, and who asks for it waits; another one may not take it for broken."""
+
+    async def main() -> None:
+        server = Server(own=FakeWay(fake_card(name="own")))
+        server.models.follow([application("own")])
+        await until(lambda: server.states() == {"own": "healthy"})
+        for total, waking, state in (
+            (0, False, "healthy"),
+            (1, True, "degraded"),
+            (1, False, "unhealthy"),
+        ):
+            replicas = {"Fused": {"ready": 0, "total": total}}
+            names = frozenset({"Fused"} if waking else ())
+            server.models.follow([application("own", replicas=replicas, waking=names)])
+            status = overall("own", replicas, server.models.statuses(), {})
+            assert (status.state, status.ready) == (state, state != "unhealthy")
+            assert ("waking" in (status.reason or "")) == waking
+        server.models.close()
+
+    asyncio.run(main())
