@@ -44,6 +44,7 @@ from load_tests.servers.server import (
     show,
 )
 from load_tests.servers.settings import CONFIGS, configured
+from load_tests.servers.starts import replica_starts
 from serve_app.config import PROFILES, AppConfig
 from serve_app.launch.ports import is_free
 
@@ -71,6 +72,7 @@ def measure(
             show(server)
         else:
             say(f"{measured.name}: ready {start.ready_s:.1f} s after the start")
+            start.replicas = [each.text() for each in replica_starts(server)]
             start.memory_idle_mib = circumstances.gpu_memory_used_mib()
             with MemoryWatch() as memory:
                 try:

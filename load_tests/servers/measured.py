@@ -17,6 +17,7 @@ class Start:
     """One start of a server; memory in MiB per GPU, peak of the load that followed.
 
     caches_empty: whether nothing was compiled beforehand (`--caches`); None where nobody looked.
+    replicas: what each says of its part of it.
     """
 
     time_utc: str
@@ -25,6 +26,7 @@ class Start:
     memory_before_mib: list[int] = field(default_factory=list)
     memory_idle_mib: list[int] = field(default_factory=list)
     memory_peak_mib: list[int] = field(default_factory=list)
+    replicas: list[str] = field(default_factory=list)
 
     def text(self) -> str:
         ready = "never ready" if self.ready_s is None else f"ready after {self.ready_s:.1f} s"
@@ -38,7 +40,8 @@ class Start:
             )
             if values
         )
-        return f"{ready}{caches}{'; GPU memory ' + memory if memory else ''}"
+        memory = f"; GPU memory {memory}" if memory else ""
+        return f"{ready}{caches}{memory}" + "".join(f"\n  - {each}" for each in self.replicas)
 
 
 @dataclass(slots=True)
