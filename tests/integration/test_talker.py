@@ -2,12 +2,15 @@
 
 import asyncio
 import dataclasses
+import logging
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable
 from contextlib import aclosing
+from logging.handlers import MemoryHandler
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -84,6 +87,17 @@ async def beside(engine: VllmTalker, disturb: Callable[[], object]) -> np.ndarra
 
 async def all_of(engine: VllmTalker, asked: SpeechRequest, **options: object) -> np.ndarray:
     return codes_of(await collect(engine.frames(asked, **options)))
+
+
+def test_an_engine_leaves_the_logs_of_its_process_open(path, tmp_path: Path) -> None:
+    file = logging.FileHandler(tmp_path / "replica.log")
+    kept = MemoryHandler(1000, target=file)  # as Serve's in its throughput mode
+    try:
+        with talker(path):
+            assert kept.target is file
+    finally:
+        kept.close()
+        file.close()
 
 
 def test_text_beyond_the_last_frame_harms_nobody(path, alone) -> None:

@@ -185,6 +185,8 @@ def _prepare_environment(device: torch.device) -> None:
     # the start.
     os.environ.setdefault("VLLM_USE_FLASHINFER_SAMPLER", "0")
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+    # Configuring its logging closes every handler that the process has, a replica's log among them.
+    os.environ.setdefault("VLLM_CONFIGURE_LOGGING", "0")
     # Else vLLM ends its capture by giving back to the collector what `_build_engine` has frozen;
     # collections during a capture, which this is about, do not happen there.
     os.environ["VLLM_ENABLE_CUDAGRAPH_GC"] = "1"
