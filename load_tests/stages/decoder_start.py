@@ -6,7 +6,8 @@ starts the decoder of a profile once per variant, each in a process of its own, 
 of released shapes and on an otherwise idle GPU. A variant is `off` (what cuDNN expects to be fast),
 `off-b` (its slower, better guess) or the number of algorithms that are tried for each convolution,
 with `:FRAMES` only for steps of at least so many frames, those of all streams together. Prints a
-table with the seconds of the start and the milliseconds of each step, states and host included.
+table with the seconds of the start and the milliseconds of each step, states and host included. A
+variant that is named twice is in the table as it was last: the first one fills Triton's cache.
 """
 
 import argparse

@@ -17,8 +17,8 @@ class Trials:
 
     Attributes:
         algorithms: of each convolution, those first that cuDNN expects to be fast.
-        from_frames: only in steps of at least so many frames, those of all streams together. In
-            smaller ones the device waits for launches more than for convolutions.
+        from_frames: only in steps of at least so many frames, those of all streams together.
+            Smaller ones make little of the audio where there are many streams.
     """
 
     algorithms: int = 0
