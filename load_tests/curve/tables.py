@@ -189,7 +189,8 @@ def _key(row: Row) -> list[str]:
 
 def _process(process: Row) -> str:
     threads = " ".join(f"{share:.2f}" for share in process["threads"])
-    return f"{process['cores']:.2f} ({threads}; {_percent(process['waited'])})"
+    said = f"{process['cores']:.2f} ({threads}; {_percent(process['waited'])})"
+    return f"{process['kind']} {said}"
 
 
 def _of_each(work: Row, stage: str, name: str) -> str:

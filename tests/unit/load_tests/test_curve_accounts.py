@@ -137,7 +137,20 @@ def row(gpus: int, frames: float, steps: float) -> dict[str, Any]:
             "requests": {"Fused": {"each": [64.0] * gpus, "away": 0.0, "far": 0.0}},
             "work": {"talker": [work] * gpus},
             "way_ms": {"client": [25.0, 40.0, 27.0]},
-            "busy": None,
+            "busy": {
+                "processes": [
+                    {
+                        "kind": "fused child",
+                        "pid": number,
+                        "cores": 0.98,
+                        "threads": [0.6, 0.25, 0.1],
+                        "waited": 0.02,
+                    }
+                    for number in range(gpus)
+                ],
+                "by_kind": {"fused child": 0.98 * gpus, "standby": 1.0},
+                "machine": {"busy": 5.0, "stolen": 0.1},
+            },
             "million_ms": 72.0,
             "gpus": [],
         },
@@ -151,4 +164,7 @@ def test_a_loss_is_told_as_steps_and_streams_in_each() -> None:
         " steps/s, with 100 % of the streams in each" in said
     )
     assert "25.0 / 40.0 (27.0)" in said
+    stage = "fused child 0.98 (0.60 0.25 0.10; 2 %)"
+    assert f"| 5.0; 0.1 | 72.0 | {stage}; {stage} |" in said
+    assert "standby 1.0" in said
     assert tables.accounts([{"placement": "empty"}]) == []
