@@ -110,5 +110,12 @@ def test_several_processes_receive_every_sample_of_the_empty_server(tmp_path: Pa
     assert (row["requests"], row["failures"]) == (8, 0), row["first_detail"]
     assert row["audio_s_per_s"] > 0
     facts = {"command": "c", "gpus": [], "cpus": 2, "commit": "abc", "time_utc": "now"}
-    compose(tmp_path, {"facts": facts, "rows": [row]})
-    assert "| empty | 0 | closed, 4 | 4 streams | 8 | 0 |" in (tmp_path / "report.md").read_text()
+    added = {**row, "placement": "fused", "gpus": 2, "load": "1 -> 2 replicas"}
+    added |= {"ready_s": {"Fused": [12.3]}, "starts": ["Fused: 9.0 s in its process (imports 9.0)"]}
+    starts = [{"placement": "fused", "ready_s": 25.0, "replicas": ["Fused: 8.0 s"]}]
+    compose(tmp_path, {"facts": facts, "rows": [row, added], "starts": starts})
+    report = (tmp_path / "report.md").read_text()
+    assert "| empty | 0 | closed, 4 | 4 streams | 8 | 0 |" in report
+    assert "- fused: ready after 25.0 s; Fused: 8.0 s\n" in report
+    said = "ready after Fused 12.3 s\n  - Fused: 9.0 s in its process (imports 9.0)\n"
+    assert f"- fused, 2 GPUs, 1 -> 2 replicas: {said}" in report
