@@ -10,6 +10,7 @@ import os
 import signal
 import sys
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -23,6 +24,7 @@ from serve_app.keys import key_file
 from serve_app.keys.key_file import KeyFileError
 from serve_app.launch import cluster, haproxy
 from serve_app.launch.announce import say_when_ready
+from serve_app.launch.ending import Ending, ServeIngresses, finish, limit_of
 from serve_app.launch.ports import Ports
 
 DEFAULT_CONFIG: Final = "configs/serve.yaml"
@@ -32,13 +34,14 @@ usage: qwen3-tts-serve [--model [NAME=]MODEL ...] [--host HOST] [--port PORT] [-
        qwen3-tts-serve check [--json] [config.yaml]
        qwen3-tts-serve keys new|hash|list|remove
 
-Serve on this machine until Ctrl-C. The default is configs/serve.yaml; where there is no checkout,
-the package's own. configs/serve.fused.yaml is another, configs/serve.several.yaml one of several
-models. --model, a folder or hub id, may be given several times: each is then an application of its
-own, and the first is the default. PROFILE is latency, balanced, throughput or auto. --print-config
-prints the configuration that comes of it. On SIGHUP the file is read again and applied to the
-server that runs. TTS_MODEL, TTS_REVISION, HOST, PORT, PROFILE and RAY_ADDRESS are read from the
-environment, where the command line does not say otherwise.
+Serve on this machine until Ctrl-C: open streams are finished then, unless a second one comes. The
+default is configs/serve.yaml; where there is no checkout, the package's own.
+configs/serve.fused.yaml is another, configs/serve.several.yaml one of several models. --model, a
+folder or hub id, may be given several times: each is then an application of its own, and the first
+is the default. PROFILE is latency, balanced, throughput or auto. --print-config prints the
+configuration that comes of it. On SIGHUP the file is read again and applied to the server that
+runs. TTS_MODEL, TTS_REVISION, HOST, PORT, PROFILE and RAY_ADDRESS are read from the environment,
+where the command line does not say otherwise.
 """
 
 
@@ -103,7 +106,12 @@ def main(arguments: list[str]) -> int:
         path.write_text(yaml.safe_dump(config, sort_keys=False), encoding="utf-8")
         print(f"starting on http://{host}:{port}; ready when GET /ready answers 200", flush=True)
         say_when_ready(host, port, _failure)
-        return run(path)
+        ingresses = ServeIngresses(lambda: haproxy.unsent(Path(folder)))
+        say = partial(print, flush=True)
+        drain = partial(finish, ingresses, limit_of(config), say)
+        # With a cluster of its own all of it goes, faster than Serve by itself.
+        how = partial(SystemExit, 0) if environment.ray_address is None else KeyboardInterrupt
+        return run(path, Ending(drain, how))
 
 
 def _faults(config: dict[str, Any], environment: Environment) -> Iterator[str]:
@@ -154,8 +162,8 @@ def _keys_files(config: dict[str, Any]) -> list[str | None]:
     return [ingress.get("access", {}).get("keys_file") for ingress in ingresses]
 
 
-def run(config: Path) -> int:
-    """Call `serve run` in this process; returns when it was interrupted."""
+def run(config: Path, ending: Ending) -> int:
+    """Call `serve run` in this process; returns when `ending` has ended it."""
     from click import Abort
     from ray.serve.scripts import cli
 
@@ -168,9 +176,13 @@ def run(config: Path) -> int:
                 raise
             print(f"no Ray cluster can be joined at {address}: {error}", file=sys.stderr)
             return 2
+        ending.listen()
         cli.main(["run", str(config)], standalone_mode=False)
-    except (KeyboardInterrupt, SystemExit, Abort):  # the last one by a second Ctrl-C
+    except (KeyboardInterrupt, SystemExit, Abort):  # the last one before `ending` listens
         return 0
+    finally:
+        ending.settle()
+        cluster.disconnect()
     return 0
 
 

@@ -535,6 +535,12 @@ class IngressConfig(Strict):
         gt=0,
         description="longest silence of a stream over all attempts; then it is given up",
     )
+    drain_s: float = Field(
+        default=30.0,
+        ge=0,
+        description="how long a server that is told to end lets open streams go on; the launcher"
+        " applies it",
+    )
     read_ahead_s: float = Field(
         default=60.0,
         gt=0,

@@ -15,6 +15,7 @@
         StageLost         503  its process ended while it worked on the request
         ModelStarting     503  the model that is asked for is not ready yet
         StorageAway       503  what is kept can be neither read nor written
+        ServerDraining    503  the server is to end: it begins nothing new
       StageFailed         500  a bug or a device fault
         RepeatedFailure   500  the request broke several replicas
 
@@ -104,6 +105,10 @@ class ModelStarting(StageUnavailable):
 
 class StorageAway(StageUnavailable):
     """What the server keeps can be neither read nor written at present."""
+
+
+class ServerDraining(StageUnavailable):
+    """The server is to end: it finishes what it has, and no attempt here is of use."""
 
 
 class StageFailed(SpeechError):

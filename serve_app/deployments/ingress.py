@@ -23,6 +23,7 @@ from serve_app.deployments.recorded import of_hop, ray_recorder
 from serve_app.deployments.voice_encoder import VOICE_ENCODER, RemoteVoiceEncoder
 from serve_app.http.app import build_api
 from serve_app.http.catalog import Catalog
+from serve_app.http.draining.drain import Drain
 from serve_app.http.health import Status, overall
 from serve_app.http.observe.record import current
 from serve_app.http.served.models import Models
@@ -62,6 +63,7 @@ class Ingress:
         sys.setswitchinterval(SWITCH_INTERVAL_S)
         self._application = serve.get_replica_context().app_name
         self._catalog = Catalog()
+        self._drain = Drain()
         self._config = config
         self._info = info
         self._recorder = CountedRefusals(ray_recorder())
@@ -90,6 +92,7 @@ class Ingress:
             look=self._models.look,
             encoder_of=self._models.encoder_of,
             ledger=RayLedger(self._application),
+            drain=self._drain,
         )
 
     def reconfigure(self, user_config: Mapping[str, Any]) -> None:
@@ -120,6 +123,16 @@ class Ingress:
             self._models.statuses(),
             self._info,
         )
+
+    async def drain(self) -> int:
+        """Take no new speech from now on; how many requests are still answered."""
+        self._drain.begin()
+        return self._drain.num_open
+
+    async def cut(self) -> int:
+        """End what is left; how many requests are still answered."""
+        self._drain.cut()
+        return self._drain.num_open
 
     async def _follow(self) -> None:
         while True:

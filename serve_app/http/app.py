@@ -22,6 +22,7 @@ from serve_app.http.batch import endpoint as batch
 from serve_app.http.catalog import Catalog
 from serve_app.http.dialects import vapi
 from serve_app.http.document import ERRORS
+from serve_app.http.draining.drain import Drain
 from serve_app.http.errors import add_error_handlers
 from serve_app.http.health import Status
 from serve_app.http.jobs import routes as jobs
@@ -52,6 +53,7 @@ def build_api(
     look: Callable[[int], None] = lambda priority: None,
     encoder_of: EncoderOf = lambda _: None,
     ledger: SharedLedger | None = None,
+    drain: Drain | None = None,
 ) -> FastAPI:
     """The application: `speak` makes the audio, `catalog` says what is served.
 
@@ -59,14 +61,18 @@ def build_api(
     the configuration's where it is not given. `look` raises Overloaded where a listener's request
     could not be let in, before anything of it is read. `encoder_of` gives what encodes recordings
     for a checkpoint, or None. `ledger` is where all ingresses count what keys use, if there may be
-    several.
+    several. `drain` is how the application is told to end.
     """
+    drain = drain or Drain()
+    status = drain.telling(status)
     recorder = recorder or metrics.NoRecorder()
     library = Voices.open(config, encoder_of)
     speech = Speech(catalog, config, library.voicing)
     tracer = tracer or make_tracer(config.observe.tracing)
-    background = Background(tracer.units(speak), config.background_streams, recorder=recorder)
-    long_texts = jobs.Jobs(speech, background, config)
+    background = Background(
+        tracer.units(drain.speaking(speak)), config.background_streams, recorder=recorder
+    )
+    long_texts = jobs.Jobs(speech, background, config, drain)
     app = FastAPI(
         title="Qwen3-TTS",
         version=__version__,
@@ -81,8 +87,8 @@ def build_api(
     answers = endpoint.add_routes(app, speech, writer, config, recorder, look)
     vapi.add_routes(app, answers)
     batch.add_routes(app, speech, background, config, recorder)
-    live.add_routes(app, speech, background.live, writer, config, recorder, look)
-    realtime.add_routes(app, speech, writer, config, recorder, look)
+    live.add_routes(app, speech, background.live, writer, config, recorder, look, drain)
+    realtime.add_routes(app, speech, writer, config, recorder, look, drain)
     jobs.add_routes(app, long_texts)
     lists.add_routes(app, catalog)
     voices.add_routes(app, library, catalog, speech, background.live, answers)
@@ -94,7 +100,7 @@ def build_api(
         docs.add_routes(app)
     _add_other_methods(app)
     add_error_handlers(app)
-    add_layers(app, config, status, recorder, tracer, ledger)
+    add_layers(app, config, status, recorder, tracer, drain, ledger)
     return app
 
 

@@ -17,7 +17,7 @@ from dataclasses import replace
 from typing import Any, Final
 
 from serve_app import metrics
-from serve_app.errors import Overloaded, StageUnavailable
+from serve_app.errors import Overloaded, ServerDraining, StageUnavailable
 from serve_app.http.observe.record import current
 from serve_app.resumption import Speak
 from serve_app.types import PcmChunk, SpeechRequest
@@ -133,6 +133,8 @@ class Background:
                         return making.result()
                     except Overloaded as error:
                         reason, wait_s = str(error), max(pause_s, error.retry_after_s)
+                    except ServerDraining:
+                        raise
                     except StageUnavailable as error:
                         reason, wait_s = str(error), pause_s
                 came_s, pause_s = self._clock(), min(2 * pause_s, _MAX_PAUSE_S)

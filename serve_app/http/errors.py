@@ -19,6 +19,7 @@ from serve_app.errors import (
     NotFound,
     Overloaded,
     RateLimited,
+    ServerDraining,
     SpeechError,
     StageUnavailable,
     StorageAway,
@@ -29,6 +30,8 @@ from serve_app.http.response import CLIENT_GONE, ClientGone
 
 # A start takes some tens of seconds; who asks again this often comes soon after its end.
 _STARTING_S: Final = 5.0
+# Another server may be there at once; where this one comes again, it has to start.
+_DRAINING_S: Final = 5.0
 
 
 class AsciiJSONResponse(JSONResponse):
@@ -38,6 +41,11 @@ class AsciiJSONResponse(JSONResponse):
         return json.dumps(content, separators=(",", ":")).encode("ascii")
 
 
+# Their messages are for clients.
+_TOLD: Final = (
+    *(InvalidRequest, NotAuthenticated, NotAllowed),
+    *(Overloaded, ModelStarting, ServerDraining, StorageAway, StorageFull),
+)
 _HTTP_CODES: Final = {
     404: "not_found",
     405: "method_not_allowed",
@@ -84,6 +92,9 @@ def error_response(error: Exception) -> AsciiJSONResponse:
         case StorageAway():
             status, kind, code = 503, "server_error", "storage_unavailable"
             headers = _retry_headers(1.0)
+        case ServerDraining():
+            status, kind, code = 503, "server_error", "server_draining"
+            headers = {**_retry_headers(_DRAINING_S), "Connection": "close"}
         case StageUnavailable():
             status, kind, code = 503, "server_error", "service_unavailable"
             headers = _retry_headers(1.0)
@@ -142,16 +153,7 @@ async def _on_error(request: Request, error: Exception) -> Response:
 def _message(error: Exception, status: int) -> str:
     if isinstance(error, HTTPException):
         return str(error.detail)
-    if isinstance(
-        error,
-        InvalidRequest
-        | NotAuthenticated
-        | NotAllowed
-        | Overloaded
-        | ModelStarting
-        | StorageFull
-        | StorageAway,
-    ):
+    if isinstance(error, _TOLD):
         return str(error)
     if status == 503:
         return "The speech service is not available at the moment. Please try again."

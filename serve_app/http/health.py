@@ -17,7 +17,7 @@ _OF_VERSION: Final = ("placement", "profile", "config_digest")
 # Speech is made without it, and it starts when there is a recording.
 STARTS_LATE: Final = "VoiceEncoder"
 
-State = Literal["healthy", "initializing", "degraded", "unhealthy"]
+State = Literal["healthy", "initializing", "degraded", "unhealthy", "draining"]
 
 _EMBEDDED_NOTE: Final = (
     "The embedded voice is served: a small English model of this project's own, made on synthetic"
@@ -116,7 +116,8 @@ def add_routes(
     @app.get("/health")
     async def health() -> JSONResponse:
         now = await status()
-        return JSONResponse(health_body(now, catalog.cards), 200 if now.can_serve else 503)
+        is_well = now.can_serve or now.state == "draining"
+        return JSONResponse(health_body(now, catalog.cards), 200 if is_well else 503)
 
     @app.get("/ready")
     @app.get("/readyz", include_in_schema=False)

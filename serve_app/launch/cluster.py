@@ -1,5 +1,6 @@
 """The Ray cluster that the launcher runs the application on: its own, unless told to join one."""
 
+import logging
 import os
 import secrets
 import signal
@@ -82,6 +83,20 @@ def connect() -> None:
         with agent_port():
             ray.init(address="local", namespace=_NAMESPACE)
     signal.signal(signal.SIGTERM, interrupt)
+
+
+def disconnect() -> None:
+    """Leave the cluster for good; one of our own ends with all that runs on it.
+
+    A thread that still asks Serve for something would start another, as Ray does for who has none,
+    and else writes that it could not.
+    """
+    import ray
+    from ray._private import auto_init_hook
+
+    auto_init_hook.enable_auto_connect = False
+    logging.getLogger("ray.serve").setLevel(logging.CRITICAL)
+    ray.shutdown(wait_for_processes=True)
 
 
 def interrupt(number: int, frame: object) -> NoReturn:

@@ -3,9 +3,12 @@
 By Serve's defaults, two servers on one machine would take each other's.
 """
 
+import csv
 import ipaddress
+import logging
 import os
 import shutil
+import socket
 import tempfile
 from collections.abc import Iterable
 from pathlib import Path
@@ -22,6 +25,9 @@ _PREFIX: Final = "tts-serve-"
 # HAProxy's longest path of a socket; Serve puts the node's id before the name.
 _MAX_SOCKET_CHARS: Final = 97
 _NODE_ID_CHARS: Final = 56
+_STATISTICS_S: Final = 1.0
+
+logger = logging.getLogger(__name__)
 
 
 def make_folder() -> tempfile.TemporaryDirectory[str]:
@@ -30,7 +36,9 @@ def make_folder() -> tempfile.TemporaryDirectory[str]:
     """
     room = _MAX_SOCKET_CHARS - len(f"/{'':{_NODE_ID_CHARS}}/metrics.sock")
     is_short = len(f"{tempfile.gettempdir()}/{_PREFIX}12345678") <= room
-    return tempfile.TemporaryDirectory(prefix=_PREFIX, dir=None if is_short else "/tmp")
+    place = None if is_short else "/tmp"
+    # Who still writes there at the end is about to be gone as well.
+    return tempfile.TemporaryDirectory(prefix=_PREFIX, dir=place, ignore_cleanup_errors=True)
 
 
 def environment(folder: Path, ports: Ports) -> dict[str, str]:
@@ -96,6 +104,26 @@ def _corrected(folder: Path, *ports: int) -> dict[str, str]:
     )
     program.chmod(0o700)
     return {"RAY_SERVE_HAPROXY_BINARY_PATH": str(program), "TTS_PROXY_REFUSES": "1"}
+
+
+def unsent(folder: Path) -> int:
+    """How many answers those with sockets in `folder` have begun and not sent to their end."""
+    return sum(_streams(path) for path in folder.glob("*/admin.sock"))
+
+
+def _streams(path: Path) -> int:
+    """Of all backends of the HAProxy that answers there; 0 where none does."""
+    try:
+        with socket.socket(socket.AF_UNIX) as asked:
+            asked.settimeout(_STATISTICS_S)
+            asked.connect(str(path))
+            asked.sendall(b"show stat -1 2 -1\n")  # of all proxies, the backends, whole
+            with asked.makefile(encoding="ascii", newline="") as answer:
+                rows = list(csv.DictReader(answer))
+        return sum(int(row["scur"]) for row in rows if row["svname"] == "BACKEND")
+    except (OSError, ValueError, KeyError) as error:
+        logger.debug("%s: %s", path, error)
+        return 0
 
 
 def _lines(texts: Iterable[str]) -> str:

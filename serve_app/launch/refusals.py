@@ -116,6 +116,9 @@ def _early(folder: Path) -> Iterator[str]:
     told = "{ res.hdr(x-tts-full) -m found }"
     yield f"http-response set-var(proc.full_until) date({FULL_MS},ms) if {told}"
     yield "http-response del-header x-tts-full"
+    # It does as it was told by itself, and would keep the client's connection.
+    yield "http-response set-header connection close if { res.hdr(x-tts-close) -m found }"
+    yield "http-response del-header x-tts-close"
     # These end by themselves when their client leaves; Serve need not watch it as well, which takes
     # two tasks and a queue for each.
     yield f"http-request set-header x-request-disconnect-disabled ?1 if {speech}"

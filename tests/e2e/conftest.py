@@ -16,6 +16,7 @@ from pathlib import Path
 
 import httpx
 import pytest
+import yaml
 
 pytest.importorskip("ray")
 
@@ -24,12 +25,16 @@ import psutil
 from load_tests.servers.child import kill_left
 from load_tests.servers.processes import DEPLOYMENTS, processes
 from load_tests.servers.server import MARK, marked
+from tests.waiting import wait_until
 
 REPOSITORY = Path(__file__).parents[2]
 CONFIGS = {"split": "configs/serve.yaml", "fused": "configs/serve.fused.yaml"}
+DRAIN_S = {"split": 3.0, "fused": 30.0}
 SPEECH = {"split": "SpeechDecoder", "fused": "Fused"}
 START_TIMEOUT_S = 420.0
 STOP_TIMEOUT_S = 60.0
+# From the last stream to the end: enough for two busy cores, and far below `drain_s`.
+OVER_S = 15.0
 
 
 @dataclass(frozen=True)
@@ -79,7 +84,12 @@ class Server:
 def server(request: pytest.FixtureRequest) -> Iterator[Server]:
     placement: str = request.param
     with tempfile.TemporaryDirectory(prefix="tts-e2e-", dir="/tmp") as folder:
-        yield from run_server(placement, Path(folder), request.config)
+        config = yaml.safe_load((REPOSITORY / CONFIGS[placement]).read_text())
+        ingress = {"drain_s": DRAIN_S[placement]}
+        config["applications"][0]["args"]["ingress"] = ingress
+        path = Path(folder) / "serve.yaml"
+        path.write_text(yaml.safe_dump(config))
+        yield from run_server(placement, Path(folder), request.config, path)
 
 
 def run_server(
@@ -180,6 +190,12 @@ def stop(process: subprocess.Popen[bytes], mark: str) -> None:
             process.kill()
             process.wait()
     kill_left(lambda: marked(mark))
+
+
+def assert_over(server: Server) -> None:
+    """It ends with success, and so does all that it started."""
+    assert server.process.wait(OVER_S) == 0
+    wait_until(lambda: not server.processes(), 5)
 
 
 def free_port() -> int:

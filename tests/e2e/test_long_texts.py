@@ -12,7 +12,15 @@ import numpy as np
 import pytest
 import yaml
 
-from tests.e2e.conftest import CONFIGS, REPOSITORY, STOP_TIMEOUT_S, Server, run_server
+from tests.e2e.conftest import (
+    CONFIGS,
+    REPOSITORY,
+    STOP_TIMEOUT_S,
+    Server,
+    assert_over,
+    run_server,
+)
+from tests.e2e.open_streams import ENDLESS_FRAMES, Open, pcm
 from tests.waiting import wait_until
 
 # More than a minute of speech, in units of a few seconds.
@@ -63,6 +71,19 @@ def made_at(folder: Path, job: str) -> dict[str, int]:
     return {file.name: file.stat().st_mtime_ns for file in files}
 
 
+def end_at_once(server: Server) -> None:
+    """A second Ctrl-C ends the server with what it speaks, a first one does not."""
+    with Open(server.url, ENDLESS_FRAMES, pcm) as streams:
+        os.killpg(server.process.pid, signal.SIGINT)
+        wait_until(lambda: httpx.get(f"{server.url}/ready", timeout=5).status_code == 503)
+        assert server.process.is_running()
+        os.killpg(server.process.pid, signal.SIGINT)
+        assert_over(server)
+        (speech,) = streams.heard().values()
+    assert speech.audio
+    assert not speech.is_whole
+
+
 def test_a_long_text_goes_on_by_itself_after_ctrl_c_and_another_start(
     request: pytest.FixtureRequest,
 ) -> None:
@@ -87,5 +108,6 @@ def test_a_long_text_goes_on_by_itself_after_ctrl_c_and_another_start(
             assert 1 < len(before) < total
             assert before.items() <= made_at(folder, job).items()  # none was made again
             undisturbed = heard(server, begun(server))
+            end_at_once(server)
     assert audio.shape == undisturbed.shape
     assert np.abs(audio - undisturbed).max() <= TOLERANCE_LSB

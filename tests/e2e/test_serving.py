@@ -5,6 +5,7 @@ import io
 import ipaddress
 import json
 import re
+import signal
 import socket
 import subprocess
 import sys
@@ -21,8 +22,11 @@ from websockets.sync.client import ClientConnection, connect
 
 from load_tests.loops.client import server_timings
 from serve_app.models.checkpoint.embedded import embedded_checkpoint
-from tests.e2e.conftest import REPOSITORY, SPEECH, Server
+from tests.e2e import open_streams
+from tests.e2e.conftest import DRAIN_S, REPOSITORY, SPEECH, Server, assert_over
+from tests.e2e.open_streams import Open
 from tests.golden.make_codes import FILE, SETS, WAVEFORM, weights_hash
+from tests.waiting import wait_until
 from training.listening.recogniser import Recogniser, shipped_model
 from training.listening.sound import load
 from training.listening.words import word_errors
@@ -406,3 +410,67 @@ def test_the_sdk_has_a_text_spoken_in_realtime(server: Server) -> None:
             assert event.type != "error", event
     assert audio
     assert len(audio) % (SAMPLES_PER_FRAME * 2) == 0
+
+
+# The last ones: they end the server.
+
+FRAMES_OF_AN_END = 80
+
+
+def test_told_to_end_it_finishes_what_it_speaks_and_takes_nothing_new(server: Server) -> None:
+    if server.placement != "fused":
+        pytest.skip("the other one is ended by the next test")
+    kinds = (open_streams.pcm, open_streams.sse, open_streams.file, open_streams.live)
+    with Open(server.url, FRAMES_OF_AN_END, *kinds) as undisturbed:
+        undisturbed.tell()
+        expected = undisturbed.heard()
+    with (
+        httpx.Client(base_url=server.url, timeout=10) as client,
+        Open(server.url, FRAMES_OF_AN_END, *kinds, open_streams.realtime) as streams,
+    ):
+        assert client.get("/ready").status_code == 200
+        told_s = time.monotonic()
+        server.process.send_signal(signal.SIGTERM)
+        wait_until(lambda: client.get("/ready").status_code == 503, 5)
+        refused = client.post("/v1/audio/speech", json=body())
+        refused_s = time.monotonic() - told_s
+        health = client.get("/health")
+        streams.tell()
+        heard = streams.heard()
+    assert refused.status_code == 503
+    assert refused.json()["error"]["code"] == "server_draining"
+    assert int(refused.headers["retry-after"]) >= 1
+    assert refused.headers["connection"] == "close"
+    assert refused_s < 2
+    assert (health.status_code, health.json()["status"]) == (200, "draining")
+    assert all(speech.is_whole and not speech.errors for speech in heard.values()), heard
+    for kind, speech in expected.items():
+        got, wanted = samples(heard[kind]), samples(speech)
+        assert got.shape == wanted.shape, kind
+        assert np.abs(got - wanted).max() <= TOLERANCE_LSB, kind
+    assert (expected["live"].closed, heard["live"].closed) == (None, open_streams.GOING_AWAY)
+    assert heard["realtime"].closed == open_streams.GOING_AWAY
+    assert_over(server)
+
+
+def samples(heard: open_streams.Heard) -> np.ndarray:
+    return np.frombuffer(heard.audio, np.int16).astype(np.int32)
+
+
+def test_what_does_not_end_in_time_is_told_so_and_cut(server: Server) -> None:
+    if server.placement != "split":
+        pytest.skip("the other one is ended by the test before")
+    kinds = (open_streams.pcm, open_streams.sse, open_streams.live, open_streams.unended)
+    with Open(server.url, open_streams.ENDLESS_FRAMES, *kinds) as streams:
+        told_s = time.monotonic()
+        server.process.send_signal(signal.SIGTERM)
+        streams.tell()
+        heard = streams.heard()
+    took_s = time.monotonic() - told_s
+    assert DRAIN_S["split"] <= took_s < DRAIN_S["split"] + 5
+    assert all(speech.audio and not speech.is_whole for speech in heard.values())
+    for kind in ("sse", "live", "unended"):
+        assert heard[kind].errors == ("server_draining",), kind
+    for kind in ("live", "unended"):
+        assert heard[kind].closed == open_streams.GOING_AWAY, kind
+    assert_over(server)

@@ -10,12 +10,14 @@ from serve_app.http.observe.record import current
 
 # Of a response: whoever else comes now would be refused as well.
 FULL: Final = "x-tts-full"
+# Of a response: its connection is to be closed. A proxy keeps its client's whatever is said to it.
+CLOSE: Final = "x-tts-close"
 # Of a request: how many were refused since the last one that was let through.
 REFUSED: Final = "x-tts-refused"
 
 
 class Fronted:
-    """Tells the proxy that nobody can be let in, and counts whom it has refused.
+    """Tells the proxy that nobody can be let in and what to close, and counts whom it has refused.
 
     Only behind a proxy that sets the one header itself and takes the other away: from a client,
     who could write anything, the number would be believed.
@@ -34,8 +36,11 @@ class Fronted:
             self._recorder.add(metrics.REFUSED_AT_PROXY, int(refused))
 
         async def telling(message: Message) -> None:
-            if message["type"] == "http.response.start" and current().full:
-                message["headers"] = [*message["headers"], (FULL.encode(), b"1")]
+            if message["type"] == "http.response.start":
+                if current().full:
+                    message["headers"] = [*message["headers"], (FULL.encode(), b"1")]
+                if Headers(raw=message["headers"]).get("connection") == "close":
+                    message["headers"] = [*message["headers"], (CLOSE.encode(), b"1")]
             await send(message)
 
         await self._app(scope, receive, telling)

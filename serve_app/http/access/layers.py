@@ -1,7 +1,7 @@
 """Puts the layers around the application, all of them plain ASGI.
 
 From the outside: the path as it is meant, the record of the request, what a proxy in front is told,
-other origins, keys and limits, sizes.
+other origins, whether the server is to end, keys and limits, sizes.
 """
 
 from collections.abc import Awaitable, Callable
@@ -20,6 +20,8 @@ from serve_app.http.access.limits import KeyLimits, SharedLedger
 from serve_app.http.access.peers import Ingresses
 from serve_app.http.access.sizes import Sizes
 from serve_app.http.access.slashes import WithoutSlash
+from serve_app.http.draining.drain import Drain
+from serve_app.http.draining.layer import Draining
 from serve_app.http.health import Status
 from serve_app.http.observe import log
 from serve_app.http.observe.layer import Observed
@@ -57,10 +59,12 @@ def add_layers(
     status: Callable[[], Awaitable[Status]],
     recorder: metrics.Recorder,
     tracer: Tracer,
+    drain: Drain,
     ledger: SharedLedger | None = None,
 ) -> None:
     """Guard and watch `app`; `status` knows how many ingresses share the limits of the keys, by
-    `ledger`, or where there is none each by itself.
+    `ledger`, or where there is none each by itself; from the beginning of `drain` on no new speech
+    passes.
 
     Raises:
         KeyFileError: the keys cannot be read.
@@ -69,6 +73,7 @@ def add_layers(
     app.add_middleware(Sizes, config=access)
     limits = KeyLimits(access, ledger, Ingresses(status).count)
     app.add_middleware(KeyGate, config=config, keyring=keyring_of(config), limits=limits)
+    app.add_middleware(Draining, drain=drain)
     if access.cors_origins:
         app.add_middleware(
             CORSMiddleware,

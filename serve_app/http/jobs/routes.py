@@ -18,6 +18,7 @@ from serve_app.config import IngressConfig
 from serve_app.errors import Conflict, InvalidRequest, NotFound, Overloaded
 from serve_app.http.background import Background
 from serve_app.http.document import AUDIO, EVENTS, JSON, Content, operation
+from serve_app.http.draining.drain import Drain
 from serve_app.http.errors import AsciiJSONResponse
 from serve_app.http.jobs.fields import fields_of
 from serve_app.http.jobs.lease import Leases
@@ -71,10 +72,15 @@ def _responds(content: Content) -> dict[str, Any]:
 
 
 class Jobs:
-    """The jobs of one ingress: answers clients, and works while `lifespan` is entered."""
+    """The jobs of one ingress: answers clients, and works while `lifespan` is entered, until the
+    server is to end; another one, or the next start, goes on.
+    """
 
-    def __init__(self, speech: Speech, background: Background, config: IngressConfig) -> None:
+    def __init__(
+        self, speech: Speech, background: Background, config: IngressConfig, drain: Drain
+    ) -> None:
         self._speech = speech
+        self._drain = drain
         self._config = config.jobs
         self._stall_s = config.reader_timeout_s
         self._store = Store(config.jobs.folder)
@@ -87,9 +93,17 @@ class Jobs:
     @contextlib.asynccontextmanager
     async def lifespan(self, app: FastAPI) -> AsyncIterator[None]:
         del app
-        running = asyncio.create_task(self._runner.run())
+        working = asyncio.create_task(self._work())
         try:
             yield
+        finally:
+            working.cancel()
+            await asyncio.gather(working, return_exceptions=True)
+
+    async def _work(self) -> None:
+        running = asyncio.create_task(self._runner.run())
+        try:
+            await self._drain.begun()
         finally:
             running.cancel()
             await asyncio.gather(running, return_exceptions=True)

@@ -8,21 +8,27 @@ import json
 import logging
 import math
 from collections.abc import Callable, Coroutine, Mapping
+from contextlib import suppress
 from typing import Any, Final
 
 from fastapi import WebSocket, WebSocketDisconnect
 
-from serve_app.errors import InvalidRequest, Overloaded
+from serve_app.errors import InvalidRequest, Overloaded, ServerDraining
 from serve_app.http.access.answers import refuse
+from serve_app.http.draining.drain import Drain
 from serve_app.http.errors import error_response
+from serve_app.http.live.turns import Turns
 from serve_app.http.observe.record import current
 from serve_app.http.response import ClientGone, ReaderStalled
 
 # Close codes of RFC 6455.
 NORMAL: Final = 1000
+GOING_AWAY: Final = 1001
 POLICY: Final = 1008
 TOO_BIG: Final = 1009
 INTERNAL: Final = 1011
+# How long a session that is cut off has to say so of what it speaks.
+_LAST_WORDS_S: Final = 0.5
 # So much JSON is read in less than a millisecond or two.
 _QUICK_CHARS: Final = 32 << 10
 
@@ -134,6 +140,25 @@ async def converse(
             await connection.close(code)
         except (TimeoutError, RuntimeError, WebSocketDisconnect):
             logger.info("%s: it did not wait for the end", socket.url.path)
+
+
+async def leave(turns: Turns, drain: Drain) -> None:
+    """Part of a session: end it between two turns once the server drains, and in the middle of one
+    where the server does not wait for longer.
+
+    Raises:
+        SessionEnd: always.
+    """
+    await drain.begun()
+    try:
+        await drain.until_cut(turns.idle())
+    except ServerDraining as error:
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_LAST_WORDS_S):
+                await turns.idle()
+                raise SessionEnd(GOING_AWAY) from error
+        raise SessionEnd(GOING_AWAY, error) from error
+    raise SessionEnd(GOING_AWAY)
 
 
 async def _until_end(connection: Connection, tasks: list[asyncio.Task[None]]) -> int | None:

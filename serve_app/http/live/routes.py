@@ -6,6 +6,7 @@ from fastapi import FastAPI, WebSocket
 
 from serve_app import metrics
 from serve_app.config import IngressConfig
+from serve_app.http.draining.drain import Drain
 from serve_app.http.live.connection import let_in
 from serve_app.http.live.session import LiveSession
 from serve_app.http.live.together import TogetherSession
@@ -23,6 +24,7 @@ def add_routes(
     config: IngressConfig,
     recorder: metrics.Recorder,
     look: Callable[[int], None],
+    drain: Drain,
 ) -> None:
     writer = LiveWriter(speak, audio, config.read_ahead_s)
 
@@ -30,10 +32,10 @@ def add_routes(
     @app.websocket("/audio/speech/stream")
     async def speak_text_in_pieces(socket: WebSocket) -> None:
         if await let_in(socket, look):
-            await LiveSession(socket, speech, writer, config, recorder).run()
+            await LiveSession(socket, speech, writer, config, recorder, drain).run()
 
     @app.websocket("/v1/audio/speech/websocket")
     @app.websocket("/audio/speech/websocket")
     async def speak_as_together_does(socket: WebSocket) -> None:
         if await let_in(socket, look):
-            await TogetherSession(socket, speech, writer, config, recorder).run()
+            await TogetherSession(socket, speech, writer, config, recorder, drain).run()

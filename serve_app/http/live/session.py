@@ -22,6 +22,7 @@ from fastapi import WebSocket
 from serve_app import metrics
 from serve_app.config import IngressConfig
 from serve_app.errors import InvalidRequest, SpeechError
+from serve_app.http.draining.drain import Drain
 from serve_app.http.errors import error_response
 from serve_app.http.live.connection import (
     POLICY,
@@ -29,6 +30,7 @@ from serve_app.http.live.connection import (
     SessionEnd,
     converse,
     error_object,
+    leave,
 )
 from serve_app.http.live.turns import Turns
 from serve_app.http.live.utterance import Utterance
@@ -101,12 +103,14 @@ class LiveSession:
         writer: LiveWriter,
         config: IngressConfig,
         recorder: metrics.Recorder,
+        drain: Drain,
     ) -> None:
         self._socket = socket
         self._speech = speech
         self._writer = writer
         self._config = config
         self._recorder = recorder
+        self._drain = drain
         self._connection = Connection(socket, config.reader_timeout_s)
         self._turns = Turns()
         self._settings: Settings | None = None
@@ -118,7 +122,8 @@ class LiveSession:
 
     async def run(self) -> None:
         await self._socket.accept()
-        await converse(self._socket, self._connection, self._read(), self._turns.run())
+        leaving = leave(self._turns, self._drain)
+        await converse(self._socket, self._connection, self._read(), self._turns.run(), leaving)
         for _ in self._pending:
             self._recorder.count(metrics.REQUESTS, status=str(CLIENT_GONE))
 
@@ -200,6 +205,7 @@ class LiveSession:
             await utterance.append(text)
 
     def _begin(self, settings: Settings) -> Utterance:
+        self._drain.check()
         if len(self._pending) >= _MAX_UTTERANCES:
             raise InvalidRequest(
                 f"{_MAX_UTTERANCES} utterances wait to be spoken.", "type", "too_many_utterances"

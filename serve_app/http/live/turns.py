@@ -13,17 +13,20 @@ class Turns:
     def __init__(self) -> None:
         self._queue: asyncio.Queue[Work | None] = asyncio.Queue()
         self._running: asyncio.Task[None] | None = None
+        self._idle = asyncio.Event()
+        self._idle.set()
 
     def add(self, work: Work) -> None:
+        self._idle.clear()
         self._queue.put_nowait(work)
 
     def close(self) -> None:
         """`run` returns once all that has been added is over."""
         self._queue.put_nowait(None)
 
-    @property
-    def is_idle(self) -> bool:
-        return self._running is None and self._queue.empty()
+    async def idle(self) -> None:
+        """Wait until nothing runs or waits."""
+        await self._idle.wait()
 
     async def run(self) -> None:
         """Raises what a work raises."""
@@ -35,6 +38,7 @@ class Turns:
                 running.cancel()
                 await asyncio.gather(running, return_exceptions=True)
                 self._running = None
+                self._note_idle()
             if not running.cancelled():
                 running.result()
 
@@ -48,3 +52,8 @@ class Turns:
         if running is not None:
             running.cancel()
             await asyncio.wait({running})
+        self._note_idle()
+
+    def _note_idle(self) -> None:
+        if self._running is None and self._queue.empty():
+            self._idle.set()

@@ -15,6 +15,7 @@ from fastapi import WebSocket
 from serve_app import metrics
 from serve_app.config import IngressConfig
 from serve_app.errors import InvalidRequest, SpeechError
+from serve_app.http.draining.drain import Drain
 from serve_app.http.errors import error_response
 from serve_app.http.live.connection import (
     NORMAL,
@@ -23,6 +24,7 @@ from serve_app.http.live.connection import (
     SessionEnd,
     converse,
     error_object,
+    leave,
 )
 from serve_app.http.live.turns import Turns
 from serve_app.http.realtime.items import spoken_text, texts_of
@@ -49,12 +51,14 @@ class RealtimeSession:
         writer: AudioWriter,
         config: IngressConfig,
         recorder: metrics.Recorder,
+        drain: Drain,
     ) -> None:
         self._socket = socket
         self._speech = speech
         self._writer = writer
         self._config = config
         self._recorder = recorder
+        self._drain = drain
         self._connection = Connection(socket, config.reader_timeout_s)
         self._turns = Turns()
         self._id = new_id("sess")
@@ -69,7 +73,8 @@ class RealtimeSession:
         # Browsers send their key as a second subprotocol, which is not to be repeated.
         offered = self._socket.scope.get("subprotocols") or []
         await self._socket.accept("realtime" if "realtime" in offered else None)
-        await converse(self._socket, self._connection, self._read(), self._turns.run())
+        leaving = leave(self._turns, self._drain)
+        await converse(self._socket, self._connection, self._read(), self._turns.run(), leaving)
         if self._response is not None:
             self._recorder.count(metrics.REQUESTS, status=str(CLIENT_GONE))
 
@@ -138,6 +143,7 @@ class RealtimeSession:
                 None,
                 "conversation_already_has_active_response",
             )
+        self._drain.check()
         output = self._output.changed(stated, "response")
         fields = stated or {}
         metadata = _metadata(fields.get("metadata"))

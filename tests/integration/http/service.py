@@ -14,6 +14,7 @@ from serve_app.config import IngressConfig
 from serve_app.fakes import FakeSpeechDecoder, FakeTalker, fake_card, fake_codes
 from serve_app.http.app import build_api
 from serve_app.http.catalog import Catalog
+from serve_app.http.draining.drain import Drain
 from serve_app.http.health import Status
 from serve_app.pipeline import synthesize
 
@@ -50,6 +51,7 @@ class Service:
         self.catalog = Catalog(cards)
         limits = config or IngressConfig()
         self.encoder = encoder
+        self.drain = Drain()
         self.app = build_api(
             self.speak,
             self.catalog,
@@ -58,6 +60,7 @@ class Service:
             self,
             look=look,
             encoder_of=lambda card: self.encoder,
+            drain=self.drain,
         )
 
     def speak(self, request):

@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from serve_app import serve_config
-from serve_app.config import AppConfig
+from serve_app.config import AppConfig, IngressConfig
 
 CLUSTER = Path(__file__).parents[3] / "cluster"
 KUBERNETES = "1.34"
@@ -180,6 +180,13 @@ def test_pods_outlast_their_drain_and_the_drain_the_longest_speech() -> None:
         assert longest_s < drain < pod["terminationGracePeriodSeconds"]
         assert "lifecycle" not in container
     assert ray_service()["spec"]["rayClusterDeletionDelaySeconds"] > longest_s
+
+
+def test_a_container_is_given_the_time_that_its_streams_have() -> None:
+    compose = yaml.safe_load((CLUSTER / "compose.yaml").read_text("utf-8"))
+    (found,) = {compose["services"][name]["stop_grace_period"] for name in ("gpu", "cpu")}
+    minutes = int(found.removesuffix("m"))
+    assert 60 * minutes >= IngressConfig().drain_s + 10
 
 
 def test_no_pod_runs_as_root_or_without_limits() -> None:

