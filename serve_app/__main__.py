@@ -176,13 +176,14 @@ def run(config: Path, ending: Ending) -> int:
                 raise
             print(f"no Ray cluster can be joined at {address}: {error}", file=sys.stderr)
             return 2
-        ending.listen()
-        cli.main(["run", str(config)], standalone_mode=False)
-    except (KeyboardInterrupt, SystemExit, Abort):  # the last one before `ending` listens
+        try:
+            ending.listen()
+            cli.main(["run", str(config)], standalone_mode=False)
+        finally:
+            ending.settle()
+            cluster.disconnect()
+    except (KeyboardInterrupt, SystemExit, Abort):  # the last one from within click
         return 0
-    finally:
-        ending.settle()
-        cluster.disconnect()
     return 0
 
 

@@ -17,6 +17,7 @@ from serve_app import __main__ as launcher
 from serve_app import serve_config
 from serve_app.config import Environment
 from serve_app.launch import haproxy, overrides
+from serve_app.launch.ending import Ending
 from serve_app.launch.ports import Ports
 from serve_app.launch.several import VOICE_ENCODER, deployments_of
 
@@ -213,6 +214,15 @@ def test_what_cannot_be_started_is_said_before_anything_is(
     assert said in capsys.readouterr().err
 
 
+class Unheard(Ending):
+    """One that leaves the signals of the tests' own process alone."""
+
+    def __init__(self) -> None:
+        super().__init__(lambda pause: None, SystemExit)
+
+    def listen(self) -> None: ...
+
+
 def test_who_presses_ctrl_c_twice_sees_no_traceback(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -220,17 +230,18 @@ def test_who_presses_ctrl_c_twice_sees_no_traceback(
         raise KeyboardInterrupt  # while Serve shuts down, where nothing of its own catches it
 
     monkeypatch.setattr(launcher.cluster, "connect", lambda: None)
+    monkeypatch.setattr(launcher.cluster, "disconnect", lambda: None)
     monkeypatch.setattr(cli.commands["run"], "callback", stopping)
     path = tmp_path / "serve.yaml"
     path.write_text("applications: []\n")
-    assert launcher.run(path) == 0
+    assert launcher.run(path, Unheard()) == 0
 
 
 def test_an_address_at_which_there_is_no_cluster_is_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("RAY_ADDRESS", "nowhere")
-    assert launcher.run(tmp_path / "serve.yaml") == 2
+    assert launcher.run(tmp_path / "serve.yaml", Unheard()) == 2
     assert "no Ray cluster can be joined at nowhere" in capsys.readouterr().err
 
 
