@@ -38,6 +38,8 @@ class TalkerTraining:
     how far back the running mean of the weights reaches, which is what is evaluated and exported.
     best_from: share of the time from which on the best mean is looked for. A talker that goes on
         begins with a loss that it only comes back to once the rate is low.
+    dropout_until: share of the time up to which dropout and layer_dropout hold. A model as small as
+        this one must in the end use all that it has; a disturbed history stays.
     """
 
     learning_rate: float = 1.5e-3
@@ -53,6 +55,7 @@ class TalkerTraining:
     merge_dropout: float = 0.1
     mean_steps: float = 1000.0
     best_from: float = 0.5
+    dropout_until: float = 0.65
     seed: int = 1
 
 
@@ -143,6 +146,7 @@ class TalkerTrainer:
         ]
         self.optimizer = capturable_adamw(groups, device, training.learning_rate, betas=(0.9, 0.95))
         self.steps, self.spent = 0, 0.0
+        self._drops = True
         stored = torch.load(file, map_location=device, weights_only=True) if file.exists() else {}
         if stored:
             self.model.load_state_dict(stored["model"])
@@ -174,9 +178,10 @@ class TalkerTrainer:
         training, model = self.training, self.model
         codes = self._disturbed(batch) if noisy else batch.codes
         rows = model.embed(batch.text, codes)
-        if noisy:
+        is_whole = not (noisy and self._drops)
+        if not is_whole:
             rows = F.dropout(rows, training.dropout)
-        dropout = training.layer_dropout if noisy else 0.0
+        dropout = 0.0 if is_whole else training.layer_dropout
         hidden = model.hidden(rows, dropout)
         scores = model.talker.codec_head(hidden).float()
         leads = batch.target >= 0
@@ -259,6 +264,9 @@ class TalkerTrainer:
             if is_over and (self.team.size == 1 or self.team.meets(self.steps)):
                 break
             set_rate(self.optimizer, clock.rate(training.learning_rate))
+            if self._drops and clock.progress >= training.dropout_until:
+                self._drops = False
+                steps = {length: Replayed(self._step, device) for length in LENGTHS}
             found = steps[batch.text.shape[1]](*batch.to(device).tensors)
             self.steps += 1
             self.mean.follow(self.steps)

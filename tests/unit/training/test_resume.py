@@ -4,13 +4,16 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from serve_app.models.checkpoint.files import open_checkpoint
 from serve_app.models.speech_decoder.network.model import SpeechDecoderModel
 from tests.unit.training.shapes import TEXTS, TINY
+from training.batches import Batches, BatchOptions
 from training.codec import Codec, CodecTrainer, CodecTraining
+from training.codes import CodeBook
 from training.critics import Critics
 from training.export import (
     round_to_disk,
@@ -19,10 +22,10 @@ from training.export import (
     write_model,
     write_speech,
 )
-from training.progress import Clock
+from training.progress import Clock, Log
 from training.resume import read_codec, read_talker, resume
 from training.shape import VoiceShape
-from training.talker import TalkerModel
+from training.talker import TalkerModel, TalkerTrainer, TalkerTraining
 from training.text import write_configuration
 
 
@@ -90,6 +93,44 @@ def test_a_decoder_waits_only_for_critics_that_know_nothing(
     at = {spent: Clock(total_s=1000.0, limit_s=1e9, spent_s=spent) for spent in (50.0, 100.0)}
     assert (trainer.rate_now(at[50.0]) > 0) == with_heads
     assert trainer.rate_now(at[100.0]) > 0
+
+
+@pytest.mark.parametrize("until", [0.0, 1.0])
+def test_a_talker_drops_nothing_towards_the_end(
+    checkpoint: tuple[Path, Codec, TalkerModel],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    until: float,
+) -> None:
+    folder = checkpoint[0]
+    monkeypatch.setenv("VOICE_LOADERS", "0")
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    training = TalkerTraining(
+        frame_dropout=0.0, group_noise=0.0, coarse_history=0.0, dropout_until=until
+    )
+    options = BatchOptions(positions=320, predictor_rows=8)
+    device = torch.device("cpu")
+    trainer = TalkerTrainer(tmp_path / "talker.pt", folder, config, training, device, options)
+    trainer.run(_book(6, 9), 1e4, 0.2, Log(tmp_path / "log.jsonl"))
+    assert trainer.steps
+    drawn = Batches(_book(6, 9), np.arange(6), trainer.ids, trainer.splitter, options, seed=0)
+    batch = next(drawn.draw()).to(device)
+    noisy, plain = (float(trainer.losses(batch, noisy=n)["first"].detach()) for n in (True, False))
+    assert (noisy == plain) == (until == 0.0)
+
+
+def _book(sentences: int, frames: int) -> CodeBook:
+    rng = np.random.default_rng(2)
+    shape = (sentences * frames, TINY.num_groups)
+    return CodeBook(
+        rng.integers(0, TINY.num_codes, shape).astype(np.uint8),
+        rng.integers(0, 50, (sentences * frames, 4)).astype(np.uint8),
+        np.arange(sentences + 1) * frames,
+        np.arange(1, sentences + 1),
+        np.ones(sentences, bool),
+        ("heart", "emma") * (sentences // 2),
+        TEXTS * (sentences // len(TEXTS)),
+    )
 
 
 def test_a_codec_of_other_sizes_is_refused(checkpoint: tuple[Path, Codec, TalkerModel]) -> None:
