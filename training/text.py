@@ -27,9 +27,9 @@ def write_configuration(folder: Path, shape: VoiceShape, texts: Sequence[str]) -
     # A codebook of 256 comes round every few seconds: a penalty on what was used would hurt.
     content |= {
         "repetition_penalty": 1.0,
-        "temperature": 0.3,
+        "temperature": 0.1,
         "top_k": 30,
-        "subtalker_temperature": 0.3,
+        "subtalker_temperature": 0.1,
         "subtalker_top_k": 30,
         "max_new_tokens": 1024,
     }
