@@ -77,9 +77,9 @@ def locust(args: argparse.Namespace, facts: dict[str, Any]) -> int:
     )
     status = locust_run.run(load, args.out)
     facts |= {"shape": args.shape, "users": args.users, "minutes": args.minutes}
-    rows = locust_run.rows(args.out)
-    say(report.locust(args.out, facts, rows, locust_run.history(args.out)))
-    if not rows:
+    outcome = locust_run.outcome(args.out)
+    say(report.locust(args.out, facts, outcome, locust_run.history(args.out)))
+    if not outcome["rows"]:
         say((args.out / "locust.log").read_text(encoding="utf-8")[-2000:])
     return status
 

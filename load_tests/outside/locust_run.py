@@ -5,6 +5,7 @@ of the verdict.
 """
 
 import csv
+import json
 import os
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from typing import Any, Final
 
 from load_tests.servers.child import REPOSITORY, search_path
 
+_OUTCOME: Final = "outcome.json"
 _FILES: Final = "load_tests/locustfile.py,load_tests/shapes.py"
 # Above the longest stream, or the end of the run would count as failures.
 _STOP_S: Final = 120
@@ -57,6 +59,7 @@ def run(load: Load, folder: Path) -> int:
         "TTS_MINUTES": f"{load.minutes:g}",
         "TTS_VOICE": load.voice,
         "TTS_FRAMES": load.frames,
+        "TTS_OUTCOME": str(folder.resolve() / _OUTCOME),
     }
     with (folder / "locust.log").open("w", encoding="utf-8") as log:
         done = subprocess.run(
@@ -65,19 +68,14 @@ def run(load: Load, folder: Path) -> int:
     return done.returncode
 
 
-def rows(folder: Path) -> list[dict[str, Any]]:
-    """What Locust says of each kind of request at the end; times in ms."""
-    found = []
-    for row in _table(folder / "locust_stats.csv"):
-        found.append(
-            {
-                "name": row["Name"],
-                "requests": int(row["Request Count"]),
-                "failures": int(row["Failure Count"]),
-                "per_s": float(row["Requests/s"]),
-                **{column: _number(row[column]) for column in COLUMNS},
-            }
-        )
+def outcome(folder: Path) -> dict[str, Any]:
+    """What Locust says at the end: `rows` by kind of request, times in ms, and `faults`."""
+    file = folder / _OUTCOME
+    if not file.exists():
+        return {"rows": [], "faults": []}
+    found = json.loads(file.read_text(encoding="utf-8"))
+    for row in found["rows"]:
+        row.update(zip(COLUMNS, row.pop("times_ms"), strict=True))
     return found
 
 

@@ -47,10 +47,10 @@ def _clients(clients: Mapping[str, Mapping[str, Any]]) -> list[str]:
 def locust(
     folder: Path,
     facts: Mapping[str, Any],
-    rows: Sequence[Mapping[str, Any]],
+    outcome: Mapping[str, Any],
     history: Mapping[str, Any],
 ) -> str:
-    """What Locust's files say: `folder`/report.md and load.png."""
+    """What Locust says: `folder`/report.md and load.png."""
     drawn = False
     if history["at_s"]:
         at_s = [float(second) for second in history["at_s"]]
@@ -64,7 +64,7 @@ def locust(
         }
         drawn = plots.steps(folder / "load.png", panels)
     lines = [*table_head(("row", "requests", "failures", "per s", *COLUMNS))]
-    for row in rows:
+    for row in outcome["rows"]:
         counts = [str(row["requests"]), str(row["failures"]), f"{row['per_s']:.2f}"]
         times = [_ms(row[column]) for column in COLUMNS]
         lines.append(table_line([row["name"], *counts, *times]))
@@ -75,11 +75,20 @@ def locust(
             "Times in ms by Locust's clock; `dry` is what a player would have waited for, a failure"
             " above 50 ms.",
             "\n".join(lines),
+            *_faults(outcome["faults"]),
             *(["![load](load.png)"] if drawn else []),
         ]
     )
     files.write_text(folder / "report.md", text + "\n")
     return text
+
+
+def _faults(faults: Sequence[Mapping[str, Any]]) -> list[str]:
+    if not faults:
+        return []
+    lines = [*table_head(("times", "what went wrong"))]
+    lines += [table_line([str(fault["times"]), fault["what"]]) for fault in faults]
+    return ["\n".join(lines)]
 
 
 def _head(title: str, facts: Mapping[str, Any]) -> str:

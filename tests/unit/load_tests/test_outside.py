@@ -9,7 +9,7 @@ import pytest
 
 from load_tests.outside import report
 from load_tests.outside.__main__ import main
-from load_tests.outside.locust_run import history, rows
+from load_tests.outside.locust_run import history, outcome
 from load_tests.outside.tts_bench import (
     Load,
     OutsideFailed,
@@ -31,11 +31,13 @@ HISTORY = (
     + "101,4,audio,first playable,2.5,0.0,20,0,0,0,0,40,0,60,0,0,0,5\n"
     + "101,4,,Aggregated,10.0,0.5,20,0,0,0,0,900,0,950,0,0,0,20\n"
 )
-STATS = (
-    "Type,Name,Request Count,Failure Count,Median Response Time,Requests/s,50%,95%,99%\n"
-    "audio,dry,37,1,0,2.1,0,0,330\n"
-    ",Aggregated,148,1,160,8.3,160,1300,1700\n"
-)
+OUTCOME = {
+    "rows": [
+        {"name": "dry", "requests": 37, "failures": 1, "per_s": 2.1, "times_ms": [0, 0, 330]},
+        {"name": "Aggregated", "requests": 148, "failures": 1, "per_s": 8.3, "times_ms": [1, 2, 3]},
+    ],
+    "faults": [{"what": "dry: dry for 0.33 s", "times": 1}],
+}
 # Stands for the package: says what it was asked, and fails if told to or where something is.
 PACKAGE = """
 import json, os, sys
@@ -58,20 +60,21 @@ FACTS: dict[str, Any] = {"gpus": [], "cpus": 2, "commit": "abc", "command": "pyt
 
 def test_locusts_files_are_read_over_time(tmp_path: Path) -> None:
     (tmp_path / "locust_stats_history.csv").write_text(HISTORY, encoding="utf-8")
-    (tmp_path / "locust_stats.csv").write_text(STATS, encoding="utf-8")
+    (tmp_path / "outcome.json").write_text(json.dumps(OUTCOME), encoding="utf-8")
     found = history(tmp_path)
     assert found["at_s"] == [0, 1]
     assert found["users"] == [2, 4]
     assert found["streams_per_s"] == [0.0, 2.5]
     assert found["first_playable_p95_ms"] == [0.0, 40.0]
     facts = {**FACTS, "shape": "spike", "users": 4, "minutes": 0.3}
-    text = report.locust(tmp_path, facts, rows(tmp_path), found)
+    text = report.locust(tmp_path, facts, outcome(tmp_path), found)
     assert "| dry | 37 | 1 | 2.10 | 0.0 | 0.0 | 330.0 |" in text
+    assert "| 1 | dry: dry for 0.33 s |" in text
     assert (tmp_path / "report.md").exists()
 
 
 def test_locust_that_left_nothing_has_no_rows(tmp_path: Path) -> None:
-    assert rows(tmp_path) == []
+    assert outcome(tmp_path) == {"rows": [], "faults": []}
     assert history(tmp_path)["at_s"] == []
 
 
