@@ -57,6 +57,7 @@ PROFILES: Final[Mapping[Profile, Mapping[str, Mapping[str, Any]]]] = {
         "speech_decoder": {
             "max_streams": 320,
             "cudnn_benchmark": True,
+            "cudnn_from_frames": 64,
             "patience_s": 0.03,
             "chunk_frames": (1, 3, 8, 16),
             "batch_sizes": (1, 2, 4, 8, 16, 32, 64, 128),
@@ -284,7 +285,7 @@ class SpeechDecoderConfig(StageConfig):
     cudnn_benchmark: bool = Field(
         default=False,
         description="let cuDNN try its algorithms at the start: more audio per second, and a start"
-        " that takes some 15 s longer",
+        " that takes up to 15 s longer, by how many steps it is for",
     )
     cudnn_algorithms: int = Field(
         default=10,
