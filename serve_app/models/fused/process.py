@@ -3,19 +3,17 @@
 The engine's thread holds the interpreter lock for most of a step. What else a Serve replica does,
 receiving requests and passing chunks on, would wait for it and hold it up in turn.
 
-Both ends of a socket pair speak pickles behind a 4-byte length: a call is (number, method,
-arguments), an answer (number, kind, value) with kind `item`, `end` or `error`. When either end
-goes, the other one knows by the end of the stream.
+Both ends of a socket pair speak `messages`: a call is (number, method, arguments), an answer
+(number, kind, value) with kind `item`, `end` or `error`. When either end goes, the other one knows
+by the end of the stream.
 """
 
 import asyncio
 import ctypes
 import logging
 import os
-import pickle
 import signal
 import socket
-import struct
 import subprocess
 import sys
 import time
@@ -28,14 +26,12 @@ import numpy as np
 
 from serve_app.config import AppConfig
 from serve_app.errors import CheckpointError, SpeechError, StageFailed, StageUnavailable
+from serve_app.models.fused import messages
 from serve_app.models.fused.standby import Taken, take
 from serve_app.models.process_end import OnDeath, end_process
 from serve_app.models.start_times import start_times
 from serve_app.types import Health, PcmChunk, SpeechRequest
 
-_LENGTH: Final = struct.Struct("<I")
-# Of the buffer that a chunk of a few seconds fits in several times.
-_BUFFER_BYTES: Final = 1 << 22
 _ITEM, _END, _ERROR = "item", "end", "error"
 _PR_SET_PDEATHSIG: Final = 1
 # Its event loop answers between the steps of the engine, within milliseconds. Streams of one that
@@ -44,25 +40,6 @@ _ANSWER_S: Final = 5.0
 _WATCH_S: Final = 1.0
 
 logger = logging.getLogger(__name__)
-
-
-async def _read(reader: asyncio.StreamReader) -> Any:
-    """The next message.
-
-    Raises:
-        EOFError: the other end is gone.
-    """
-    try:
-        (length,) = _LENGTH.unpack(await reader.readexactly(_LENGTH.size))
-        return pickle.loads(await reader.readexactly(length))
-    except (asyncio.IncompleteReadError, OSError) as error:
-        raise EOFError("the other process is gone") from error
-
-
-def _write(writer: asyncio.StreamWriter, message: Any) -> None:
-    data = pickle.dumps(message, protocol=5)
-    writer.write(_LENGTH.pack(len(data)))
-    writer.write(data)
 
 
 class SpeechProcess:
@@ -119,7 +96,7 @@ class SpeechProcess:
         began_s = time.monotonic()
         taken = standbys and await asyncio.to_thread(take, standbys)
         ours, process = taken or _child()
-        reader, writer = await asyncio.open_connection(sock=ours, limit=_BUFFER_BYTES)
+        reader, writer = await asyncio.open_connection(sock=ours, limit=messages.BUFFER_BYTES)
         speech = cls(process, reader, writer, answer_s)
         try:
             parts = await speech._ask("load", folder, config, device)
@@ -189,7 +166,7 @@ class SpeechProcess:
         self._calls[number] = answers
         ended = False
         try:
-            _write(self._writer, (number, method, arguments))
+            messages.write(self._writer, (number, method, arguments))
             while True:
                 kind, value = await answers.get()
                 ended = kind != _ITEM
@@ -201,12 +178,12 @@ class SpeechProcess:
         finally:
             del self._calls[number]
             if not ended and not self._gone:
-                _write(self._writer, (number, None, ()))
+                messages.write(self._writer, (number, None, ()))
 
     async def _receive(self, reader: asyncio.StreamReader) -> None:
         try:
             while True:
-                number, kind, value = await _read(reader)
+                number, kind, value = await messages.read(reader)
                 self._heard_s = time.monotonic()
                 answers = self._calls.get(number)
                 if answers is not None:  # else its caller has gone
@@ -247,7 +224,7 @@ class _Server:
     async def serve(self, reader: asyncio.StreamReader) -> None:
         """Answer calls until the other end is gone."""
         while True:
-            number, method, arguments = await _read(reader)
+            number, method, arguments = await messages.read(reader)
             if method is None:
                 task = self._tasks.get(number)
                 if task is not None:
@@ -262,19 +239,19 @@ class _Server:
             if method == "speak":
                 async with aclosing(self._speech.speak(*arguments)) as chunks:
                     async for chunk in chunks:
-                        _write(self._writer, (number, _ITEM, chunk))
+                        messages.write(self._writer, (number, _ITEM, chunk))
             elif method == "load":
                 self._speech = await asyncio.to_thread(_load, *arguments)
-                _write(self._writer, (number, _ITEM, start_times.parts))
+                messages.write(self._writer, (number, _ITEM, start_times.parts))
             else:
-                _write(self._writer, (number, _ITEM, getattr(self._speech, method)()))
-            _write(self._writer, (number, _END, None))
+                messages.write(self._writer, (number, _ITEM, getattr(self._speech, method)()))
+            messages.write(self._writer, (number, _END, None))
         except (SpeechError, CheckpointError) as error:
-            _write(self._writer, (number, _ERROR, error))
+            messages.write(self._writer, (number, _ERROR, error))
         except Exception as error:
             logger.exception("%s failed", method)
             failed = StageFailed(f"{type(error).__name__} in a stage: {error}")
-            _write(self._writer, (number, _ERROR, failed))
+            messages.write(self._writer, (number, _ERROR, failed))
 
 
 def _load(folder: Path, config: AppConfig, device: str) -> Any:
@@ -301,7 +278,7 @@ def serve(connection: socket.socket) -> None:
 
 
 async def _main(connection: socket.socket) -> None:
-    reader, writer = await asyncio.open_connection(sock=connection, limit=_BUFFER_BYTES)
+    reader, writer = await asyncio.open_connection(sock=connection, limit=messages.BUFFER_BYTES)
     try:
         await _Server(writer).serve(reader)
     except EOFError:
