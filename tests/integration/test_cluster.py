@@ -20,8 +20,8 @@ WAITING = (
     PROGRAM
     + """
 import time
-print("waiting", flush=True)
 try:
+    print("waiting", flush=True)
     time.sleep(100)
 except KeyboardInterrupt:
     print("ended", flush=True)

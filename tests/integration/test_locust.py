@@ -15,7 +15,8 @@ from tests.integration.test_load_client import Service, served
 def test_listeners_hear_whole_streams_and_leave_a_report(tmp_path: Path) -> None:
     with served(Service().app) as url:
         locust_run.run(locust_run.Load(url, "steady", users=2, minutes=0.05), tmp_path)
-    found = {row["name"]: row for row in locust_run.rows(tmp_path)}
+    outcome = locust_run.outcome(tmp_path)
+    found = {row["name"]: row for row in outcome["rows"]}
     assert found, (tmp_path / "locust.log").read_text(encoding="utf-8")[-2000:]
     assert found["/v1/audio/speech"]["failures"] == 0
     assert found["first playable"]["requests"] == found["/v1/audio/speech"]["requests"] > 0
@@ -27,6 +28,10 @@ def test_a_stream_that_breaks_is_a_failure(tmp_path: Path) -> None:
     with served(Service(fail_at=5, frame_s=0.01, error=StageFailed("lost")).app) as url:
         status = locust_run.run(locust_run.Load(url, "steady", users=1, minutes=0.03), tmp_path)
     assert status == 1
-    found = {row["name"]: row for row in locust_run.rows(tmp_path)}
+    outcome = locust_run.outcome(tmp_path)
+    found = {row["name"]: row for row in outcome["rows"]}
     assert found["/v1/audio/speech"]["failures"] == found["/v1/audio/speech"]["requests"] > 0
     assert "first playable" not in found
+    faults = {fault["what"]: fault["times"] for fault in outcome["faults"]}
+    assert sum(faults.values()) == found["/v1/audio/speech"]["failures"]
+    assert all("broke: " in what for what in faults)
