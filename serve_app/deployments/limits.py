@@ -13,6 +13,9 @@ from serve_app.config import AppConfig, VoiceEncoderConfig
 # A request of 5 s costs an ingress 4 ms of its event loop, and 48 streams of such end up to 120
 # times a second: half of a fast core, most of a slow one.
 STREAMS_PER_INGRESS: Final = 48
+# Of those that are there from the beginning: a burst is let in one request after the other, at a
+# millisecond each where the processor is slow.
+_STREAMS_AT_ONCE: Final = 24
 # Connections of one ingress: so many that Serve, whose refusals are plain text, never refuses any.
 # What the stages have no place for is refused by the ingress itself, within milliseconds.
 _INGRESS_ONGOING: Final = 20_000
@@ -34,11 +37,11 @@ _DRAIN_STEP_S: Final = 5.0
 
 
 def ingresses(streams: int, cpus: float) -> int:
-    """Ingresses that so many streams keep busy, but not too busy.
+    """Ingresses that let so many streams in at once.
 
     No more than half of the cores: on a small machine the others would never find room.
     """
-    return max(1, min(-(-streams // STREAMS_PER_INGRESS), int(cpus) // 2, _MAX_REPLICAS))
+    return max(1, min(-(-streams // _STREAMS_AT_ONCE), int(cpus) // 2, _MAX_REPLICAS))
 
 
 def places_of(config: AppConfig) -> tuple[tuple[str, int], ...]:

@@ -27,7 +27,7 @@ def test_every_deployment_scales_before_it_is_full_and_lets_the_next_ones_wait(
         streams, options = config.talker.max_num_seqs, limits[name]
         target = options["autoscaling_config"]["target_ongoing_requests"]
         assert target < streams < options["max_ongoing_requests"]
-    starts = {"latency": 1, "balanced": 2, "throughput": 6}
+    starts = {"latency": 2, "balanced": 3, "throughput": 8}
     assert limits["Ingress"]["autoscaling_config"]["min_replicas"] == starts[profile]
 
 
@@ -50,7 +50,8 @@ def test_a_drain_outlasts_the_longest_speech_at_each_stage_and_at_haproxy(placem
 
 def test_a_small_machine_is_asked_for_one_ingress() -> None:
     assert ingresses(256, cpus=2) == 1
-    assert [ingresses(streams, cpus=8) for streams in (1, 48, 49, 256)] == [1, 1, 2, 4]
+    assert [ingresses(streams, cpus=8) for streams in (1, 24, 25, 64, 256)] == [1, 1, 2, 3, 4]
+    assert [ingresses(streams, cpus=32) for streams in (1, 24, 25, 64, 256)] == [1, 1, 2, 3, 8]
 
 
 @pytest.mark.parametrize(
