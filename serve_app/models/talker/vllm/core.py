@@ -55,7 +55,7 @@ class TalkerCore:
 
     def add(self, request_id: str, work: TalkerPrompt) -> None:
         """Hand a request to the scheduler; raises what vLLM raises of one that it does not take."""
-        from vllm import SamplingParams
+        from vllm.sampling_params import SamplingParams
         from vllm.v1.engine import EngineCoreRequest
 
         prompt, done = work.prompt, work.done

@@ -87,7 +87,7 @@ class FrameScheduler(AsyncScheduler):
         blocks, last = 0, self.max_model_len - 1
         for request in self.running:
             computed, ahead = request.num_computed_tokens, request.num_output_placeholders
-            if request.num_tokens + ahead != computed + 1:
+            if len(request._all_token_ids) + ahead != computed + 1:
                 return None
             if ahead and computed + 2 - ahead >= request.num_prompt_tokens + request.max_tokens:
                 continue  # its last frame is on the device
@@ -128,14 +128,17 @@ class FrameScheduler(AsyncScheduler):
         sampled, rows = model_runner_output.sampled_token_ids, model_runner_output.req_id_to_index
         going_on: list[EngineCoreOutput] = []
         others: dict[str, int] = {}
+        requests, longest = self.requests, self.max_model_len
         for request_id, tokens in scheduler_output.num_scheduled_tokens.items():
-            request = self.requests.get(request_id)
-            if request is None or not self._goes_on(request, ids := sampled[rows[request_id]]):
+            request = requests.get(request_id)
+            if request is None or not _goes_on(request, ids := sampled[rows[request_id]], longest):
                 others[request_id] = tokens
                 continue
             request.num_in_flight_tokens -= tokens
             request.num_output_placeholders -= 1
-            request.append_output_token_ids(ids[0])
+            # What `append_output_token_ids` does; without prefix caching there are no hashes.
+            request._output_token_ids.append(ids[0])
+            request._all_token_ids.append(ids[0])
             going_on.append(EngineCoreOutput(request_id, ids))
         rest = copy.copy(scheduler_output)
         rest.num_scheduled_tokens = others
@@ -145,20 +148,6 @@ class FrameScheduler(AsyncScheduler):
             ours.outputs = going_on + ours.outputs
         return outputs
 
-    def _goes_on(self, request: Request, ids: list[int]) -> bool:
-        """Whether a sampled id means nothing but one more frame to come."""
-        params = request.sampling_params
-        return (
-            len(ids) == 1
-            and request.status is RequestStatus.RUNNING
-            and not request.num_stale_output_tokens
-            and request.prefill_stats is None  # taken with the first frame
-            and params is not None
-            and ids[0] not in params.stop_token_ids  # type: ignore[operator]
-            and request.num_output_tokens + 1 < request.max_tokens
-            and request.num_tokens + 1 < self.max_model_len
-        )
-
     def _preempt_request(self, request: Request, *args: Any, **kwargs: Any) -> None:
         self._preempted.add(request.request_id)
         super()._preempt_request(request, *args, **kwargs)
@@ -166,3 +155,25 @@ class FrameScheduler(AsyncScheduler):
     def _free_request(self, request: Request, *args: Any, **kwargs: Any) -> Any:
         self._preempted.discard(request.request_id)
         return super()._free_request(request, *args, **kwargs)
+
+
+def _goes_on(request: Request, ids: list[int], longest: int) -> bool:
+    """Whether a sampled id means nothing but one more frame to come.
+
+    Args:
+        request: that it was sampled for.
+        ids: sampled in the step.
+        longest: tokens that a request can have.
+    """
+    params = request.sampling_params
+    # The lists behind `num_output_tokens` and `num_tokens`: 256 streams ask 256 times a step.
+    return (
+        len(ids) == 1
+        and request.status is RequestStatus.RUNNING
+        and not request.num_stale_output_tokens
+        and request.prefill_stats is None  # taken with the first frame
+        and params is not None
+        and ids[0] not in params.stop_token_ids  # type: ignore[operator]
+        and len(request._output_token_ids) + 1 < request.max_tokens
+        and len(request._all_token_ids) + 1 < longest
+    )
