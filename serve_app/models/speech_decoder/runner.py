@@ -130,11 +130,14 @@ class SpeechDecoderRunner:
             StageUnavailable: the decoder is closed.
         """
         job.codes = self._checked(job.codes)
+        now_s, launched_s = self._clock(), self._launched_s
         with self._wake:
-            require(self.health())
+            is_late = launched_s is not None and now_s - launched_s > _STALL_S
+            if self._failure is not None or self._closing or is_late:
+                require(self.health())
             stream = self._queue.streams[slot]
             job.reset = stream.fresh
-            job.submitted_s = self._clock()
+            job.submitted_s = now_s
             stream.fresh = False
             if self._queue.add(stream, job):
                 self._wake.notify()

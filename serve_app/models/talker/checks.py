@@ -5,6 +5,7 @@ stream of the step; on a GPU, the process.
 """
 
 import math
+from functools import cache
 from typing import Final
 
 import numpy as np
@@ -24,14 +25,12 @@ def check_work(work: TalkerPrompt, spec: ModelSpec, max_model_len: int) -> None:
         InvalidRequest: names the field.
     """
     prompt, done = work.prompt, work.done
-    texts = range(spec.talker.text_vocab_size)
-    groups = spec.talker.num_code_groups
-    tables = [texts, range(spec.talker.vocab_size)]
-    tables += [range(spec.code_predictor.vocab_size)] * (groups - 1)
-    _check_ids(prompt.rows, tables, "input", least=-1)
-    _check_ids(done, [range(spec.talker.num_codes), *tables[2:]], "done", least=0)
-    _check_ids(prompt.trailing_text[:, None], [texts], "input", least=0)
-    if prompt.pad_text_id not in texts:
+    texts, rest = spec.talker.text_vocab_size, spec.code_predictor.vocab_size
+    num_rest = spec.talker.num_code_groups - 1
+    _check_ids(prompt.rows, _sizes(num_rest, rest, texts, spec.talker.vocab_size), "input", -1)
+    _check_ids(done, _sizes(num_rest, rest, spec.talker.num_codes), "done", 0)
+    _check_ids(prompt.trailing_text[:, None], _sizes(0, 0, texts), "input", 0)
+    if prompt.pad_text_id not in range(texts):
         raise InvalidRequest(f"no text has the id {prompt.pad_text_id}", "input")
     _check_speaker(prompt, spec.talker.transformer.hidden_size)
     if not 0 < len(prompt.rows) <= max_model_len - prompt.max_new_tokens:
@@ -58,15 +57,20 @@ def check_work(work: TalkerPrompt, spec: ModelSpec, max_model_len: int) -> None:
     _check_sampling(prompt.subtalker)
 
 
-def _check_ids(ids: np.ndarray, tables: list[range], param: str, least: int) -> None:
-    """Every column of `ids` ([N, len(tables)]) indexes its table; -1 is none, where allowed."""
-    if ids.ndim != 2 or ids.shape[1] != len(tables) or not np.issubdtype(ids.dtype, np.integer):
+@cache
+def _sizes(num_rest: int, rest: int, *first: int) -> np.ndarray:
+    """Entries of the tables of some columns, int64: `first`, and `rest` for all that follow."""
+    return np.array([*first, *[rest] * num_rest])
+
+
+def _check_ids(ids: np.ndarray, sizes: np.ndarray, param: str, least: int) -> None:
+    """Every column of `ids` ([N, len(sizes)]) indexes its table; -1 is none, where allowed."""
+    if ids.ndim != 2 or ids.shape[1] != len(sizes) or ids.dtype.kind not in "iu":
         raise InvalidRequest(
-            f"{param}: integers [T, {len(tables)}] expected, got {ids.dtype} {list(ids.shape)}",
+            f"{param}: integers [T, {len(sizes)}] expected, got {ids.dtype} {list(ids.shape)}",
             param,
         )
-    most = np.array([table.stop for table in tables])
-    if ((ids < least) | (ids >= most)).any():
+    if len(ids) and ((ids < least) | (ids >= sizes)).any():
         raise InvalidRequest(f"{param}: an id is outside of its table", param)
 
 

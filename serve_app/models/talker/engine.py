@@ -5,8 +5,8 @@ own (`engine_thread`).
 """
 
 import asyncio
+import itertools
 import logging
-import secrets
 import time
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
@@ -76,6 +76,8 @@ class VllmTalker:
         self.tokenizer = TextTokenizer.from_dir(checkpoint.path)
         self.predictor = predictor
         self._chunk_frames = tuple(chunk_frames)
+        # Told apart here, where a resumed or repeated request has the id of another.
+        self._numbers = itertools.count()
         self._num_cut = 0
         self._num_arriving = 0
         self.admission = Admission(config.max_queued, config.max_wait_s, "talker")
@@ -144,7 +146,7 @@ class VllmTalker:
         if len(done) >= prompt.max_new_tokens:
             yield CodecFrames(np.zeros((0, groups), np.int64), len(done), "length")
             return
-        request_id = f"{prompt.request_id}-{secrets.token_hex(4)}"
+        request_id = f"{prompt.request_id}-{next(self._numbers)}"
         chunker = Chunker(self._chunk_frames, len(done))
         stream = TalkerStream(asyncio.get_running_loop(), asyncio.Queue(), chunker)
         self._thread.submit(request_id, stream, work)

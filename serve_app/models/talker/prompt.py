@@ -31,6 +31,7 @@ _CEILING_FRAMES_PER_TOKEN: Final = 25
 _ABSENT: Final = -1
 # Around instructions: <|im_start|> user newline, <|im_end|> newline.
 _INSTRUCTION_FRAME: Final = 5
+_OVERRIDES: Final = tuple(field.name for field in dataclasses.fields(SamplingOverrides))
 
 
 def build_prompt(
@@ -277,6 +278,5 @@ def _with_empty_groups(rows: list[tuple[int, int]], num_code_groups: int) -> np.
 
 
 def _merged(default: Sampling, overrides: SamplingOverrides) -> Sampling:
-    names = [field.name for field in dataclasses.fields(overrides)]
-    stated = {name: value for name in names if (value := getattr(overrides, name)) is not None}
+    stated = {name: value for name in _OVERRIDES if (value := getattr(overrides, name)) is not None}
     return dataclasses.replace(default, **stated) if stated else default
