@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from load_tests.servers.child import REPOSITORY, search_path
+from load_tests.servers.child import REPOSITORY, free_port, search_path
 
 _OUTCOME: Final = "outcome.json"
 _FILES: Final = "load_tests/locustfile.py,load_tests/shapes.py"
@@ -51,6 +51,9 @@ def run(load: Load, folder: Path) -> int:
     command += ["--html", str(folder.resolve() / "locust.html")]
     if load.processes > 1:
         command += ["--processes", str(load.processes)]
+        # By default all runs on a machine would meet at one port.
+        port = str(free_port())
+        command += ["--master-bind-port", port, "--master-port", port]
     environment = {
         **os.environ,
         "PYTHONPATH": search_path(),
