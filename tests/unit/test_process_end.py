@@ -2,6 +2,7 @@
 
 import asyncio
 import socket
+import struct
 import subprocess
 import sys
 
@@ -43,7 +44,7 @@ def test_what_is_no_message_of_the_stages_process_ends_its_replica_as_well() -> 
         with subprocess.Popen(["sleep", "60"]) as process, theirs:
             speech = SpeechProcess(process, reader, writer, 5.0)
             speech._on_death = ended.append
-            theirs.sendall((4).to_bytes(4, "little") + b"what")
+            theirs.sendall(struct.pack("<II", 4, 0) + b"what")
             await asyncio.gather(speech._receiving, return_exceptions=True)
             speech.close()
         return ended
