@@ -7,15 +7,10 @@ from typing import Final
 # What the line begins with, by which `load_tests` finds it.
 STARTED: Final = "started in"
 
-logger = logging.getLogger("ray.serve")
+logger = logging.getLogger(__name__)
 
 
 def say(parts: Mapping[str, float]) -> None:
-    """Log the seconds of each part, and their sum.
-
-    To be read at once: in its throughput mode Serve keeps a thousand lines back.
-    """
+    """Log the seconds of each part, and their sum; after `logs.join`."""
     each = ", ".join(f"{name} {seconds:.2f}" for name, seconds in parts.items())
     logger.info("%s %.2f s: %s", STARTED, sum(parts.values()), each)
-    for handler in logger.handlers:
-        handler.flush()

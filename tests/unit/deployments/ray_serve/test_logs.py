@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from ray.serve._private.constants import SERVE_LOGGER_NAME
 
-from serve_app.deployments.ray_serve import logs
+from serve_app.deployments.ray_serve import logs, starts
 
 
 @pytest.fixture
@@ -49,3 +49,20 @@ def test_what_is_below_serves_level_is_not_written(file: Path) -> None:
     logging.getLogger("serve_app.requests").info("id=c")
     logging.getLogger("serve_app.requests").warning("id=d")
     assert file.read_text().splitlines() == ["id=d"]
+
+
+def test_what_is_said_of_a_start_is_not_kept_back(file: Path) -> None:
+    class Kept(logging.Handler):
+        flushed = False
+
+        def emit(self, record: logging.LogRecord) -> None: ...
+
+        def flush(self) -> None:
+            self.flushed = True
+
+    kept = Kept()
+    logging.getLogger(SERVE_LOGGER_NAME).addHandler(kept)
+    logs.join()
+    starts.say({"imports": 0.25, "rehearsal": 1.0})
+    assert kept.flushed
+    assert file.read_text() == "started in 1.25 s: imports 0.25, rehearsal 1.00\n"
