@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from serve_app.errors import InvalidRequest, Overloaded
-from serve_app.models.talker.prompt import build_prompt
+from serve_app.models.talker.prompt import PromptBuilder, build_prompt
 from serve_app.types import SamplingOverrides
 from tests.parity.engines import assert_same_codes, codes_of, collect, request, speak, talker
 
@@ -172,6 +172,24 @@ def test_a_full_queue_and_bad_requests_are_refused_before_the_engine(path) -> No
 
     with talker(path, max_num_seqs=1, max_queued=1, max_wait_s=10.0) as engine:
         asyncio.run(run(engine))
+
+
+def test_a_prompt_that_was_laid_out_elsewhere_is_what_is_spoken(path) -> None:
+    with talker(path) as engine:
+        builder = PromptBuilder(engine.spec, engine.tokenizer, engine.config.max_model_len)
+
+        short = {"max_new_tokens": 8}
+
+        async def both() -> list[np.ndarray]:
+            prompt = await builder.build(request(TEXTS[1], **short))
+            frames = (
+                engine.frames(request(TEXTS[0], **short), prompt=prompt),
+                engine.frames(request(TEXTS[1], **short)),
+            )
+            return [codes_of(await collect(stream)) for stream in frames]
+
+        given, own = asyncio.run(both())
+    np.testing.assert_array_equal(given, own)
 
 
 def test_limits_give_a_finish_reason(path) -> None:

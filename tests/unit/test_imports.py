@@ -119,6 +119,9 @@ RULES = (
             "models.start_times",
             "models.fused",
             "models.checkpoint.files",
+            "models.checkpoint.reading",
+            "models.checkpoint.text_tokenizer",
+            "models.talker.prompt",
         ),
     ),
     Rule(

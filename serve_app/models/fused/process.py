@@ -1,7 +1,8 @@
 """`FusedSpeech` in a process of its own, so that it shares no interpreter with whoever calls it.
 
 The engine's thread holds the interpreter lock for most of a step. What else a Serve replica does,
-receiving requests and passing chunks on, would wait for it and hold it up in turn.
+receiving requests, laying out their prompts and passing chunks on, would wait for it and hold it up
+in turn.
 
 Both ends of a socket pair speak `messages`: a call is (number, method, arguments), an answer
 (number, kind, value) with kind `item`, `end` or `error`. When either end goes, the other one knows
@@ -10,6 +11,7 @@ by the end of the stream.
 
 import asyncio
 import ctypes
+import gc
 import logging
 import os
 import signal
@@ -26,10 +28,13 @@ import numpy as np
 
 from serve_app.config import AppConfig
 from serve_app.errors import CheckpointError, SpeechError, StageFailed, StageUnavailable
+from serve_app.models.checkpoint.reading import read_spec
+from serve_app.models.checkpoint.text_tokenizer import TextTokenizer
 from serve_app.models.fused import messages
 from serve_app.models.fused.standby import Taken, take
 from serve_app.models.process_end import OnDeath, end_process
 from serve_app.models.start_times import start_times
+from serve_app.models.talker.prompt import PromptBuilder
 from serve_app.types import Health, PcmChunk, SpeechRequest
 
 _ITEM, _END, _ERROR = "item", "end", "error"
@@ -38,6 +43,8 @@ _PR_SET_PDEATHSIG: Final = 1
 # hangs are silent until it is killed.
 _ANSWER_S: Final = 5.0
 _WATCH_S: Final = 1.0
+# New objects between two collections of garbage: streams come and go by the thousand without any.
+_COLLECTED: Final = 10_000
 
 logger = logging.getLogger(__name__)
 
@@ -65,6 +72,8 @@ class SpeechProcess:
         self._gone = False
         self._heard_s = time.monotonic()
         self._on_death: OnDeath | None = None
+        # None: the stages lay out prompts themselves.
+        self._prompts: PromptBuilder | None = None
         # What its start took: seconds of each part.
         self.start_parts: Mapping[str, float] = {}
         self._watching: asyncio.Task[None] | None = None
@@ -99,7 +108,10 @@ class SpeechProcess:
         reader, writer = await asyncio.open_connection(sock=ours, limit=messages.BUFFER_BYTES)
         speech = cls(process, reader, writer, answer_s)
         try:
-            parts = await speech._ask("load", folder, config, device)
+            parts, speech._prompts = await asyncio.gather(
+                speech._ask("load", folder, config, device),
+                asyncio.to_thread(_prompt_builder, folder, config.talker.max_model_len),
+            )
         except BaseException:
             speech.close()
             raise
@@ -114,7 +126,8 @@ class SpeechProcess:
         self, request: SpeechRequest, done: np.ndarray | None = None
     ) -> AsyncGenerator[PcmChunk, None]:
         """See `FusedSpeech.speak`; also raises StageUnavailable when the process is lost."""
-        async with aclosing(self._call("speak", request, done)) as chunks:
+        prompt = None if self._prompts is None else await self._prompts.build(request)
+        async with aclosing(self._call("speak", request, done, prompt)) as chunks:
             async for chunk in chunks:
                 yield chunk
 
@@ -199,6 +212,10 @@ class SpeechProcess:
                 answers.put_nowait((_ERROR, StageUnavailable("the process of the stages is gone")))
 
 
+def _prompt_builder(folder: Path, max_model_len: int) -> PromptBuilder:
+    return PromptBuilder(read_spec(folder), TextTokenizer.from_dir(folder), max_model_len)
+
+
 def _child() -> "tuple[socket.socket, subprocess.Popen[bytes]]":
     """Start the process anew."""
     ours, theirs = socket.socketpair()
@@ -259,7 +276,20 @@ def _load(folder: Path, config: AppConfig, device: str) -> Any:
     from serve_app.models.checkpoint.files import open_checkpoint
     from serve_app.models.fused.speech import FusedSpeech
 
-    return FusedSpeech.load(open_checkpoint(folder), config, device)
+    speech = FusedSpeech.load(open_checkpoint(folder), config, device)
+    _settle()
+    return speech
+
+
+def _settle() -> None:
+    """Leave what is loaded by now, and stays, out of all later collections of garbage.
+
+    They hold Python's lock, and with it every stream.
+    """
+    gc.collect()
+    gc.freeze()
+    _, *older = gc.get_threshold()
+    gc.set_threshold(_COLLECTED, *older)
 
 
 def _end_with_parent() -> None:

@@ -21,7 +21,7 @@ from serve_app.models.talker.engine import VllmTalker
 from serve_app.models.talker.vllm.core import import_engine
 from serve_app.pipeline import synthesize
 from serve_app.protocols import SlottedDecoder
-from serve_app.types import CodecFrames, Health, PcmChunk, SpeechRequest
+from serve_app.types import CodecFrames, Health, PcmChunk, Prompt, SpeechRequest
 
 
 def import_stages(device: torch.device) -> None:
@@ -35,18 +35,22 @@ def import_stages(device: torch.device) -> None:
 
 @dataclass(frozen=True, slots=True)
 class _InSlot:
-    """Talker and decoder with one slot of the decoder, which both write to."""
+    """Talker and decoder with one slot of the decoder, which both write to.
+
+    prompt: of the request, where it is laid out already.
+    """
 
     talker: VllmTalker
     decoder: SlottedDecoder
     slot: int
+    prompt: Prompt | None
 
     def frames(
         self, request: SpeechRequest, done: np.ndarray | None = None
     ) -> AsyncGenerator[CodecFrames, None]:
         # A first frame that others come before is not decoded before them.
         slot = self.slot if request.context is None else None
-        return self.talker.frames(request, done, slot)
+        return self.talker.frames(request, done, slot, self.prompt)
 
     def pcm(
         self, frames: AsyncIterator[CodecFrames], done: np.ndarray | None = None
@@ -105,16 +109,21 @@ class FusedSpeech:
         return speech
 
     async def speak(
-        self, request: SpeechRequest, done: np.ndarray | None = None
+        self,
+        request: SpeechRequest,
+        done: np.ndarray | None = None,
+        prompt: Prompt | None = None,
     ) -> AsyncGenerator[PcmChunk, None]:
         """Yield the audio of `request`, without the part that `done` (int64 [T, Q]) stands for.
+
+        `prompt` is the request's, where it was laid out elsewhere.
 
         Raises:
             Overloaded: no stream slot is free. Before any audio; also what `protocols.Talker` and
                 `protocols.SpeechDecoder` raise.
         """
         slot = self.decoder.runner.acquire()
-        stages = _InSlot(self.talker, self.decoder, slot)
+        stages = _InSlot(self.talker, self.decoder, slot, prompt)
         try:
             async with aclosing(synthesize(stages, stages, request, done)) as chunks:
                 async for chunk in chunks:

@@ -12,7 +12,7 @@ from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import replace
 from functools import partial
-from typing import Any, Final
+from typing import Any
 
 import numpy as np
 
@@ -29,15 +29,11 @@ from serve_app.models.speech_decoder.first_audio import FirstAudioDecoder
 from serve_app.models.talker.checks import check_work
 from serve_app.models.talker.engine_thread import EngineThread
 from serve_app.models.talker.outbox import TalkerStream
-from serve_app.models.talker.prompt import build_prompt
+from serve_app.models.talker.prompt import PromptBuilder
 from serve_app.models.talker.runtime import TalkerPrompt
 from serve_app.models.talker.vllm.core import build_core
 from serve_app.protocols import require
-from serve_app.types import ClonedVoice, CodecFrames, Health, Prompt, SpeechRequest
-
-# Tokenizing takes 3 to 7 us a character, and everybody's chunks pass the loop meanwhile; a thread
-# takes 0.1 ms to be asked.
-_LONG_TEXT: Final = 500
+from serve_app.types import CodecFrames, Health, Prompt, SpeechRequest
 
 logger = logging.getLogger(__name__)
 
@@ -74,6 +70,7 @@ class VllmTalker:
         self.spec = checkpoint.spec
         self.config = config
         self.tokenizer = TextTokenizer.from_dir(checkpoint.path)
+        self._prompts = PromptBuilder(self.spec, self.tokenizer, config.max_model_len)
         self.predictor = predictor
         self._chunk_frames = tuple(chunk_frames)
         # Told apart here, where a resumed or repeated request has the id of another.
@@ -102,11 +99,13 @@ class VllmTalker:
         request: SpeechRequest,
         done: np.ndarray | None = None,
         decoder_slot: int | None = None,
+        prompt: Prompt | None = None,
     ) -> AsyncGenerator[CodecFrames, None]:
         """See `protocols.FrameSource.frames`.
 
         `decoder_slot` is where `first_audio` decodes the first frame, which then carries its
-        samples; it is the stream's until the generator is closed.
+        samples; it is the stream's until the generator is closed. `prompt` is that of `request`
+        where a `PromptBuilder` elsewhere has laid it out.
         """
         began_s, is_first = time.perf_counter(), True
         # Before any work. Who is let in counts from here on, also while a thread reads its text.
@@ -119,11 +118,12 @@ class VllmTalker:
             background=request.background,
             longest_wait_s=request.longest_wait_s,
         )
-        self._num_arriving += 1
-        try:
-            prompt = await self._prompt(request)
-        finally:
-            self._num_arriving -= 1
+        if prompt is None:
+            self._num_arriving += 1
+            try:
+                prompt = await self._prompts.build(request)
+            finally:
+                self._num_arriving -= 1
         async with aclosing(self.generate(prompt, done, decoder_slot)) as stream:
             async for item in stream:
                 if item.finish_reason == "length":
@@ -185,15 +185,6 @@ class VllmTalker:
         """Stop the engine; streams that still run fail with StageUnavailable."""
         self._thread.close()
         self.predictor.close()
-
-    async def _prompt(self, request: SpeechRequest) -> Prompt:
-        build = partial(build_prompt, request, self.spec, self.tokenizer, self.config.max_model_len)
-        voice = request.voice
-        said_before = voice.reference_text if isinstance(voice, ClonedVoice) else None
-        texts = (request.text, request.instructions, said_before)
-        if sum(len(text or "") for text in texts) <= _LONG_TEXT:
-            return build()
-        return await asyncio.to_thread(build)
 
     def _note_cut(self, request: SpeechRequest, frames: int) -> None:
         """Leave a trace of speech that ended at a limit which its client did not set."""

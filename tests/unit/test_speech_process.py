@@ -1,0 +1,66 @@
+"""The two ends of the process of the stages, as far as they need no model."""
+
+import asyncio
+import gc
+import pickle
+import socket
+import subprocess
+import sys
+from contextlib import aclosing
+from typing import Any
+
+import numpy as np
+import pytest
+
+from serve_app.errors import InvalidRequest
+from serve_app.models.fused import messages
+from serve_app.models.fused.process import SpeechProcess, _prompt_builder
+from serve_app.types import NamedVoice, SpeechRequest
+from tests.conftest import TinyCheckpoint
+
+SETTLED = """
+import gc, pickle, sys
+from serve_app.models.fused import process
+kept = [[number] for number in range(50_000)]
+process._settle()
+seen = {id(item) for item in gc.get_objects()}
+sys.stdout.buffer.write(pickle.dumps((gc.isenabled(), gc.get_threshold(), id(kept[0]) in seen)))
+"""
+
+
+def asked(voice: str) -> SpeechRequest:
+    return SpeechRequest("r", "tiny", "Hello there.", NamedVoice(voice), "english", seed=3)
+
+
+def test_the_calling_end_lays_out_prompts(tiny_checkpoint: TinyCheckpoint) -> None:
+    builder = _prompt_builder(tiny_checkpoint(), 256)
+
+    async def scenario() -> Any:
+        ours, theirs = [await asyncio.open_connection(sock=end) for end in socket.socketpair()]
+        with subprocess.Popen(["sleep", "60"]) as process:
+            speech = SpeechProcess(process, *ours, 5.0)
+            speech._prompts = builder
+            with pytest.raises(InvalidRequest, match="nobody"):
+                await anext(speech.speak(asked("nobody")))
+            async with aclosing(speech.speak(asked("ryan"))) as chunks:
+                waiting = asyncio.ensure_future(anext(chunks))
+                _, method, arguments = await messages.read(theirs[0])
+                waiting.cancel()
+                await asyncio.gather(waiting, return_exceptions=True)
+            speech.close()
+            theirs[1].close()
+            await asyncio.gather(speech._receiving, return_exceptions=True)
+        return method, arguments, await builder.build(asked("ryan"))
+
+    method, (request, done, prompt), expected = asyncio.run(scenario())
+    assert (method, request, done) == ("speak", asked("ryan"), None)
+    np.testing.assert_array_equal(prompt.rows, expected.rows)
+    assert pickle.dumps(prompt) == pickle.dumps(expected)
+
+
+def test_what_is_loaded_is_left_out_of_later_collections() -> None:
+    done = subprocess.run([sys.executable, "-c", SETTLED], capture_output=True, check=True)
+    is_enabled, thresholds, is_seen = pickle.loads(done.stdout)
+    assert is_enabled
+    assert thresholds[0] > gc.get_threshold()[0]
+    assert not is_seen
