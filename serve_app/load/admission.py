@@ -60,6 +60,7 @@ class Admission:
         gives_way: bool = False,
         longest_wait_s: float | None = None,
         may_ask: bool = False,
+        counts: bool = True,
     ) -> bool:
         """Let a request in beside `inside` others, or not.
 
@@ -74,6 +75,8 @@ class Admission:
                 crowd that is not seen from here.
             may_ask: `inside` may be more than there are, and who has the places can be asked. Where
                 nobody waits for a place, one too many there would refuse who could be served.
+            counts: it is part of the crowd before these places, whose share of refusals shortens
+                the wait.
 
         Returns:
             Whether there is room by these counts; else it has to be asked for.
@@ -105,7 +108,8 @@ class Admission:
         )
         may_wait = self._max_queued > 0 and self._mean_s <= self._max_wait_s * places
         is_refused = is_full and (may_wait or not may_ask)
-        self._refused += _OF_LATE * (is_refused - self._refused)
+        if counts:
+            self._refused += _OF_LATE * (is_refused - self._refused)
         if is_refused:
             raise Full(
                 f"{inside} requests are running or waiting, and {places} run together;"

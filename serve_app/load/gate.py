@@ -99,13 +99,16 @@ class Gate:
         """Other numbers of places, or other stages, from now on; who is inside stays counted."""
         self._entry, self._stages = stages[0], stages
 
-    def look(self, priority: int = 0) -> None:
+    def look(self, priority: int = 0, *, counts: bool = True) -> None:
         """Before anything of a listener's request is read; background work would give way to it.
+
+        Where it may be for another model, and so not `counts`, nothing is remembered of it: that
+        one's crowd would shorten the wait here, and its priority close places.
 
         Raises:
             Overloaded: it could not be let in now.
         """
-        self._check(self._listened, priority, goes_on=False, background=False)
+        self._check(self._listened, priority, goes_on=False, background=False, counts=counts)
 
     def into(self, call: Resumable[Any]) -> Resumable[Any]:
         """The calls of `call`, one of which is refused where it would wait for too long.
@@ -152,8 +155,12 @@ class Gate:
         else:
             self._listened += change
 
-    def _check(self, own: int, priority: int, *, goes_on: bool, background: bool) -> bool:
+    def _check(
+        self, own: int, priority: int, *, goes_on: bool, background: bool, counts: bool = True
+    ) -> bool:
         """Whether there is room, as far as is known here."""
+        if counts and not background:
+            self._seen_s[priority] = self._clock()
         gives_way = not background and self._gives_way(priority)
         known = [(stage.known(), stage.places) for stage in self._stages]
         totals = [len(replicas) * places for replicas, places in known if replicas is not None]
@@ -170,19 +177,17 @@ class Gate:
                 background=background,
                 gives_way=gives_way,
                 may_ask=may_ask,
+                counts=counts,
             )
         except Overloaded as error:
-            if not background:
+            if counts and not background:
                 self._note_refused(error)
             raise
 
     def _gives_way(self, priority: int) -> bool:
-        """Note that one of this priority is here; whether higher ones were of late."""
-        now_s = self._clock()
-        self._seen_s[priority] = now_s
-        return any(
-            seen_s > now_s - _HIGHER_S for other, seen_s in self._seen_s.items() if other > priority
-        )
+        """Whether ones of a higher priority were here of late."""
+        since_s = self._clock() - _HIGHER_S
+        return any(seen_s > since_s for other, seen_s in self._seen_s.items() if other > priority)
 
     def _note_refused(self, error: Overloaded) -> None:
         """One line for all that were refused of late."""

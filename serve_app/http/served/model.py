@@ -140,10 +140,10 @@ class Model:
                 limits.max_wait_s if wait_s is None else wait_s,
             )
 
-    def look(self, priority: int = 0) -> None:
-        """Raises Overloaded where a listener's request could not be let in now."""
+    def look(self, priority: int, counts: bool) -> None:
+        """As `Gate.look`."""
         if self._gate is not None:
-            self._gate.look(priority)
+            self._gate.look(priority, counts=counts)
 
     def status(self) -> ModelStatus:
         application = self.application

@@ -131,20 +131,20 @@ class Models:
         return model.voice_encoder
 
     def look(self, priority: int = 0) -> None:
-        """Before it is known which model a request is for.
+        """Before it is known which model a request is for: of several, none counts it for its own
+        until it is called.
 
         Raises:
             Overloaded: none could let it in now; of several, the one that can first.
         """
+        known = [(model, model.card) for model in self._models.values() if model.card is not None]
         refusals: list[tuple[Overloaded, str]] = []
-        for model in self._models.values():
-            if model.card is None:
-                continue
+        for model, card in known:
             try:
-                model.look(priority)
+                model.look(priority, counts=len(known) == 1)
                 return
             except Overloaded as error:
-                refusals.append((error, model.card.name))
+                refusals.append((error, card.name))
         if refusals:
             # Full only where all are.
             error, name = min(

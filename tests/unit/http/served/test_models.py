@@ -2,7 +2,8 @@
 
 import asyncio
 import dataclasses
-from contextlib import aclosing
+from collections.abc import AsyncGenerator
+from contextlib import AsyncExitStack, aclosing
 from typing import Any
 
 import pytest
@@ -22,7 +23,7 @@ from serve_app.http.health import overall
 from serve_app.http.served.models import Models
 from serve_app.load.served import Served
 from serve_app.metrics import Metric, NoRecorder
-from serve_app.types import SpeechRequest
+from serve_app.types import PcmChunk, SpeechRequest
 from tests.unit.http.served.ways import POLICY, FakeWay, application
 from tests.waiting import until
 
@@ -302,6 +303,47 @@ def test_a_model_that_is_full_or_broken_refuses_no_others() -> None:
             with pytest.raises(Overloaded):
                 server.models.look()
         assert await server.speak("full") == 4
+        server.models.close()
+
+    asyncio.run(main())
+
+
+def test_who_may_be_for_another_model_is_no_part_of_a_models_crowd() -> None:
+    """Before it is known whose they are, a full model is asked of all that come to an idle one."""
+
+    async def main() -> None:
+        server = Server(
+            full=FakeWay(fake_card(name="full"), places=8), idle=FakeWay(fake_card(name="idle"))
+        )
+        server.models.follow(map(application, ("full", "idle")))
+        await until(lambda: set(server.states().values()) == {"healthy"})
+        server.models.limit({}, AdmissionSettings(max_queued=1, max_wait_s=1.0))
+        request = SpeechRequest("r", "full", "Hello.", None, "auto", seed=1)
+        asked = server.ways["full"].requests
+        async with AsyncExitStack() as inside:
+
+            async def begun() -> AsyncGenerator[PcmChunk, None]:
+                chunks = server.models.speak(request)
+                await inside.enter_async_context(aclosing(chunks))
+                await anext(chunks)
+                return chunks
+
+            streams = [await begun() for _ in range(9)]
+            for _ in range(100):
+                server.models.look(priority=9)
+            assert not server.counted
+            await streams[0].aclose()
+            # None of those was refused by it, and none of a higher priority came to it.
+            await begun()
+            assert asked[-1].longest_wait_s is None
+            # Where there is no other one, all that come are its own crowd.
+            server.models.follow([application("full")])
+            for _ in range(100):
+                with pytest.raises(Full):
+                    server.models.look()
+            await streams[1].aclose()
+            await begun()
+            assert asked[-1].longest_wait_s == pytest.approx(1.0 / 8)
         server.models.close()
 
     asyncio.run(main())

@@ -33,10 +33,12 @@ class FakeWay:
         self.live = Places[str](lambda: 0.0)
         self.live.set_live(["a"])
         self.asked: list[str] = []
+        self.requests: list[SpeechRequest] = []
 
     async def call(
         self, request: SpeechRequest, done: np.ndarray | None
     ) -> AsyncGenerator[PcmChunk, None]:
+        self.requests.append(request)
         async with aclosing(synthesize(self.talker, FakeSpeechDecoder(), request, done)) as chunks:
             async for chunk in chunks:
                 yield chunk
