@@ -26,6 +26,7 @@ from serve_app.http.catalog import Catalog
 from serve_app.http.draining.drain import Drain
 from serve_app.http.health import Status, overall
 from serve_app.http.observe.record import current
+from serve_app.http.served.application import Application
 from serve_app.http.served.models import Models
 from serve_app.load.gate import StagePlaces
 from serve_app.load.routing import stage
@@ -34,6 +35,8 @@ from serve_app.resumption import Observe, Outcome, Policy, Resumable
 from serve_app.types import PcmChunk
 
 _FOLLOW_EVERY_S: Final = 1.0
+# Before Serve kills an ingress that it waited for: to have noticed, and to say so.
+_LAST_WORDS_S: Final = 6.0
 SWITCH_INTERVAL_S: Final = 0.0005
 
 logger = logging.getLogger(__name__)
@@ -61,7 +64,8 @@ class Ingress:
         # Threads that encode hand Python's lock back and forth with the event loop; the
         # interpreter's default lets one that works in Python make the others wait for 5 ms.
         sys.setswitchinterval(SWITCH_INTERVAL_S)
-        self._application = serve.get_replica_context().app_name
+        context = serve.get_replica_context()
+        self._application, self._replica = context.app_name, context.replica_id.unique_id
         self._catalog = Catalog()
         self._drain = Drain()
         self._config = config
@@ -78,6 +82,7 @@ class Ingress:
             self._applications.renew,
         )
         self._following: asyncio.Task[None] | None = None
+        self._is_leaving = False
 
     async def __serve_build_asgi_app__(self) -> FastAPI:
         """Called by Serve on the event loop that the application runs on."""
@@ -137,11 +142,23 @@ class Ingress:
     async def _follow(self) -> None:
         while True:
             try:
-                self._models.follow((await self._applications.now()).values())
+                applications = await self._applications.now()
+                self._models.follow(applications.values())
+                self._end_with(applications.get(self._application))
             except Exception:
                 # Whatever it is: what is served goes on, and the next look may find it mended.
                 logger.exception("cannot follow the applications")
             await asyncio.sleep(_FOLLOW_EVERY_S)
+
+    def _end_with(self, own: Application | None) -> None:
+        """Serve lets nobody know whom it takes out of service: it waits for what they have."""
+        limit_s = own.leaving.get(self._replica) if own is not None else None
+        if limit_s is None or self._is_leaving:
+            return
+        self._is_leaving = True
+        logger.info("taken out of service, with %d requests", self._drain.num_open)
+        self._drain.leave()
+        asyncio.get_running_loop().call_later(limit_s - _LAST_WORDS_S, self._drain.cut)
 
 
 class Stages:

@@ -18,6 +18,8 @@ from typing import Any
 import httpx
 import pytest
 import yaml
+from websockets.exceptions import ConnectionClosed
+from websockets.sync.client import ClientConnection, connect
 
 from load_tests.servers.child import REPOSITORY, free_port, kill_left
 from load_tests.servers.processes import processes
@@ -26,7 +28,7 @@ from serve_app import serve_config
 from serve_app.launch import haproxy, overrides
 from serve_app.launch.ports import Ports
 from tests.conftest import TinyCheckpoint
-from tests.e2e.streams import CLIENT_S, NUM_FRAMES, Streams, ask
+from tests.e2e.streams import CLIENT_S, LIMITS, NUM_FRAMES, Streams, ask
 from tests.waiting import wait_until
 
 # Generous: two slow cores start nine processes with a framework each.
@@ -41,6 +43,7 @@ SMALL = {
 }
 SPEAKER = {"model": "voices", "voice": "serena"}
 DESCRIBED = {"instructions": "A deep, calm voice."}
+RESTART = 1012
 CLONED = {"speaker_embedding": [0.1] * 64}
 
 
@@ -55,15 +58,22 @@ class Deployed:
     environment: Mapping[str, str]
     of_haproxy: Mapping[str, str]
 
-    def deploy(self, *models: str, **user_config: Any) -> None:
-        """Have these models served, the first by default, with such settings of the ingress."""
+    def deploy(self, *models: str, streams: int = 8, **user_config: Any) -> None:
+        """Have these models served, the first by default, with such settings of the ingress.
+
+        Another number of `streams` replaces it.
+        """
         config = yaml.safe_load((REPOSITORY / "configs/serve.several.yaml").read_text())
         config["http_options"]["port"] = int(self.url.rpartition(":")[2])
         config = overrides.with_env(config, dict(self.of_haproxy))
         front, model = config["applications"][:2]
         front["args"] = {
-            "streams": 8,
-            "ingress": {"num_cpus": 0.2, "voices": {"path": str(self.folder / "voices")}},
+            "streams": streams,
+            "ingress": {
+                "num_cpus": 0.2,
+                "voices": {"path": str(self.folder / "voices")},
+                "live": {"idle_timeout_s": START_S},
+            },
         }
         front["deployments"][0]["user_config"] = {"default_model": models[0], **user_config}
         # One of each: on a busy machine late audio would have the policy start more of them.
@@ -229,6 +239,42 @@ def test_a_checkpoint_is_added_and_removed_while_another_speaks(deployed: Deploy
     assert set(streams.answers) == {whole}
     gone = ask(deployed.url, model="base", **CLONED)
     assert gone.status_code == 404, gone.text
+
+
+def test_an_ingress_that_is_replaced_lets_go_of_what_lasts_between_two_utterances(
+    deployed: Deployed,
+) -> None:
+    before = deployed.pids("ingress")
+    address = deployed.url.replace("http", "ws", 1) + "/v1/audio/speech/stream"
+    settings = {"type": "session.config", "response_format": "pcm", **SPEAKER, **LIMITS}
+    with connect(address) as idle, connect(address) as speaking:
+        for socket, text in ((idle, ""), (speaking, "As far as I know, ")):
+            socket.send(json.dumps(settings))
+            socket.send(json.dumps({"type": "input.text", "text": text}))
+        deployed.deploy("voices", "design", streams=9)
+        assert _rest(idle) == ([], RESTART)
+        # The next one is there, and this one still speaks.
+        assert deployed.pids("ingress") > before
+        for message in ({"type": "input.text", "text": "this is so."}, {"type": "input.done"}):
+            speaking.send(json.dumps(message))
+        messages, code = _rest(speaking)
+        assert (messages[-1]["type"], messages[-1].get("error"), code) == (
+            *("session.done", None, RESTART),
+        )
+    wait_for(lambda: not deployed.pids("ingress") & before, "the ingress of before does not end")
+    assert deployed.samples(**SPEAKER)
+
+
+def _rest(socket: ClientConnection) -> tuple[list[Any], int]:
+    """The messages until the server closes a connection, and its code."""
+    messages = []
+    try:
+        while True:
+            raw = socket.recv(timeout=START_S)
+            if isinstance(raw, str):
+                messages.append(json.loads(raw))
+    except ConnectionClosed as closed:
+        return messages, closed.rcvd.code if closed.rcvd is not None else -1
 
 
 def test_user_config_changes_without_a_restart(deployed: Deployed) -> None:

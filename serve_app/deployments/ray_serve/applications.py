@@ -5,7 +5,7 @@ import hashlib
 import json
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import PurePath
 from typing import Any, Final, TypeAlias
 
@@ -33,6 +33,9 @@ _RESTARTS: Final = ("import_path", "args", "runtime_env")
 # runs; one that a new controller has yet to ask, or that gets new settings, has not stopped.
 _MIGRATING: Final = "PENDING_MIGRATION"
 _RUNNING: Final = ("RUNNING", _MIGRATING, "RECOVERING", "UPDATING")
+_STOPPING: Final = "STOPPING"
+# Serve's own, where none is told.
+_GRACE_S: Final = 20.0
 
 # All applications, by name.
 Applications: TypeAlias = Mapping[str, Application]
@@ -128,6 +131,7 @@ def application_of(name: str, details: Mapping[str, Any]) -> Application:
         reason=str(details.get("message") or "") or None,
         replicas={deployment: _counts(found) for deployment, found in deployments.items()},
         waking=frozenset(name for name, found in deployments.items() if _is_waking(found)),
+        leaving=dict(entry for found in deployments.values() for entry in _leaving(found)),
     )
 
 
@@ -143,6 +147,14 @@ def _is_waking(deployment: Mapping[str, Any]) -> bool:
     return may_sleep and not _counts(deployment)["ready"]
 
 
+def _leaving(deployment: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
+    config = deployment.get("deployment_config") or {}
+    limit_s = float(config.get("graceful_shutdown_timeout_s", _GRACE_S))
+    for replica in deployment.get("replicas", ()):
+        if replica["state"] == _STOPPING:
+            yield replica["replica_id"], limit_s
+
+
 def _counts(deployment: Mapping[str, Any]) -> Mapping[str, int]:
     """One that is to go is not missed, nor is one that takes the place of another which still
     runs. Nor is one that comes because there is more to do: the cluster may have no room for it for
@@ -152,5 +164,5 @@ def _counts(deployment: Mapping[str, Any]) -> Mapping[str, int]:
     ready = sum(state in _RUNNING for state in states)
     if ready and deployment.get("status") == "UPSCALING":
         return {"ready": ready, "total": ready}
-    total = sum(state != "STOPPING" for state in states)
+    total = sum(state != _STOPPING for state in states)
     return {"ready": ready, "total": max(ready, total - states.count(_MIGRATING))}

@@ -1,4 +1,4 @@
-"""The end of an ingress: from `begin` on no new speech is taken, and at `cut` what is left ends.
+"""The end of an ingress, alone (`leave`) or with its server (`begin`), and of what is left (`cut`).
 
 What is spoken in between goes on as if nothing were. All of it is for one event loop.
 """
@@ -16,6 +16,7 @@ from serve_app.resumption import Speak
 from serve_app.types import PcmChunk, SpeechRequest
 
 REASON: Final = "The server is shutting down and takes no new speech. Please try again."
+_LEAVING: Final = "This connection is about to be closed. Please connect again."
 _CUT: Final = "The server has shut down before the end of the speech."
 
 T = TypeVar("T")
@@ -29,7 +30,7 @@ class Drain:
 
     def __init__(self) -> None:
         self.num_open = 0
-        self._has_begun = self._is_cut = False
+        self._has_begun = self._is_leaving = self._is_cut = False
         # Futures and no event: an application may be served by one loop after another.
         self._expecting: set[asyncio.Future[None]] = set()
         self._waiting: set[Waiting] = set()
@@ -38,9 +39,9 @@ class Drain:
     def has_begun(self) -> bool:
         return self._has_begun
 
-    async def begun(self) -> None:
-        """Wait for `begin`."""
-        if self._has_begun:
+    async def ending(self) -> None:
+        """Wait for `begin` or `leave`."""
+        if self._has_begun or self._is_leaving:
             return
         expected = asyncio.get_running_loop().create_future()
         self._expecting.add(expected)
@@ -50,7 +51,18 @@ class Drain:
             self._expecting.discard(expected)
 
     def begin(self) -> None:
+        """The server ends, and nothing new begins."""
         self._has_begun = True
+        self._tell()
+
+    def leave(self) -> None:
+        """The ingress is taken out of service and others stay: what lasts goes there, between two
+        things that it speaks. A request that still comes here is answered as ever.
+        """
+        self._is_leaving = True
+        self._tell()
+
+    def _tell(self) -> None:
         for expected in self._expecting:
             if not expected.done():
                 expected.set_result(None)
@@ -78,6 +90,16 @@ class Drain:
         """
         if self.has_begun:
             raise ServerDraining(REASON)
+
+    def check_session(self) -> None:
+        """As `check`, of what a connection speaks next.
+
+        Raises:
+            ServerDraining: it is to be closed.
+        """
+        self.check()
+        if self._is_leaving:
+            raise ServerDraining(_LEAVING)
 
     async def until_cut(self, work: Awaitable[T]) -> T:
         """What `work` returns or raises.

@@ -73,7 +73,7 @@ def _responds(content: Content) -> dict[str, Any]:
 
 class Jobs:
     """The jobs of one ingress: answers clients, and works while `lifespan` is entered, until the
-    server is to end; another one, or the next start, goes on.
+    ingress is to end; another one, or the next start, goes on.
     """
 
     def __init__(
@@ -103,7 +103,7 @@ class Jobs:
     async def _work(self) -> None:
         running = asyncio.create_task(self._runner.run())
         try:
-            await self._drain.begun()
+            await self._drain.ending()
         finally:
             running.cancel()
             await asyncio.gather(running, return_exceptions=True)

@@ -27,6 +27,8 @@ GOING_AWAY: Final = 1001
 POLICY: Final = 1008
 TOO_BIG: Final = 1009
 INTERNAL: Final = 1011
+# Registered later: whoever connects again is served.
+RESTART: Final = 1012
 # How long a session that is cut off has to say so of what it speaks.
 _LAST_WORDS_S: Final = 0.5
 # So much JSON is read in less than a millisecond or two.
@@ -143,22 +145,26 @@ async def converse(
 
 
 async def leave(turns: Turns, drain: Drain) -> None:
-    """Part of a session: end it between two turns once the server drains, and in the middle of one
-    where the server does not wait for longer.
+    """Part of a session: end it between two turns once its ingress is to end, and in the middle of
+    one where that does not wait for longer.
 
     Raises:
         SessionEnd: always.
     """
-    await drain.begun()
+    await drain.ending()
     try:
         await drain.until_cut(turns.idle())
     except ServerDraining as error:
         with suppress(TimeoutError):
             async with asyncio.timeout(_LAST_WORDS_S):
                 await turns.idle()
-                raise SessionEnd(GOING_AWAY) from error
-        raise SessionEnd(GOING_AWAY, error) from error
-    raise SessionEnd(GOING_AWAY)
+                raise SessionEnd(_code(drain)) from error
+        raise SessionEnd(_code(drain), error) from error
+    raise SessionEnd(_code(drain))
+
+
+def _code(drain: Drain) -> int:
+    return GOING_AWAY if drain.has_begun else RESTART
 
 
 async def _until_end(connection: Connection, tasks: list[asyncio.Task[None]]) -> int | None:

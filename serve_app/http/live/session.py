@@ -205,7 +205,7 @@ class LiveSession:
             await utterance.append(text)
 
     def _begin(self, settings: Settings) -> Utterance:
-        self._drain.check()
+        self._drain.check_session()
         if len(self._pending) >= _MAX_UTTERANCES:
             raise InvalidRequest(
                 f"{_MAX_UTTERANCES} utterances wait to be spoken.", "type", "too_many_utterances"

@@ -143,7 +143,7 @@ class RealtimeSession:
                 None,
                 "conversation_already_has_active_response",
             )
-        self._drain.check()
+        self._drain.check_session()
         output = self._output.changed(stated, "response")
         fields = stated or {}
         metadata = _metadata(fields.get("metadata"))

@@ -25,6 +25,8 @@ class Application:
             any, and who asks waits.
         is_named: whether the model's own name is in `known_as`. That of a folder, or of the
             embedded voice, may be another one, which is known when the model is there.
+        leaving: replicas that are taken out of service, by id, and for how many seconds each may
+            finish what it has.
     """
 
     name: str
@@ -37,6 +39,7 @@ class Application:
     replicas: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     is_named: bool = True
     waking: frozenset[str] = frozenset()
+    leaving: Mapping[str, float] = field(default_factory=dict)
 
     def is_same_model(self, other: "Application") -> bool:
         """Whether both serve one checkpoint under one name, in whatever way."""

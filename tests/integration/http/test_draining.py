@@ -16,7 +16,7 @@ from tests.integration.http.service import NUM_FRAMES, Service, samples, served
 from tests.waiting import until
 
 PATH = "/v1/audio/speech"
-GOING_AWAY = 1001
+GOING_AWAY, RESTART = 1001, 1012
 BODY = {"input": "Hello.", "voice": "alloy", "seed": 3, "response_format": "pcm"}
 # Of a stream that lasts until it is cut.
 ENDLESS = {"num_frames": 10_000, "frame_s": 0.02}
@@ -155,6 +155,56 @@ def test_a_session_that_speaks_nothing_is_closed_at_once(path):
     asyncio.run(main())
 
 
+@pytest.mark.parametrize("path", ["/v1/audio/speech/stream", "/v1/realtime"])
+def test_a_session_leaves_an_ingress_that_leaves_alone(path):
+    async def main():
+        async with Client() as client, websockets.connect(address(client.url, path)) as socket:
+            if path == "/v1/realtime":
+                assert json.loads(await socket.recv())["type"] == "session.created"
+            await until(lambda: client.drain.num_open == 1)
+            client.drain.leave()
+            await socket.wait_closed()
+            assert socket.close_code == RESTART
+
+    asyncio.run(main())
+
+
+def test_an_utterance_is_finished_where_the_ingress_leaves_and_requests_are_answered():
+    async def main():
+        async with Client(**SLOW) as client:
+            asking, talk = await client.begin(), await client.talk()
+            client.drain.leave()
+            # Other ingresses are there, and who still comes to this one is no worse off.
+            assert (await client.http.get("/ready")).status_code == 200
+            answer = await client.http.post(PATH, json=BODY)
+            assert np.array_equal(pcm(answer.content), samples())
+            await talk.send("input.text", text="this is so.")
+            await talk.send("input.done")
+            await talk.send("input.text", text="Another one.")
+            error = await talk.until("error")
+            assert error["error"]["code"] == "server_draining"
+            assert "connect again" in error["error"]["message"]
+            done = await talk.until("session.done")
+            assert done["total_sentences"] == 2
+            assert await closed(talk) == RESTART
+            assert np.array_equal(pcm(b"".join(await asking)), samples())
+
+    asyncio.run(main())
+
+
+def test_a_server_that_ends_says_so_to_who_waits_on_an_ingress_that_leaves():
+    async def main():
+        async with Client(**SLOW) as client:
+            talk = await client.talk()
+            client.drain.leave()
+            client.drain.begin()
+            await talk.send("input.done")
+            await talk.until("session.done")
+            assert await closed(talk) == GOING_AWAY
+
+    asyncio.run(main())
+
+
 def test_a_response_is_completed_and_then_the_session_closed():
     async def main():
         url = "/v1/realtime?model=gpt-realtime"
@@ -233,7 +283,8 @@ def test_a_batch_and_a_whole_file_are_answered_until_they_are_cut():
     asyncio.run(main())
 
 
-def test_a_long_text_stops_where_it_is_and_another_server_goes_on(tmp_path):
+@pytest.mark.parametrize("alone", [False, True])
+def test_a_long_text_stops_where_it_is_and_another_server_goes_on(tmp_path, alone):
     async def main():
         first, second = Reading(tmp_path, frame_s=0.02), Reading(tmp_path)
         async with AsyncExitStack() as stack:
@@ -242,9 +293,12 @@ def test_a_long_text_stops_where_it_is_and_another_server_goes_on(tmp_path):
             job_id = await created(http)
             while (await shown(http, job_id))["progress"]["units_done"] < 2:
                 await asyncio.sleep(0.02)
-            first.drain.begin()
-            refused = await http.post(LONG, json={"input": "Another one.", "voice": "alloy"})
-            assert refused.status_code == 503
+            if alone:
+                first.drain.leave()
+            else:
+                first.drain.begin()
+                refused = await http.post(LONG, json={"input": "Another one.", "voice": "alloy"})
+                assert refused.status_code == 503
             await until(lambda: first.idle)
             made = len(first.made)
             progress = (await shown(http, job_id))["progress"]

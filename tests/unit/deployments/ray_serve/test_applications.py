@@ -103,6 +103,10 @@ def test_what_has_changed_is_not_answered_from_before() -> None:
     asyncio.run(main())
 
 
+def replica(state: str) -> dict[str, str]:
+    return {"state": state, "replica_id": f"{state.lower()}-id"}
+
+
 def details(**changes: Any) -> dict[str, Any]:
     """As Serve tells of an application, in what is read of it."""
     config = {
@@ -110,7 +114,8 @@ def details(**changes: Any) -> dict[str, Any]:
         "import_path": "serve_app.app:build_model",
         "args": {"model": "/data/checkpoints/voices", "placement": "fused"},
     }
-    replicas = [{"state": "RUNNING"}, {"state": "STARTING"}, {"state": "STOPPING"}]
+    states = ("RUNNING", "STARTING", "STOPPING")
+    replicas = [replica(state) for state in states]
     told = {
         "status": "RUNNING",
         "message": "",
@@ -118,6 +123,18 @@ def details(**changes: Any) -> dict[str, Any]:
         "deployments": {"Fused": {"replicas": replicas}},
     }
     return {**told, **changes}
+
+
+@pytest.mark.parametrize(
+    ("config", "limit_s"), [({"graceful_shutdown_timeout_s": 685.36}, 685.36), ({}, 20.0)]
+)
+def test_replicas_that_are_to_go_are_told_of_with_their_time(
+    config: dict[str, Any], limit_s: float
+) -> None:
+    replicas = [replica("RUNNING"), replica("STOPPING")]
+    ingress = {"replicas": replicas, "deployment_config": config}
+    found = application_of("a", details(deployments={"Ingress": ingress}))
+    assert found.leaving == {"stopping-id": limit_s}
 
 
 def with_args(**args: Any) -> dict[str, Any]:
@@ -201,7 +218,7 @@ def test_an_application_that_is_deleted_has_no_configuration_any_more() -> None:
 def test_only_replicas_that_should_run_are_missed(
     status: str, states: list[str], expected: tuple[int, int]
 ) -> None:
-    fused = {"status": status, "replicas": [{"state": state} for state in states]}
+    fused = {"status": status, "replicas": [replica(state) for state in states]}
     counts = application_of("a", details(deployments={"Fused": fused})).replicas["Fused"]
     assert (counts["ready"], counts["total"]) == expected
 
@@ -223,7 +240,7 @@ def test_what_may_sleep_is_waking_while_its_first_replica_starts(
 ) -> None:
     fused = {
         "status": status,
-        "replicas": [{"state": state} for state in states],
+        "replicas": [replica(state) for state in states],
         "deployment_config": {"autoscaling_config": {"min_replicas": least}},
     }
     found = application_of("a", details(deployments={"Fused": fused}))
