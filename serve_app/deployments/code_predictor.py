@@ -11,7 +11,7 @@ import ray
 from ray import serve
 
 from serve_app.config import AppConfig
-from serve_app.deployments.ray_serve import logs, port, starts
+from serve_app.deployments.ray_serve import replica, starts
 from serve_app.deployments.recorded import StageStats, ray_recorder, recorded_session
 from serve_app.protocols import require
 
@@ -30,8 +30,7 @@ class CodePredictorDeployment:
     """Serves frames on threads and sockets of its own; Serve only introduces the talkers to it."""
 
     async def __init__(self, config: AppConfig, device: str) -> None:
-        logs.join()
-        port.narrow()
+        replica.begin()
         self._recorder = ray_recorder()
         self._stage_stats = StageStats(self._recorder, "code_predictor")
         self._num_sessions = 0

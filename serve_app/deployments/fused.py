@@ -11,7 +11,7 @@ from ray.serve.handle import DeploymentHandle
 
 from serve_app.config import AppConfig, Environment
 from serve_app.deployments.calls import ending_refused, telling
-from serve_app.deployments.ray_serve import logs, port, starts
+from serve_app.deployments.ray_serve import replica, starts
 from serve_app.deployments.recorded import StageStats, load_of, ray_recorder, recorded
 from serve_app.load.served import About, Served
 from serve_app.pipeline import timed
@@ -34,8 +34,7 @@ class Fused:
         from serve_app.models.fused.process import SpeechProcess
 
         began_s = time.monotonic()
-        logs.join()
-        port.narrow()
+        replica.begin()
         self._recorder = ray_recorder()
         self._board = Board(config.talker.max_num_seqs)
         self._stage_stats = StageStats(self._recorder, "fused")

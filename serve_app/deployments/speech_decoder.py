@@ -9,7 +9,7 @@ from ray.serve.handle import DeploymentHandle
 
 from serve_app.config import AppConfig
 from serve_app.deployments.calls import ending_refused, reach, telling, through
-from serve_app.deployments.ray_serve import logs, port, starts
+from serve_app.deployments.ray_serve import replica, starts
 from serve_app.deployments.recorded import StageStats, load_of, of_hop, ray_recorder, recorded
 from serve_app.load.gate import elsewhere
 from serve_app.load.routing import stage
@@ -34,8 +34,7 @@ class SpeechDecoderDeployment:
         *beside: DeploymentHandle,
     ) -> None:
         del beside  # Serve starts them with this one; it calls none
-        logs.join()
-        port.narrow()
+        replica.begin()
         self._recorder = ray_recorder()
         self._board = Board(config.speech_decoder.max_streams)
         self._stage_stats = StageStats(self._recorder, "speech_decoder")

@@ -12,7 +12,7 @@ from ray.serve.handle import DeploymentHandle
 from serve_app.config import AppConfig
 from serve_app.deployments.calls import HandleResponse, ending_refused, telling
 from serve_app.deployments.predictor_session import PredictorSession
-from serve_app.deployments.ray_serve import logs, port, starts
+from serve_app.deployments.ray_serve import replica, starts
 from serve_app.deployments.recorded import StageStats, load_of, ray_recorder, recorded
 from serve_app.protocols import require
 from serve_app.types import CodecFrames, SpeechRequest
@@ -23,8 +23,7 @@ class TalkerDeployment:
     """Turns requests into codec frames; completes each with the code predictor of its session."""
 
     async def __init__(self, config: AppConfig, device: str, predictor: DeploymentHandle) -> None:
-        logs.join()
-        port.narrow()
+        replica.begin()
         self._recorder = ray_recorder()
         self._capacity = config.talker.max_num_seqs
         self._stage_stats = StageStats(self._recorder, "talker")

@@ -14,7 +14,7 @@ from ray.serve.handle import DeploymentHandle
 
 from serve_app.config import AppConfig
 from serve_app.deployments.calls import from_ray
-from serve_app.deployments.ray_serve import logs, port
+from serve_app.deployments.ray_serve import replica
 from serve_app.errors import SpeechError, StageFailed, StageUnavailable
 from serve_app.types import EncodedClip
 
@@ -47,8 +47,7 @@ class VoiceEncoderDeployment:
     async def __init__(
         self, config: AppConfig, device: str, load: Callable[[AppConfig, str], Encodes] = load
     ) -> None:
-        logs.join()
-        port.narrow()
+        replica.begin()
         self._failure: str | None = None
         self._encoder = await asyncio.to_thread(load, config, device)
 

@@ -28,8 +28,7 @@ DEPLOYMENTS = ("talker", "code_predictor", "speech_decoder", "fused", "voice_enc
 # Files of `deployments` that a stage's deployment may use.
 SHARED = (
     "deployments.calls",
-    "deployments.ray_serve.logs",
-    "deployments.ray_serve.port",
+    "deployments.ray_serve.replica",
     "deployments.ray_serve.starts",
     "deployments.predictor_session",
     "deployments.recorded",

@@ -11,6 +11,6 @@ logger = logging.getLogger(__name__)
 
 
 def say(parts: Mapping[str, float]) -> None:
-    """Log the seconds of each part, and their sum; after `logs.join`."""
+    """Log the seconds of each part, and their sum; after `replica.begin`."""
     each = ", ".join(f"{name} {seconds:.2f}" for name, seconds in parts.items())
     logger.info("%s %.2f s: %s", STARTED, sum(parts.values()), each)
