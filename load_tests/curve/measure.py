@@ -1,10 +1,11 @@
 """What is measured at each number of GPUs, in one running server of one placement."""
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
+from load_tests.curve.added import as_json
 from load_tests.curve.beside import account, watch
 from load_tests.curve.figures import back_after_s
 from load_tests.loops.fleet import Fleet, merged
@@ -14,13 +15,24 @@ from load_tests.loops.workload import Workload
 from load_tests.reports import report
 from load_tests.servers.child import say
 from load_tests.servers.gpu_watch import GpuWatch
-from load_tests.servers.processes import ServerProcess, signal_to
+from load_tests.servers.processes import ServerProcess, descendants, signal_to
 from load_tests.servers.server import Server
 from load_tests.servers.starts import replica_starts
 from load_tests.servers.steering import Steering
 
 # What is lost by a kill: the process that holds the talker.
 _VICTIM: Final = {"fused": "fused child", "split": "talker"}
+# What holds a stage.
+_STAGES: Final = {
+    "fused": ("fused child",),
+    "split": ("talker", "code predictor", "speech decoder"),
+}
+# Of what a row has, that is too much for a line.
+_LONG: Final = ("beside", "starts", "until_ready", "sets")
+_CLOSED: Final = "closed, {} per GPU"
+_OPEN: Final = "open, {:.0%}"
+_BURST: Final = "burst, {} per GPU, {}"
+_LOSS: Final = "loss of a replica"
 _ENDLESS: Final = 1_000_000
 _KILL: Final = 9
 
@@ -31,6 +43,7 @@ class Scale:
 
     per_gpu: streams of the closed loops. rounds: requests per stream.
     open_share: of the requests per second that the largest closed loop made.
+    added_share: of the same before replicas are added, for `added_s` or until they are ready.
     """
 
     per_gpu: tuple[int, ...] = (64, 256)
@@ -42,6 +55,8 @@ class Scale:
     bursts: int = 3
     loss_s: float = 30.0
     loss_after_s: float = 5.0
+    added_share: float = 0.5
+    added_s: float = 18.0
     ready_timeout_s: float = 120.0
 
     def plans(self, gpus: int) -> list[Plan]:
@@ -49,6 +64,21 @@ class Scale:
         closed = [ClosedLoop(n * gpus, self.rounds * n * gpus) for n in self.per_gpu]
         bursts = [BurstLoop(self.burst * gpus, times=1)] * self.bursts
         return [*closed, *bursts]
+
+    def names(self, gpus: int) -> list[str]:
+        """Of all loads, in their order."""
+        return [
+            *(_CLOSED.format(n) for n in self.per_gpu),
+            _OPEN.format(self.open_share),
+            *(_BURST.format(self.burst, number + 1) for number in range(self.bursts)),
+            *([_LOSS] if gpus > 1 else []),
+        ]
+
+    def least_s(self, name: str) -> float:
+        """What a load takes at least, by its name: it is not begun where there is less."""
+        if name == _LOSS:
+            return self.loss_s
+        return self.open_s + self.warm_up_s if name == _OPEN.format(self.open_share) else 2.0
 
     def seconds(self, gpus: int) -> float:
         """What one number of GPUs takes, about."""
@@ -76,10 +106,11 @@ class Curve:
 
     def at(self, gpus: int) -> bool:
         """Everything at so many GPUs, each of which has a replica; False where time ran out."""
+        missing = waiting(self.scale, self.done, self.placement, gpus)
         for name, run in self._loads(gpus):
-            if self._has(gpus, name):
+            if name not in missing:
                 continue
-            if time.perf_counter() > self.deadline_s:
+            if time.perf_counter() + self.scale.least_s(name) > self.deadline_s:
                 return False
             self._keep(gpus, name, run)
         return True
@@ -90,46 +121,59 @@ class Curve:
         self._run(ClosedLoop(streams, 2 * streams))
 
     def add(self, before: int, gpus: int) -> bool:
-        """Go from `before` replicas to `gpus` under an open load; False where it did not succeed.
+        """Go from `before` replicas to `gpus`, all at once, under an open load; False where it did
+        not succeed.
 
         The row has the seconds from asking to each replica that was added, what they did until
-        then, and what requests saw meanwhile.
+        then, and what requests saw meanwhile, those until the last one was ready apart.
         """
         rate = self.rates.get(before) or self._known_rate(before) or 1.0
-        seconds = 20.0
-        plan = OpenLoop(0.5 * rate, seconds, 0.0)
-        known = {start.log for start in replica_starts(self.server)}
+        plan = OpenLoop(self.scale.added_share * rate, self.scale.added_s, 0.0)
+        known = self._known_logs()
         began_s = time.perf_counter()
         futures = self.fleet.begin(self.server.url, self.workload, plan)
         self.steering.set(dict.fromkeys(self.stages, gpus))
         ready_s: dict[str, list[float]] = {name: [] for name in self.stages}
         for count in range(before + 1, gpus + 1):
             for name in self.stages:
-                at_s = self.steering.wait_for({name: count}, self.scale.ready_timeout_s)
+                # Of several stages the first to be waited for need not be the first to run.
+                left_s = min(self.scale.ready_timeout_s, self.deadline_s - time.perf_counter())
+                at_s = self.steering.wait_for({name: count}, left_s, since_s=began_s)
                 if at_s is None:
                     say(f"{name}: {count} replicas were not ready in time")
                     merged(plan, [future.result() for future in futures])
                     return False
                 ready_s[name].append(round(at_s - began_s, 2))
         run = merged(plan, [future.result() for future in futures])
-        starts = [s.text() for s in replica_starts(self.server) if s.log not in known]
-        row = {"ready_s": ready_s, "starts": starts}
+        last_s = began_s + max(max(each, default=0.0) for each in ready_s.values())
+        early = replace(run, results=[r for r in run.results if r.sent_at_s <= last_s])
+        row = {
+            "ready_s": ready_s,
+            "starts": self._started_since(known),
+            "until_ready": row_of(self.placement, gpus, "", early),
+        }
         self._store(gpus, f"{before} -> {gpus} replicas", run, row)
         return True
 
+    def _started_since(self, known: Collection[str]) -> list[dict[str, Any]]:
+        """Of the replicas whose logs are not `known`."""
+        return as_json([start for start in replica_starts(self.server) if start.log not in known])
+
+    def _known_logs(self) -> set[str]:
+        return {start.log for start in replica_starts(self.server)}
+
     def _loads(self, gpus: int) -> Iterator[tuple[str, Callable[[], tuple[Run, dict[str, Any]]]]]:
+        """All loads by their names."""
         plans = self.scale.plans(gpus)
-        for plan in plans:
-            if isinstance(plan, ClosedLoop):
-                name = f"closed, {plan.streams // gpus} per GPU"
-                yield name, lambda plan=plan: self._closed(plan, gpus)
-        yield f"open, {self.scale.open_share:.0%}", lambda: self._open(gpus)
+        closed = [plan for plan in plans if isinstance(plan, ClosedLoop)]
         bursts = [plan for plan in plans if isinstance(plan, BurstLoop)]
-        for number, plan in enumerate(bursts):
-            name = f"burst, {self.scale.burst} per GPU, {number + 1}"
-            yield name, lambda plan=plan: (self._run(plan), {})
-        if gpus > 1:
-            yield "loss of a replica", lambda: self._loss(gpus)
+        measures = [
+            *(lambda plan=plan: self._closed(plan, gpus) for plan in closed),
+            lambda: self._open(gpus),
+            *(lambda plan=plan: (self._run(plan), {}) for plan in bursts),
+            *([lambda: self._loss(gpus)] if gpus > 1 else []),
+        ]
+        return zip(self.scale.names(gpus), measures, strict=True)
 
     def _closed(self, plan: ClosedLoop, gpus: int) -> tuple[Run, dict[str, Any]]:
         left_s = max(5.0, self.deadline_s - time.perf_counter())
@@ -142,7 +186,17 @@ class Curve:
         self.rates[gpus] = level.summary.requests_per_s
         if not seen["work"]:
             say(f"nothing was seen of the replicas: {self.steering.not_seen or 'no look'}")
-        return run, {"beside": seen}
+        return run, {"beside": seen, "sets": self._sets()}
+
+    def _sets(self) -> dict[str, list[str]]:
+        """The processes of the stages on each Ray node; nothing where there is one for all."""
+        if self.server.nodes is None:
+            return {}
+        kinds = {p.pid: p.kind for p in self.find() if p.kind in _STAGES[self.placement]}
+        return {
+            f"node {number}": sorted(kinds[pid] for pid in descendants(raylet) if pid in kinds)
+            for number, raylet in enumerate(self.server.nodes.workers, 1)
+        }
 
     def _open(self, gpus: int) -> tuple[Run, dict[str, Any]]:
         rate = self.rates.get(gpus) or self._known_rate(gpus) or 1.0
@@ -152,6 +206,7 @@ class Curve:
     def _loss(self, gpus: int) -> tuple[Run, dict[str, Any]]:
         """SIGKILL to one replica under the smallest closed load."""
         streams = self.scale.per_gpu[0] * gpus
+        known = self._known_logs()
         plan = ClosedLoop(streams, _ENDLESS, max_s=self.scale.loss_s)
         futures = self.fleet.begin(self.server.url, self.workload, plan)
         time.sleep(self.scale.loss_after_s)
@@ -172,6 +227,7 @@ class Curve:
             "back_after_s": back_s,
             "noticed_after_s": gone_s and gone_s - killed_s,
             "replaced_after_s": ready_s and ready_s - killed_s,
+            "starts": self._started_since(known),
         }
         return run, said
 
@@ -197,16 +253,10 @@ class Curve:
 
     def _store(self, gpus: int, name: str, run: Run, more: dict[str, Any]) -> None:
         row = row_of(self.placement, gpus, name, run) | more
-        shown = {name: value for name, value in more.items() if name != "beside"}
+        shown = {name: value for name, value in more.items() if name not in _LONG}
         said = [str(shown)] if shown else []
         say(report.table_line([self.placement, str(gpus), *report.row(Level.of(run)), *said]))
         self.save(row)
-
-    def _has(self, gpus: int, name: str) -> bool:
-        return any(
-            (row["placement"], row["gpus"], row["load"]) == (self.placement, gpus, name)
-            for row in self.done
-        )
 
     def _known_rate(self, gpus: int) -> float | None:
         rates = [
@@ -217,6 +267,14 @@ class Curve:
             and row["load"].startswith("closed")
         ]
         return rates[-1] if rates else None
+
+
+def waiting(
+    scale: Scale, rows: Sequence[Mapping[str, Any]], placement: str, gpus: int
+) -> list[str]:
+    """The loads at so many GPUs of which `rows` have nothing."""
+    there = {row["load"] for row in rows if (row["placement"], row["gpus"]) == (placement, gpus)}
+    return [name for name in scale.names(gpus) if name not in there]
 
 
 def row_of(placement: str, gpus: int, name: str, run: Run) -> dict[str, Any]:

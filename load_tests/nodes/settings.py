@@ -15,8 +15,8 @@ from serve_app.serve_config import STAGES
 
 # Ingresses are on the head, which is never lost, and stages on the other nodes; of these each has
 # room for one replica of each.
-_FRONT: Final = {"tts-role": "ingress"}
-_BACK: Final = {"tts-role": "stages"}
+FRONT: Final = {"tts-role": "ingress"}
+BACK: Final = {"tts-role": "stages"}
 _STAGE_CPUS: Final = 1.2
 _INGRESS_CPUS: Final = 0.5
 _NODE_CPUS: Final = 4
@@ -90,10 +90,10 @@ def spread_config(
     stages = ("talker", "code_predictor", "speech_decoder")
     labelled = stages if args.placement == "split" else stages[:1]
     overrides += [f"{part}.num_cpus={_STAGE_CPUS}" for part in stages]
-    overrides += [f"{part}.node_labels={json.dumps(_BACK)}" for part in labelled]
+    overrides += [f"{part}.node_labels={json.dumps(BACK)}" for part in labelled]
     overrides += [
         f"ingress.num_cpus={_INGRESS_CPUS}",
-        f"ingress.node_labels={json.dumps(_FRONT)}",
+        f"ingress.node_labels={json.dumps(FRONT)}",
     ]
     config = configured(args.placement, [*overrides, *args.override], None, None)
     config["proxy_location"] = "HeadOnly"
@@ -108,7 +108,7 @@ def spread_config(
 def rooms(args: argparse.Namespace) -> list[Room]:
     """Of the head and of each other node; as many have a GPU as there are GPUs."""
     gpus = [index if index < args.gpus else None for index in range(args.nodes)]
-    return [Room(_HEAD_CPUS, None, _FRONT), *(Room(_NODE_CPUS, gpu, _BACK) for gpu in gpus)]
+    return [Room(_HEAD_CPUS, None, FRONT), *(Room(_NODE_CPUS, gpu, BACK) for gpu in gpus)]
 
 
 def default_out(name: str) -> Path:

@@ -10,6 +10,7 @@ from load_tests.reports.frame_table import FrameRow
 from load_tests.reports.load_points import LoadPoint
 
 _HEADROOM: Final = 1.35
+_ROOM_FOR_FIVE: Final = 1.5
 _STACKED: Final = ("talker", "predictor", "host", "decoder")
 
 
@@ -18,22 +19,25 @@ def is_available() -> bool:
 
 
 @contextmanager
-def _figure(path: Path, columns: int) -> Generator[Sequence[Any], None, None]:
-    """Axes beside each other, written to `path` at the end."""
+def _figure(
+    path: Path, columns: int, inches: tuple[float, float] = (5.5, 4.2), dpi: int = 130
+) -> Generator[Sequence[Any], None, None]:
+    """Axes beside each other, written to `path` at the end; `inches` of one."""
     import matplotlib  # pyright: ignore[reportMissingImports]
 
     matplotlib.use("Agg")
     from matplotlib import pyplot  # pyright: ignore[reportMissingImports]
 
-    figure, grid = pyplot.subplots(1, columns, figsize=(5.5 * columns, 4.2), squeeze=False)
+    size = (inches[0] * columns, inches[1])
+    figure, grid = pyplot.subplots(1, columns, figsize=size, squeeze=False)
     yield grid[0]
     for axes in grid[0]:
         axes.grid(alpha=0.3)
-        if axes.has_data():
+        if axes.get_legend_handles_labels()[0]:
             axes.legend(loc="upper left")
     figure.tight_layout()
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=130)
+    figure.savefig(path, dpi=dpi)
     pyplot.close(figure)
 
 
@@ -112,20 +116,41 @@ def frames(path: Path, rows: Sequence[FrameRow], title: str) -> bool:
     return True
 
 
-def curve(path: Path, shares: Sequence[Mapping[str, Any]]) -> bool:
-    """Efficiency and first audio of each placement and load against one GPU's."""
-    if not is_available() or not shares:
+def curve(path: Path, rows: Sequence[Mapping[str, Any]]) -> bool:
+    """Throughput and first audio of each placement's closed loops over the GPUs, with what one
+    GPU's times their number would be, and its share that was reached. Fit for a column of 800 px.
+    """
+    closed = [row for row in rows if row["gpus"] and row["load"].startswith("closed")]
+    if not is_available() or not closed:
         return False
-    with _figure(path, 2) as (efficiency, delays):
-        for name in dict.fromkeys(f"{s['placement']}, {s['load']}" for s in shares):
-            points = [s for s in shares if f"{s['placement']}, {s['load']}" == name]
+    ticks = sorted({row["gpus"] for row in closed})
+    with _figure(path, 2, (4.2, 3.7), dpi=200) as (throughput, delays):
+        for name in dict.fromkeys((row["placement"], row["load"]) for row in closed):
+            points = sorted(
+                (row for row in closed if (row["placement"], row["load"]) == name),
+                key=lambda row: row["gpus"],
+            )
             gpus = [point["gpus"] for point in points]
-            for axes, key in ((efficiency, "share"), (delays, "p95_ratio")):
-                axes.plot(gpus, [point[key] for point in points], marker="o", label=name)
-        efficiency.set(title="Throughput", xlabel="GPUs", ylabel="of GPUs x one GPU's")
-        efficiency.set_ylim(bottom=0)
-        delays.set(title="First audio", xlabel="GPUs", ylabel="p95 of one GPU's p95")
-        delays.set_ylim(bottom=0)
+            made = [point["audio_s_per_s"] for point in points]
+            label = f"{name[0]}, {name[1].removeprefix('closed, ').replace(' per ', ' a ')}"
+            ideal = [count * made[0] for count in gpus] if gpus[0] == 1 else []
+            if len(ideal) > 1:
+                label += f": {100 * made[-1] / ideal[-1]:.0f} %"
+            (line,) = throughput.plot(gpus, made, marker="o", label=label)
+            if ideal:
+                throughput.plot(gpus, ideal, linestyle=":", color=line.get_color())
+            first_ms = [
+                None if point["first_p95_s"] is None else 1000 * point["first_p95_s"]
+                for point in points
+            ]
+            delays.plot(gpus, first_ms, marker="o", color=line.get_color())
+        throughput.plot([], [], ":", color="grey", label=f"{ticks[-1]} x one GPU's: 100 %")
+        throughput.set(title="Throughput, streams a GPU", ylabel="seconds of audio per second")
+        delays.set(title="First audio, p95", ylabel="ms")
+        for axes, room in ((throughput, _ROOM_FOR_FIVE), (delays, 1.0)):
+            axes.set_xticks(ticks)
+            axes.set_xlabel("GPUs")
+            axes.set_ylim(0, room * (axes.get_ylim()[1] or 1.0))
     return True
 
 

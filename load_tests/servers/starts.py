@@ -8,7 +8,10 @@ from typing import Final
 from load_tests.servers.server import Server, text_of
 from serve_app.deployments.ray_serve.starts import STARTED
 
-_LINE: Final = re.compile(re.escape(STARTED) + r" [\d.]+ s: (.*)")
+# Behind the level and the time that Serve's log has.
+_LINE: Final = re.compile(
+    r"(?:^\w+ ([\d-]+ [\d:,]+) .*)?" + re.escape(STARTED) + r" [\d.]+ s: (.*)"
+)
 _PART: Final = re.compile(r"([^,]+) (\d+\.\d+)(?:, |$)")
 # Serve names the log of a replica by application, deployment and replica.
 _FILE: Final = re.compile(r"replica_.+_([A-Za-z]+)_[a-z0-9]+\.log")
@@ -19,11 +22,13 @@ class ReplicaStart:
     """The constructor of a replica: what came before it, Ray's and Serve's, is not in `parts`.
 
     log: the name of its log, which no other replica has.
+    said_at: when it said so, as its log has it: sorts as text; "" where the log does not tell.
     """
 
     deployment: str
     log: str
     parts: dict[str, float]
+    said_at: str = ""
 
     def text(self) -> str:
         each = ", ".join(f"{name} {seconds:.1f}" for name, seconds in self.parts.items())
@@ -40,6 +45,7 @@ def of_log(name: str, text: str) -> Iterator[ReplicaStart]:
     found = _FILE.fullmatch(name)
     if found is None:
         return
-    for line in _LINE.finditer(text):
-        parts = {part[1]: float(part[2]) for part in _PART.finditer(line[1])}
-        yield ReplicaStart(found[1], name, parts)
+    for line in text.splitlines():
+        if said := _LINE.search(line):
+            parts = {part[1]: float(part[2]) for part in _PART.finditer(said[2])}
+            yield ReplicaStart(found[1], name, parts, said[1] or "")

@@ -94,23 +94,31 @@ class Steering:
         self._process.stdin.write(json.dumps(dict(replicas)) + "\n")
         self._process.stdin.flush()
 
-    def wait_for(self, replicas: Mapping[str, int], timeout_s: float) -> float | None:
-        """When (`time.perf_counter`) at least so many ran for the first time from now on."""
+    def wait_for(
+        self, replicas: Mapping[str, int], timeout_s: float, since_s: float | None = None
+    ) -> float | None:
+        """When (`time.perf_counter`) at least so many ran for the first time from `since_s` on,
+        now by default; None where they do not within `timeout_s` from now.
+        """
 
         def there(reading: Reading) -> bool:
             return all(reading.running.get(name, 0) >= n for name, n in replicas.items())
 
-        return self._wait(there, timeout_s)
+        return self._wait(there, timeout_s, since_s)
 
-    def _wait(self, condition: Any, timeout_s: float) -> float | None:
-        seen, end_s = len(self.readings), time.perf_counter() + timeout_s
-        while time.perf_counter() < end_s:
+    def _wait(self, condition: Any, timeout_s: float, since_s: float | None = None) -> float | None:
+        end_s = time.perf_counter() + timeout_s
+        seen = len(self.readings)
+        while since_s is not None and seen and self.readings[seen - 1].at_s >= since_s:
+            seen -= 1
+        while True:
             for reading in self.readings[seen:]:
                 seen += 1
                 if condition(reading):
                     return reading.at_s
+            if time.perf_counter() > end_s:
+                return None
             time.sleep(_PERIOD_S / 2)
-        return None
 
     def _read(self, output: IO[str]) -> None:
         for line in output:

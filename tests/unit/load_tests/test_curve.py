@@ -1,20 +1,40 @@
 """The curve's arithmetic, and its clients against the server that has no model."""
 
+import re
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Final, cast
 
 import pytest
 
+from load_tests.curve import filling, summary
+from load_tests.curve.__main__ import parse, rooms, settings
+from load_tests.curve.added import as_json, grouped
+from load_tests.curve.added import table as added_table
 from load_tests.curve.compose import compose
 from load_tests.curve.empty import empty_server, pieces
 from load_tests.curve.figures import back_after_s, efficiency
-from load_tests.curve.measure import Scale, row_of
+from load_tests.curve.filling import fill_of, full_at
+from load_tests.curve.measure import Scale, row_of, waiting
 from load_tests.loops.fleet import Fleet, merged, parts_of
 from load_tests.loops.runner import BurstLoop, ClosedLoop, OpenLoop, Run
 from load_tests.loops.workload import Workload
-from load_tests.servers.steering import with_replicas
+from load_tests.reports import plots
+from load_tests.servers.child import REPOSITORY
+from load_tests.servers.server import Server
+from load_tests.servers.starts import ReplicaStart
+from load_tests.servers.steering import Reading, Steering, with_replicas
+from serve_app.serve_config import find_problems
 from tests.unit.load_tests.values import at, result
+
+START: Final[dict[str, Any]] = {
+    "deployment": "Fused",
+    "parts": {
+        **{"replica": 1.0, "standby": 0.5, "imports": 0.5, "kernels": 0.0},
+        **{"decoder weights": 1.0, "talker weights": 1.0, "decoder graphs": 1.0},
+        **{"decoder trials": 3.0, "rehearsal": 1.0},
+    },
+}
 
 
 def test_a_load_in_parts_is_the_load() -> None:
@@ -109,13 +129,169 @@ def test_several_processes_receive_every_sample_of_the_empty_server(tmp_path: Pa
         row = row_of("empty", 0, "closed, 4", fleet.run(url, workload, plan))
     assert (row["requests"], row["failures"]) == (8, 0), row["first_detail"]
     assert row["audio_s_per_s"] > 0
-    facts = {"command": "c", "gpus": [], "cpus": 2, "commit": "abc", "time_utc": "now"}
+    facts = {"gpus": [], "cpus": 2, "commit": "abc", "time_utc": "now"}
     added = {**row, "placement": "fused", "gpus": 2, "load": "1 -> 2 replicas"}
-    added |= {"ready_s": {"Fused": [12.3]}, "starts": ["Fused: 9.0 s in its process (imports 9.0)"]}
-    starts = [{"placement": "fused", "ready_s": 25.0, "replicas": ["Fused: 8.0 s"]}]
-    compose(tmp_path, {"facts": facts, "rows": [row, added], "starts": starts})
+    added |= {"ready_s": {"Fused": [12.3]}, "starts": [START], "until_ready": row}
+    starts = [{"placement": "fused", "ready_s": 25.0, "ingresses": 3, "replicas": [START]}]
+    stored = {"facts": facts, "commands": ["c", "d"], "rows": [row, added], "starts": starts}
+    compose(tmp_path, stored)
     report = (tmp_path / "report.md").read_text()
+    assert "    c\n    d\n" in report
     assert "| empty | 0 | closed, 4 | 4 streams | 8 | 0 |" in report
-    assert "- fused: ready after 25.0 s; Fused: 8.0 s\n" in report
-    said = "ready after Fused 12.3 s\n  - Fused: 9.0 s in its process (imports 9.0)\n"
-    assert f"- fused, 2 GPUs, 1 -> 2 replicas: {said}" in report
+    assert "- fused: ready after 25.0 s, 3 ingresses\n" in report
+    assert "| fused | 1 -> 2 replicas | Fused (standby) | 12.3 | 3.3 |" in report
+    assert "An empty server carried" in report
+
+
+def test_parts_of_a_start_are_told_apart() -> None:
+    groups = grouped({**START["parts"], "something new": 0.5})
+    assert groups["process"] == 1.5
+    assert groups["weights"] == 2.0
+    assert groups["cuDNN trials"] == 3.0
+    assert groups["other"] == 0.5
+    assert sum(groups.values()) == sum(START["parts"].values()) + 0.5
+
+
+def test_every_part_that_a_stage_tells_of_has_a_column() -> None:
+    sources = REPOSITORY.glob("serve_app/models/**/*.py")
+    laps = {
+        name
+        for path in sources
+        for call in re.findall(r"start_times\.lap\(([^)]*)\)", path.read_text(encoding="utf-8"))
+        for name in re.findall(r'"([a-z A-Z]+)"', call)
+    }
+    assert len(laps) > 10
+    assert [lap for lap in laps if grouped({lap: 1.0})["other"]] == []
+
+
+def test_replicas_that_started_together_are_told_in_the_order_in_which_they_ran() -> None:
+    late = ReplicaStart("Fused", "a.log", {"imports": 9.0}, "2026-11-26 18:00:10,000")
+    early = ReplicaStart("Fused", "b.log", {"standby": 5.0}, "2026-11-26 18:00:06,000")
+    row = {"placement": "fused", "gpus": 4, "load": "2 -> 4 replicas"}
+    row |= {"ready_s": {"Fused": [7.0, 11.0]}, "starts": as_json([late, early])}
+    said = "\n".join(added_table({"rows": [row]}))
+    assert "| fused | 2 -> 4 replicas | Fused (standby) | 7.0 | 2.0 | 5.0 |" in said
+    assert "| fused | 2 -> 4 replicas | Fused | 11.0 | 2.0 | 0.0 | 9.0 |" in said
+
+
+def curve_row(load: str, gpus: int, **figures: Any) -> dict[str, Any]:
+    usual = {"audio_s_per_s": 800.0 * gpus, "first_p50_s": 0.03, "first_p95_s": 0.04}
+    usual |= {"requests": 100, "failures": 0, "dry_over_50_ms": 0, "client_lag_p99_s": 0.001}
+    return {"placement": "fused", "gpus": gpus, "load": load, "plan": "p", **usual, **figures}
+
+
+def test_the_table_of_a_placement_has_all_loads_and_shows_what_is_missed() -> None:
+    loss = {"victim": "fused child", "hit": True, "noticed_after_s": 0.3, "failures": 1}
+    loss |= {"replaced_after_s": 14.0, "back_after_s": None}
+    rows = [
+        curve_row("closed, 256", 0, placement="empty", audio_s_per_s=32000.0),
+        curve_row("closed, 64 per GPU", 1),
+        curve_row("burst, 64 per GPU, 1", 1, first_p50_s=0.06),
+        curve_row("burst, 64 per GPU, 2", 1, first_p50_s=0.08),
+        curve_row("1 -> 4 replicas", 4, ready_s={}),
+        curve_row("closed, 64 per GPU", 4, audio_s_per_s=3000.0, dry_over_50_ms=2),
+        curve_row("burst, 64 per GPU, 1", 4, first_p95_s=None),
+        curve_row("loss of a replica", 4, **loss),
+    ]
+    said = "\n".join(summary.report(rows))
+    assert "| closed, 64 per GPU | 30 / 40 | 800 | 30 / 40 | 3,000 | **93.8 %** | 1.00 |" in said
+    assert "| burst, 64 per GPU | 60 to 80 / 40 | 800 | 30 / failed | 3,200 |  |  |" in said
+    assert "**1 of 700 requests failed**" in said
+    assert "**2 of 100 (closed, 64 per GPU, 4 GPUs)**" in said
+    assert "noticed after 0.3 s, replaced after 14.0 s, throughput back at 95 % after -" in said
+    assert "An empty server carried 32,000 audio-s/s" in said
+    assert "10 times the most" in said
+
+
+def test_what_is_left_of_a_curve_is_what_has_no_row() -> None:
+    scale = Scale(per_gpu=(2, 4), burst=3, bursts=1)
+    closed = [curve_row("closed, 2 per GPU", 2), curve_row("closed, 4 per GPU", 1)]
+    assert waiting(scale, closed, "fused", 2) == [
+        *("closed, 4 per GPU", "open, 80%", "burst, 3 per GPU, 1", "loss of a replica")
+    ]
+    assert waiting(scale, closed, "split", 1) == scale.names(1)
+    assert "loss of a replica" not in scale.names(1)
+
+
+@pytest.mark.parametrize("placement", ["fused", "split"])
+@pytest.mark.parametrize(("gpus", "cores"), [(1, 32), (4, 64), (8, 128), (4, 2)])
+def test_all_that_a_server_may_get_fits_the_machine(placement: str, gpus: int, cores: int) -> None:
+    args = parse(["--out", "here", "--per-gpu", "64", "256"])
+    config = settings(args, placement, gpus, cores)
+    assert list(find_problems(config)) == []
+    stated = config["applications"][0]
+    nodes = rooms(args, placement, gpus, cores)
+    assert bool(nodes) == (placement == "split" and gpus > 1)
+    if nodes:
+        deployments = {d["name"]: d for d in stated["deployments"]}
+        count = deployments["Ingress"]["autoscaling_config"]["max_replicas"]
+        assert count * stated["args"]["ingress"]["num_cpus"] <= nodes[0].cpus
+        parts = ("talker", "code_predictor", "speech_decoder")
+        assert all(
+            deployments[n]["max_replicas_per_node"] == 1 for n in ("Talker", "CodePredictor")
+        )
+        assert sum(stated["args"][part]["num_cpus"] for part in parts) <= nodes[1].cpus
+        assert stated["args"]["talker"]["node_labels"] == nodes[1].labels
+        assert stated["args"]["ingress"]["node_labels"] == nodes[0].labels
+
+
+def test_a_replica_that_ran_before_it_was_waited_for_has_its_own_time() -> None:
+    steering = Steering(cast(Server, None))
+    counts = [(1.0, 1, 1), (6.0, 1, 2), (15.0, 2, 2)]
+    steering.readings += [
+        Reading(at_s, {"Talker": talkers, "CodePredictor": predictors}, {})
+        for at_s, talkers, predictors in counts
+    ]
+    assert steering.wait_for({"Talker": 2}, 0.0, since_s=2.0) == 15.0
+    assert steering.wait_for({"CodePredictor": 2}, 0.0, since_s=2.0) == 6.0
+    assert steering.wait_for({"Talker": 3}, 0.0, since_s=2.0) is None
+    assert steering.wait_for({"Talker": 2}, 0.0) is None
+
+
+def busy_row(gpus: int, ingress: float, haproxy: float) -> dict[str, Any]:
+    def process(kind: str, cores: float) -> dict[str, Any]:
+        return {"kind": kind, "cores": cores, "threads": [cores / 2], "waited": 0.0}
+
+    processes = [
+        *(process("fused child", 1.05 - 0.1 * number) for number in range(gpus)),
+        process("ingress", ingress),
+        process("ingress", ingress / 2),
+        process("haproxy", haproxy),
+        process("client", 0.1),
+    ]
+    busy = {
+        "cores": 3.0 * gpus + 0.1,
+        "by_kind": {"client": 0.1},
+        "processes": processes,
+        "machine": {"busy": 4.0 * gpus},
+    }
+    return curve_row("closed, 64 per GPU", gpus, beside={"busy": busy})
+
+
+def test_what_fills_up_next_is_where_a_line_over_the_gpus_ends() -> None:
+    rows = [busy_row(1, 0.1, 0.4), busy_row(4, 0.4, 1.6), curve_row("open, 80%", 1)]
+    fills = [fill for row in rows if (fill := fill_of(row, 64)) is not None]
+    assert [fill.own["process of the stages"] for fill in fills] == [1.05, 1.05]
+    assert full_at(fills, "fullest ingress") == pytest.approx(10.0)
+    # A thread of its four is fuller than all of them in the mean.
+    assert fills[1].shared["HAProxy"] == pytest.approx(0.8)
+    assert full_at(fills, "HAProxy") == pytest.approx(5.0)
+    assert full_at(fills[:1], "the machine's cores") == pytest.approx(16.0)
+    assert full_at(fills, "fullest client") is None
+    said = "\n".join(filling.report(rows, 64))
+    assert "| fused, closed, 64 per GPU | 4 | 12.0 | 3.0 | 0.1 | 105 % | 40 % | 80 % |" in said
+    assert (
+        "- fused, closed, 64 per GPU, 4 GPUs: full first is the process of the stages (105 %; each"
+        " GPU has its own). Of what all GPUs share, by the line through 1 and 4 GPUs, full: HAProxy"
+        " with 5, fullest ingress with 10, the machine's cores with 16" in said
+    )
+
+
+def test_the_plot_is_made_for_a_page(tmp_path: Path) -> None:
+    image = pytest.importorskip("matplotlib.image")
+    rows = [curve_row("closed, 64 per GPU", gpus) for gpus in (1, 2, 4)]
+    assert plots.curve(tmp_path / "curve.png", [*rows, curve_row("open, 80%", 1)])
+    height, width, _ = image.imread(tmp_path / "curve.png").shape
+    assert width >= 1600
+    assert width / height > 2
+    assert not plots.curve(tmp_path / "none.png", [curve_row("closed, 4", 0)])

@@ -20,6 +20,7 @@ def test_a_line_that_was_said_is_found_again(caplog: pytest.LogCaptureFixture) -
     line = f"INFO 2026-11-26 18:00:00,123 tts_Fused x7k2 -- {caplog.messages[0]}"
     (start,) = of_log(LOG, f"INFO before\n{line}\nINFO after, 1.00\n")
     assert (start.deployment, start.parts) == ("Fused", PARTS)
+    assert start.said_at == "2026-11-26 18:00:00,123"
     assert start.text() == (
         "Fused: 3.8 s in its process (replica 0.2, standby 1.0, first audio graphs 2.5)"
     )
