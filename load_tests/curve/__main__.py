@@ -264,7 +264,7 @@ def _climb(
     started["ingresses"] = ingresses(args, counts[-1], os.cpu_count() or 1)
     stored["starts"].append(started)
     settle_s = args.settle if args.settle is not None else _SETTLE_S * bool(circumstances.gpus())
-    time.sleep(settle_s)
+    settled_s = time.perf_counter() + settle_s
     stages = tuple(name for name in STAGES[placement] if name != "Ingress")
     with Steering(server, looking=True) as steering, GpuWatch() as gpu_watch:
         curve = Curve(
@@ -282,6 +282,7 @@ def _climb(
             gpu_watch,
         )
         curve.once_through(1)
+        time.sleep(max(0.0, settled_s - time.perf_counter()))
         replicas = 1
         for gpus in counts:
             if not waiting(scale, stored["rows"], placement, gpus):

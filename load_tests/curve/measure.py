@@ -54,7 +54,7 @@ class Scale:
     burst: int = 64
     bursts: int = 3
     loss_s: float = 30.0
-    loss_after_s: float = 5.0
+    loss_after_s: float = 4.0
     added_share: float = 0.5
     added_s: float = 18.0
     ready_timeout_s: float = 120.0
