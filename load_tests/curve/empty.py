@@ -8,6 +8,7 @@ import asyncio
 import json
 import multiprocessing
 import socket
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Final
@@ -16,6 +17,8 @@ from load_tests.loops.client import AudioShape
 from load_tests.loops.runner import run_loop
 
 _RAMP: Final = (1, 3, 8, 12)
+# A tenth of a second apart: interpreters start late beside others.
+_START_TRIES: Final = 900
 _HEAD: Final = b"HTTP/1.1 200 OK\r\nContent-Type: audio/pcm\r\nTransfer-Encoding: chunked\r\n\r\n"
 _FRAME: Final = bytes(2 * AudioShape().samples_per_frame)
 
@@ -58,9 +61,7 @@ def _listening(port: int) -> socket.socket:
 
 
 def _wait_for(port: int) -> None:
-    import time
-
-    for _ in range(300):
+    for _ in range(_START_TRIES):
         try:
             socket.create_connection(("127.0.0.1", port), 1).close()
             return
