@@ -2,12 +2,13 @@
 
 import argparse
 import sys
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from training.codec import CodecTraining
 from training.codes import is_held_out
 from training.corpus import Stream
 from training.pipeline import CORPUS, PLAN, Minutes, Recipe
@@ -56,7 +57,10 @@ def _resume(args: argparse.Namespace) -> None:
 
 
 def _codec(args: argparse.Namespace) -> None:
-    _recipe(args).codec(args.stage, args.hours, args.critics_from)
+    training = CodecTraining(books_learn=not args.keep_books)
+    if args.rate is not None:
+        training = replace(training, learning_rate=args.rate, decoder_rate=args.rate)
+    _recipe(args).codec(args.stage, args.hours, args.critics_from, training)
 
 
 def _encode(args: argparse.Namespace) -> None:
@@ -68,7 +72,7 @@ def _imagine(args: argparse.Namespace) -> None:
 
 
 def _talker(args: argparse.Namespace) -> None:
-    _recipe(args).talker(TalkerTraining(learning_rate=args.rate))
+    _recipe(args).talker(TalkerTraining(learning_rate=args.rate, dropout_until=args.dropout_until))
 
 
 def _export(args: argparse.Namespace) -> None:
@@ -158,12 +162,16 @@ def main() -> None:
     codec.add_argument("--stage", choices=("all", "decoder"), default="all")
     codec.add_argument("--hours", type=float, default=40.0, help="of the corpus that it reads")
     codec.add_argument("--critics-from", type=float, default=0.5, help="share of stage `all`")
+    codec.add_argument("--rate", type=float, help="the highest; less to go on")
+    codec.add_argument("--keep-books", action="store_true", help="codes keep what they mean")
     step("encode", _encode, "turn the corpus into codes")
     making_up = step("imagine", _imagine, "rough codes for what was not spoken")
     making_up.add_argument("--imagined", type=int, default=20_000, help="sentences, at most")
     talker = step("talker", _talker, "train talker and code predictor")
     rate = TalkerTraining.learning_rate
     talker.add_argument("--rate", type=float, default=rate, help="the highest; less to go on")
+    until = TalkerTraining.dropout_until
+    talker.add_argument("--dropout-until", type=float, default=until, help="share of the time")
     step("export", _export, "write all weights into the checkpoint")
     spoken = step("say", _say, "let the checkpoint speak a file of sentences")
     spoken.add_argument("sentences", type=Path)

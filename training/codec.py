@@ -43,9 +43,12 @@ class CodecTraining:
     critic_frames, critic_crops: what the critics see of a batch; they cost ten times the codec.
     misread_weight, mishearing_weight: of the phonemes that a listener tells from what was made, and
     of its inner features.
-    critics_ahead: share of stage `decoder` in which critics that start anew learn alone: what they
-        want of the decoder before they have heard much is noise.
+    critics_ahead: share of the time in which critics that start anew learn alone, with the head
+        for phonemes, where they take part from the first step: what they want before they have
+        heard much is noise.
     mean_steps: how far back the running mean of the weights reaches, which is what is exported.
+    books_learn: whether stage `all` moves the codebooks. Where they stay, a code goes on meaning
+        what it meant, so that a talker need only follow the encoder.
     """
 
     batch: int = 24
@@ -55,6 +58,7 @@ class CodecTraining:
     learning_rate: float = 5e-4
     decoder_rate: float = 4e-4
     critic_rate: float = 3e-4
+    head_rate: float = 1e-3
     mel_weight: float = 10.0
     spectrum_weight: float = 2.0
     commitment_weight: float = 0.25
@@ -68,6 +72,7 @@ class CodecTraining:
     start_batches: int = 40
     critic_width: int = 32
     mean_steps: float = 500.0
+    books_learn: bool = True
     seed: int = 1
 
 
@@ -195,9 +200,12 @@ class CodecTrainer:
         learned: nn.Module = self.codec.speech.decoder if stage == "decoder" else self.codec
         self.learned = list(learned.parameters())
         self.rate = config.decoder_rate if stage == "decoder" else config.learning_rate
+        head = list(self.codec.phonemes.parameters())
+        others = [p for p in self.learned if all(p is not own for own in head)]
         self.optimizer = capturable_adamw(
-            self.learned, device, self.rate, betas=(0.8, 0.99), weight_decay=1e-3
+            others, device, self.rate, betas=(0.8, 0.99), weight_decay=1e-3
         )
+        self.head_optimizer = capturable_adamw(head, device, config.head_rate, betas=(0.8, 0.99))
         self.critic_optimizer = capturable_adamw(
             self.critics.parameters(), device, config.critic_rate, betas=(0.8, 0.99)
         )
@@ -226,6 +234,7 @@ class CodecTrainer:
             self.critics.load_state_dict(stored["critics"], strict=False)
         if stored.get("stage") == self.stage:
             set_moments(self.optimizer, stored["moments"], self.device)
+            set_moments(self.head_optimizer, stored.get("head_moments", {}), self.device)
             set_moments(self.critic_optimizer, stored["critic_moments"], self.device)
 
     def _meet_about_books(self) -> None:
@@ -251,6 +260,7 @@ class CodecTrainer:
             "spent": self.spent,
             "stage": self.stage,
             "moments": moments(self.optimizer),
+            "head_moments": moments(self.head_optimizer),
             "critic_moments": moments(self.critic_optimizer),
         }
         torch.save(state, part)
@@ -259,8 +269,14 @@ class CodecTrainer:
     def run(
         self, stream: Stream, total_s: float, limit_s: float, log: Log, critics_from: float
     ) -> None:
-        """Train until the clock says stop; critics take part from that share of the time on."""
+        """Train until the clock says stop; critics take part from that share of the time on.
+
+        Raises:
+            ValueError: codebooks are to stay as they are, and there are none.
+        """
         config = self.config
+        if not (config.books_learn or self.has_books):
+            raise ValueError(f"{self.file} has no codebooks to keep")
         clock = Clock(total_s, limit_s, self.spent[self.stage])
         seed = config.seed + self.steps + _FAR_SEED * self.team.rank
         torch.manual_seed(seed)
@@ -271,12 +287,13 @@ class CodecTrainer:
             is_over = clock.is_over
             if self.team.meets(self.steps):
                 self.team.average((*self.learned, *self.critics.parameters()))
-                if self.stage == "all":
+                if self.stage == "all" and config.books_learn:
                     self._meet_about_books()
                 is_over = self.team.any(is_over)
             if is_over and (self.team.size == 1 or self.team.meets(self.steps)):
                 break
-            set_rate(self.optimizer, self.rate_now(clock))
+            set_rate(self.optimizer, self.rate_now(clock, critics_from))
+            set_rate(self.head_optimizer, clock.rate(config.head_rate, final=0.05))
             set_rate(self.critic_optimizer, clock.rate(config.critic_rate, final=0.1))
             if not self.has_books and clock.progress >= config.unquantised_share:
                 self._place_books(stream, generator)
@@ -299,10 +316,10 @@ class CodecTrainer:
                 self.save()
         self.spent[self.stage] = clock.used_s
 
-    def rate_now(self, clock: Clock) -> float:
-        """Return the learning rate of what is not a critic."""
+    def rate_now(self, clock: Clock, critics_from: float) -> float:
+        """Return the learning rate of encoder and decoder; see `run` for `critics_from`."""
         is_ahead = clock.progress < self.config.critics_ahead
-        if self.stage == "decoder" and not self.has_critics and is_ahead:
+        if critics_from == 0 and not self.has_critics and is_ahead:
             return 0.0
         return clock.rate(self.rate, final=0.05)
 
@@ -332,8 +349,9 @@ class CodecTrainer:
         """Learn from one batch of crops; see `Stream.crops`."""
         config, codec = self.config, self.codec
         self.optimizer.zero_grad(set_to_none=True)
+        self.head_optimizer.zero_grad(set_to_none=True)
         if quantised:
-            semantic, acoustic, codes, commitment = codec.quantise(wave, learn=True)
+            semantic, acoustic, codes, commitment = codec.quantise(wave, learn=config.books_learn)
         else:
             semantic, acoustic = codec.projections(wave)
             # A soft bound on the size of the latent, which no codebook bounds yet.
@@ -344,6 +362,7 @@ class CodecTrainer:
         loss, found = self._compared(wave, labels, made, critics)
         loss = loss + config.commitment_weight * commitment + config.phoneme_weight * phoneme
         self._learn(loss)
+        self.head_optimizer.step()
         found |= {
             "commitment": commitment,
             "phoneme": phoneme,

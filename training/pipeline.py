@@ -117,17 +117,23 @@ class Recipe:
             texts = [item.text for item in read(self.plan)]
             write_configuration(self.work / CHECKPOINT, VoiceShape(), texts)
 
-    def codec_trainer(self, stage: str) -> CodecTrainer:
+    def codec_trainer(self, stage: str, training: CodecTraining | None = None) -> CodecTrainer:
         """The speech tokenizer as it is."""
-        file = self.work / CODEC
-        return CodecTrainer(file, VoiceShape(), CodecTraining(), self.device, stage)
+        training, file = training or CodecTraining(), self.work / CODEC
+        return CodecTrainer(file, VoiceShape(), training, self.device, stage)
 
     def resume(self, checkpoint: Path, heads: Path | None = None) -> None:
         """Begin with the weights of a finished checkpoint; see `training.resume`."""
         files = self.work / CODEC, self.work / TALKER, self.work / CHECKPOINT
         resume(checkpoint, *files, heads=heads)
 
-    def codec(self, stage: str, hours: float = 40.0, critics_from: float = 0.5) -> CodecTrainer:
+    def codec(
+        self,
+        stage: str,
+        hours: float = 40.0,
+        critics_from: float = 0.5,
+        training: CodecTraining | None = None,
+    ) -> CodecTrainer:
         """Train the speech tokenizer: stage "all", or "decoder" when the codes stay.
 
         hours: of the corpus that are read; a few dozen hold all that a decoder can learn. A team
@@ -135,7 +141,7 @@ class Recipe:
         critics_from: share of the time of stage "all" that passes without critics.
         """
         torch.backends.cudnn.benchmark = self.device.type == "cuda"
-        trainer = self.codec_trainer(stage)
+        trainer = self.codec_trainer(stage, training)
         piece = "codec" if stage == "all" else "decoder"
         seconds = self.left_s(piece)
         if seconds >= _LEAST_S:

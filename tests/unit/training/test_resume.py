@@ -14,6 +14,7 @@ from tests.unit.training.shapes import TEXTS, TINY
 from training.batches import Batches, BatchOptions
 from training.codec import Codec, CodecTrainer, CodecTraining
 from training.codes import CodeBook
+from training.corpus import Stream
 from training.critics import Critics
 from training.export import (
     round_to_disk,
@@ -89,10 +90,65 @@ def test_a_decoder_waits_only_for_critics_that_know_nothing(
     write_heads(heads, codec, Critics(4) if with_heads else None, talker)
     file = tmp_path / "codec.pt"
     resume(folder, file, tmp_path / "talker.pt", tmp_path / "checkpoint", TINY, heads)
-    trainer = CodecTrainer(file, TINY, config, torch.device("cpu"), "decoder")
     at = {spent: Clock(total_s=1000.0, limit_s=1e9, spent_s=spent) for spent in (50.0, 100.0)}
-    assert (trainer.rate_now(at[50.0]) > 0) == with_heads
-    assert trainer.rate_now(at[100.0]) > 0
+    for stage in ("decoder", "all"):
+        trainer = CodecTrainer(file, TINY, config, torch.device("cpu"), stage)
+        assert (trainer.rate_now(at[50.0], critics_from=0.0) > 0) == with_heads
+        assert trainer.rate_now(at[100.0], critics_from=0.0) > 0
+        assert trainer.rate_now(at[50.0], critics_from=0.5) > 0
+
+
+def _stream(frames: int) -> Stream:
+    generator = torch.Generator().manual_seed(4)
+    audio = torch.randint(-3000, 3000, (frames * 1920,), generator=generator, dtype=torch.int16)
+    labels = torch.randint(0, 50, (frames, 4), generator=generator, dtype=torch.uint8)
+    return Stream((), audio, labels, torch.tensor([0, frames]))
+
+
+@pytest.mark.parametrize("books_learn", [False, True])
+def test_codes_mean_what_they_meant_where_the_books_stay(
+    checkpoint: tuple[Path, Codec, TalkerModel], tmp_path: Path, books_learn: bool
+) -> None:
+    file = tmp_path / "codec.pt"
+    resume(checkpoint[0], file, tmp_path / "talker.pt", tmp_path / "checkpoint", TINY)
+    config = CodecTraining(batch=2, crop_frames=4, critic_width=4, books_learn=books_learn)
+    trainer = CodecTrainer(file, TINY, config, torch.device("cpu"), "all")
+    codec = trainer.codec
+    entries = codec.books.entries.clone()
+    weights = [next(part.parameters()).detach().clone() for part in _parts(codec)]
+    trainer.run(_stream(12), 1e4, 0.2, Log(tmp_path / "log.jsonl"), critics_from=1.0)
+    assert torch.equal(codec.books.entries, entries) != books_learn
+    for before, part in zip(weights, _parts(codec), strict=True):
+        assert not torch.equal(before, next(part.parameters())), type(part).__name__
+
+
+def _parts(codec: Codec) -> tuple[torch.nn.Module, ...]:
+    return codec.speech.encoder.encoder, codec.speech.decoder.decoder
+
+
+def test_what_judges_learns_before_what_is_judged(
+    checkpoint: tuple[Path, Codec, TalkerModel], tmp_path: Path
+) -> None:
+    file = tmp_path / "codec.pt"
+    resume(checkpoint[0], file, tmp_path / "talker.pt", tmp_path / "checkpoint", TINY)
+    config = CodecTraining(
+        batch=2, crop_frames=4, critic_frames=2, critic_crops=1, critic_width=4, critics_ahead=1.0
+    )
+    trainer = CodecTrainer(file, TINY, config, torch.device("cpu"), "all")
+    judges = trainer.codec.phonemes, trainer.critics.listener.layers, trainer.critics.members
+    parts = (*_parts(trainer.codec), *judges)
+    before = [next(part.parameters()).detach().clone() for part in parts]
+    trainer.run(_stream(12), 1e4, 0.2, Log(tmp_path / "log.jsonl"), critics_from=0.0)
+    pairs = zip(before, parts, strict=True)
+    changed = [not torch.equal(own, next(part.parameters())) for own, part in pairs]
+    assert changed == [False, False, True, True, True]
+
+
+def test_books_that_are_not_there_cannot_stay(tmp_path: Path) -> None:
+    config = CodecTraining(critic_width=4, books_learn=False)
+    trainer = CodecTrainer(tmp_path / "codec.pt", TINY, config, torch.device("cpu"), "all")
+    with pytest.raises(ValueError, match="no codebooks to keep"):
+        trainer.run(_stream(12), 1e4, 0.2, Log(tmp_path / "log.jsonl"), critics_from=1.0)
 
 
 @pytest.mark.parametrize("until", [0.0, 1.0])
