@@ -16,7 +16,7 @@ from vllm.v1.request import Request
 
 from load_tests.reports import files
 from load_tests.stages.in_process import Stages, add_options, checkpoint_of, settings_for
-from serve_app.models.talker.vllm.scheduler import FrameScheduler
+from serve_app.models.talker.vllm.scheduling.scheduler import FrameScheduler
 
 _STEPS: Final = 200
 # Short, so that all streams begin in one step.

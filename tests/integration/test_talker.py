@@ -16,7 +16,6 @@ import numpy as np
 import pytest
 import torch
 
-from serve_app.chunking import Chunker
 from serve_app.config import CodePredictorConfig
 from serve_app.errors import InvalidRequest, Overloaded, StageFailed, StageUnavailable
 from serve_app.models.checkpoint.files import open_checkpoint
@@ -131,7 +130,7 @@ def test_a_request_that_fails_inside_a_step_fails_alone(path, alone) -> None:
         too_long = dataclasses.replace(prompt, trailing_text=np.zeros(600, np.int32))
 
         async def fails() -> None:
-            stream = TalkerStream(asyncio.get_running_loop(), asyncio.Queue(), Chunker((1,)))
+            stream = TalkerStream(asyncio.get_running_loop(), asyncio.Queue())
             work = TalkerPrompt(too_long, np.zeros((0, 16), np.int64))
             engine.inspect.submit("too long", stream, work)
             item = await asyncio.wait_for(stream.queue.get(), WAIT_S)

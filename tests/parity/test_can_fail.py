@@ -28,12 +28,16 @@ def requests(count: int, **fields):
     return [request(TEXT, **{**defaults, "seed": i, **fields}) for i in range(count)]
 
 
-def test_a_resumed_stream_without_its_history_differs(path) -> None:
+def test_a_resumed_stream_with_the_history_of_another_differs(path, monkeypatch) -> None:
     (asked,) = requests(1, talker=PENALISED)
     with talker(path) as engine:
         whole = speak(engine, [asked])[0]
         assert np.array_equal(speak(engine, [asked], done=[whole[:10]])[0], whole[10:])
-        engine.inspect.core.runner.model_state._write_history = lambda *_: None
+        others = torch.from_numpy(whole[10:, 0].copy())
+        monkeypatch.setattr(
+            "serve_app.models.talker.arrivals._write_history",
+            lambda one, table, _: table.seen[one.slot].index_fill_(0, others, True),
+        )
         broken = speak(engine, [asked], done=[whole[:10]])[0]
     assert first_difference(broken, whole[10:]) != "equal"
 

@@ -12,7 +12,8 @@ from vllm.v1.outputs import ModelRunnerOutput
 from vllm.v1.request import Request, RequestStatus
 
 from load_tests.stages.scheduler import build
-from serve_app.models.talker.vllm.scheduler import FrameScheduler
+from serve_app.models.talker.vllm.scheduling import scheduler
+from serve_app.models.talker.vllm.scheduling.scheduler import FrameScheduler
 from tests.parity.engines import talker
 
 EOS, STEPS, MAX_IN_FLIGHT = 7, 500, 2
@@ -112,19 +113,27 @@ class Drive:
 @pytest.mark.parametrize("seed", range(4))
 def test_every_step_is_that_of_vllm(make, monkeypatch, blocks: int, seed: int) -> None:
     found: list[int] = []
+    in_arrays: list[int] = []
     going_on = FrameScheduler._going_on
 
-    def counted(self: FrameScheduler) -> list[Request] | None:
+    def counted(self: FrameScheduler) -> Any:
         requests = going_on(self)
-        found.append(-1 if requests is None else len(requests))
+        if requests is None:
+            found.append(-1)
+        else:
+            members, others = int(requests[0].sum()), len(requests[1])
+            in_arrays.append(members)
+            found.append(members + others)
         return requests
 
     monkeypatch.setattr(FrameScheduler, "_going_on", counted)
+    monkeypatch.setattr(scheduler, "_FEWEST", 4)
     theirs = Drive(make(AsyncScheduler, blocks), seed).run()
     ours = Drive(make(FrameScheduler, blocks), seed).run()
     for index, (our, their) in enumerate(zip(ours, theirs, strict=True)):
         assert our == their, f"entry {index}"
     assert sum(count > 0 for count in found) > STEPS / 3, "the short way was hardly taken"
+    assert sum(count > 0 for count in in_arrays) > STEPS / 3, "hardly any was counted in arrays"
     preempted = sum(len(entry[8]) for entry in theirs if isinstance(entry, tuple))
     assert (preempted > 0) == (blocks == 14)
     assert (-1 in found) or blocks > 14

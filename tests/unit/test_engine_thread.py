@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-from serve_app.chunking import Chunker
 from serve_app.errors import StageFailed, StageUnavailable
 from serve_app.models.checkpoint.reading import read_spec
 from serve_app.models.talker.engine_thread import EngineThread
@@ -57,10 +56,7 @@ def test_who_comes_after_the_end_is_told_and_does_not_wait(tiny_checkpoint: Tiny
         thread = EngineThread(
             build, read_spec(tiny_checkpoint()).talker, predictor, None, deaths.append, 30.0
         )
-        first, late = (
-            TalkerStream(asyncio.get_running_loop(), asyncio.Queue(), Chunker((1,)))
-            for _ in range(2)
-        )
+        first, late = (TalkerStream(asyncio.get_running_loop(), asyncio.Queue()) for _ in range(2))
         thread.submit("first", first, work)
         item = await asyncio.wait_for(first.queue.get(), 60)
         assert isinstance(item, StageFailed)

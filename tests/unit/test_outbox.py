@@ -7,7 +7,6 @@ from collections.abc import Iterator, Mapping
 import numpy as np
 import pytest
 
-from serve_app.chunking import Chunker
 from serve_app.errors import StageFailed
 from serve_app.models.talker.outbox import Outbox, TalkerStream
 from serve_app.types import CodecFrames
@@ -36,7 +35,7 @@ def outbox() -> Iterator[Outbox]:
 
 
 def stream() -> TalkerStream:
-    return TalkerStream(asyncio.get_running_loop(), asyncio.Queue(), Chunker((1,)))
+    return TalkerStream(asyncio.get_running_loop(), asyncio.Queue())
 
 
 def frame(number: int) -> CodecFrames:

@@ -16,7 +16,6 @@ from typing import Any
 
 import numpy as np
 
-from serve_app.chunking import Chunker
 from serve_app.config import TalkerConfig
 from serve_app.load.admission import Admission
 from serve_app.models.checkpoint.text_tokenizer import TextTokenizer
@@ -72,7 +71,6 @@ class VllmTalker:
         self.tokenizer = TextTokenizer.from_dir(checkpoint.path)
         self._prompts = PromptBuilder(self.spec, self.tokenizer, config.max_model_len)
         self.predictor = predictor
-        self._chunk_frames = tuple(chunk_frames)
         # Told apart here, where a resumed or repeated request has the id of another.
         self._numbers = itertools.count()
         self._num_cut = 0
@@ -84,9 +82,10 @@ class VllmTalker:
             self.spec.talker,
             predictor,
             # A first frame that is not an item of its own is decoded with the others of its item.
-            first_audio if self._chunk_frames[0] == 1 else None,
+            first_audio if chunk_frames[0] == 1 else None,
             on_death,
             stall_s,
+            chunk_frames,
         )
 
     @property
@@ -147,8 +146,7 @@ class VllmTalker:
             yield CodecFrames(np.zeros((0, groups), np.int64), len(done), "length")
             return
         request_id = f"{prompt.request_id}-{next(self._numbers)}"
-        chunker = Chunker(self._chunk_frames, len(done))
-        stream = TalkerStream(asyncio.get_running_loop(), asyncio.Queue(), chunker)
+        stream = TalkerStream(asyncio.get_running_loop(), asyncio.Queue())
         self._thread.submit(request_id, stream, work)
         finished, first_s = False, None
         try:

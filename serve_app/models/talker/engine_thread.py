@@ -23,6 +23,7 @@ from serve_app.models.code_predictor.channel.contract import FrameClient
 from serve_app.models.process_end import OnDeath
 from serve_app.models.speech_decoder.first_audio import FirstAudioDecoder
 from serve_app.models.step_times import StepTimes
+from serve_app.models.talker.frames_held import FramesHeld
 from serve_app.models.talker.outbox import Item, Outbox, TalkerStream
 from serve_app.models.talker.progress import Progress
 from serve_app.models.talker.runtime import StepFrames, TalkerPrompt, TalkerRuntime
@@ -64,6 +65,7 @@ class EngineThread:
             failed; and by whoever asks for the health of one that hangs. If it returns, streams
             fail with StageFailed, or wait on.
         stall_s: how long a step may take.
+        chunk_frames: frames per item of a stream: first, second, ...; the last number repeats.
 
     Raises:
         Exception: whatever `build` raises.
@@ -77,6 +79,7 @@ class EngineThread:
         first_audio: FirstAudioDecoder | None,
         on_death: OnDeath,
         stall_s: float,
+        chunk_frames: Sequence[int] = (1,),
     ) -> None:
         # Both for benchmarks and tests, which look inside: see `VllmTalker.inspect`.
         self.core: TalkerCore | None = None
@@ -85,6 +88,9 @@ class EngineThread:
         self._predictor = predictor
         self._on_death = on_death
         self._streams: dict[str, TalkerStream] = {}
+        # The thread's: what its streams have not got yet, and where that is.
+        self._held = FramesHeld(chunk_frames, spec.num_code_groups)
+        self._lanes: dict[str, int] = {}
         # Requests to add, each with its work; without it, to abort.
         self._inbox: deque[tuple[str, TalkerPrompt | None]] = deque()
         # Guards inbox, flags and the way into `_streams`.
@@ -237,6 +243,7 @@ class EngineThread:
             for request_id, work in messages:
                 if work is None:
                     core.abort(request_id)
+                    self._close_lane(request_id)
                 else:
                     self._add(core, request_id, work)
             with torch.inference_mode():
@@ -247,12 +254,12 @@ class EngineThread:
                     if stepper.can_launch:
                         continue
                 if stepper.in_flight:
-                    frames, outputs = stepper.collect()
+                    frames, going_on, outputs = stepper.collect()
                     now_s = time.perf_counter()
                     self._step_times.note(now_s - since_s)
                     since_s = now_s
                     if frames is not None:
-                        self.dispatch(frames, outputs)
+                        self.dispatch(frames, going_on, outputs)
                     self._note_load(core)
 
     def _take(self, core: "TalkerCore") -> list[tuple[str, TalkerPrompt | None]]:
@@ -268,6 +275,7 @@ class EngineThread:
 
     def _add(self, core: "TalkerCore", request_id: str, work: TalkerPrompt) -> None:
         try:
+            self._lanes[request_id] = self._held.open(len(work.done))
             core.add(request_id, work)
             self._load.prompt_tokens += len(work.prompt.rows)
         except Exception as error:
@@ -288,38 +296,52 @@ class EngineThread:
     def _count_preemption(self) -> None:
         self._load.preemptions += 1
 
-    def dispatch(self, step: StepFrames, outputs: Sequence[Any]) -> None:
-        """Match a step's outputs with its codes and hand out what is complete.
+    def dispatch(self, step: StepFrames, going_on: Sequence[str], outputs: Sequence[Any]) -> None:
+        """Match what a step did with its codes and hand out what is complete.
 
         First frames whose audio is being made go last: the others need not wait for it.
+
+        Args:
+            step: the frames.
+            going_on: requests that have one of them and will have more.
+            outputs: vLLM's, of other requests.
         """
+        codes, eos = step.codes, self._spec.codec_eos_id
         row_of = {request_id: row for row, request_id in enumerate(step.request_ids)}
-        codes = step.codes
+        with_frame, ends = list(going_on), dict[str, FinishReason]()
+        for output in outputs:
+            name, tokens = output.request_id, output.new_token_ids
+            if name not in self._lanes:
+                continue
+            if tokens and tokens[-1] != eos:
+                with_frame.append(name)
+            if output.finish_reason is not None:
+                ends[name] = _finish_reason(output.finish_reason)
+        items: list[tuple[TalkerStream, Item]] = []
         lost_rows = _lost_rows(codes)
+        if lost_rows:
+            for name in [name for name in with_frame if row_of[name] in lost_rows]:
+                with_frame.remove(name)
+                if ends.pop(name, None) is not None:
+                    self._close_lane(name)
+                if (stream := self._streams.get(name)) is not None:
+                    lost = StageUnavailable("the code predictor was lost while it made a frame")
+                    items.append((stream, lost))
+        self._load.frames += len(with_frame)
+        rows = [row_of[name] for name in with_frame]
+        lanes = np.array([self._lanes[name] for name in with_frame], np.int64)
+        whole = [with_frame[place] for place in self._held.add(lanes, codes[rows])]
         first_rows = set(step.audio.rows) if step.audio is not None else ()
         firsts: list[tuple[TalkerStream, int, CodecFrames]] = []
-        items: list[tuple[TalkerStream, Item]] = []
-        eos = self._spec.codec_eos_id
-        for output in outputs:
-            stream = self._streams.get(output.request_id)
+        for name in dict.fromkeys((*whole, *ends)):
+            item = self._held.take(self._lanes[name], ends.get(name))
+            if name in ends:
+                self._close_lane(name)
+            stream = self._streams.get(name)
             if stream is None:  # its consumer has gone
                 continue
-            tokens, reason = output.new_token_ids, output.finish_reason
-            if reason is not None:
-                reason = _finish_reason(reason)
-            elif not tokens:
-                continue
-            row = row_of[output.request_id] if tokens and tokens[-1] != eos else None
-            if row in lost_rows:
-                lost = StageUnavailable("the code predictor was lost while it made a frame")
-                items.append((stream, lost))
-                continue
-            self._load.frames += row is not None
-            frame = codes[:0] if row is None else codes[row : row + 1]
-            item = stream.chunker.add(frame, reason)
-            if item is None:
-                continue
-            if row is not None and row in first_rows:
+            row = row_of.get(name)
+            if row is not None and row in first_rows and len(item.codes):
                 firsts.append((stream, row, item))
             else:
                 items.append((stream, item))
@@ -327,6 +349,11 @@ class EngineThread:
         if step.audio is not None:
             # Fetched even if nobody wants it any more: the buffers are used again.
             self._outbox.deliver_audio(step.audio, firsts, wait=step.is_small)
+
+    def _close_lane(self, request_id: str) -> None:
+        lane = self._lanes.pop(request_id, None)
+        if lane is not None:
+            self._held.close(lane)
 
     def _note_load(self, core: "TalkerCore") -> None:
         load = self._load

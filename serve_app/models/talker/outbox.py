@@ -14,7 +14,6 @@ from typing import Protocol
 
 import numpy as np
 
-from serve_app.chunking import Chunker
 from serve_app.errors import StageFailed
 from serve_app.models.event_loops import post
 from serve_app.types import CodecFrames
@@ -41,7 +40,6 @@ class TalkerStream:
 
     loop: asyncio.AbstractEventLoop
     queue: "asyncio.Queue[Item]"
-    chunker: Chunker
     held: list[Item] | None = None
 
 

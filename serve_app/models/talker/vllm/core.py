@@ -109,7 +109,8 @@ def import_engine(device: torch.device) -> None:
         import vllm.engine.arg_utils
         import vllm.v1.engine.core
 
-        from serve_app.models.talker.vllm import model, scheduler, state  # noqa: F401
+        from serve_app.models.talker.vllm import model, state  # noqa: F401
+        from serve_app.models.talker.vllm.scheduling import scheduler  # noqa: F401
 
         if device.type == "cuda":
             import vllm.v1.worker.gpu_worker
@@ -199,7 +200,7 @@ def _configuration(
 ) -> Any:
     from vllm.engine.arg_utils import EngineArgs
 
-    from serve_app.models.talker.vllm.scheduler import FrameScheduler
+    from serve_app.models.talker.vllm.scheduling.scheduler import FrameScheduler
 
     cuda = place.device.type == "cuda"
     shape = checkpoint.spec.talker.transformer

@@ -18,12 +18,12 @@ from vllm.v1.worker.gpu.input_batch import InputBatch
 from vllm.v1.worker.gpu.model_states.default import DefaultModelState
 from vllm.v1.worker.gpu.states import RequestState
 
+from serve_app.models.talker.arrivals import Arrival, write_arrivals
 from serve_app.models.talker.runtime import PROMPT_KEY, RUNTIME_KEY, RUNTIMES, TalkerPrompt
 from serve_app.models.talker.slots import SlotTable
 from serve_app.models.talker.vllm.model import TalkerForVllm
 from serve_app.models.talker.vllm.sampler import TalkerSampler
 from serve_app.models.talker.vllm.transformer import MOST_POSITIONS
-from serve_app.types import Prompt
 
 # Before the inputs, behind the forward pass, behind the frame.
 StepMark = Literal["inputs", "logits", "frame"]
@@ -61,6 +61,8 @@ class TalkerState(DefaultModelState):
         self.prompt_len = np.zeros(self.max_num_reqs + 1, dtype=np.int64)
         self.end = np.zeros(self.max_num_reqs + 1, dtype=np.int64)
         self.computed = np.zeros(self.max_num_reqs + 1, dtype=np.int64)
+        # New requests of the step that is being prepared, which are written together.
+        self.arrivals: list[Arrival] = []
         # The codes of preempted requests, which come back as new ones.
         self.suspended: dict[str, Tensor] = {}
         # Where the first frame of a slot is to be decoded; -1: nowhere, or done.
@@ -107,7 +109,6 @@ class TalkerState(DefaultModelState):
         # refills.
         self.end[req_index] = len(new_req_data.prefill_token_ids or ()) - 1
         self.decoder_slot[req_index] = -1
-        self._write(req_index, prompt, done)
         # After a preemption the ids sampled so far count as prefill, too.
         made = len(new_req_data.prefill_token_ids or ()) - new_req_data.prompt_len
         frames = len(done) + made
@@ -116,65 +117,23 @@ class TalkerState(DefaultModelState):
         if made > 0:
             if saved is None or len(saved) < frames:
                 raise RuntimeError(f"codes of preempted request {new_req_data.req_id} are gone")
-            self.table.ids[req_index, length : length + frames, 1:] = saved[:frames]
+            saved = saved[:frames]
             self.runtime.on_restore()
+        arrival = Arrival.of(
+            req_index, prompt, done, frames, saved if made > 0 else None, self.offsets
+        )
+        if len(arrival.rows) > self.table.ids.shape[1]:
+            raise ValueError(f"{len(arrival.rows)} rows, there is room for {self.max_model_len}")
+        self.arrivals.append(arrival)
         if work.decoder_slot is not None and not frames:
             self.decoder_slot[req_index] = work.decoder_slot
-        self._write_history(req_index, length, frames)
 
-    def _write(self, slot: int, prompt: Prompt, done: np.ndarray) -> None:
-        """Fill a slot: parameters, prompt rows, done frames, the text of every frame to come, and
-        the vector of a cloned voice.
-
-        In one upload, since the first audio waits for it.
-        """
-        length, trailing = len(prompt.rows), prompt.trailing_text
-        known = np.full(
-            (length + max(len(trailing), len(done)), len(self.offsets)), -1, dtype=np.int32
-        )
-        known[:length] = prompt.rows
-        known[length:, 0] = prompt.pad_text_id
-        known[length : length + len(trailing), 0] = trailing
-        known[length : length + len(done), 1:] = done
-        ids = np.where(known >= 0, known + self.offsets, self.embedding.zero_row)
-        speaker_row = self.embedding.speaker_row(slot)
-        vector = np.zeros(0, np.float32)
-        if prompt.speaker_vector is not None:
-            # A code's row to all that follows: summed, rounded and computed again like one.
-            ids[prompt.speaker_position, 1] = speaker_row
-            vector = np.ascontiguousarray(prompt.speaker_vector, np.float32)
-        talker, subtalker = prompt.talker, prompt.subtalker
-        ints = np.array(
-            [prompt.seed, length, prompt.min_new_tokens, talker.top_k, subtalker.top_k], np.int64
-        )
-        floats = np.array(
-            [
-                talker.temperature,
-                talker.top_p,
-                talker.repetition_penalty,
-                subtalker.temperature,
-                subtalker.top_p,
-            ],
-            np.float32,
-        )
-        parts = (ints, floats, ids.astype(np.int32).ravel(), vector)
-        whole = self.table.upload(np.concatenate([part.view(np.int32) for part in parts]))
-        at_ids = 3 * len(ints)
-        at_vector = at_ids + ids.size
-        self.table.ints[slot] = whole[: 2 * len(ints)].view(torch.int64)
-        self.table.floats[slot] = whole[2 * len(ints) : at_ids].view(torch.float32)
-        self.table.ids[slot, : len(ids)] = whole[at_ids:at_vector].view(ids.shape)
-        if len(vector):
-            self.embedding.weight[speaker_row] = whole[at_vector:].view(torch.float32)
-        self.table.ids[slot, len(ids) :, 0] = prompt.pad_text_id + int(self.offsets[0])
-
-    def _write_history(self, slot: int, start: int, frames: int) -> None:
-        """Mark the group-0 codes of frames made so far as seen."""
-        self.table.seen[slot] = False
-        if not frames:  # the usual case, and first audio waits for these launches
-            return
-        codes = self.table.ids[slot, start : start + frames, 1].long() - int(self.offsets[1])
-        self.table.seen[slot].index_fill_(0, codes, True)
+    def apply_staged_writes(self) -> None:
+        """Called by the runner behind the last new request of a step."""
+        super().apply_staged_writes()
+        if self.arrivals:
+            write_arrivals(self.arrivals, self.table, self.embedding, int(self.offsets[0]))
+            self.arrivals.clear()
 
     def remove_request(self, req_id: str) -> None:
         """Forget a request that has ended; keep the codes of one that is preempted."""

@@ -107,8 +107,12 @@ class Stepper:
         )
         return computes
 
-    def collect(self) -> tuple[StepFrames | None, Sequence[Any]]:
-        """Wait for the oldest step; its frames and vLLM's outputs, one per request that moved."""
+    def collect(self) -> tuple[StepFrames | None, Sequence[str], Sequence[Any]]:
+        """Wait for the oldest step.
+
+        Returns:
+            Its frames; the requests that got one and go on; and vLLM's outputs of others.
+        """
         flight = self._flights.popleft()
         frames = flight.frames
         if frames is not None and frames.audio is not None and frames.copied is not None:
@@ -120,8 +124,8 @@ class Stepper:
             # The launch failed; its own result carries the reason.
             flight.executed.result()
             raise RuntimeError("vLLM returned no output for a step")
-        outputs = self._core.scheduler.update_from_output(flight.scheduled, output)
-        return frames, outputs[0].outputs if 0 in outputs else ()
+        going_on, outputs = self._core.scheduler.advance(flight.scheduled, output)
+        return frames, going_on, outputs[0].outputs if 0 in outputs else ()
 
     def _learn(self, before: _Flight) -> None:
         """Note whether the device still worked on the step before when the next was enqueued."""
