@@ -30,8 +30,11 @@ T = TypeVar("T")
 # they wait for it. Together with the time that it takes this is less than a second.
 _SOON_S: Final = 0.4
 _STALE_S: Final = 0.8
-# Who misses something has it looked for again, all together no more often than this.
-_AGAIN_S: Final = 0.1
+# Who misses something has it looked for again, by one look for all. Looks take a tenth of the time
+# of a thread at most, so that who asks for what is not there is answered soon and costs others
+# nothing; an object store, which asks a price for each, gets ten a second.
+_AGAIN: Final = 10
+_AGAIN_S: Final = (0.005, 0.1)
 # A library that does not answer is asked again after a pause.
 _PAUSE_S: Final = 5.0
 _WORK_S: Final = 20.0
@@ -57,6 +60,9 @@ class Library:
             aliases. What is made without a key counts for the first only.
         patience_s: how long a request waits for a storage that does not answer; the next ones do
             not, for a while.
+
+    Attributes:
+        again_s: from one look to the next for who misses something, by what the last one took.
     """
 
     def __init__(
@@ -77,6 +83,7 @@ class Library:
         self._looked_s = float("-inf")
         self._looking: Future[None] | None = None
         self._is_reached = True
+        self.again_s = _AGAIN_S[0]
 
     @property
     def known(self) -> Snapshot:
@@ -121,7 +128,7 @@ class Library:
         """
         before = self.known
         while self._looked_s < since_s:
-            await asyncio.sleep(self._looked_s + _AGAIN_S - self._clock())
+            await asyncio.sleep(self._looked_s + self.again_s - self._clock())
             if self._looked_s < since_s:
                 await self._end(self._begin())
         return self.known is not before
@@ -151,6 +158,8 @@ class Library:
         else:
             self._is_reached = True
             self._looked_s = began_s
+            shortest_s, longest_s = _AGAIN_S
+            self.again_s = min(max(shortest_s, _AGAIN * (self._clock() - began_s)), longest_s)
 
     def _miss(self, what: str, error: Exception | None = None) -> None:
         """Go by what is known, and let nobody wait for more for a while."""
