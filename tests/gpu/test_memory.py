@@ -71,3 +71,12 @@ def test_a_voice_encoder_takes_what_was_estimated(
     said = probed(checkpoint_of(folders, tmp_path_factory, size, "base"), "encoder")
     assert said["took_mib"] <= 1.02 * said["estimate_mib"]
     assert said["took_mib"] >= 0.7 * said["estimate_mib"]
+
+
+def test_steps_of_the_decoder_take_what_was_estimated(
+    folders: dict[str, Path], tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """Printed by streams and frames: where cuDNN begins to take workspaces is told by no other."""
+    folder = checkpoint_of(folders, tmp_path_factory, CARDS[0].split(":")[0], "custom_voice")
+    said = probed(folder, "steps")
+    assert max(said["took_mib"].values()) <= said["estimate_mib"]

@@ -103,7 +103,7 @@ RULES = (
     Rule("models.split", (*_STAGE, *STAGES, "models.kernel_cache.ahead"), (*OUTER, "vllm")),
     Rule("models.layers", (*BOTTOM, *FLAT, "models.checkpoint"), (*OUTER, "vllm")),
     Rule("models.code_predictor", _STAGE, (*OUTER, "vllm")),
-    Rule("models.speech_decoder", _STAGE, (*OUTER, "vllm")),
+    Rule("models.speech_decoder", (*_STAGE, "models.memory.decoder_steps"), (*OUTER, "vllm")),
     Rule("models.voice_encoder", _STAGE, (*OUTER, "vllm")),
     Rule("models.speech_decoder.queue", (*BOTTOM, "models.speech_decoder.jobs")),
     Rule("models.speech_decoder.jobs", (*BOTTOM, "models.event_loops")),

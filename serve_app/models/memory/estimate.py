@@ -19,6 +19,7 @@ from serve_app.models.checkpoint.shapes import (
     talker_shapes,
 )
 from serve_app.models.checkpoint.spec import ModelSpec, SpeechDecoderSpec, VoiceEncoderSpec
+from serve_app.models.memory.decoder_steps import largest_step
 from serve_app.models.memory.pool import kv_cache_bytes
 
 MIB: Final = 1 << 20
@@ -32,11 +33,15 @@ _TALKER: Final = 850 * MIB
 _PER_HIDDEN: Final = int(0.4 * MIB)
 _PER_STREAM: Final = int(2.9 * MIB)
 _PREDICTOR: Final = 150 * MIB
-# Graphs of the largest step, by frames of all its streams. Where cuDNN is not told to try its
-# algorithms, those that it guesses take a workspace for each frame as well.
+# Graphs, by the frames of all streams in the largest step. Where cuDNN is not told to try its
+# algorithms, large graphs follow while others are served, and each is called before its capture, on
+# a stream and so in memory of its own; and of steps beyond so many frames those that it guesses
+# take workspaces, none before (measured: steps of 192, 384 and 512 frames).
 _DECODER: Final = 300 * MIB
-_PER_FRAME: Final = MIB // 4
-_WORKSPACE_PER_FRAME: Final = int(4.24 * MIB)
+_PER_FRAME: Final = MIB
+_PER_FRAME_CALLED: Final = int(1.35 * MIB)
+_GUESSED_WELL: Final = 192
+_WORKSPACE_PER_FRAME: Final = int(4.3 * MIB)
 # Of a recording, tensors as long and as wide as the widest layer that are there at once (peak of
 # full-size encoders on a CPU, 30 s: 3.6), and the rest up to what an H200 told: 1,898 MiB for the
 # process of 0.6b after recordings of 30 s.
@@ -91,10 +96,13 @@ def estimate(config: AppConfig, spec: ModelSpec, stages: Sequence[str] = STAGES)
         parts["workspaces"] += _PREDICTOR
     if "speech_decoder" in stages:
         parts["weights"] += _weights(speech_decoder_shapes(spec.speech_decoder), decoder)
-        row = _row_bytes(spec.speech_decoder, _itemsize(decoder))
-        parts["slots"] = (decoder.max_streams + 1) * row
-        frames = min(max(decoder.batch_sizes), decoder.max_streams) * max(decoder.chunk_frames)
-        per_frame = _PER_FRAME + (0 if decoder.cudnn_benchmark else _WORKSPACE_PER_FRAME)
+        itemsize = _itemsize(decoder)
+        parts["slots"] = (decoder.max_streams + 1) * _row_bytes(spec.speech_decoder, itemsize)
+        frames = largest_step(spec.speech_decoder, itemsize, decoder)
+        per_frame = _PER_FRAME
+        if not decoder.cudnn_benchmark:
+            per_frame += _PER_FRAME_CALLED
+            per_frame += _WORKSPACE_PER_FRAME if frames > _GUESSED_WELL else 0
         parts["workspaces"] += _DECODER + frames * per_frame
     own = len(set(stages) - {VOICE_ENCODER})
     parts["processes"] = _PROCESS * (1 if config.placement == "fused" and own else own)

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from serve_app.models.cuda_graph import BatchGraphs
 from serve_app.models.device import allow_tf32
+from serve_app.models.memory.decoder_steps import step_rows
 from serve_app.models.speech_decoder.algorithms import Trials, trying
 from serve_app.models.speech_decoder.network.model import SpeechDecoderModel
 from serve_app.models.speech_decoder.network.state import DecoderState
@@ -22,9 +23,6 @@ from serve_app.models.start_times import start_times
 logger = logging.getLogger(__name__)
 
 _INT16_SCALE: Final = 32767.0
-# Activations of one step are kept below this; about four tensors of the widest stage live at once.
-_MAX_STEP_BYTES: Final = 1 << 30
-_LIVE_TENSORS: Final = 4
 # Steps of so many frames (all streams together) are waited for by spinning: sleeping costs some
 # 0.4 ms of their 1 to 2 ms, and they are the ones that make first audio.
 _SPIN_FRAMES: Final = 16
@@ -98,8 +96,10 @@ class DecoderSteps:
         self._arena = model.new_state(max_streams + 1)
         self._before_reset: torch.cuda.Event | None = None
         self.sizes = self._piece_sizes(chunk_frames)
+        itemsize = model.dtype.itemsize
         self._batches = {
-            size: self._batch_sizes(size, batch_sizes, max_streams) for size in self.sizes
+            size: step_rows(self.spec, itemsize, size, batch_sizes, max_streams)
+            for size in self.sizes
         }
         # High priority: a chunk is short and somebody waits for it, while the talker's kernels,
         # which run at the same time, are a frame ahead.
@@ -191,19 +191,6 @@ class DecoderSteps:
         if self.has_graphs:
             return tuple(sorted({1, *chunk_frames}))
         return tuple(range(1, max(chunk_frames) + 1))
-
-    def _batch_sizes(
-        self, num_frames: int, batch_sizes: Sequence[int], max_streams: int
-    ) -> tuple[int, ...]:
-        """Keep the batch sizes whose activations fit and that so many streams can need."""
-        spec = self.spec
-        itemsize = self.model.tables.new_empty((), dtype=self.model.dtype).element_size()
-        width = spec.decoder_dim >> len(spec.upsample_rates)
-        frame_bytes = _LIVE_TENSORS * spec.samples_per_frame * width * itemsize
-        limit = max(1, _MAX_STEP_BYTES // (frame_bytes * num_frames))
-        needed = [size for size in sorted(batch_sizes) if size < max_streams]
-        needed += [size for size in sorted(batch_sizes) if size >= max_streams][:1]
-        return tuple(size for size in needed if size <= limit) or (1,)
 
     def _build(self) -> None:
         """Allocate host buffers; capture the small graphs, or decode a frame."""

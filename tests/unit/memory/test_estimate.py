@@ -10,6 +10,7 @@ import pytest
 from serve_app.config import AppConfig
 from serve_app.models.checkpoint.reading import read_spec
 from serve_app.models.checkpoint.spec import ModelSpec
+from serve_app.models.memory.decoder_steps import largest_step
 from serve_app.models.memory.estimate import (
     MIB,
     STAGES,
@@ -56,6 +57,41 @@ def test_what_was_measured_is_estimated_within_three_percent(
 ) -> None:
     found = estimated(size, placement, **changes).total / MIB
     assert found == pytest.approx(peak_mib, rel=0.03)
+
+
+@pytest.mark.parametrize(
+    ("size", "streams", "pool_mib", "took_mib"),
+    [("0.6b", 16, 1955, 6_804), ("0.6b", 32, 6200, 13_296), ("1.7b", 16, 2711, 9_974)],
+)
+def test_what_small_presets_took_is_estimated_within_one_percent(
+    size: str, streams: int, pool_mib: int, took_mib: int
+) -> None:
+    """By tests/gpu/test_memory.py, on an H100 and an H200 held to 8, 16 and 12 GiB."""
+    rows = tuple(rows for rows in (1, 2, 4, 8, 16, 32) if rows <= streams)
+    changes: dict[str, Any] = {
+        "talker": {"max_num_seqs": streams, "kv_cache_bytes": pool_mib * MIB},
+        "speech_decoder": {"max_streams": 2 * streams, "batch_sizes": rows},
+    }
+    found = estimated(size, "fused", **changes).total / MIB
+    assert found == pytest.approx(took_mib, rel=0.01)
+
+
+@pytest.mark.parametrize(
+    ("changes", "frames"),
+    [
+        # 64 streams have pieces of 8 frames at most together, those of 12 go by 32.
+        ({}, 512),
+        ({"batch_sizes": (1, 32), "max_streams": 64}, 384),
+        ({"batch_sizes": (1, 32, 64), "max_streams": 16}, 384),
+        ({"batch_sizes": (1, 16)}, 192),
+        ({"dtype": "float32"}, 256),
+    ],
+)
+def test_the_largest_step_is_one_that_there_is(changes: dict[str, Any], frames: int) -> None:
+    config = AppConfig.model_validate({"speech_decoder": changes}).speech_decoder
+    spec = spec_of("0.6b").speech_decoder
+    itemsize = 4 if config.dtype == "float32" else 2
+    assert largest_step(spec, itemsize, config) == frames
 
 
 def test_the_state_of_a_stream_is_that_of_the_network_or_a_little_more() -> None:
