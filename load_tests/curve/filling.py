@@ -31,7 +31,7 @@ _SHARED: Final = {
 _BY_THREAD: Final = ("gcs", "raylet")
 # As Ray starts it, unless RAY_SERVE_HAPROXY_NBTHREAD says otherwise.
 _HAPROXY_THREADS: Final = 4
-_MACHINE: Final = "the machine's cores"
+_MACHINE: Final = "machine's cores"
 # From here on something is called full: nothing is ever measured at more than a little over 1.
 _FULL: Final = 0.9
 

@@ -276,14 +276,14 @@ def test_what_fills_up_next_is_where_a_line_over_the_gpus_ends() -> None:
     # A thread of its four is fuller than all of them in the mean.
     assert fills[1].shared["HAProxy"] == pytest.approx(0.8)
     assert full_at(fills, "HAProxy") == pytest.approx(5.0)
-    assert full_at(fills[:1], "the machine's cores") == pytest.approx(16.0)
+    assert full_at(fills[:1], "machine's cores") == pytest.approx(16.0)
     assert full_at(fills, "fullest client") is None
     said = "\n".join(filling.report(rows, 64))
     assert "| fused, closed, 64 per GPU | 4 | 12.0 | 3.0 | 0.1 | 105 % | 40 % | 80 % |" in said
     assert (
         "- fused, closed, 64 per GPU, 4 GPUs: full first is the process of the stages (105 %; each"
         " GPU has its own). Of what all GPUs share, by the line through 1 and 4 GPUs, full: HAProxy"
-        " with 5, fullest ingress with 10, the machine's cores with 16" in said
+        " with 5, fullest ingress with 10, machine's cores with 16" in said
     )
 
 
