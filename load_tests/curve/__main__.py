@@ -90,7 +90,9 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--override", action="append", default=[], metavar="[PLACEMENT:]KEY=VALUE")
     parser.add_argument("--env", action="append", default=[], metavar="KEY=VALUE")
     parser.add_argument("--port", type=int, default=8000)
-    parser.add_argument("--ready-timeout", type=float, default=240.0)
+    parser.add_argument(
+        "--ready-timeout", type=float, default=240.0, help="s, of a server and of a replica"
+    )
     parser.add_argument("--budget-s", type=float, default=560.0, help="for one call")
     parser.add_argument("--commit", help="what to report where there is no git repository")
     return parser.parse_args(arguments)
@@ -187,6 +189,7 @@ def main(arguments: Sequence[str]) -> int:
         open_s=args.open_s,
         burst=args.burst,
         loss_s=args.loss_s,
+        ready_timeout_s=args.ready_timeout,
     )
     workload = Workload(min_frames=args.frames, max_frames=args.frames, seed=args.seed)
 

@@ -57,7 +57,7 @@ class Scale:
     loss_after_s: float = 4.0
     added_share: float = 0.5
     added_s: float = 18.0
-    ready_timeout_s: float = 120.0
+    ready_timeout_s: float = 240.0
 
     def plans(self, gpus: int) -> list[Plan]:
         """All but the open loop, whose rate is known only after the closed ones."""
