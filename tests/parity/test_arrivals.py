@@ -49,7 +49,7 @@ def test_a_step_of_arrivals(tiny_checkpoint: TinyCheckpoint) -> None:
     }
     write_arrivals(
         [
-            Arrival.of(slot, one, made, frames, codes, offsets)
+            Arrival.of(slot, one, made, frames, codes, embedding, offsets)
             for slot, (one, made, frames, codes) in asked.items()
         ],
         table,

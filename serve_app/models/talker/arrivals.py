@@ -25,14 +25,14 @@ _ABSENT = -1
 class Arrival:
     """A request that has got its slot.
 
-    rows: int32 [T, 1 + Q], its prompt, the frames made before and the text of frames to come; rows
-        of the joined table, _ABSENT for none.
+    rows: int32 [T, 1 + Q], its prompt, the frames made before and the text of frames to come: rows
+        of the joined table.
     ints: as `SlotTable.ints`.
     floats: as `SlotTable.floats`.
     pad_text_id: of the text of all frames that follow.
     frames: made before, after `ints[1]` rows of prompt.
     restored: int32 [frames, Q], of a preempted request, on the device.
-    vector: float32 [H] of a cloned voice, at `position`.
+    vector: float32 [H] of a cloned voice, which `rows` name.
     """
 
     slot: int
@@ -43,7 +43,6 @@ class Arrival:
     frames: int
     restored: Tensor | None
     vector: np.ndarray | None
-    position: int
 
     @classmethod
     def of(
@@ -53,9 +52,10 @@ class Arrival:
         done: np.ndarray,
         frames: int,
         restored: Tensor | None,
+        embedding: "FrameEmbedding",
         offsets: np.ndarray,
     ) -> "Arrival":
-        """Lay out a prompt; `done` int64 [n, Q], `offsets` int32 [1 + Q] of the joined table."""
+        """Lay out a prompt; `done` int64 [n, Q], `offsets` int32 [1 + Q] of `embedding`."""
         length, trailing = len(prompt.rows), prompt.trailing_text
         known = np.full(
             (length + max(len(trailing), len(done)), len(offsets)), _ABSENT, dtype=np.int32
@@ -64,10 +64,14 @@ class Arrival:
         known[length:, 0] = prompt.pad_text_id
         known[length : length + len(trailing), 0] = trailing
         known[length : length + len(done), 1:] = done
+        rows = np.where(known >= 0, known + offsets, np.int32(embedding.zero_row))
         talker, subtalker, vector = prompt.talker, prompt.subtalker, prompt.speaker_vector
+        if vector is not None:
+            # A code's row to all that follows: summed, rounded and computed again like one.
+            rows[prompt.speaker_position, 1] = embedding.speaker_row(slot)
         return cls(
             slot,
-            np.where(known >= 0, known + offsets, _ABSENT),
+            rows,
             np.array(
                 [prompt.seed, length, prompt.min_new_tokens, talker.top_k, subtalker.top_k],
                 np.int64,
@@ -86,7 +90,6 @@ class Arrival:
             frames,
             restored,
             None if vector is None else np.ascontiguousarray(vector, np.float32),
-            prompt.speaker_position,
         )
 
 
@@ -104,14 +107,12 @@ def write_arrivals(
     number, longest = len(arrivals), max(len(one.rows) for one in arrivals)
     cloned = [one for one in arrivals if one.vector is not None]
     width = arrivals[0].rows.shape[1]
-    ids = np.full((number, longest, width), _ABSENT, np.int32)
-    for place, one in enumerate(arrivals):
-        ids[place, : len(one.rows)] = one.rows
-        ids[place, len(one.rows) :, 0] = one.pad_text_id + text_offset
-        if one.vector is not None:
-            # A code's row to all that follows: summed, rounded and computed again like one.
-            ids[place, one.position, 1] = embedding.speaker_row(one.slot)
-    ids[ids == _ABSENT] = embedding.zero_row
+    ids = arrivals[0].rows[None]
+    if number > 1:
+        ids = np.full((number, longest, width), embedding.zero_row, np.int32)
+        for place, one in enumerate(arrivals):
+            ids[place, : len(one.rows)] = one.rows
+            ids[place, len(one.rows) :, 0] = one.pad_text_id + text_offset
     parts = [
         np.array([one.slot for one in arrivals], np.int64),
         np.array([embedding.speaker_row(one.slot) for one in cloned], np.int64),
@@ -126,13 +127,24 @@ def write_arrivals(
     slots, voices, ints, floats, pads, rows, vectors = whole.split(
         [*sizes, len(whole) - sum(sizes)]
     )
-    slots = slots.view(torch.int64)
-    table.ints.index_copy_(0, slots, ints.view(torch.int64).view(number, -1))
-    table.floats.index_copy_(0, slots, floats.view(torch.float32).view(number, -1))
-    table.ids[:, :longest].index_copy_(0, slots, rows.view(number, longest, width))
     later = table.ids[:, longest:, 0]
-    later.index_copy_(0, slots, pads[:, None].expand(number, later.shape[1]))
-    table.seen.index_fill_(0, slots, False)
+    pads = pads[:, None].expand(number, later.shape[1])
+    pairs = (
+        (table.ints, ints.view(torch.int64).view(number, -1)),
+        (table.floats, floats.view(torch.float32).view(number, -1)),
+        (table.ids[:, :longest], rows.view(number, longest, width)),
+        (later, pads),
+    )
+    if number == 1:  # without indices: the quickest, which first audio waits for
+        slot = arrivals[0].slot
+        for target, values in pairs:
+            target[slot] = values[0]
+        table.seen[slot] = False
+    else:
+        slots = slots.view(torch.int64)
+        for target, values in pairs:
+            target.index_copy_(0, slots, values)
+        table.seen.index_fill_(0, slots, False)
     if cloned:
         values = vectors.view(torch.float32).view(len(cloned), -1).to(embedding.weight.dtype)
         embedding.weight.index_copy_(0, voices.view(torch.int64), values)

@@ -119,8 +119,9 @@ class TalkerState(DefaultModelState):
                 raise RuntimeError(f"codes of preempted request {new_req_data.req_id} are gone")
             saved = saved[:frames]
             self.runtime.on_restore()
+        restored = saved if made > 0 else None
         arrival = Arrival.of(
-            req_index, prompt, done, frames, saved if made > 0 else None, self.offsets
+            req_index, prompt, done, frames, restored, self.embedding, self.offsets
         )
         if len(arrival.rows) > self.table.ids.shape[1]:
             raise ValueError(f"{len(arrival.rows)} rows, there is room for {self.max_model_len}")
