@@ -6,6 +6,7 @@ import pickle
 import socket
 import subprocess
 import sys
+import time
 from contextlib import aclosing
 from typing import Any
 
@@ -56,6 +57,22 @@ def test_the_calling_end_lays_out_prompts(tiny_checkpoint: TinyCheckpoint) -> No
     assert (method, request, done) == ("speak", asked("ryan"), None)
     np.testing.assert_array_equal(prompt.rows, expected.rows)
     assert pickle.dumps(prompt) == pickle.dumps(expected)
+
+
+def test_the_called_end_has_room_for_a_step_of_chunks() -> None:
+    ours, theirs = socket.socketpair()
+
+    def room() -> int:
+        return theirs.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF)
+
+    usual, end_s = room(), time.monotonic() + 60
+    command = [sys.executable, "-m", "serve_app.models.fused.process", str(theirs.fileno())]
+    with ours, theirs, subprocess.Popen(command, pass_fds=[theirs.fileno()]) as process:
+        while room() == usual and time.monotonic() < end_s:
+            time.sleep(0.02)
+        found = room()
+        process.kill()
+    assert found > usual
 
 
 def test_what_is_loaded_is_left_out_of_later_collections() -> None:

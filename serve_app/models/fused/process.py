@@ -308,6 +308,9 @@ def serve(connection: socket.socket) -> None:
 
 
 async def _main(connection: socket.socket) -> None:
+    # A step's chunks at once; else the event loop comes back for what had no room. As far as the
+    # system lets it.
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, messages.BUFFER_BYTES)
     reader, writer = await asyncio.open_connection(sock=connection, limit=messages.BUFFER_BYTES)
     try:
         await _Server(writer).serve(reader)
