@@ -237,6 +237,23 @@ class Health:
 
 
 @dataclass(frozen=True, slots=True)
+class TextNeeds:
+    """How a checkpoint wants its text; the releases read what people write, to the end.
+
+    max_unit_frames: the most frames of one synthesis, by estimate from the text; None: what one
+        generation can hold.
+    max_frames_per_token: of the text, beyond which a synthesis has gone astray; None: the talker's
+        own bound.
+    plain_words: English is put in words without figures, signs and Markdown, unless a request says
+        otherwise.
+    """
+
+    max_unit_frames: int | None = None
+    max_frames_per_token: int | None = None
+    plain_words: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class ModelCard:
     """What the HTTP layer may know of a served checkpoint, without torch or the weights.
 
@@ -262,6 +279,7 @@ class ModelCard:
     voice_aliases: Mapping[str, str] = field(default_factory=dict)
     control_strings: tuple[str, ...] = ()
     speaker_vector_size: int | None = None
+    text_needs: TextNeeds = field(default_factory=TextNeeds)
 
     @property
     def frame_rate_hz(self) -> float:

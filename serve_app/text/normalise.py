@@ -35,11 +35,14 @@ class Normalisation:
         markdown: read Markdown as what it shows; code blocks are left out.
         emoji: leave emoji out.
         words: write numbers, percentages and addresses as words.
+        plain: write English as `plain_english` does, which does more than `words`; and say the
+            name of an emoji, or what a code block holds, where there is nothing else to say.
     """
 
     markdown: bool = False
     emoji: bool = False
     words: bool = False
+    plain: bool = False
 
 
 def clean(text: str) -> str:
@@ -71,18 +74,6 @@ def _without_heaps(text: str) -> str:
     return "".join(kept)
 
 
-def normalised(text: str, code: str, options: Normalisation) -> str:
-    """`text`, rewritten as `options` say; `code` is its ISO 639-1 code.
-
-    Markdown is for a whole text: `without_markdown` has to be called before it is cut.
-    """
-    if options.emoji:
-        text = without_emoji(text)
-    if options.words:
-        text = in_words(text, code)
-    return clean(text)
-
-
 # `emoji` takes time that grows with the square of a run of joined characters. What a cut through
 # one may leave over is not visible.
 _BLOCK_CHARS: Final = 256
@@ -97,7 +88,21 @@ def without_emoji(text: str) -> str:
     return _PARTS_OF_EMOJI.sub("", kept)
 
 
-_MARKDOWN: Final = MarkdownIt("commonmark", {"html": False}).enable(["table", "strikethrough"])
+def named_emoji(text: str) -> str:
+    """`text` with the English names of emoji in their places."""
+    blocks = (text[i : i + _BLOCK_CHARS] for i in range(0, len(text), _BLOCK_CHARS))
+    return "".join(
+        emoji.replace_emoji(block, lambda _, data: f" {data['en'].strip(':').replace('_', ' ')} ")
+        for block in blocks
+    )
+
+
+# To most who write, text that is set in, or behind a name in brackets, is text.
+_MARKDOWN: Final = (
+    MarkdownIt("commonmark", {"html": False})
+    .enable(["table", "strikethrough"])
+    .disable(["code", "reference"])
+)
 _MAX_BRACKETS: Final = 2000
 _ENDS_OF_LINES: Final = {"paragraph_close", "heading_close", "tr_close", "hr"}
 
@@ -113,6 +118,8 @@ def without_markdown(text: str) -> str:
     for token in _MARKDOWN.parse(text):
         if token.type == "inline":
             parts.append(_shown(token))
+        elif token.type == "list_item_open" and token.info:
+            parts.append(f"{token.info}. ")
         elif token.type in ("th_open", "td_open") and parts and not parts[-1].endswith("\n"):
             parts.append(", ")
         elif token.type in _ENDS_OF_LINES:
@@ -164,8 +171,12 @@ def in_words(text: str, code: str) -> str:
 
     Where `num2words` does not know the language (Chinese), digits stay digits.
     """
-    text = _ADDRESS.sub(lambda found: _address(found, code), text)
+    text = addresses_in_words(text, code)
     return _AMOUNT.sub(lambda found: _amount(found, code), text)
+
+
+def addresses_in_words(text: str, code: str) -> str:
+    return _ADDRESS.sub(lambda found: _address(found, code), text)
 
 
 def _address(found: re.Match[str], code: str) -> str:

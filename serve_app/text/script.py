@@ -3,9 +3,17 @@
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
+from serve_app.text.english.plain import plain_english
 from serve_app.text.languages import code_of_text
 from serve_app.text.markup import Passage, Pause, read_markup
-from serve_app.text.normalise import Normalisation, clean, normalised, without_markdown
+from serve_app.text.normalise import (
+    Normalisation,
+    clean,
+    in_words,
+    named_emoji,
+    without_emoji,
+    without_markdown,
+)
 from serve_app.text.splitting import units
 
 
@@ -35,9 +43,7 @@ def script(
     unit, by estimate.
     """
     options = options or Normalisation()
-    if options.markdown:
-        text = without_markdown(text)
-    text = clean(text)
+    text = clean(_shown(text, options))
     code = code_of_text(language, text)
     found: list[Unit] = []
     pause_s = 0.0
@@ -57,7 +63,24 @@ def script(
     return tuple(found)
 
 
+def _shown(text: str, options: Normalisation) -> str:
+    """A whole text without Markdown and emoji, where that is asked for: before it is cut."""
+    shown = without_markdown(text) if options.markdown else text
+    shown = without_emoji(shown) if options.emoji else shown
+    if options.plain and not any(map(str.isalnum, shown)):
+        return named_emoji(text)
+    return shown
+
+
 def _read(passage: Passage, code: str, max_frames: float, options: Normalisation) -> Iterator[Unit]:
-    text = normalised(passage.text, code, options)
+    is_plain = options.plain and code == "en"
+    text = passage.text
+    if is_plain:
+        text = plain_english(text)
+    elif options.words:
+        text = in_words(text, code)
+    text = clean(text)
     for piece in units(text, code, max_frames) if text else ():
-        yield Unit(piece.text, passage.rate, pause_after_s=piece.pause_s)
+        # A line break is for the pause between units; within one it is a sign like others.
+        spoken = " ".join(piece.text.split()) if is_plain else piece.text
+        yield Unit(spoken, passage.rate, pause_after_s=piece.pause_s)

@@ -19,6 +19,7 @@ from serve_app.types import (
     Sampling,
     SamplingOverrides,
     SpeechRequest,
+    TextNeeds,
 )
 from tests.conftest import TinyCheckpoint
 
@@ -165,6 +166,15 @@ def test_limits_hold_whatever_the_request_says(spec: ModelSpec, tokenizer: TextT
     assert (few.min_new_tokens, few.max_new_tokens) == (1, 1)
     assert built(spec, tokenizer, min_new_tokens=0).min_new_tokens == 2
     assert built(spec, tokenizer, min_new_tokens=30).min_new_tokens == 30
+
+
+def test_a_checkpoint_may_say_when_a_synthesis_has_gone_astray(
+    spec: ModelSpec, tokenizer: TextTokenizer
+) -> None:
+    needy = dataclasses.replace(spec, text_needs=TextNeeds(max_frames_per_token=4))
+    tokens = len(tokenizer.encode(REQUEST.text))
+    assert built(needy, tokenizer).max_new_tokens == 60 + 4 * tokens
+    assert built(needy, tokenizer, max_new_tokens=500).max_new_tokens == 500
 
 
 @pytest.mark.parametrize(

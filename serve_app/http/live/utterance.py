@@ -9,7 +9,7 @@ from typing import Any, Final
 
 from serve_app.errors import InvalidRequest
 from serve_app.http.speech.accept import Job
-from serve_app.http.speech.checks import UNIT_SHARE, check_string, found_units
+from serve_app.http.speech.checks import check_string, found_units, unit_room
 from serve_app.text.incremental import Granularity, TextFeed
 from serve_app.text.script import Unit
 from serve_app.text.splitting import Piece
@@ -56,7 +56,7 @@ class Utterance:
         self.start_s = job.start_s
         self._clock = clock
         self._options = options
-        self._room = UNIT_SHARE * job.card.max_new_tokens
+        self._room = unit_room(job.card)
         self._feed = TextFeed(job.request.language, granularity, min(_MAX_UNIT_FRAMES, self._room))
         self._arrived: deque[Arrived] = deque()
         self._num_arrived = 0
@@ -132,7 +132,15 @@ class Utterance:
 
     def _units(self, piece: Piece) -> list[Arrived]:
         request, card = self.job.request, self.job.card
-        units = found_units(piece.text, "text", request.language, card, self._options, self._room)
+        units = found_units(
+            piece.text,
+            "text",
+            request.language,
+            card,
+            self._options,
+            self._room,
+            is_whole=False,
+        )
         last = len(units) - 1
         return [
             Arrived(unit, piece.pause_s if number == last else 0.0)

@@ -110,7 +110,7 @@ def checked_units(
 
     `options` is the request's `normalization_options`, of which anything unknown is ignored.
     """
-    room = UNIT_SHARE * card.max_new_tokens
+    room = unit_room(card)
     if max_unit_frames is not None:
         room = min(room, max_unit_frames)
     found = found_units(text, "input", language, card, options, room)
@@ -119,19 +119,44 @@ def checked_units(
     return found
 
 
+def unit_room(card: ModelCard) -> float:
+    """The most codec frames of a unit, by estimate."""
+    room = UNIT_SHARE * card.max_new_tokens
+    longest = card.text_needs.max_unit_frames
+    return room if longest is None else min(room, longest)
+
+
 def found_units(
-    text: str, param: str, language: str, card: ModelCard, options: Any, max_frames: float
+    text: str,
+    param: str,
+    language: str,
+    card: ModelCard,
+    options: Any,
+    max_frames: float,
+    *,
+    is_whole: bool = True,
 ) -> tuple[Unit, ...]:
-    """The units of `text`, of at most `max_frames` each; none where nothing can be spoken."""
+    """The units of `text`, of at most `max_frames` each; none where nothing can be spoken.
+
+    What a checkpoint needs is done unless `options` say no. Of a part of a text (not `is_whole`)
+    that is no reading as Markdown: a code block may have begun before it.
+    """
     wanted = options if isinstance(options, Mapping) else {}
+    needed = card.text_needs.plain_words
+
+    def is_wanted(name: str, default: bool) -> bool:
+        value = wanted.get(name)
+        return value is True or (default and value is not False)
+
     found = script(
         text,
         language,
         max_frames,
         Normalisation(
-            markdown=wanted.get("strip_markdown") is True,
-            emoji=wanted.get("strip_emoji") is True,
+            markdown=is_wanted("strip_markdown", needed and is_whole),
+            emoji=is_wanted("strip_emoji", needed),
             words=wanted.get("normalize") is True,
+            plain=needed and wanted.get("normalize") is not False,
         ),
     )
     for unit in found:

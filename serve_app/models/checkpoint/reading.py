@@ -20,11 +20,12 @@ from serve_app.models.checkpoint.spec import (
     TransformerSpec,
 )
 from serve_app.models.checkpoint.voice_aliases import read_voice_aliases
-from serve_app.types import Sampling, TaskType
+from serve_app.types import Sampling, TaskType, TextNeeds
 
 CONFIG: Final = "config.json"
 GENERATION_CONFIG: Final = "generation_config.json"
 SPEECH_CONFIG: Final = "speech_tokenizer/config.json"
+TEXT_NEEDS: Final = "text_needs.json"
 
 _TOKENIZER_TYPE: Final = "qwen3_tts_tokenizer_12hz"
 # Hard coded in the reference's generate(); no file states it.
@@ -73,6 +74,7 @@ def read_spec(path: Path) -> ModelSpec:
         ),
         voice_aliases=read_voice_aliases(path, talker_spec.speaker_ids),
         voice_encoder=read_voice_encoder(config, speech) if task == "base" else None,
+        text_needs=read_text_needs(path),
     )
     _check_groups(spec)
     _check_ids(path, spec)
@@ -175,6 +177,26 @@ def _generation(section: Section) -> GenerationSpec:
         max_new_tokens=section.integer("max_new_tokens"),
         min_new_tokens=_MIN_NEW_TOKENS,
     )
+
+
+def read_text_needs(path: Path) -> TextNeeds:
+    """Read the JSON object of a file that the releases do not have; TextNeeds() where it is not.
+
+    Raises:
+        CheckpointError: the file is damaged, lacks a key, or bounds what has to be more than 0.
+    """
+    if not (path / TEXT_NEEDS).is_file():
+        return TextNeeds()
+    section = Section.read(path, TEXT_NEEDS)
+    needs = TextNeeds(
+        max_unit_frames=section.integer("max_unit_frames"),
+        max_frames_per_token=section.integer("max_frames_per_token"),
+        plain_words=section.flag("plain_words"),
+    )
+    for key in ("max_unit_frames", "max_frames_per_token"):
+        if getattr(needs, key) < 1:
+            raise CheckpointError(section.file, f"{key} must be at least 1")
+    return needs
 
 
 def _check_ids(path: Path, spec: ModelSpec) -> None:

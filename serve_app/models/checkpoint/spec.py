@@ -4,10 +4,10 @@ Torch-free, so that a model can be described without being loaded.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final
 
-from serve_app.types import VOICE_SOURCES, ModelCard, Sampling, TaskType
+from serve_app.types import VOICE_SOURCES, ModelCard, Sampling, TaskType, TextNeeds
 
 _SIZES_WITHOUT_INSTRUCTIONS: Final = ("0b6",)
 # Hard coded in the reference's generate(), which never samples them; no file states it.
@@ -164,6 +164,7 @@ class ModelSpec:
     text: TextSpec
     voice_aliases: Mapping[str, str]
     voice_encoder: VoiceEncoderSpec | None
+    text_needs: TextNeeds = field(default_factory=TextNeeds)
 
     @property
     def languages(self) -> tuple[str, ...]:
@@ -195,4 +196,5 @@ class ModelSpec:
             voice_languages=dict(self.talker.speaker_dialects),
             voice_aliases=dict(self.voice_aliases),
             speaker_vector_size=self.voice_encoder and self.voice_encoder.speaker.output_size,
+            text_needs=self.text_needs,
         )

@@ -289,7 +289,8 @@ def _length_limits(
         wanted = max(request.max_new_tokens, 1)
         needed = min(wanted, min_new_tokens)
     else:
-        ceiling = _CEILING_FRAMES + _CEILING_FRAMES_PER_TOKEN * text_tokens
+        per_token = spec.text_needs.max_frames_per_token or _CEILING_FRAMES_PER_TOKEN
+        ceiling = _CEILING_FRAMES + per_token * text_tokens
         wanted = max(min(spec.generation.max_new_tokens, ceiling), min_new_tokens)
         # Nobody speaks faster than a token in 80 ms: with less room the speech would surely be
         # cut short.

@@ -101,6 +101,19 @@ def test_markdown_is_read_as_it_shows():
     assert without_markdown(text).replace("\n\n", "\n") == shown.replace("\n\n", "\n")
 
 
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("1986. A great year.", "1986. A great year."),
+        ("1. one\n2. two", "1. one\n2. two"),
+        ("Roses are red,\n\n    violets are blue.", "Roses are red,\n\nviolets are blue."),
+        ("[Anna]: Hello", "[Anna]: Hello"),
+    ],
+)
+def test_no_word_is_taken_for_markdown(text, shown):
+    assert without_markdown(text) == shown
+
+
 def test_text_without_markdown_stays():
     text = "Plain, with 2 < 3 and [pause 0.5s] in it."
     assert without_markdown(text) == text

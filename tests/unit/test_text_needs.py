@@ -1,0 +1,70 @@
+"""How a checkpoint says how it wants its text, and what becomes of a text then."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from serve_app.errors import CheckpointError
+from serve_app.fakes import fake_card
+from serve_app.http.speech.checks import checked_units, found_units
+from serve_app.models.checkpoint.embedded import embedded_checkpoint
+from serve_app.models.checkpoint.reading import TEXT_NEEDS, read_spec, read_text_needs
+from serve_app.text.splitting import estimated_frames
+from serve_app.types import TextNeeds
+
+NEEDY = fake_card(languages=("auto", "english"), text_needs=TextNeeds(200, 4, plain_words=True))
+
+
+def spoken(text: str, options: Any = None) -> list[str]:
+    return [unit.text for unit in checked_units(text, "auto", NEEDY, options)]
+
+
+def test_the_embedded_voice_is_given_short_units_of_plain_words() -> None:
+    assert read_spec(embedded_checkpoint()).text_needs == TextNeeds(200, 4, plain_words=True)
+
+
+def test_the_releases_are_given_what_people_write(tmp_path: Path) -> None:
+    assert read_text_needs(tmp_path) == TextNeeds()
+    (unit,) = checked_units("# 5 *men* 🙂", "auto", fake_card(), None)
+    assert unit.text == "# 5 *men* 🙂"
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        ("{", "not valid JSON"),
+        ("{}", "max_unit_frames is missing"),
+        ({"max_unit_frames": "x"}, "must be an integer"),
+        ({"max_unit_frames": 0, "max_frames_per_token": 4, "plain_words": True}, "at least 1"),
+        ({"max_unit_frames": 9, "max_frames_per_token": 4, "plain_words": 1}, "true or false"),
+    ],
+)
+def test_a_damaged_file_names_itself_and_the_key(tmp_path: Path, content: Any, reason: str) -> None:
+    text = content if isinstance(content, str) else json.dumps(content)
+    (tmp_path / TEXT_NEEDS).write_text(text, encoding="utf-8")
+    with pytest.raises(CheckpointError, match=reason) as raised:
+        read_text_needs(tmp_path)
+    assert TEXT_NEEDS in str(raised.value)
+
+
+def test_no_unit_is_longer_than_the_checkpoint_can_say() -> None:
+    found = spoken("He had done this for forty years, and he had never once been late. " * 30)
+    assert all(estimated_frames(unit) <= 200 for unit in found)
+    assert len(found) > 9
+
+
+def test_a_request_may_say_no_to_each() -> None:
+    text = "# Say 5 **men** 🙂"
+    assert spoken(text) == ["Say five men."]
+    assert spoken(text, {"strip_markdown": False}) == ["Say five men."]
+    assert spoken(text, {"normalize": False}) == ["Say 5 men"]
+    nothing = {"normalize": False, "strip_markdown": False, "strip_emoji": False}
+    assert spoken(text, nothing) == [text]
+
+
+def test_a_part_of_a_text_loses_no_word_to_a_code_block_that_ends_in_it() -> None:
+    part = "```\n\nThat is all there is to it."
+    (unit,) = found_units(part, "text", "auto", NEEDY, None, 200, is_whole=False)
+    assert unit.text == "That is all there is to it."
