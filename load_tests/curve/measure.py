@@ -219,7 +219,9 @@ class Curve:
         said: dict[str, Any] = {"victim": kind, "hit": hit, "victims": len(victims)}
         gone_s = self._first_below(gpus, killed_s)
         wanted = dict.fromkeys(self.stages, gpus)
-        ready_s = self.steering.wait_for(wanted, self.scale.loss_s) if gone_s else None
+        # Also after the load: what comes next, such as more replicas, begins with all of these.
+        left_s = min(self.scale.ready_timeout_s, self.deadline_s - time.perf_counter())
+        ready_s = self.steering.wait_for(wanted, left_s, since_s=gone_s) if gone_s else None
         run = merged(plan, [future.result() for future in futures])
         usual, back_s = back_after_s((*run.warm_up, *run.results), run.window, killed_s)
         said |= {
