@@ -15,7 +15,7 @@ from ray.serve.handle import DeploymentHandle
 from serve_app.config import IngressConfig, LiveSettings
 from serve_app.deployments.agents import Agents
 from serve_app.deployments.calls import reach, through
-from serve_app.deployments.ray_serve import replica
+from serve_app.deployments.ray_serve import replica, sockets
 from serve_app.deployments.ray_serve.applications import Following, ask_serve
 from serve_app.deployments.ray_serve.ledger import RayLedger
 from serve_app.deployments.ray_serve.refusals import CountedRefusals
@@ -60,6 +60,7 @@ class Ingress:
     ) -> None:
         del stages
         replica.begin()
+        sockets.outlast()
         # Threads that encode hand Python's lock back and forth with the event loop; the
         # interpreter's default lets one that works in Python make the others wait for 5 ms.
         sys.setswitchinterval(SWITCH_INTERVAL_S)

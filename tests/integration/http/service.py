@@ -115,16 +115,24 @@ async def create(service, **fields):
 
 
 @asynccontextmanager
-async def served(app):
-    """The application behind a real socket."""
+async def served(app, stopping=None):
+    """The application behind a real socket; its server stops once `stopping` is set."""
     server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="critical", lifespan="off"))
     running = asyncio.create_task(server.serve())
     while not server.started:
         await asyncio.sleep(0.01)
     port = server.servers[0].sockets[0].getsockname()[1]
+
+    async def stop():
+        await stopping.wait()
+        server.should_exit = True
+
+    told = None if stopping is None else asyncio.create_task(stop())
     try:
         yield f"http://127.0.0.1:{port}"
     finally:
+        if told is not None:
+            told.cancel()
         server.should_exit = True
         await running
 

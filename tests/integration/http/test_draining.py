@@ -2,13 +2,16 @@
 
 import asyncio
 import json
+import socket
 from contextlib import AsyncExitStack
 
 import httpx2
 import numpy as np
 import pytest
 import websockets
+from uvicorn.protocols.websockets.auto import AutoWebSocketsProtocol
 
+from serve_app.deployments.ray_serve import sockets
 from tests.integration.http.jobs.test_jobs import PATH as LONG
 from tests.integration.http.jobs.test_jobs import Reading, created, in_state, shown
 from tests.integration.http.live.talking import UNITS, Talk, address
@@ -33,10 +36,12 @@ class Client:
     def __init__(self, **talker):
         self.service = Service(**talker)
         self.drain = self.service.drain
+        self.stopping = asyncio.Event()
 
     async def __aenter__(self):
         self._stack = AsyncExitStack()
-        self.url = await self._stack.enter_async_context(served(self.service.app))
+        server = served(self.service.app, self.stopping)
+        self.url = await self._stack.enter_async_context(server)
         client = httpx2.AsyncClient(base_url=self.url, timeout=20)
         self.http = await self._stack.enter_async_context(client)
         return self
@@ -190,6 +195,33 @@ def test_an_utterance_is_finished_where_the_ingress_leaves_and_requests_are_answ
             assert np.array_equal(pcm(b"".join(await asking)), samples())
 
     asyncio.run(main())
+
+
+def test_an_utterance_outlasts_the_server_that_stops_listening(monkeypatch):
+    """As that of a replica does, some seconds after Serve has taken it out of service."""
+    monkeypatch.setattr(AutoWebSocketsProtocol, "shutdown", AutoWebSocketsProtocol.shutdown)
+    sockets.outlast()
+
+    async def main():
+        async with Client(**SLOW) as client:
+            asking, talk = await client.begin(), await client.talk()
+            client.stopping.set()
+            await until(lambda: is_refused(client.url))
+            client.drain.leave()
+            await talk.send("input.text", text="this is so.")
+            await talk.send("input.done")
+            done = await talk.until("session.done")
+            assert done["total_sentences"] == 2
+            assert await closed(talk) == RESTART
+            assert np.array_equal(pcm(b"".join(await asking)), samples())
+
+    asyncio.run(main())
+
+
+def is_refused(url):
+    host, port = url.removeprefix("http://").split(":")
+    with socket.socket() as probe:
+        return probe.connect_ex((host, int(port))) != 0
 
 
 def test_a_server_that_ends_says_so_to_who_waits_on_an_ingress_that_leaves():
