@@ -127,11 +127,15 @@ def _faults(config: dict[str, Any], environment: Environment) -> Iterator[str]:
     for application in config["applications"]:
         args = application.get("args", {})
         if args.get("model"):
+            from serve_app.models.checkpoint.files import folder_fault
             from serve_app.models.checkpoint.locate import fault
 
             found = fault(args["model"], args.get("revision"))
+            folder = Path(args["model"]).expanduser()
             if found is not None:
                 yield f"{args['model']}: {found}"
+            elif folder.is_dir() and (broken := folder_fault(folder)) is not None:
+                yield broken
 
 
 def _failure() -> str | None:

@@ -15,7 +15,12 @@ from safetensors.torch import load_file, save_file
 
 from serve_app.errors import CheckpointError
 from serve_app.models.checkpoint.embedded import embedded_checkpoint
-from serve_app.models.checkpoint.files import MODEL_WEIGHTS, SPEECH_WEIGHTS, open_checkpoint
+from serve_app.models.checkpoint.files import (
+    MODEL_WEIGHTS,
+    SPEECH_WEIGHTS,
+    folder_fault,
+    open_checkpoint,
+)
 from serve_app.models.checkpoint.locate import KNOWN_REVISIONS, locate
 from serve_app.models.checkpoint.reading import read_spec
 from serve_app.models.checkpoint.shapes import code_predictor_shapes, talker_shapes
@@ -52,6 +57,35 @@ def test_what_is_written_opens(tiny_checkpoint: TinyCheckpoint, variant: str, si
     assert opened.speech_tokenizer_tensors("decoder.decoder.6.conv.")["bias"].dtype == torch.float32
     assert opened.tensors("no such prefix") == {}
     assert pickle.loads(pickle.dumps(opened)) == opened
+
+
+@pytest.mark.parametrize(
+    "file", [MODEL_WEIGHTS, SPEECH_WEIGHTS, "generation_config.json", "vocab.json", "merges.txt"]
+)
+@pytest.mark.parametrize("content", [None, "5"])
+def test_a_folder_that_cannot_be_served_is_told_by_its_file(
+    copy: Path, file: str, content: str | None
+) -> None:
+    assert folder_fault(copy) is None
+    (copy / file).unlink()
+    if content is not None:
+        (copy / file).write_text(content, encoding="utf-8")
+    found = folder_fault(copy)
+    if content is not None and file in ("vocab.json", "merges.txt"):
+        assert found is None  # what is in them only a stage reads
+    else:
+        assert found is not None
+        assert file.rpartition("/")[2] in found
+
+
+def test_looking_at_headers_takes_no_torch(copy: Path) -> None:
+    program = (
+        "import sys; from pathlib import Path\n"
+        "from serve_app.models.checkpoint.files import folder_fault\n"
+        "assert folder_fault(Path(sys.argv[1])) is None\n"
+        "assert 'torch' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", program, str(copy)], check=True, timeout=60)
 
 
 def test_the_released_names_are_expected(tiny_checkpoint: TinyCheckpoint) -> None:

@@ -3,6 +3,7 @@
 import copy
 import inspect
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -20,6 +21,7 @@ from serve_app.launch import haproxy, overrides
 from serve_app.launch.ending import Ending
 from serve_app.launch.ports import Ports
 from serve_app.launch.several import VOICE_ENCODER, deployments_of
+from serve_app.models.checkpoint.embedded import embedded_checkpoint
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 SHIPPED = sorted(CONFIGS.glob("*.yaml"))
@@ -212,6 +214,18 @@ def test_what_cannot_be_started_is_said_before_anything_is(
     with patch.dict(os.environ):  # it sets what is for Ray
         assert launcher.console() == 2
     assert said in capsys.readouterr().err
+
+
+def test_a_folder_without_weights_is_no_reason_to_start_a_cluster(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("TTS_API_KEYS_FILE", raising=False)
+    folder = shutil.copytree(embedded_checkpoint(), tmp_path / "voice")
+    config = {"applications": [{"args": {"model": str(folder)}}]}
+    assert list(launcher._faults(config, Environment.read())) == []
+    (folder / "model.safetensors").unlink()
+    (found,) = launcher._faults(config, Environment.read())
+    assert str(folder / "model.safetensors") in found
 
 
 class Unheard(Ending):

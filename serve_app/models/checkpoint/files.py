@@ -3,16 +3,15 @@
 A folder in the layout of the Qwen3-TTS 12Hz releases: bf16 talker and code predictor in
 model.safetensors (sharded or not), fp32 speech tokenizer in speech_tokenizer/model.safetensors.
 Names and shapes follow from the configuration files alone, so a damaged or foreign checkpoint is
-refused before a weight is read.
+refused before a weight is read, and without torch.
 """
 
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final, Literal
 
-import torch
 from safetensors import SafetensorError, safe_open
 
 from serve_app.errors import CheckpointError
@@ -29,8 +28,12 @@ from serve_app.models.checkpoint.shapes import (
 )
 from serve_app.models.checkpoint.spec import ModelSpec
 
+if TYPE_CHECKING:
+    import torch
+
 MODEL_WEIGHTS: Final = "model.safetensors"
 SPEECH_WEIGHTS: Final = "speech_tokenizer/model.safetensors"
+_TOKENIZER: Final = ("vocab.json", "merges.txt")
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +45,7 @@ class Checkpoint:
     model_files: Mapping[str, Path]
     speech_files: Mapping[str, Path]
 
-    def tensors(self, prefix: str) -> dict[str, torch.Tensor]:
+    def tensors(self, prefix: str) -> "dict[str, torch.Tensor]":
         """Return talker and code predictor tensors under `prefix`, which is cut from their names.
 
         CPU tensors in the file's dtype, mapped from the file: clone or move them, never write to
@@ -50,7 +53,7 @@ class Checkpoint:
         """
         return _load(self.model_files, prefix)
 
-    def speech_tokenizer_tensors(self, prefix: str) -> dict[str, torch.Tensor]:
+    def speech_tokenizer_tensors(self, prefix: str) -> "dict[str, torch.Tensor]":
         """Return the speech tokenizer's tensors under `prefix`, as `tensors` does."""
         return _load(self.speech_files, prefix)
 
@@ -75,6 +78,18 @@ def open_checkpoint(path: Path) -> Checkpoint:
     _verify(path / MODEL_WEIGHTS, model_files, model_shapes)
     _verify(path / SPEECH_WEIGHTS, speech_files, speech_shapes)
     return Checkpoint(path, spec, model_files, speech_files)
+
+
+def folder_fault(path: Path) -> str | None:
+    """Why what is in this folder cannot be served, as far as files and their headers say."""
+    missing = [name for name in _TOKENIZER if not (path / name).is_file()]
+    if missing:
+        return f"{path}: has no {' and no '.join(missing)}: it is no whole checkpoint"
+    try:
+        open_checkpoint(path)
+    except CheckpointError as error:
+        return str(error)
+    return None
 
 
 def _files(path: Path, name: str) -> dict[str, Path]:
@@ -112,12 +127,12 @@ def _verify(whole: Path, files: Mapping[str, Path], expected: Shapes) -> None:
                     raise CheckpointError(str(shard), reason)
 
 
-def _load(files: Mapping[str, Path], prefix: str) -> dict[str, torch.Tensor]:
+def _load(files: Mapping[str, Path], prefix: str) -> "dict[str, torch.Tensor]":
     loaded: dict[str, torch.Tensor] = {}
     for shard, tensors in _by_file(
         {name: file for name, file in files.items() if name.startswith(prefix)}
     ):
-        with _opened(shard) as file:
+        with _opened(shard, "pt") as file:
             for name in tensors:
                 loaded[name.removeprefix(prefix)] = file.get_tensor(name)
     return loaded
@@ -128,8 +143,8 @@ def _by_file(files: Mapping[str, Path]) -> Iterator[tuple[Path, list[str]]]:
         yield shard, [tensor for tensor, file in files.items() if file == shard]
 
 
-def _opened(file: Path) -> safe_open:
+def _opened(file: Path, framework: Literal["np", "pt"] = "np") -> safe_open:
     try:
-        return safe_open(str(file), framework="pt")
+        return safe_open(str(file), framework=framework)
     except (SafetensorError, OSError) as error:
         raise CheckpointError(str(file), f"cannot be read as safetensors: {error}") from error
