@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from serve_app.models.random_checkpoint.configuration import model_config, speech_config
+from serve_app.types import TextNeeds
 
 # The control ids of a release follow its 2048 codes and end at 3072. The reference forbids the
 # upper 1024 ids of any vocabulary but the end of speech, so they move down with a smaller codebook.
@@ -21,6 +22,8 @@ _CONTROL_KEYS: Final = (
     "codec_think_eos_id",
 )
 _CODE_RATE_HZ: Final = 12.5
+# As long as the sentences that it learns, at no less than half their pace, in plain words.
+TEXT_NEEDS_OF_VOICE: Final = TextNeeds(200, 4, plain_words=True)
 # OpenAI's names, by sex and, where they are known for it (ballad, fable), by accent.
 OPENAI_VOICES: Final[Mapping[str, str]] = {
     "alloy": "heart",

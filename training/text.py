@@ -2,16 +2,24 @@
 
 import json
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from tokenizers import models
 
+from serve_app.models.checkpoint.reading import TEXT_NEEDS
 from serve_app.models.checkpoint.text_tokenizer import TextTokenizer, qwen2_pipeline
 from serve_app.models.checkpoint.voice_aliases import VOICE_ALIASES
 from serve_app.models.random_checkpoint.configuration import write_json, write_shared_configs
 from serve_app.models.random_checkpoint.tokenizer import write_text_tokenizer
-from training.shape import OPENAI_VOICES, VoiceShape, voice_model_config, voice_speech_config
+from training.shape import (
+    OPENAI_VOICES,
+    TEXT_NEEDS_OF_VOICE,
+    VoiceShape,
+    voice_model_config,
+    voice_speech_config,
+)
 
 
 def write_configuration(folder: Path, shape: VoiceShape, texts: Sequence[str]) -> None:
@@ -21,6 +29,7 @@ def write_configuration(folder: Path, shape: VoiceShape, texts: Sequence[str]) -
     write_json(folder / "config.json", voice_model_config(shape, ids))
     write_json(folder / "speech_tokenizer/config.json", voice_speech_config(shape))
     write_json(folder / VOICE_ALIASES, OPENAI_VOICES)
+    write_json(folder / TEXT_NEEDS, asdict(TEXT_NEEDS_OF_VOICE))
     write_shared_configs(folder)
     generation = folder / "generation_config.json"
     content: dict[str, Any] = json.loads(generation.read_text(encoding="utf-8"))

@@ -33,6 +33,8 @@ better and know more languages.
 * **Trained on synthetic speech** made with Kokoro-82M (hexgrad, Apache-2.0), voices {teachers}.
   The recipe uses no recordings of people; whose speech Kokoro learnt from, its publisher says.
   Texts: WordNet 3.0, prose in the public domain, and sentences that the recipe makes up.
+* Made on single sentences in plain words: `text_needs.json` has the server cut longer texts and
+  write figures, signs and capitals as words, in English.
 * English only. Instructions are accepted and have no effect.
 * To try, test and measure a server with. Say that it is a machine that speaks.
 * OpenAI's voice names stand for these voices (`voice_aliases.json`).

@@ -13,6 +13,7 @@ from serve_app.models.checkpoint.shapes import (
     speech_decoder_shapes,
     talker_shapes,
 )
+from serve_app.types import TextNeeds
 from tests.unit.training.shapes import TEXTS
 from training.shape import VoiceShape, voice_speech_config
 from training.text import Splitter, write_configuration
@@ -35,6 +36,7 @@ def test_the_server_reads_the_configuration(folder: Path) -> None:
     assert not spec.supports_instructions
     assert set(spec.voice_aliases) == set(VOICE_ALIASES)
     assert set(spec.voice_aliases.values()) == set(VoiceShape().speakers)
+    assert spec.text_needs == TextNeeds(200, 4, plain_words=True)
     assert spec.talker.vocab_size - 1024 == spec.code_predictor.vocab_size
     assert spec.talker.codec_eos_id >= spec.code_predictor.vocab_size
 
