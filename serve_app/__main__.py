@@ -111,7 +111,10 @@ def main(arguments: list[str]) -> int:
         drain = partial(finish, ingresses, limit_of(config), say)
         # With a cluster of its own all of it goes, faster than Serve by itself.
         how = partial(SystemExit, 0) if environment.ray_address is None else KeyboardInterrupt
-        return run(path, Ending(drain, how))
+        try:
+            return run(path, Ending(drain, how))
+        finally:
+            haproxy.end_left(Path(folder))
 
 
 def _faults(config: dict[str, Any], environment: Environment) -> Iterator[str]:

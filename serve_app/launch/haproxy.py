@@ -8,9 +8,11 @@ import ipaddress
 import logging
 import os
 import shutil
+import signal
 import socket
 import tempfile
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
@@ -109,6 +111,20 @@ def _corrected(folder: Path, *ports: int) -> dict[str, str]:
 def unsent(folder: Path) -> int:
     """How many answers those with sockets in `folder` have begun and not sent to their end."""
     return sum(_streams(path) for path in folder.glob("*/admin.sock"))
+
+
+def end_left(folder: Path) -> None:
+    """End those that were started with a file in `folder` and are still there.
+
+    Its actor ends the one that it has started, unless Ray kills that actor, which may happen to one
+    that is ended while it starts. Nobody else would, and the port would be taken for good.
+    """
+    for file in Path("/proc").glob("[0-9]*/cmdline"):
+        with suppress(OSError, ValueError):  # what has ended meanwhile, or is none of ours
+            words = file.read_bytes().decode().split("\0")
+            if words[words.index("-f") + 1].startswith(f"{folder}/"):
+                os.kill(int(file.parent.name), signal.SIGKILL)
+                logger.info("ended an HAProxy that was left: process %s", file.parent.name)
 
 
 def _streams(path: Path) -> int:
