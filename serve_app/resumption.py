@@ -124,8 +124,9 @@ def resumed(
                         if len(item.codes):
                             parts.append(item.codes)
                         if is_silent:
-                            observe("resumed", clock() - since_s)
-                            is_silent = False
+                            silent_s, is_silent = clock() - since_s, False
+                            observe("resumed", silent_s)
+                            logger.info("%s: goes on after %.2f s", request.request_id, silent_s)
                         yield item
                         losses.forget(len(item.codes))
                         since_s = clock()

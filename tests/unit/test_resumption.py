@@ -1,11 +1,13 @@
 """Streams that lose what makes them, at either hop: codec frames and samples."""
 
 import asyncio
+import logging
 from contextlib import aclosing
 
 import numpy as np
 import pytest
 
+from serve_app import resumption
 from serve_app.errors import (
     InvalidRequest,
     Overloaded,
@@ -234,6 +236,18 @@ def test_each_loss_is_told_once_with_the_time_it_left_without_audio():
     assert error is None
     # The first one took three attempts.
     assert replicas.observed == [("resumed", 1.0 + 2.0 + 4.0), ("resumed", 1.0)]
+
+
+def test_the_log_has_each_loss_and_when_the_stream_went_on(caplog):
+    caplog.set_level(logging.INFO, resumption.logger.name)
+    replicas = Replicas((7, LOST), (7, LOST), pause_s=1.0, max_pause_s=9.0)
+    _, error = replicas.run()
+    assert error is None
+    assert caplog.messages == [
+        "r: lost after 7 frames, going on in 1.0 s: gone",
+        "r: lost after 7 frames, going on in 2.0 s: gone",
+        "r: goes on after 3.00 s",
+    ]
 
 
 @pytest.mark.parametrize("lasts_s", [2.0, 60.0])

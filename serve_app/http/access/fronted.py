@@ -1,5 +1,8 @@
 """The layer behind an HAProxy that refuses: what the two tell each other (`launch/refusals.py`)."""
 
+import logging
+import time
+from collections.abc import Callable
 from typing import Final
 
 from starlette.datastructures import Headers
@@ -14,6 +17,9 @@ FULL: Final = "x-tts-full"
 CLOSE: Final = "x-tts-close"
 # Of a request: how many were refused since the last one that was let through.
 REFUSED: Final = "x-tts-refused"
+_LOG_EVERY_S: Final = 5.0
+
+logger = logging.getLogger(__name__)
 
 
 class Fronted:
@@ -23,9 +29,17 @@ class Fronted:
     who could write anything, the number would be believed.
     """
 
-    def __init__(self, app: ASGIApp, recorder: metrics.Recorder) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        recorder: metrics.Recorder,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._app = app
         self._recorder = recorder
+        self._clock = clock
+        self._refused = 0
+        self._logged_s = float("-inf")
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -33,7 +47,7 @@ class Fronted:
             return
         refused = Headers(scope=scope).get(REFUSED, "")
         if refused.isascii() and refused.isdigit() and refused != "0":
-            self._recorder.add(metrics.REFUSED_AT_PROXY, int(refused))
+            self._note_refused(int(refused))
 
         async def telling(message: Message) -> None:
             if message["type"] == "http.response.start":
@@ -44,3 +58,12 @@ class Fronted:
             await send(message)
 
         await self._app(scope, receive, telling)
+
+    def _note_refused(self, count: int) -> None:
+        """One line for all that were refused of late."""
+        self._recorder.add(metrics.REFUSED_AT_PROXY, count)
+        self._refused += count
+        now_s = self._clock()
+        if now_s - self._logged_s >= _LOG_EVERY_S:
+            logger.warning("HAProxy refused %d requests by itself", self._refused)
+            self._refused, self._logged_s = 0, now_s
