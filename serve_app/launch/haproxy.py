@@ -116,8 +116,8 @@ def unsent(folder: Path) -> int:
 def end_left(folder: Path) -> None:
     """End those that were started with a file in `folder` and are still there.
 
-    Its actor ends the one that it has started, unless Ray kills that actor, which may happen to one
-    that is ended while it starts. Nobody else would, and the port would be taken for good.
+    Its actor ends the one that it has started, unless Ray kills that actor first. Nobody else
+    would, and the port would be taken for good. Where Ray aborts the launcher, this is not reached.
     """
     for file in Path("/proc").glob("[0-9]*/cmdline"):
         with suppress(OSError, ValueError):  # what has ended meanwhile, or is none of ours
