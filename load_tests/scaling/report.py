@@ -9,7 +9,7 @@ from load_tests.reports import files, plots
 from load_tests.reports.report import table_head, table_line
 
 _INPUTS: Final = (
-    *("streams", "arrivals_per_s", "refused_per_s", "growth", "service_s"),
+    *("streams", "waiting", "arrivals_per_s", "refused_per_s", "growth", "service_s"),
     *("first_audio_p95_s", "slack_p05_s", "kv", "want"),
 )
 _DECISIONS: Final = 60

@@ -83,7 +83,9 @@ class Memory:
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """Replicas of each deployment, why, and the figures that led to it (for the log)."""
+    """Replicas of each deployment, why, and the figures that led to it (for the log); what no
+    replica has said is not among them.
+    """
 
     targets: Mapping[str, int]
     reason: Reason
@@ -181,21 +183,24 @@ def _stages(
         want = keep = min(want, target)
     is_busy = streams > 0 or speaker.total(names.ARRIVALS) > 0
     memory = replace(memory, busy_s=now_s if is_busy or memory.busy_s is None else memory.busy_s)
-    inputs = {
+    known: dict[str, float | None] = {
         "streams": round(streams, 2),
+        "running": round(carrier.total(names.RUNNING), 2),
+        "waiting": round(carrier.total(names.WAITING), 2),
         "capacity": capacity,
         "arrivals_per_s": round(arrivals, 3),
         "refused_per_s": round(refused, 3),
         "growth": round(growth, 3),
         "service_s": round(service_s, 3),
-        "first_audio_p95_s": round(speaker.worst(names.FIRST_AUDIO) or 0.0, 4),
-        "slack_p05_s": round(speaker.worst(names.SLACK, low=True) or 0.0, 3),
-        "kv": round(carrier.worst(names.KV) or 0.0, 4),
+        "first_audio_p95_s": _rounded(speaker.worst(names.FIRST_AUDIO), 4),
+        "slack_p05_s": _rounded(speaker.worst(names.SLACK, low=True), 3),
+        "kv": _rounded(carrier.worst(names.KV), 4),
         "want": want,
         "target": target,
         "ready": ready,
         "most": most,
     }
+    inputs = {name: value for name, value in known.items() if value is not None}
     spare = tuning.spare if is_busy or least else 0
     count, said, memory = _moved(
         tuning, memory, now_s, want + spare, keep + spare, target, least, most, stages
@@ -252,6 +257,10 @@ def _moved(
         return target, "holding", memory
     part = max(1, math.floor(target * tuning.down_part))
     return _changed(memory, now_s, max(floor, target - part), "idle")
+
+
+def _rounded(value: float | None, digits: int) -> float | None:
+    return None if value is None else round(value, digits)
 
 
 def _pressure(tuning: Tuning, carrier: StageLoad, speaker: StageLoad) -> Reason | None:

@@ -1,5 +1,10 @@
 """The policy as Serve's controller calls it, with contexts as the controller makes them."""
 
+import json
+import logging
+from collections.abc import Iterator
+from typing import Any
+
 import pytest
 
 pytest.importorskip("ray")
@@ -72,6 +77,40 @@ def test_serve_can_make_it_of_the_shipped_configuration() -> None:
             "CodePredictor": 5,
         }
         assert state == {}
+
+
+@pytest.fixture
+def lines(caplog: pytest.LogCaptureFixture) -> Iterator[pytest.LogCaptureFixture]:
+    logger = logging.getLogger("ray.serve")
+    logger.addHandler(caplog.handler)
+    caplog.set_level(logging.INFO, logger="ray.serve")
+    yield caplog
+    logger.removeHandler(caplog.handler)
+
+
+def said(lines: pytest.LogCaptureFixture) -> list[dict[str, Any]]:
+    found = [record.getMessage().partition("scaling ") for record in lines.records]
+    return [json.loads(text) for _, marker, text in found if marker]
+
+
+def test_what_a_decision_goes_by_is_in_its_line(lines: pytest.LogCaptureFixture) -> None:
+    suffering = {"first_audio_p95_s": 0.75, "slack_p05_s": -0.5, "arrivals_per_s": 2.0}
+    policy = InProportion()
+    for second, report in enumerate([{}, suffering]):
+        talker = {"running": 40.0, "waiting": 9.0, "capacity": 64.0}
+        stages = [
+            context("SpeechDecoder", 1, 30.0, **report),
+            context("Talker", 1, 49.0, **talker, **({"kv_cache_usage": 0.97} if report else {})),
+        ]
+        for one in stages:
+            # The second after more is wanted for long enough, and past the quiet minute.
+            one.current_time = 1000.0 + 100 * second
+        policy({one.deployment_id: one for one in stages})
+    silent, known = said(lines)
+    assert {"streams": 49.0, "running": 40.0, "waiting": 9.0}.items() <= silent.items()
+    # Where nobody says it, 0 s would read as listeners about to run dry.
+    assert not {"first_audio_p95_s", "slack_p05_s", "kv"} & silent.keys()
+    assert (known["first_audio_p95_s"], known["slack_p05_s"], known["kv"]) == (0.75, -0.5, 0.97)
 
 
 def test_it_leaves_all_as_it_is_where_it_fails() -> None:
