@@ -71,3 +71,11 @@ def test_what_the_http_tests_import_is_asked_for() -> None:
         for name, file in imported(ROOT / folder)
     }
     assert {(name, file) for name, file in found if name not in asked | ours} == set()
+
+
+def test_every_extra_is_explained_and_who_needs_none_imports_none() -> None:
+    page = (ROOT / "docs" / "configuration.md").read_text("utf-8")
+    rows = "\n".join(line for line in page.splitlines() if line.startswith("| `"))
+    extras = PROJECT["project"]["optional-dependencies"].keys() - {"cpu", "gpu"}
+    assert {extra for extra in extras if f"`{extra}`" not in rows} == set()
+    assert "flash_attn" not in {name for name, _ in imported(ROOT / "serve_app")}
