@@ -12,12 +12,13 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from itertools import pairwise
+from math import isfinite
 from statistics import mean
 from typing import Any, Final
 
 from load_tests.curve.cores import Busy
 from load_tests.curve.figures import Received
-from load_tests.loops.metrics import percentile
+from load_tests.loops.metrics import first_audio, percentile
 from load_tests.loops.runner import Run
 from load_tests.reports.circumstances import million_ms
 from load_tests.servers.gpu_watch import GpuReading
@@ -71,6 +72,7 @@ def account(
     return {
         "window_s": round(window[1] - window[0], 2),
         "parts_audio_s_per_s": parts(run, window),
+        "parts_first_p95_ms": first_audio_parts(run, window),
         "requests": requests_of(within),
         "work": work_of(within),
         "way_ms": way(run),
@@ -83,11 +85,18 @@ def account(
 def parts(run: Run, window: Span) -> list[float]:
     """Audio-s/s of each quarter of the window: whether it was the same throughout."""
     received = Received((*run.warm_up, *run.results))
-    step_s = (window[1] - window[0]) / _PARTS
-    if step_s <= 0:
-        return []
-    times = [window[0] + step_s * number for number in range(_PARTS + 1)]
-    return [round(received.audio_s(a, b) / step_s, 1) for a, b in pairwise(times)]
+    return [round(received.audio_s(a, b) / (b - a), 1) for a, b in _quarters(window)]
+
+
+def first_audio_parts(run: Run, window: Span) -> list[float | None]:
+    """p95 of first audio, in ms, of what was sent in each quarter of the window: whether a few
+    moments made it, or all of them; None where nothing was sent, or a failure reaches.
+    """
+    found: list[float | None] = []
+    for a, b in _quarters(window):
+        p95_s = percentile(first_audio([r for r in run.results if a <= r.sent_at_s < b]), 0.95)
+        found.append(round(1000 * p95_s, 1) if isfinite(p95_s) else None)
+    return found
 
 
 def requests_of(looks: Sequence[Look]) -> dict[str, dict[str, Any]]:
@@ -189,6 +198,13 @@ def gpus_within(readings: Sequence[GpuReading], window: Span) -> list[dict[str, 
         }
         for index, seen in sorted(by_gpu.items())
     ]
+
+
+def _quarters(window: Span) -> list[Span]:
+    step_s = (window[1] - window[0]) / _PARTS
+    if step_s <= 0:
+        return []
+    return list(pairwise(window[0] + step_s * number for number in range(_PARTS + 1)))
 
 
 def _nearest(times: Sequence[float], at_s: float) -> int:

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from load_tests.curve import added, filling, summary, tables
+from load_tests.curve.figures import withheld
 from load_tests.reports import files, plots
 from load_tests.reports.report import table_head, table_line
 
@@ -44,7 +45,22 @@ def compose(folder: Path, stored: Mapping[str, Any]) -> None:
         *tables.accounts(rows),
     ]
     files.write_text(folder / "report.md", "\n".join(parts) + "\n")
-    plots.curve(folder / "curve.png", rows)
+    plots.curve(
+        folder / "curve.png",
+        rows,
+        least_share=summary.LEAST_SHARE,
+        most_p95=summary.MOST_P95,
+        notes=_withheld(rows),
+    )
+
+
+def _withheld(rows: Sequence[Mapping[str, Any]]) -> dict[tuple[str, str, int], str]:
+    """For the plot, of the loads that the host took more from than the server can be judged by."""
+    return {
+        (row["placement"], row["load"], row["gpus"]): f"{100 * cores[0] / cores[1]:.0f} % stolen"
+        for row in rows
+        if (cores := withheld(row)) is not None and cores[0] > summary.MOST_STOLEN * cores[1]
+    }
 
 
 def _more(rows: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -3,10 +3,13 @@
 import math
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, Final
 
 from load_tests.loops.client import RequestResult
+from load_tests.loops.metrics import percentile
+from load_tests.loops.retrying import TOO_MANY
 
 # Throughput is back when this share of what it was before holds for `_HOLD_S`.
 BACK: Final = 0.95
@@ -61,6 +64,40 @@ def back_after_s(
     return usual, None
 
 
+@dataclass(frozen=True, slots=True)
+class Refusals:
+    """What a load whose clients ask again met at a full server.
+
+    refusals: answers that there was no room.
+    asked_again: requests that were let in after one or more of them.
+    given_up: requests that were not let in until the load was over.
+    wait_p95_s: from the first attempt of one that was let in later to the attempt that was; nan
+        where there is none.
+    """
+
+    refusals: int
+    asked_again: int
+    given_up: int
+    wait_p95_s: float
+
+
+def refused_apart(
+    results: Sequence[RequestResult],
+) -> tuple[list[RequestResult], Refusals]:
+    """Those that were let in, whatever became of them, and what the others were told.
+
+    Who is refused has lost nothing but the time: that is no failure of the server.
+    """
+    let_in = [result for result in results if result.status != TOO_MANY]
+    later = [result.waited_s for result in let_in if result.refusals_s]
+    return let_in, Refusals(
+        refusals=sum(max(len(r.refusals_s), r.status == TOO_MANY) for r in results),
+        asked_again=len(later),
+        given_up=len(results) - len(let_in),
+        wait_p95_s=percentile(later, 0.95),
+    )
+
+
 def efficiency(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Each closed row beside the one of a single GPU of the same placement and load.
 
@@ -82,6 +119,17 @@ def efficiency(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
             }
         )
     return found
+
+
+def withheld(row: Mapping[str, Any]) -> tuple[float, float] | None:
+    """Cores that the host gave to others while they were wanted here, and those that were wanted;
+    None where that was not seen.
+    """
+    machine = ((row.get("beside") or {}).get("busy") or {}).get("machine", {})
+    busy, stolen = machine.get("busy"), machine.get("stolen")
+    if busy is None or stolen is None or busy + stolen <= 0:
+        return None
+    return stolen, busy + stolen
 
 
 def _over(value: float | None, base: float | None) -> float | None:

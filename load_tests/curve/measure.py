@@ -2,14 +2,15 @@
 
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Final
 
 from load_tests.curve.added import as_json
 from load_tests.curve.beside import account, watch
-from load_tests.curve.figures import back_after_s
+from load_tests.curve.figures import back_after_s, refused_apart
 from load_tests.loops.fleet import Fleet, merged
 from load_tests.loops.level import Level
+from load_tests.loops.metrics import first_audio, quantiles
 from load_tests.loops.runner import BurstLoop, ClosedLoop, OpenLoop, Plan, Run
 from load_tests.loops.workload import Workload
 from load_tests.reports import report
@@ -204,11 +205,14 @@ class Curve:
         return self._run(plan), {}
 
     def _loss(self, gpus: int) -> tuple[Run, dict[str, Any]]:
-        """SIGKILL to one replica under the smallest closed load."""
+        """SIGKILL to one replica under the smallest closed load.
+
+        Where its places are missed, its clients are refused, and wait as they are told.
+        """
         streams = self.scale.per_gpu[0] * gpus
         known = self._known_logs()
         plan = ClosedLoop(streams, _ENDLESS, max_s=self.scale.loss_s)
-        futures = self.fleet.begin(self.server.url, self.workload, plan)
+        futures = self.fleet.begin(self.server.url, self.workload, plan, asks_again=True)
         time.sleep(self.scale.loss_after_s)
         kind = _VICTIM[self.placement]
         victims = sorted(
@@ -231,7 +235,8 @@ class Curve:
             "replaced_after_s": ready_s and ready_s - killed_s,
             "starts": self._started_since(known),
         }
-        return run, said
+        let_in, refusals = refused_apart(run.results)
+        return replace(run, results=let_in), said | asdict(refusals)
 
     def _first_below(self, gpus: int, since_s: float) -> float | None:
         """When Serve first counted fewer than `gpus` replicas of a stage."""
@@ -280,8 +285,12 @@ def waiting(
 
 
 def row_of(placement: str, gpus: int, name: str, run: Run) -> dict[str, Any]:
-    """The figures of a run that the table shows; seconds."""
+    """The figures of a run that the table shows; seconds.
+
+    first_*: without the burst that a closed loop begins with, whose p95 is `begin_first_p95_s`.
+    """
     figures = Level.of(run).summary
+    begin = quantiles(first_audio(run.warm_up)) if isinstance(run.plan, ClosedLoop) else None
     rate = figures.audio_s_per_s_window
     lag = figures.clock_error_s if isinstance(run.plan, ClosedLoop) else figures.lag_s
     return {
@@ -295,6 +304,7 @@ def row_of(placement: str, gpus: int, name: str, run: Run) -> dict[str, Any]:
         "first_detail": figures.first_detail,
         "first_p50_s": figures.first_playable_s.p50,
         "first_p95_s": figures.first_playable_s.p95,
+        "begin_first_p95_s": begin.p95 if begin is not None else None,
         "audio_s_per_s": figures.audio_s_per_s if rate is None else rate,
         "requests_per_s": figures.requests_per_s,
         "dry_over_50_ms": figures.underruns_over_50_ms,

@@ -139,12 +139,13 @@ def _processor(rows: Sequence[Row]) -> list[str]:
 
 def _first_audio(rows: Sequence[Row]) -> list[str]:
     """`client` is the whole; the rest are parts of it by the server's own account."""
-    head = ("load", "GPUs", *(f"{name}, ms" for name in _WAY))
+    head = ("load", "GPUs", *(f"{name}, ms" for name in _WAY), "client, p95 of each quarter")
     lines = [*_title("First audio, p50 / p95 (mean)"), *table_head(head, left=2)]
     for row in rows:
         found = row["beside"]["way_ms"]
         cells = ["{} / {} ({})".format(*found[name]) if name in found else "-" for name in _WAY]
-        lines.append(table_line([*_key(row), *cells]))
+        quarters = _list(row["beside"].get("parts_first_p95_ms", ()))
+        lines.append(table_line([*_key(row), *cells, quarters]))
     return [
         *lines,
         "",

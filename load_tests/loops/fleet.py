@@ -6,8 +6,10 @@ as if a single client had made it.
 """
 
 import asyncio
+import math
 import multiprocessing
 import os
+import sys
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -15,6 +17,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Final, Self, TypeVar
 
 from load_tests.loops.client import AudioShape, SpeechClient
+from load_tests.loops.retrying import RetryingClient
 from load_tests.loops.runner import (
     BurstLoop,
     ClosedLoop,
@@ -39,13 +42,17 @@ R = TypeVar("R")
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """What one process sends; `begin_s` is of `time.perf_counter`."""
+    """What one process sends; `begin_s` is of `time.perf_counter`.
+
+    asks_again: who is refused asks again as Retry-After says, until a closed loop's time is up.
+    """
 
     url: str
     workload: Workload
     plan: Plan
     begin_s: float
     timeout_s: float
+    asks_again: bool = False
 
 
 class Fleet:
@@ -70,7 +77,9 @@ class Fleet:
         """Have each process send one part; all are pickled."""
         return [self._pool.submit(send, part) for part in parts]
 
-    def begin(self, url: str, workload: Workload, plan: Plan) -> "list[Future[Run]]":
+    def begin(
+        self, url: str, workload: Workload, plan: Plan, *, asks_again: bool = False
+    ) -> "list[Future[Run]]":
         """Start a load; `merged` waits for it."""
         begin_s = take_off_s()
         parts = [
@@ -80,6 +89,7 @@ class Fleet:
                 part,
                 begin_s,
                 self._timeout_s,
+                asks_again,
             )
             for number, part in enumerate(parts_of(plan, self.size))
         ]
@@ -152,8 +162,23 @@ def _send(part: Part) -> Run:
     return run_loop(lambda: _sent(part))
 
 
+def _client(part: Part) -> SpeechClient:
+    if not part.asks_again:
+        return SpeechClient(part.url, AudioShape(), part.timeout_s)
+    lasts_s = part.plan.max_s if isinstance(part.plan, ClosedLoop) else None
+    return RetryingClient(
+        part.url,
+        AudioShape(),
+        part.timeout_s,
+        retries=sys.maxsize,
+        seed=part.workload.seed,
+        refused_only=True,
+        until_s=math.inf if lasts_s is None else part.begin_s + lasts_s,
+    )
+
+
 async def _sent(part: Part) -> Run:
-    async with SpeechClient(part.url, AudioShape(), part.timeout_s) as client:
+    async with _client(part) as client:
         await until(part.begin_s)
         run: Any
         match part.plan:

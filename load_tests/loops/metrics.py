@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from load_tests.loops.client import AudioShape
+from load_tests.loops.client import AudioShape, RequestResult
 from load_tests.loops.runner import Run
 
 QUANTILES: Final = (0.5, 0.95, 0.99)
@@ -130,7 +130,7 @@ def summarize(run: Run) -> Summary:
         failures=len(results) - len(good),
         failures_by_kind=dict(failed),
         first_detail=next((result.detail for result in results if not result.ok), ""),
-        first_playable_s=_times([r.first_playable_s if r.ok else None for r in results]),
+        first_playable_s=quantiles(first_audio(results)),
         first_byte_s=_times([r.first_byte_s if r.ok else None for r in results]),
         first_audible_s=_times([r.first_audible_s if r.ok else None for r in results]),
         leading_silence_s=_times([r.leading_silence_s if r.ok else None for r in results]),
@@ -155,6 +155,12 @@ def summarize(run: Run) -> Summary:
             for name in dict.fromkeys(name for r in good for name in r.server_s)
         },
     )
+
+
+def first_audio(results: Iterable[RequestResult]) -> list[float]:
+    """Seconds to the first playable audio of each; infinite where it failed."""
+    firsts = (result.first_playable_s if result.ok else None for result in results)
+    return [math.inf if first_s is None else first_s for first_s in firsts]
 
 
 def _times(values: Sequence[float | None]) -> Quantiles:

@@ -1,6 +1,7 @@
 """A client that asks again as OpenAI's do, and what came of a load of such clients."""
 
 import asyncio
+import math
 import random
 from collections import Counter
 from collections.abc import Sequence
@@ -19,15 +20,31 @@ _LONGEST_TOLD_S: Final = 60.0
 _FIRST_WAIT_S: Final = 0.5
 _LONGEST_WAIT_S: Final = 8.0
 _JITTER: Final = 0.25
-_TOO_MANY: Final = 429
+# There was no room.
+TOO_MANY: Final = 429
 
 
 class RetryingClient(SpeechClient):
-    """A `SpeechClient` that asks up to `retries` times more; times count from the first attempt."""
+    """A `SpeechClient` that asks up to `retries` times more; times count from the first attempt.
 
-    def __init__(self, *client: object, retries: int, seed: int = 0, **options: object) -> None:
+    Args:
+        refused_only: only where there was no room; what fails otherwise has failed.
+        until_s: by the client's clock, from when on nobody asks again.
+    """
+
+    def __init__(
+        self,
+        *client: object,
+        retries: int,
+        seed: int = 0,
+        refused_only: bool = False,
+        until_s: float = math.inf,
+        **options: object,
+    ) -> None:
         super().__init__(*client, **options)  # pyright: ignore[reportArgumentType]
         self._retries = retries
+        self._refused_only = refused_only
+        self._until_s = until_s
         self._draw = random.Random(f"retries/{seed}")
 
     async def speak(
@@ -41,9 +58,17 @@ class RetryingClient(SpeechClient):
         while True:
             result = await super().speak(call, scheduled_at_s, manner, sink)
             attempts.append(result)
-            if len(attempts) > self._retries or not _is_asked_again(result):
+            if len(attempts) > self._retries or not self._is_asked_again(result):
                 return joined(attempts)
+            # Also before it gives up: a closed loop would send the next request at once.
             await asyncio.sleep(self._wait_s(result, len(attempts) - 1))
+            if self._clock() > self._until_s:
+                return joined(attempts)
+
+    def _is_asked_again(self, result: RequestResult) -> bool:
+        if self._refused_only:
+            return result.status == TOO_MANY
+        return _is_asked_again(result)
 
     def _wait_s(self, result: RequestResult, retries: int) -> float:
         told_s = result.retry_after_s
@@ -70,7 +95,7 @@ def joined(attempts: Sequence[RequestResult]) -> RequestResult:
         end_s=later_s + last.end_s,
         arrivals=tuple((later_s + at_s, total) for at_s, total in last.arrivals),
         waited_s=later_s,
-        refusals_s=tuple(each.end_s for each in attempts if each.status == _TOO_MANY),
+        refusals_s=tuple(each.end_s for each in attempts if each.status == TOO_MANY),
     )
 
 
@@ -119,7 +144,7 @@ def retried(results: Sequence[RequestResult]) -> Retried:
     return Retried(
         requests=len(results),
         complete=dict(sorted(Counter(len(result.refusals_s) for result in good).items())),
-        given_up=sum(result.status == _TOO_MANY for result in results),
+        given_up=sum(result.status == TOO_MANY for result in results),
         refusals=len(refusals),
         first_s=_p50_p95(firsts),
         let_in_s=_p50_p95(let_in),

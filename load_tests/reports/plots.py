@@ -1,6 +1,7 @@
 """Plots as PNG files; every function returns False where matplotlib is not installed."""
 
 import importlib.util
+import math
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,7 +11,11 @@ from load_tests.reports.frame_table import FrameRow
 from load_tests.reports.load_points import LoadPoint
 
 _HEADROOM: Final = 1.35
-_ROOM_FOR_FIVE: Final = 1.5
+_ROOM_FOR_SIX: Final = 1.65
+# Of placements: line and marker.
+_STYLES: Final = ("o-", "s--")
+_ROOM_FOR_NOTES: Final = 0.15
+_DELAY_TICKS_MS: Final = (10, 20, 30, 40, 50, 70, 100, 150, 200, 300, 500, 700, 1000, 2000)
 _STACKED: Final = ("talker", "predictor", "host", "decoder")
 
 
@@ -116,14 +121,25 @@ def frames(path: Path, rows: Sequence[FrameRow], title: str) -> bool:
     return True
 
 
-def curve(path: Path, rows: Sequence[Mapping[str, Any]]) -> bool:
+def curve(
+    path: Path,
+    rows: Sequence[Mapping[str, Any]],
+    *,
+    least_share: float,
+    most_p95: float,
+    notes: Mapping[tuple[str, str, int], str],
+) -> bool:
     """Throughput and first audio of each placement's closed loops over the GPUs, with what one
     GPU's times their number would be, and its share that was reached. Fit for a column of 800 px.
+
+    A cross is a point that has less than `least_share` of the throughput, or more than `most_p95`
+    times the p95, of one GPU's; beside it `notes` of it, by (placement, load, GPUs).
     """
     closed = [row for row in rows if row["gpus"] and row["load"].startswith("closed")]
     if not is_available() or not closed:
         return False
     ticks = sorted({row["gpus"] for row in closed})
+    placements = list(dict.fromkeys(row["placement"] for row in closed))
     with _figure(path, 2, (4.2, 3.7), dpi=200) as (throughput, delays):
         for name in dict.fromkeys((row["placement"], row["load"]) for row in closed):
             points = sorted(
@@ -132,26 +148,58 @@ def curve(path: Path, rows: Sequence[Mapping[str, Any]]) -> bool:
             )
             gpus = [point["gpus"] for point in points]
             made = [point["audio_s_per_s"] for point in points]
-            label = f"{name[0]}, {name[1].removeprefix('closed, ').replace(' per ', ' a ')}"
-            ideal = [count * made[0] for count in gpus] if gpus[0] == 1 else []
-            if len(ideal) > 1:
-                label += f": {100 * made[-1] / ideal[-1]:.0f} %"
-            (line,) = throughput.plot(gpus, made, marker="o", label=label)
-            if ideal:
-                throughput.plot(gpus, ideal, linestyle=":", color=line.get_color())
             first_ms = [
-                None if point["first_p95_s"] is None else 1000 * point["first_p95_s"]
+                math.nan if point["first_p95_s"] is None else 1000 * point["first_p95_s"]
                 for point in points
             ]
-            delays.plot(gpus, first_ms, marker="o", color=line.get_color())
-        throughput.plot([], [], ":", color="grey", label=f"{ticks[-1]} x one GPU's: 100 %")
-        throughput.set(title="Throughput, streams a GPU", ylabel="seconds of audio per second")
-        delays.set(title="First audio, p95", ylabel="ms")
-        for axes, room in ((throughput, _ROOM_FOR_FIVE), (delays, 1.0)):
+            has_one = gpus[0] == 1 and len(gpus) > 1
+            shares = [value / (count * made[0]) for value, count in zip(made, gpus, strict=True)]
+            label = f"{name[0]}, {name[1].removeprefix('closed, ').replace(' per ', ' a ')}"
+            label += f": {100 * shares[-1]:.0f} %" if has_one else ""
+            style = _STYLES[placements.index(name[0]) % len(_STYLES)]
+            (line,) = throughput.plot(gpus, made, style, label=label, markersize=5)
+            color = line.get_color()
+            delays.plot(gpus, first_ms, style, color=color, markersize=5)
+            if not has_one:
+                continue
+            throughput.plot(gpus, [n * made[0] for n in gpus], ":", color=color, linewidth=1)
+            for count, value, share in zip(gpus, made, shares, strict=True):
+                if share < least_share:
+                    throughput.plot([count], [value], "x", color=color, markersize=11, mew=2.5)
+                    _note(throughput, count, value, notes.get((*name, count), ""))
+            for count, value in zip(gpus, first_ms, strict=True):
+                if not value <= most_p95 * first_ms[0]:
+                    delays.plot([count], [value], "x", color=color, markersize=11, mew=2.5)
+        throughput.plot([], [], ":", color="grey", label="one GPU's, times the GPUs")
+        for axes, aim in (
+            (throughput, f"missed: {100 * least_share:.0f} % of that"),
+            (delays, f"missed: {most_p95:g} x one GPU's"),
+        ):
+            axes.plot([], [], "x", color="black", markersize=7, mew=2, label=aim)
             axes.set_xticks(ticks)
             axes.set_xlabel("GPUs")
-            axes.set_ylim(0, room * (axes.get_ylim()[1] or 1.0))
+        throughput.set_xlim(right=throughput.get_xlim()[1] + _ROOM_FOR_NOTES * ticks[-1])
+        throughput.set(title="Throughput, streams a GPU", ylabel="seconds of audio per second")
+        throughput.set_ylim(0, _ROOM_FOR_SIX * (throughput.get_ylim()[1] or 1.0))
+        delays.set(title="First audio, p95", ylabel="ms", yscale="log")
+        low, high = delays.get_ylim()
+        delays.set_ylim(low, _HEADROOM * high)
+        marks = [mark for mark in _DELAY_TICKS_MS if low <= mark <= _HEADROOM * high]
+        delays.set_yticks(marks, [str(mark) for mark in marks])
+        delays.minorticks_off()
     return True
+
+
+def _note(axes: Any, x: float, y: float, text: str) -> None:
+    """Right of a point."""
+    axes.annotate(
+        text.replace(" % ", " %\n"),
+        (x, y),
+        (8, 0),
+        textcoords="offset points",
+        va="center",
+        fontsize=8,
+    )
 
 
 def steps(

@@ -99,9 +99,12 @@ def _let_all_in(priority: int) -> None:
 
 
 @contextmanager
-def fake_server(port: int, frame_s: float = _FRAME_S) -> Iterator["subprocess.Popen[bytes]"]:
-    """One in a process of its own, ready, on the loopback interface."""
-    command = [sys.executable, "-m", "load_tests.servers.fake", str(port), str(frame_s)]
+def fake_server(
+    port: int, frame_s: float = _FRAME_S, places: int = 0
+) -> Iterator["subprocess.Popen[bytes]"]:
+    """One in a process of its own, ready, on the loopback interface; `places` as of `main`."""
+    options = (str(port), str(frame_s), str(places))
+    command = [sys.executable, "-m", "load_tests.servers.fake", *options]
     with tempfile.TemporaryDirectory(prefix="tts-fake-") as folder:
         log = Path(folder) / "server.log"
         process = start_server(

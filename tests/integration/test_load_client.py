@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,9 @@ import uvicorn
 from fastapi import FastAPI, Response
 
 from load_tests.__main__ import main
+from load_tests.curve.figures import refused_apart
 from load_tests.loops.client import AudioShape, RequestResult, SpeechClient
+from load_tests.loops.fleet import Fleet, merged
 from load_tests.loops.metrics import summarize
 from load_tests.loops.retrying import RetryingClient, retried
 from load_tests.loops.runner import (
@@ -27,6 +30,8 @@ from load_tests.loops.runner import (
     run_open,
 )
 from load_tests.loops.workload import Workload, poisson_arrivals
+from load_tests.servers.child import free_port
+from load_tests.servers.fake import fake_server
 from serve_app.config import IngressConfig
 from serve_app.errors import Overloaded, StageFailed
 from serve_app.fakes import FakeSpeechDecoder, FakeTalker, fake_card
@@ -151,6 +156,35 @@ def test_who_is_refused_too_often_gives_up() -> None:
     came = retried([result])
     assert (came.complete, came.given_up, came.refusals) == ({}, 1, 2)
     assert "0 complete (0 at once), 1 given up" in came.text
+
+
+def test_a_fleet_at_a_full_server_waits_as_it_is_told() -> None:
+    """Twice as many streams as places: whoever did not wait would be refused by the thousand."""
+    port, plan = free_port(), ClosedLoop(4, 10_000, warm_up=0, max_s=4.0)
+    workload = Workload(min_frames=60, max_frames=60)
+    with Fleet(2) as fleet, fake_server(port, frame_s=0.02, places=2):
+        futures = fleet.begin(f"http://127.0.0.1:{port}", workload, plan, asks_again=True)
+        run = merged(plan, [future.result() for future in futures])
+    let_in, refusals = refused_apart(run.results)
+    assert summarize(replace(run, results=let_in)).failures == 0
+    assert len(let_in) >= 2
+    # No client is told to come again before a second has passed.
+    assert 2 <= refusals.refusals <= plan.streams * 6
+    assert refusals.given_up <= plan.streams
+    assert all(r.waited_s >= 1.0 for r in let_in if r.refusals_s)
+
+
+def test_who_fails_otherwise_does_not_ask_again() -> None:
+    app = FastAPI()
+    app.add_api_route("/v1/audio/speech", lambda: Response(status_code=503), methods=["POST"])
+
+    async def go(url: str) -> RequestResult:
+        async with RetryingClient(url, SHAPE, retries=3, refused_only=True) as client:
+            return await client.speak(WORKLOAD.call(0))
+
+    with served(app) as url:
+        result = asyncio.run(go(url))
+    assert (result.error, result.status, result.waited_s) == ("status", 503, 0.0)
 
 
 def test_an_encoded_body_counts_as_the_samples_that_were_forced() -> None:

@@ -1,7 +1,7 @@
 """The curve's arithmetic, and its clients against the server that has no model."""
 
 import re
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Final, cast
 
@@ -13,7 +13,13 @@ from load_tests.curve.added import as_json, grouped
 from load_tests.curve.added import table as added_table
 from load_tests.curve.compose import compose
 from load_tests.curve.empty import empty_server, pieces
-from load_tests.curve.figures import back_after_s, efficiency
+from load_tests.curve.figures import (
+    Refusals,
+    back_after_s,
+    efficiency,
+    refused_apart,
+    withheld,
+)
 from load_tests.curve.filling import fill_of, full_at
 from load_tests.curve.measure import Scale, row_of, waiting
 from load_tests.loops.fleet import Fleet, merged, parts_of
@@ -289,9 +295,75 @@ def test_what_fills_up_next_is_where_a_line_over_the_gpus_ends() -> None:
 
 def test_the_plot_is_made_for_a_page(tmp_path: Path) -> None:
     image = pytest.importorskip("matplotlib.image")
+    aims: dict[str, Any] = {"least_share": 0.95, "most_p95": 1.2, "notes": {}}
     rows = [curve_row("closed, 64 per GPU", gpus) for gpus in (1, 2, 4)]
-    assert plots.curve(tmp_path / "curve.png", [*rows, curve_row("open, 80%", 1)])
+    rows.append(curve_row("closed, 256 per GPU", 1))
+    rows.append(curve_row("closed, 256 per GPU", 2, audio_s_per_s=900.0, first_p95_s=None))
+    assert plots.curve(tmp_path / "curve.png", [*rows, curve_row("open, 80%", 1)], **aims)
     height, width, _ = image.imread(tmp_path / "curve.png").shape
     assert width >= 1600
     assert width / height > 2
-    assert not plots.curve(tmp_path / "none.png", [curve_row("closed, 4", 0)])
+    assert not plots.curve(tmp_path / "none.png", [curve_row("closed, 4", 0)], **aims)
+
+
+def seen_row(gpus: int, busy: float, stolen: float, **beside: Any) -> dict[str, Any]:
+    machine = {"busy": busy, "stolen": stolen}
+    beside["busy"] = {"processes": (), "machine": machine}
+    return curve_row("closed, 64 per GPU", gpus, beside=beside)
+
+
+def test_what_the_host_withheld_stands_below_the_table() -> None:
+    said = "\n".join(summary.report([seen_row(1, 5.0, 0.2), seen_row(4, 12.9, 4.9)]))
+    assert (
+        "  - closed, 64 per GPU: 0.2 of 5.2 (4 %) with one GPU, **4.9 of 17.8 (28 %)** with 4 GPUs"
+        in said
+    )
+    assert "withheld" not in "\n".join(summary.report([seen_row(1, 5.0, 0.2)]))
+    assert withheld(curve_row("open, 80%", 1)) is None
+
+
+def test_a_load_that_a_few_moments_made_is_told() -> None:
+    uneven = {"parts_audio_s_per_s": [1400, 1100, 1400], "parts_first_p95_ms": [100, 600.4, None]}
+    even = {"parts_audio_s_per_s": [1400, 1300], "parts_first_p95_ms": [60, 100]}
+    said = "\n".join(summary.report([seen_row(1, 5.0, 0.2, **uneven), seen_row(2, 9, 0, **even)]))
+    assert (
+        "  - closed, 64 per GPU, one GPU: 1,400, 1,100, 1,400 audio-s/s;"
+        " first audio p95 100, 600, failed ms" in said
+    )
+    assert "64 per GPU, 2 GPUs" not in said
+
+
+def test_the_burst_that_a_closed_loop_begins_with_is_a_figure_of_its_own() -> None:
+    late = replace(result(), arrivals=tuple(at((0.9, 25))))
+    run = Run(ClosedLoop(1, 1), [result()], [late], (101.0, 110.0), 1, [0.001])
+    row = row_of("fused", 1, "closed, 1 per GPU", run)
+    assert (row["first_p95_s"], row["begin_first_p95_s"]) == (0.1, 0.9)
+    assert (
+        row_of("fused", 1, "open, 80%", replace(run, plan=OpenLoop(1.0, 1.0)))["begin_first_p95_s"]
+        is None
+    )
+    row["load"] = "closed, 64 per GPU"
+    assert "not in the table, ms: closed, 64 per GPU, 900 with one GPU" in "\n".join(
+        summary.report([row])
+    )
+
+
+def test_who_is_refused_at_a_loss_has_not_failed() -> None:
+    refused: dict[str, Any] = {"status": 429, "error": "status", "arrivals": ()}
+    results = [
+        result(),
+        result(waited_s=2.0, refusals_s=(0.01, 0.01)),
+        result(error="truncated"),
+        result(**refused, refusals_s=(0.01,)),
+        result(status=503, error="status", arrivals=()),
+    ]
+    let_in, refusals = refused_apart(results)
+    assert [each.error for each in let_in] == ["", "", "truncated", "status"]
+    assert refusals == Refusals(refusals=3, asked_again=1, given_up=1, wait_p95_s=2.0)
+    row = curve_row("loss of a replica", 2, victim="fused child", hit=True, **asdict(refusals))
+    row |= {"noticed_after_s": 0.3, "replaced_after_s": 14.0, "back_after_s": None}
+    assert (
+        "0 of 100 requests failed, 1 of them let in after they were refused and asked again"
+        " (3 refusals, p95 2.0 s later; 1 more still asked at the end); noticed"
+        in "\n".join(summary.report([row]))
+    )

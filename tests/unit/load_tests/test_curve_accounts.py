@@ -11,6 +11,7 @@ from load_tests.curve import tables
 from load_tests.curve.beside import (
     busy_within,
     clients,
+    first_audio_parts,
     gpus_within,
     parts,
     requests_of,
@@ -80,6 +81,13 @@ def test_the_parts_of_a_window_show_when_less_was_received() -> None:
     begin_s = one.sent_at_s
     found = parts(Run(ClosedLoop(1, 1), [one]), (begin_s, begin_s + 4.0))
     assert found == pytest.approx([0.8, 0.8, 0.0, 0.8])
+
+
+def test_the_first_audio_of_a_quarter_is_that_of_what_was_sent_in_it() -> None:
+    results = [result(sent_at_s=100.5), result(sent_at_s=102.5, error="truncated")]
+    results.append(result(sent_at_s=103.0, arrivals=tuple(at((0.3, 1), (0.5, 25)))))
+    run = Run(ClosedLoop(1, 3), results, window=(100.0, 104.0))
+    assert first_audio_parts(run, run.window) == [100.0, None, None, 300.0]
 
 
 def test_a_busy_process_is_seen_with_its_threads() -> None:
