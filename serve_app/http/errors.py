@@ -46,6 +46,8 @@ _TOLD: Final = (
     *(InvalidRequest, NotAuthenticated, NotAllowed),
     *(Overloaded, ModelStarting, ServerDraining, StorageAway, StorageFull),
 )
+# Of a message: what it begins with, and what it ends with, such as the names that there are.
+_MESSAGE_END_CHARS: Final = 1000
 _HTTP_CODES: Final = {
     404: "not_found",
     405: "method_not_allowed",
@@ -113,7 +115,7 @@ def error_response(error: Exception) -> AsciiJSONResponse:
     return AsciiJSONResponse(
         {
             "error": {
-                "message": _message(error, status),
+                "message": _shortened(_message(error, status)),
                 "type": kind,
                 "param": param,
                 "code": code,
@@ -158,6 +160,13 @@ def _message(error: Exception, status: int) -> str:
     if status == 503:
         return "The speech service is not available at the moment. Please try again."
     return "The server failed to generate the speech."
+
+
+def _shortened(message: str) -> str:
+    """Without the middle of what a client sent that is too long to be read."""
+    if len(message) <= 2 * _MESSAGE_END_CHARS:
+        return message
+    return f"{message[:_MESSAGE_END_CHARS]} ... {message[-_MESSAGE_END_CHARS:]}"
 
 
 def _retry_headers(seconds: float) -> dict[str, str]:

@@ -1,3 +1,4 @@
+import json
 import pickle
 
 import grpc
@@ -122,3 +123,13 @@ def test_retry_headers_are_rounded_up_to_whole_seconds():
     headers = error_response(Overloaded("a", 1.25)).headers
     assert headers["retry-after"] == "2"
     assert headers["retry-after-ms"] == "1250"
+
+
+def test_what_a_client_sent_is_not_sent_back_at_length():
+    told = f"The voice '{'x' * 100_000}' does not exist. Voices: alloy, nova."
+    message = json.loads(bytes(error_response(InvalidRequest(told, "voice")).body))["error"][
+        "message"
+    ]
+    assert len(message) < 2100
+    assert message.startswith("The voice 'xxx")
+    assert message.endswith("Voices: alloy, nova.")
