@@ -250,6 +250,10 @@ def _moved(
     is_changing = any(
         load.ready != load.target or len(load.reports) < load.ready for load in stages.values()
     )
+    there = max(floor, min(load.ready for load in stages.values()))
+    if is_changing and there < target and now_s - memory.changed_s > _FOLLOW_S:
+        # No node holds them, or they cannot start. Serve stops those first that do not run.
+        return _changed(memory, now_s, there, "idle")
     if is_changing:
         return target, "changing", memory
     is_soon = now_s - memory.changed_s < tuning.down_every_s

@@ -22,6 +22,8 @@ class Application:
     capacity: float = 64.0
     start_s: float = 10.0
     names: tuple[str, ...] = STAGES
+    # Replicas that there is room for; None: for all that are asked for.
+    holds: int | None = None
     at_s: float = 1000.0
     memory: Memory = field(default_factory=Memory)
     ready: dict[str, list[float]] = field(default_factory=dict)
@@ -33,7 +35,7 @@ class Application:
     def tick(self, streams: float, **report: float) -> Decision:
         stages = {}
         for name, since in self.ready.items():
-            running = sum(at_s <= self.at_s for at_s in since)
+            running = sum(at_s <= self.at_s for at_s in since[: self.holds])
             share = {**report, "capacity": self.capacity, "running": streams / max(1, running)}
             stages[name] = StageLoad(
                 running, len(since), self.least, self.most, streams, (share,) * running
@@ -125,6 +127,22 @@ def test_nothing_is_given_back_while_a_replica_does_not_report() -> None:
         application.at_s += 1.0
     assert decision.targets["Talker"] == 7
     assert decision.reason == "changing"
+
+
+def test_what_never_comes_is_given_back_when_it_is_not_needed_any_more() -> None:
+    """Of a cluster that holds less than `max_replicas`, Serve waits for the rest for ever."""
+    application = Application(holds=3)
+    assert application.run(100, 300)[-1] == 7
+    targets = application.run(500, 130)
+    assert targets[200] == 7
+    assert targets[-1] == 3
+    assert application.run(600, 5)[-1] == 1
+
+
+def test_a_replica_that_starts_slowly_is_waited_for() -> None:
+    application = Application(start_s=250.0)
+    assert application.run(100, 300)[-1] == 7
+    assert min(application.run(290, 5)) == 7
 
 
 def test_arrivals_that_grow_are_met_before_their_streams_are_there() -> None:
