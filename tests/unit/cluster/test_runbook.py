@@ -3,6 +3,7 @@
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -11,9 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from fastapi.testclient import TestClient
 
 from load_tests.scaling.trace import decisions
+from load_tests.simulator.__main__ import main as simulate
 from serve_app import serve_config
 from serve_app.config import IngressConfig
 from serve_app.fakes import FakeSpeechDecoder, FakeTalker, fake_card
@@ -23,6 +26,8 @@ from serve_app.http.catalog import Catalog
 from serve_app.http.health import Status
 from serve_app.pipeline import synthesize
 
+# What each secret has.
+SECRETS = {"tts-redis": ["password"], "tts-keys": ["keys.yaml"]}
 REPOSITORY = Path(__file__).parents[3]
 RUNBOOK = (REPOSITORY / "cluster" / "runbook.md").read_text("utf-8")
 # What a controller writes; `grep` in the runbook looks for such lines.
@@ -74,6 +79,53 @@ def test_our_own_commands_take_their_options(words: list[str]) -> None:
     assert done.returncode == 0, done.stderr
 
 
+def test_a_day_of_all_ingresses_is_simulated(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Files are named as Serve does, and found by the pattern that is written there."""
+    (command,) = [found for found in commands() if "load_tests.simulator --log" in found]
+    logs = tmp_path / "serve"
+    logs.mkdir()
+    for number in (1, 2):
+        log = logs / f"replica_tts_Ingress_{number}abc.log"
+        log.write_text(
+            f"INFO 2026-11-25 23:50:0{number},250 tts_Ingress {number}abc -- id=a status=200"
+            " duration_ms=300.0 audio_s=4.8\n",
+            encoding="utf-8",
+        )
+    (logs / "replica_tts_Fused_3abc.log").write_text(
+        "INFO nothing of a request\n", encoding="utf-8"
+    )
+    asked = command.replace("/tmp/ray/session_latest/logs", str(tmp_path))
+    done = subprocess.run(
+        ["bash", "-c", f"printf '%s\\n' {asked}"], capture_output=True, text=True, check=True
+    )
+    words = done.stdout.splitlines()
+    assert simulate(words[3:]) == 0
+    assert "2 requests; 0 that were refused" in capsys.readouterr().out
+
+
+@pytest.mark.skipif(shutil.which("kubectl") is None, reason="no kubectl on this machine")
+@pytest.mark.parametrize("command", [c for c in commands() if c.startswith("kubectl")])
+def test_kubectl_does_it_or_takes_its_options(command: str, tmp_path: Path) -> None:
+    """What needs no cluster is done; of the others kubectl reads the words."""
+    (tmp_path / "keys.yaml").write_text("keys: []\n", encoding="utf-8")
+    is_done = "--dry-run=client" in command
+    if not is_done:
+        program, verb, *rest = command.split(" ")
+        rest += ["-"] * command.endswith("-f")
+        command = " ".join([program, verb, *rest, "--help"])
+    done = subprocess.run(
+        ["bash", "-c", command], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    if is_done:
+        made = yaml.safe_load(done.stdout)
+        name = made["metadata"]["name"]
+        assert (made["kind"], sorted(made["data"])) == ("Secret", SECRETS[name])
+        assert all(made["data"].values())
+
+
 def test_what_is_asked_of_the_server_is_answered() -> None:
     talker = FakeTalker(4)
 
@@ -115,7 +167,7 @@ def test_kubernetes_is_asked_for_what_the_manifests_have() -> None:
         file.read_text("utf-8") for file in (REPOSITORY / "cluster" / "kubernetes").glob("*.yaml")
     )
     secrets = [words[4] for words in of("kubectl") if words[1:4] == ["create", "secret", "generic"]]
-    assert sorted(secrets) == ["tts-keys", "tts-redis"]
+    assert sorted(secrets) == sorted(SECRETS)
     for secret in secrets:
         assert re.search(rf"(?:secretName|secretKeyRef: {{name): {secret}\b", text), secret
     assert re.search(r"kind: StatefulSet\nmetadata:\s*\{?\s*name: redis", text)
