@@ -14,6 +14,7 @@ import yaml
 
 from serve_app import serve_config
 from serve_app.config import AppConfig, IngressConfig
+from serve_app.deployments.limits import deployment_options
 
 CLUSTER = Path(__file__).parents[3] / "cluster"
 KUBERNETES = "1.34"
@@ -89,13 +90,18 @@ def served() -> dict[str, Any]:
     return application
 
 
+def machines() -> dict[str, Any]:
+    """Kinds of `ray up`."""
+    config = yaml.safe_load((CLUSTER / "ray-up.yaml").read_text("utf-8"))
+    return config["available_node_types"]
+
+
 def test_replicas_are_sent_to_nodes_that_there_are() -> None:
     args = served()["args"]
     wanted = [args[part]["node_labels"] for part in ("talker", "voice_encoder", "ingress")]
-    up = yaml.safe_load((CLUSTER / "ray-up.yaml").read_text("utf-8"))["available_node_types"]
     for there in (
         [group.get("labels") for group in groups()],
-        [node.get("labels") for node in up.values()],
+        [node.get("labels") for node in machines().values()],
     ):
         assert all(labels in there for labels in wanted)
 
@@ -106,6 +112,9 @@ def test_each_pod_that_clients_come_to_has_an_ingress_and_so_a_proxy() -> None:
     scaling, per_node = ingress["autoscaling_config"], ingress["max_replicas_per_node"]
     assert scaling["min_replicas"] >= group["minReplicas"] == group["replicas"]
     assert scaling["max_replicas"] <= per_node * group["maxReplicas"]
+    virtual = machines()["ingress"]
+    assert scaling["min_replicas"] >= virtual["min_workers"] == group["minReplicas"]
+    assert scaling["max_replicas"] <= per_node * virtual["max_workers"]
 
 
 def test_clients_are_sent_to_ingresses_of_the_cluster_that_serves() -> None:
@@ -131,6 +140,19 @@ def test_clients_are_sent_to_ingresses_of_the_cluster_that_serves() -> None:
 def mounts(group: dict[str, Any]) -> list[str]:
     (container,) = group["template"]["spec"]["containers"]
     return [mount["mountPath"] for mount in container.get("volumeMounts", [])]
+
+
+def test_no_more_stages_are_asked_for_than_there_may_be_gpus() -> None:
+    """Or replicas wait for ever, and the cluster asks its cloud for machines it may not have."""
+    config = AppConfig.model_validate(served()["args"])
+    (stage,) = [d for d in served()["deployments"] if d["name"] == "Fused"]
+    most = deployment_options(config, 655.0, 64)["Fused"]["autoscaling_config"]["max_replicas"]
+    most = stage.get("autoscaling_config", {}).get("max_replicas", most)
+    (pods,) = [g["maxReplicas"] for g in groups() if g.get("groupName") == "gpu"]
+    per_node = stage["max_replicas_per_node"]
+    assert most <= per_node * min(pods, machines()["gpu"]["max_workers"])
+    up = yaml.safe_load((CLUSTER / "ray-up.yaml").read_text("utf-8"))
+    assert sum(node["max_workers"] for node in machines().values()) <= up["max_workers"]
 
 
 def test_what_ingresses_share_is_mounted_where_they_look() -> None:
