@@ -58,6 +58,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     burst.add_argument("--size", type=int, default=16)
     burst.add_argument("--times", type=int, default=5)
     burst.add_argument("--pause", type=float, default=3.0, help="s, idle between two bursts")
+    burst.add_argument("--beside", type=int, default=0, help="streams that run beside them")
     burst.add_argument("--cold", action="store_true", help="it is the server's first load: say so")
     add_ladder_options(loops.add_parser("sweep", help="burst, closed and open ladders"))
     return parser.parse_args(arguments)
@@ -107,7 +108,7 @@ async def _levels(
         rates = OpenLoop(args.rate, args.duration, args.warm_up, args.seed)
         yield Level.of(await run_open(client, workload, rates))
     elif args.loop == "burst":
-        bursts = BurstLoop(args.size, args.times, args.pause, args.cold)
+        bursts = BurstLoop(args.size, args.times, args.pause, args.cold, args.beside)
         yield Level.of(await run_burst(client, workload, bursts))
     else:
         async with aclosing(climb(client, workload, ladders_of(args))) as steps:

@@ -33,6 +33,7 @@ from load_tests.loops.runner import BurstLoop, ClosedLoop, run_burst, run_closed
 from load_tests.reports import circumstances, files, plots, report
 from load_tests.reports.load_points import load_points
 from load_tests.servers.child import say, write_checkpoint
+from load_tests.servers.late_kernels import late_kernels_of, late_text
 from load_tests.servers.measured import Measured, Start, resume
 from load_tests.servers.server import (
     STOP_S,
@@ -79,6 +80,9 @@ def measure(
                     run_loop(lambda: load(args, measured, server.url, deadline_s, save))
                 finally:
                     start.memory_peak_mib = memory.peak_mib
+                    if circumstances.gpus():
+                        start.late_kernels = late_kernels_of(server)
+                        say(f"{measured.name}: {late_text(start.late_kernels)}")
             if server.process.poll() is not None:
                 measured.note("the server ended under the load")
             if measured.notes or any(level.summary.failures for level in measured.levels):

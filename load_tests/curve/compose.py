@@ -8,6 +8,7 @@ from load_tests.curve import added, filling, summary, tables
 from load_tests.curve.figures import withheld
 from load_tests.reports import files, plots
 from load_tests.reports.report import table_head, table_line
+from load_tests.servers.late_kernels import late_text
 
 _HEAD: Final = (
     *("placement", "GPUs", "load", "plan", "requests", "failed", "first p50 / p95 ms"),
@@ -31,6 +32,7 @@ def compose(folder: Path, stored: Mapping[str, Any]) -> None:
             f" {start['ingresses']} ingresses"
             for start in stored.get("starts", ())
         ),
+        *_late(rows, facts),
         "",
         *summary.report(rows),
         *added.table(stored),
@@ -61,6 +63,19 @@ def _withheld(rows: Sequence[Mapping[str, Any]]) -> dict[tuple[str, str, int], s
         for row in rows
         if (cores := withheld(row)) is not None and cores[0] > summary.MOST_STOLEN * cores[1]
     }
+
+
+def _late(rows: Sequence[Mapping[str, Any]], facts: Mapping[str, Any]) -> list[str]:
+    """What was compiled after ready; nothing where no row tells: earlier runs, and no GPU."""
+    told = [row for row in rows if "late_kernels" in row]
+    if not told or not facts["gpus"]:
+        return []
+    late = [
+        f"- {row['placement']}, {row['gpus']} GPUs, {row['load']}: {late_text(row['late_kernels'])}"
+        for row in told
+        if row["late_kernels"]
+    ]
+    return late or [f"- {late_text([])}"]
 
 
 def _more(rows: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -1,6 +1,7 @@
 """What is measured at each number of GPUs, in one running server of one placement."""
 
 import time
+from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Final
@@ -16,6 +17,7 @@ from load_tests.loops.workload import Workload
 from load_tests.reports import report
 from load_tests.servers.child import say
 from load_tests.servers.gpu_watch import GpuWatch
+from load_tests.servers.late_kernels import late_kernels_of
 from load_tests.servers.processes import ServerProcess, descendants, signal_to
 from load_tests.servers.server import Server
 from load_tests.servers.starts import replica_starts
@@ -104,6 +106,7 @@ class Curve:
     deadline_s: float
     gpu_watch: GpuWatch
     rates: dict[int, float] = field(default_factory=dict)
+    late: Counter[str] = field(default_factory=Counter)
 
     def at(self, gpus: int) -> bool:
         """Everything at so many GPUs, each of which has a replica; False where time ran out."""
@@ -259,11 +262,19 @@ class Curve:
         self._store(gpus, name, run, more)
 
     def _store(self, gpus: int, name: str, run: Run, more: dict[str, Any]) -> None:
+        more |= {"late_kernels": self._late_kernels()}
         row = row_of(self.placement, gpus, name, run) | more
-        shown = {name: value for name, value in more.items() if name not in _LONG}
+        shown = {n: value for n, value in more.items() if n not in _LONG and value != []}
         said = [str(shown)] if shown else []
         say(report.table_line([self.placement, str(gpus), *report.row(Level.of(run)), *said]))
         self.save(row)
+
+    def _late_kernels(self) -> list[str]:
+        """Those that were compiled after ready since the row before; warm-ups are among them."""
+        now = Counter(late_kernels_of(self.server))
+        found = list((now - self.late).elements())
+        self.late |= now
+        return found
 
     def _known_rate(self, gpus: int) -> float | None:
         rates = [

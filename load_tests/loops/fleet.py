@@ -131,7 +131,7 @@ def parts_of(plan: Plan, size: int) -> list[Plan]:
                 for number in range(size)
             ]
         case BurstLoop():
-            if plan.times != 1:
+            if plan.times != 1 or plan.beside:
                 raise ValueError("bursts of several processes are sent one by one")
             return [replace(plan, size=part) for part in _shares(plan.size, min(size, plan.size))]
 

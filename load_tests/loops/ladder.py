@@ -38,6 +38,7 @@ class Ladders:
     """What a sweep runs through; `deadline_s` is of `time.perf_counter`.
 
     burst: before the others, on a server that nothing has kept busy yet.
+    beside: streams that run beside bursts.
     seeds: an open level is run once with each; the others with the workload's own.
     """
 
@@ -47,6 +48,7 @@ class Ladders:
     rounds: int = 4
     bursts: int = 5
     pause_s: float = 3.0
+    beside: int = 0
     duration_s: float = 15.0
     warm_up_s: float = 3.0
     seeds: tuple[int, ...] = (0,)
@@ -69,7 +71,7 @@ async def climb(
     """
     done = done or {}
     for size in ladders.burst:
-        plan = BurstLoop(size, ladders.bursts, ladders.pause_s)
+        plan = BurstLoop(size, ladders.bursts, ladders.pause_s, beside=ladders.beside)
         if plan in done:
             continue
         left_s = ladders.left_s()

@@ -1,7 +1,7 @@
 """One run at one load, reduced: what ladders yield and reports show."""
 
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from load_tests.loops.metrics import Summary, percentile, play, summarize
@@ -42,6 +42,11 @@ class Level:
         ]
 
     @property
+    def beside(self) -> Summary | None:
+        """Of the streams that ran beside bursts."""
+        return summarize(replace(self.run, results=self.run.beside)) if self.run.beside else None
+
+    @property
     def load(self) -> str:
         """The loop and how much of it."""
         return f"{self.loop}, {self.run.plan.label}"
@@ -54,6 +59,7 @@ class Level:
             "plan": asdict(self.run.plan),
             **asdict(self.summary),
             "bursts_p95_s": self.bursts_p95_s,
+            "beside": self.beside and asdict(self.beside),
         }
         if requests:
             data["results"] = [

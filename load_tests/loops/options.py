@@ -34,6 +34,7 @@ def add_ladder_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--burst", type=int, nargs="*", default=list(BURST_LADDER))
     parser.add_argument("--bursts", type=int, default=5, help="of each size")
     parser.add_argument("--pause", type=float, default=3.0, help="s, idle between two bursts")
+    parser.add_argument("--beside", type=int, default=0, help="streams that run beside bursts")
     parser.add_argument("--closed", type=int, nargs="*", default=list(CLOSED_LADDER))
     parser.add_argument("--open", type=float, nargs="*", default=list(OPEN_LADDER))
     parser.add_argument("--rounds", type=int, default=4, help="measured requests per closed stream")
@@ -80,6 +81,7 @@ def ladders_of(args: argparse.Namespace, deadline_s: float | None = None) -> Lad
         rounds=args.rounds,
         bursts=args.bursts,
         pause_s=args.pause,
+        beside=args.beside,
         duration_s=args.duration,
         warm_up_s=args.warm_up,
         seeds=tuple(args.seeds or (args.seed,)),

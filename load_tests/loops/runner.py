@@ -10,6 +10,7 @@ burst: requests leave all at the same moment, again and again, with silence in b
 
 import asyncio
 import gc
+import itertools
 import time
 from collections.abc import AsyncGenerator, Callable, Coroutine
 from contextlib import asynccontextmanager
@@ -62,18 +63,21 @@ class BurstLoop:
     """`size` requests at the same moment, `times` times, idle for `pause_s` between two bursts.
 
     cold: it was the first load that the server got since it was ready.
+    beside: streams that run all the while, each request of which follows the one before; from
+        `pause_s` before the first burst on.
     """
 
     size: int
     times: int = 5
     pause_s: float = 3.0
     cold: bool = False
+    beside: int = 0
 
     @property
     def label(self) -> str:
-        if self.times == 1:
-            return f"{self.size} at once"
-        return f"{self.size} at once, {self.times} times"
+        times = f", {self.times} times" if self.times > 1 else ""
+        beside = f", beside {self.beside} streams" if self.beside else ""
+        return f"{self.size} at once{times}{beside}"
 
 
 Plan = ClosedLoop | OpenLoop | BurstLoop
@@ -103,6 +107,7 @@ class Run:
     max_in_flight: requests in flight at once, warm-up included.
     clock_errors_s: how late the client's own sleeps ended.
     stopped: why the sample is smaller than planned, "" if it is not.
+    beside: what ran beside bursts; no part of the sample.
     """
 
     plan: Plan
@@ -112,6 +117,7 @@ class Run:
     max_in_flight: int = 0
     clock_errors_s: list[float] = field(default_factory=list)
     stopped: str = ""
+    beside: list[RequestResult] = field(default_factory=list)
 
     @property
     def span(self) -> tuple[float, float]:
@@ -189,15 +195,28 @@ async def run_burst(client: SpeechClient, workload: Workload, plan: BurstLoop) -
 
     The results stand in the order of sending: those of burst `n` from `n * plan.size` on.
     """
-    run = Run(plan, max_in_flight=plan.size)
-    async with _observed(run):
+    run = Run(plan, max_in_flight=plan.size + plan.beside)
+    over = asyncio.Event()
+
+    async def stream(number: int) -> None:
+        share = (number + 1) / plan.beside
+        for index in itertools.count(_WARM_UP_INDEX + number, plan.beside):
+            run.beside.append(await client.speak(workload.call(index, share)))
+            share = 1.0
+            if over.is_set():
+                return
+
+    async with _observed(run), asyncio.TaskGroup() as group:
+        for number in range(plan.beside):
+            group.create_task(stream(number))
         for number in range(plan.times):
-            if number:
+            if number or plan.beside:
                 await asyncio.sleep(plan.pause_s)
             first = number * plan.size
             at_s = time.perf_counter()
             calls = [workload.call(index) for index in range(first, first + plan.size)]
             run.results += await asyncio.gather(*(client.speak(call, at_s) for call in calls))
+        over.set()
     return run
 
 

@@ -104,6 +104,13 @@ def notes(levels: Sequence[Level]) -> list[str]:
         if level.bursts_p95_s:
             each = ", ".join(map(ms, level.bursts_p95_s))
             lines.append(f"- {label}: first playable p95 of each burst {each} ms")
+        if (beside := level.beside) is not None:
+            lines.append(
+                f"- {label}: of {beside.requests} requests of the streams beside,"
+                f" {beside.failures} failed, {beside.underruns} ran dry"
+                f" ({beside.underruns_over_50_ms} for more than 50 ms),"
+                f" longest gap {ms(beside.longest_gap_s.p99)} ms (p99)"
+            )
         if figures.stopped:
             lines.append(f"- {label}: stopped {figures.stopped}")
         if figures.clock_error_s.p95 > 0.005:

@@ -8,6 +8,7 @@ from typing import Any, Final
 from load_tests.loops.level import Level
 from load_tests.loops.runner import BurstLoop, ClosedLoop, OpenLoop, Plan
 from load_tests.servers.child import say
+from load_tests.servers.late_kernels import late_text
 
 CACHES: Final = {True: ", caches empty", False: ", caches filled", None: ""}
 
@@ -18,6 +19,8 @@ class Start:
 
     caches_empty: whether nothing was compiled beforehand (`--caches`); None where nobody looked.
     replicas: what each says of its part of it.
+    late_kernels: those that were compiled after ready, until the end of the load; None where no
+        stage looks, or nobody has looked yet.
     """
 
     time_utc: str
@@ -27,6 +30,7 @@ class Start:
     memory_idle_mib: list[int] = field(default_factory=list)
     memory_peak_mib: list[int] = field(default_factory=list)
     replicas: list[str] = field(default_factory=list)
+    late_kernels: list[str] | None = None
 
     def text(self) -> str:
         ready = "never ready" if self.ready_s is None else f"ready after {self.ready_s:.1f} s"
@@ -41,7 +45,9 @@ class Start:
             if values
         )
         memory = f"; GPU memory {memory}" if memory else ""
-        return f"{ready}{caches}{memory}" + "".join(f"\n  - {each}" for each in self.replicas)
+        late = "" if self.late_kernels is None else f"; {late_text(self.late_kernels)}"
+        replicas = "".join(f"\n  - {each}" for each in self.replicas)
+        return f"{ready}{caches}{memory}{late}{replicas}"
 
 
 @dataclass(slots=True)

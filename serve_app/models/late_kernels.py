@@ -6,7 +6,10 @@ cache; so does everybody in the step with it. `rehearsal` is there so that this 
 
 import logging
 import threading
-from typing import Any
+from typing import Any, Final
+
+# What the line says of each, by which `load_tests` finds it.
+LATE: Final = "was compiled or fetched after this stage was ready"
 
 logger = logging.getLogger(__name__)
 
@@ -45,7 +48,7 @@ class LateKernels:
     def _note(self, name: str) -> None:
         with self._lock:
             self._count += 1
-        logger.warning("%s was compiled or fetched after this stage was ready", name)
+        logger.warning("%s %s", name, LATE)
 
 
 late_kernels = LateKernels()

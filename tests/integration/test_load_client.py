@@ -18,6 +18,7 @@ from load_tests.__main__ import main
 from load_tests.curve.figures import refused_apart
 from load_tests.loops.client import AudioShape, RequestResult, SpeechClient
 from load_tests.loops.fleet import Fleet, merged
+from load_tests.loops.level import Level
 from load_tests.loops.metrics import summarize
 from load_tests.loops.retrying import RetryingClient, retried
 from load_tests.loops.runner import (
@@ -30,6 +31,7 @@ from load_tests.loops.runner import (
     run_open,
 )
 from load_tests.loops.workload import Workload, poisson_arrivals
+from load_tests.reports.report import notes
 from load_tests.servers.child import free_port
 from load_tests.servers.fake import fake_server
 from serve_app.config import IngressConfig
@@ -254,6 +256,29 @@ def test_a_burst_leaves_at_once_and_the_next_when_all_have_ended() -> None:
     assert len({result.scheduled_at_s for result in first}) == 1
     ended_s = max(result.sent_at_s + result.end_s for result in first)
     assert second[0].scheduled_at_s >= ended_s + 0.1
+
+
+def test_streams_that_run_beside_bursts_are_judged_by_themselves() -> None:
+    plan = BurstLoop(size=3, times=2, pause_s=0.1, beside=2)
+
+    async def go(url: str):
+        async with SpeechClient(url, SHAPE) as client:
+            return await run_burst(client, WORKLOAD, plan)
+
+    with served(Service(frame_s=0.005).app) as url:
+        run = asyncio.run(go(url))
+    assert [result.index for result in run.results] == list(range(6))
+    assert len({result.index for result in run.beside}) == len(run.beside) >= 4
+    assert min(result.sent_at_s for result in run.beside) < run.results[0].scheduled_at_s
+    for burst in (run.results[:3], run.results[3:]):
+        begin_s = burst[0].scheduled_at_s
+        end_s = max(result.sent_at_s + result.end_s for result in burst)
+        assert any(r.sent_at_s < end_s and r.sent_at_s + r.end_s > begin_s for r in run.beside)
+    level = Level.of(run)
+    assert level.summary.requests == 6
+    assert level.beside is not None
+    assert (level.beside.requests, level.beside.failures) == (len(run.beside), 0)
+    assert any(line.startswith(f"- {plan.label}: of {len(run.beside)} ") for line in notes([level]))
 
 
 def test_a_refused_request_is_a_failure_with_the_servers_reason() -> None:
