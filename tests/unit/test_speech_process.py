@@ -59,6 +59,55 @@ def test_the_calling_end_lays_out_prompts(tiny_checkpoint: TinyCheckpoint) -> No
     assert pickle.dumps(prompt) == pickle.dumps(expected)
 
 
+def test_chunks_that_come_together_leave_the_loop_to_others_in_between() -> None:
+    """One for each of eight streams, of a step: the loop takes new calls between them."""
+    streams = 8
+
+    async def scenario() -> list[int]:
+        ours, theirs = [await asyncio.open_connection(sock=end) for end in socket.socketpair()]
+        passes, seen = 0, []
+
+        async def count() -> None:
+            nonlocal passes
+            while True:
+                passes += 1
+                await asyncio.sleep(0)
+
+        async def listen(speech: SpeechProcess) -> None:
+            async with aclosing(speech.speak(asked("ryan"))) as chunks:
+                await anext(chunks)
+                seen.append(passes)
+
+        with subprocess.Popen(["sleep", "60"]) as process:
+            speech = SpeechProcess(process, *ours, 5.0)
+            listening = [asyncio.create_task(listen(speech)) for _ in range(streams)]
+            numbers = [(await messages.read(theirs[0]))[0] for _ in range(streams)]
+            together = b"".join(_written((number, "item", "audio")) for number in numbers)
+            theirs[1].write(together)
+            counting = asyncio.create_task(count())
+            await asyncio.gather(*listening)
+            counting.cancel()
+            speech.close()
+            theirs[1].close()
+            await asyncio.gather(speech._receiving, return_exceptions=True)
+        return seen
+
+    seen = asyncio.run(scenario())
+    assert len(set(seen)) == streams
+
+
+def _written(message: tuple[Any, ...]) -> bytes:
+    """`message` as it is sent."""
+    sent: list[bytes] = []
+
+    class Writer:
+        def write(self, data: bytes) -> None:
+            sent.append(data)
+
+    messages.write(Writer(), message)  # pyright: ignore[reportArgumentType]
+    return b"".join(sent)
+
+
 def test_the_called_end_has_room_for_a_step_of_chunks() -> None:
     ours, theirs = socket.socketpair()
 

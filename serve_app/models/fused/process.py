@@ -201,6 +201,10 @@ class SpeechProcess:
                 answers = self._calls.get(number)
                 if answers is not None:  # else its caller has gone
                     answers.put_nowait((kind, value))
+                # What came with it waits for the next pass of the loop. Serve's gRPC server takes
+                # a new call every few passes, and one with all chunks of a step lasts for
+                # milliseconds: new requests would wait (decision 6).
+                await asyncio.sleep(0)
         except Exception as error:  # the end, or what is no message: nothing after it could be one
             if not self._gone and self._on_death is not None:
                 status = self._process.poll()
