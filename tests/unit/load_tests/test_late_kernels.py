@@ -8,6 +8,7 @@ import pytest
 from load_tests.curve.compose import compose
 from load_tests.curve.measure import row_of
 from load_tests.loops.runner import ClosedLoop, Run
+from load_tests.reports import files
 from load_tests.servers.late_kernels import late_kernels_of, late_text, of_log
 from load_tests.servers.measured import Start
 from load_tests.servers.server import Server
@@ -48,7 +49,8 @@ def test_a_start_says_whether_there_were_any() -> None:
 
 
 def test_the_report_of_a_curve_says_after_which_load(tmp_path: Path) -> None:
-    row = row_of("fused", 1, "closed, 64 per GPU", Run(ClosedLoop(1, 1), results=[result()]))
+    run = Run(ClosedLoop(1, 1), results=[result()])
+    row = files.to_json(row_of("fused", 1, "closed, 64 per GPU", run))  # as it is stored
     gpus = [{"name": "H200"}]
     facts = {"gpus": gpus, "cpus": 2, "commit": "abc", "time_utc": "now"}
 
