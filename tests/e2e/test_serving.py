@@ -173,7 +173,12 @@ def test_greedy_audio_equals_what_the_reference_package_makes(client: openai.Ope
         voice=case["voice"],
         input=case["text"],
         response_format="wav",
-        extra_body={"language": case["language"], "temperature": 0, "stream": False},
+        extra_body={
+            "language": case["language"],
+            "temperature": 0,
+            "stream": False,
+            "normalization_options": {"normalize": False},  # the reference is given "10:30" as such
+        },
     )
     with wave.open(io.BytesIO(answer.read())) as file:
         samples = np.frombuffer(file.readframes(file.getnframes()), np.int16)
