@@ -1,11 +1,12 @@
 """The benchmark of what a stream costs goes through the real handlers, whatever they are now."""
 
 import asyncio
+import re
 
 import pytest
 import uvloop
 
-from load_tests.stages import encoders, streaming
+from load_tests.stages import encoders, new_calls, streaming
 from serve_app.audio.formats import AudioFormat
 
 pytestmark = pytest.mark.integration
@@ -39,3 +40,12 @@ def test_encoders_make_audio_beside_the_loop_and_the_loop_goes_round(is_busy: bo
     audio_s_per_s, turns_per_s = encoders.measure(AudioFormat.MP3, 2, is_busy, 0.08, 0.2)
     assert audio_s_per_s > 0
     assert turns_per_s > 0
+
+
+def test_a_full_replica_takes_new_calls_beside_its_chunks(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    new_calls.main(["--wave", "4", "--frames", "1", "--calls", "10"])
+    found = re.search(r"(\d+) chunks/s alone; (\d+) new calls/s", capfd.readouterr().out)
+    assert found is not None
+    assert all(int(each) > 0 for each in found.groups())
