@@ -1,5 +1,8 @@
 """Every kernel fits every card that is supported: compiled for each, without any of them here."""
 
+import re
+from pathlib import Path
+
 import pytest
 
 from serve_app.models.kernel_cache.absent_gpu import SHARED_BYTES, Built, absent_gpu, resources
@@ -45,3 +48,11 @@ def test_a_card_without_overlap_refuses_kernels_that_overlap() -> None:
     with absent_gpu(86) as built, pytest.raises(Exception, match=r"griddepcontrol|ptxas"):
         LAUNCHES["the talker's attention"](How(pdl=True, thorough=False))
     assert built == []
+
+
+def test_the_support_table_has_the_cards_that_kernels_are_compiled_for() -> None:
+    page = (Path(__file__).parents[3] / "docs" / "support.md").read_text("utf-8")
+    rows = re.findall(r"^\| [^|]+ \| (\d+\.\d) \| yes \| (yes|no)\b", page, re.M)
+    assert sorted(capability for capability, _ in rows) == sorted(
+        f"{capability / 10:.1f}" for capability in SHARED_BYTES
+    )
