@@ -54,6 +54,13 @@ def test_a_query_names_a_metric_and_labels_that_are_recorded(title: str, text: s
         assert float(bound) in buckets
 
 
+def test_who_is_refused_at_any_door_counts_for_the_alert() -> None:
+    """HAProxy's own refusals are in no ingress's figure of requests, neither above nor below."""
+    above, below = dict(alerts())["TtsRefused"].split(" / ")
+    doors = {metrics.REFUSED_AT_PROXY.name, metrics.REQUESTS.name}
+    assert all(door in part for door in doors for part in (above, below))
+
+
 def queries() -> list[tuple[str, str]]:
     """As Prometheus gets them: Grafana puts a duration for its variable."""
     panels = json.loads((FOLDER / "dashboard.json").read_text("utf-8"))["panels"]
@@ -85,9 +92,12 @@ def test_alerts_and_scraping_have_what_prometheus_knows() -> None:
 
 
 @pytest.mark.skipif(shutil.which("promtool") is None, reason="no promtool on this machine")
-def test_promtool_takes_the_files() -> None:
-    for kind, name in (("rules", "alerts.yaml"), ("config", "prometheus.yaml")):
-        command = ["promtool", "check", kind, str(FOLDER / name)]
+def test_promtool_takes_the_files_and_alerts_come_when_they_should() -> None:
+    for command in (
+        ["promtool", "check", "rules", str(FOLDER / "alerts.yaml")],
+        ["promtool", "check", "config", str(FOLDER / "prometheus.yaml")],
+        ["promtool", "test", "rules", str(Path(__file__).with_name("alerts.test.yaml"))],
+    ):
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stdout + done.stderr
 
