@@ -95,7 +95,7 @@ def _uneven(rows: Sequence[Row]) -> list[str]:
             if made and min(made) < _EVEN_SHARE * max(made):
                 said.append(f"{_quarters(made)} audio-s/s")
             known = [each for each in p95_ms if each is not None]
-            if known and (len(known) < len(p95_ms) or max(known) > _EVEN_P95 * min(known)):
+            if known and max(known) > _EVEN_P95 * min(known):
                 said.append(f"first audio p95 {_quarters(p95_ms)} ms")
             if said:
                 lines.append(f"  - {load}, {_gpus(row['gpus'])}: {'; '.join(said)}")
@@ -105,7 +105,7 @@ def _uneven(rows: Sequence[Row]) -> list[str]:
 
 
 def _quarters(values: Sequence[float | None]) -> str:
-    return ", ".join("failed" if value is None else f"{value:,.0f}" for value in values)
+    return ", ".join("-" if value is None else f"{value:,.0f}" for value in values)
 
 
 def _begin(rows: Sequence[Row]) -> list[str]:
