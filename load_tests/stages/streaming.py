@@ -54,7 +54,7 @@ from serve_app.load.served import About, Served
 from serve_app.models.fused import process
 from serve_app.resumption import Policy
 from serve_app.scaling.board import Board
-from serve_app.types import CodecFrames, NamedVoice, PcmChunk, SpeechRequest
+from serve_app.types import CodecFrames, NamedVoice, PcmChunk, Prompt, SpeechRequest
 
 _CARD: Final = fake_card(name="tts-1")
 _RAMP: Final = (1, 3, 8, 12)
@@ -167,7 +167,10 @@ class Stages:
             yield item
 
     async def speak(
-        self, request: SpeechRequest, done: np.ndarray | None = None
+        self,
+        request: SpeechRequest,
+        done: np.ndarray | None = None,
+        prompt: Prompt | None = None,
     ) -> AsyncGenerator[PcmChunk, None]:
         async for item in Arrivals(self.items):
             yield item
