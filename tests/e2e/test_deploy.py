@@ -262,6 +262,10 @@ def test_an_ingress_that_is_replaced_lets_go_of_what_lasts_between_two_utterance
             *("session.done", None, RESTART),
         )
     wait_for(lambda: not deployed.pids("ingress") & before, "the ingress of before does not end")
+    # For who comes after, all is as it was.
+    there = deployed.pids("ingress")
+    deployed.deploy("voices", "design")
+    wait_for(lambda: not deployed.pids("ingress") & there, "the second ingress does not end")
     assert deployed.samples(**SPEAKER)
 
 
