@@ -12,6 +12,7 @@ import websockets
 from uvicorn.protocols.websockets.auto import AutoWebSocketsProtocol
 
 from serve_app.deployments.ray_serve import sockets
+from serve_app.http.draining.drain import Drain
 from tests.integration.http.jobs.test_jobs import PATH as LONG
 from tests.integration.http.jobs.test_jobs import Reading, created, in_state, shown
 from tests.integration.http.live.talking import UNITS, Talk, address
@@ -147,29 +148,16 @@ def test_an_utterance_is_finished_with_the_text_that_comes_and_no_other_one_begi
 
 
 @pytest.mark.parametrize("path", ["/v1/audio/speech/stream", "/v1/realtime"])
-def test_a_session_that_speaks_nothing_is_closed_at_once(path):
+@pytest.mark.parametrize(("end", "code"), [(Drain.begin, GOING_AWAY), (Drain.leave, RESTART)])
+def test_a_session_that_speaks_nothing_is_closed_at_once(path, end, code):
     async def main():
         async with Client() as client, websockets.connect(address(client.url, path)) as socket:
             if path == "/v1/realtime":
                 assert json.loads(await socket.recv())["type"] == "session.created"
             await until(lambda: client.drain.num_open == 1)
-            client.drain.begin()
+            end(client.drain)
             await socket.wait_closed()
-            assert socket.close_code == GOING_AWAY
-
-    asyncio.run(main())
-
-
-@pytest.mark.parametrize("path", ["/v1/audio/speech/stream", "/v1/realtime"])
-def test_a_session_leaves_an_ingress_that_leaves_alone(path):
-    async def main():
-        async with Client() as client, websockets.connect(address(client.url, path)) as socket:
-            if path == "/v1/realtime":
-                assert json.loads(await socket.recv())["type"] == "session.created"
-            await until(lambda: client.drain.num_open == 1)
-            client.drain.leave()
-            await socket.wait_closed()
-            assert socket.close_code == RESTART
+            assert socket.close_code == code
 
     asyncio.run(main())
 
