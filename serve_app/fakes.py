@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from serve_app.chunking import Chunker
+from serve_app.chunking import FramesHeld
 from serve_app.errors import SpeechError
 from serve_app.types import (
     VOICE_SOURCES,
@@ -97,15 +97,16 @@ class FakeTalker:
             reason: FinishReason = "length" if cut else "stop"
             first = 0 if done is None else len(done)
             num_context = 0 if request.context is None else len(request.context)
-            chunker = Chunker(self._chunk_frames, first)
+            held = FramesHeld(self._chunk_frames, self._num_code_groups, lanes=1)
+            lane = held.open(first)
             for frame in range(first, total):
                 await self._sleep(self._frame_s)
                 if frame == self._fail_at and self._error is not None:
                     raise self._error
                 last = frame == total - 1
                 codes = fake_codes(request.seed, frame, self._num_code_groups)
-                item = chunker.add(codes, reason if last else None)
-                if item is not None:
+                if held.add(np.array([lane]), codes) or last:
+                    item = held.take(lane, reason if last else None)
                     # Words, as the tokenizer of a model without one.
                     words = f"{request.text} {request.instructions or ''}".split()
                     read = InputTokens(len(words), num_context)

@@ -49,7 +49,7 @@ CHANGES = (
     ),
     Change(
         "the chunk ramp",
-        r"^class Chunker\b|^    chunk_frames: .*= Field\($",
+        r"^class FramesHeld\b|^    chunk_frames: .*= Field\($",
         ("serve_app/config.py", "serve_app/chunking.py"),
     ),
     Change("where files and objects are kept", r"^class \w*Storage\b", ("serve_app/storage/",)),

@@ -17,13 +17,13 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 import torch
 
+from serve_app.chunking import FramesHeld
 from serve_app.errors import StageFailed, StageUnavailable
 from serve_app.models.checkpoint.spec import TalkerSpec
 from serve_app.models.code_predictor.channel.contract import FrameClient
 from serve_app.models.process_end import OnDeath
 from serve_app.models.speech_decoder.first_audio import FirstAudioDecoder
 from serve_app.models.step_times import StepTimes
-from serve_app.models.talker.frames_held import FramesHeld
 from serve_app.models.talker.outbox import Item, Outbox, TalkerStream
 from serve_app.models.talker.progress import Progress
 from serve_app.models.talker.runtime import StepFrames, TalkerPrompt, TalkerRuntime
