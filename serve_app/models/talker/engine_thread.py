@@ -275,11 +275,12 @@ class EngineThread:
 
     def _add(self, core: "TalkerCore", request_id: str, work: TalkerPrompt) -> None:
         try:
-            self._lanes[request_id] = self._held.open(len(work.done))
             core.add(request_id, work)
-            self._load.prompt_tokens += len(work.prompt.rows)
         except Exception as error:
             self._refuse(request_id, error)
+            return
+        self._lanes[request_id] = self._held.open(len(work.done))
+        self._load.prompt_tokens += len(work.prompt.rows)
 
     def _refuse(self, request_id: str, error: Exception) -> None:
         """Fail one stream, whose consumer then aborts its request; the others go on."""
