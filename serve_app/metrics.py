@@ -165,10 +165,11 @@ REQUESTS_OPEN: Final = Metric(
 )
 REQUEST_QUEUE: Final = Metric(
     "tts_request_queue_seconds",
-    "How long requests with audio waited at the ingress for room; batches wait for all of their"
-    " items, the talker's own queue is part of the time to first audio.",
-    (),
-    (0.01, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 20.0, 60.0, 600.0),
+    "How long requests with audio waited: at the ingress for room (batches for all of their items),"
+    " for a replica to take the call, with the way there and back, and in the talker's queue until"
+    " their prefill.",
+    ("at",),
+    (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 20.0, 60.0, 600.0),
 )
 RETRIED: Final = Metric(
     "tts_requests_retried_total", "Requests that their client says it has made before."

@@ -43,14 +43,17 @@ async def synthesize(
 
 
 async def timed(
-    name: str, chunks: AsyncGenerator[PcmChunk, None]
+    name: str, chunks: AsyncGenerator[PcmChunk, None], beyond: str | None = None
 ) -> AsyncGenerator[PcmChunk, None]:
-    """Pass `chunks` on; the first one also says how long it took from here."""
+    """Pass `chunks` on; the first one also says how long it took from here, but for what the part
+    `beyond` of it took.
+    """
     began_s, is_first = time.perf_counter(), True
     async with aclosing(chunks):
         async for chunk in chunks:
             if is_first:
                 elapsed_s, is_first = time.perf_counter() - began_s, False
+                elapsed_s -= sum(part_s for part, part_s in chunk.timings if part == beyond)
                 chunk = replace(chunk, timings=(*chunk.timings, (name, elapsed_s)))
             yield chunk
 

@@ -18,6 +18,10 @@ Stage = Literal["talker", "speech_decoder"]
 # Either way in a cloned voice's vector. Encoders make some tens; what is far beyond is infinite in
 # bfloat16, and then no logit of its stream is a number.
 LARGEST_SPEAKER_VALUE: Final = 1e6
+# In the timings of first audio: what was waited for a replica that takes the call, with the way
+# there and back, and in the talker until its prefill.
+REPLICA_WAIT: Final = "replica"
+TALKER_QUEUE: Final = "talker_queue"
 HealthState = Literal["works", "unavailable", "failed"]
 TaskType = Literal["custom_voice", "voice_design", "base"]
 # What a voice can be made of: one of the checkpoint's speakers, a description, a recording.
@@ -189,7 +193,8 @@ class CodecFrames:
     last frame had been sent) is an item with T == 0 and a finish reason.
     `samples` (int16 [T * samples_per_frame]) is their audio where the process that made them has
     decoded them as well; then they are not to be decoded again.
-    `elapsed_s`, on the first item of a stream only: from the talker's call to this item.
+    `queued_s`, `elapsed_s`, on the first item of a stream only: how long it waited for its prefill
+    to be launched, and from the talker's call to this item.
     `tokens`, on the item that a stream begins with, and on none where it goes on: what was read.
     """
 
@@ -197,6 +202,7 @@ class CodecFrames:
     first_frame: int
     finish_reason: FinishReason | None = None
     samples: np.ndarray | None = None
+    queued_s: float | None = None
     elapsed_s: float | None = None
     tokens: InputTokens | None = None
 

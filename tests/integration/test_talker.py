@@ -27,7 +27,7 @@ from serve_app.models.talker.outbox import TalkerStream
 from serve_app.models.talker.prompt import build_prompt
 from serve_app.models.talker.runtime import TalkerPrompt
 from serve_app.protocols import require
-from serve_app.types import InputTokens, SpeechRequest
+from serve_app.types import CodecFrames, InputTokens, SpeechRequest
 from tests.parity.engines import assert_same_codes, codes_of, collect, request, speak, talker
 from tests.waiting import until
 
@@ -333,3 +333,23 @@ def test_speech_that_is_cut_for_want_of_room_leaves_a_trace(path, caplog) -> Non
         (cut,) = speak(engine, [request("Hello there.", max_new_tokens=4000)])
         assert engine.stats()["cut"] == 1
     assert f"cut after {len(cut)} frames" in caplog.text
+
+
+def test_a_stream_says_how_long_it_waited_for_its_prefill(path) -> None:
+    with talker(path, max_num_seqs=1, max_wait_s=60.0) as engine:
+        speak(engine, [LONG])  # what a first step compiles is no wait
+
+        async def both() -> tuple[list[CodecFrames], list[CodecFrames]]:
+            first = engine.frames(LONG)
+            before = [await anext(first)]
+            waiting = asyncio.create_task(collect(engine.frames(LONG)))
+            before += await collect(first)
+            return before, await waiting
+
+        before, after = asyncio.run(both())
+        for items in (before, after):
+            assert items[0].queued_s <= items[0].elapsed_s
+            assert {item.queued_s for item in items[1:]} == {None}
+        # All that the one before it had left, of which its own prefill and frame are a small part.
+        assert before[0].queued_s < after[0].queued_s / 4
+        assert after[0].queued_s > 0.8 * after[0].elapsed_s

@@ -207,3 +207,14 @@ def test_the_first_chunk_says_how_long_it_took_at_each_place():
     assert all(chunk.timings == () for chunk in chunks[1:])
     whole = asyncio.run(join(timed("all", source())))
     assert [name for name, _ in whole.timings] == ["all"]
+
+
+def test_a_wait_is_what_a_first_chunk_took_beyond_its_making():
+    async def made():
+        await asyncio.sleep(0.02)
+        yield PcmChunk(np.zeros(0, np.int16), 0, fake_codes(1, 0), "stop", (("stages", 0.005),))
+
+    (chunk,) = asyncio.run(collect(timed("wait", made(), beyond="stages")))
+    (_, stages_s), (wait, wait_s) = chunk.timings
+    assert (wait, stages_s) == ("wait", 0.005)
+    assert 0.015 <= wait_s < 5

@@ -9,7 +9,7 @@ from serve_app import metrics
 from serve_app.http.observe import log
 from serve_app.http.observe.record import Record, current, is_within_request
 from serve_app.http.speech.accept import Job
-from serve_app.types import FinishReason, PcmChunk
+from serve_app.types import REPLICA_WAIT, TALKER_QUEUE, FinishReason, PcmChunk
 
 
 class AudioObserver:
@@ -29,6 +29,9 @@ class AudioObserver:
         """The first byte is handed on."""
         elapsed_s = self._clock() - job.start_s
         self._recorder.observe(metrics.TIME_TO_FIRST_AUDIO, elapsed_s, **job.labels)
+        for part, seconds in job.timings:
+            if part in (REPLICA_WAIT, TALKER_QUEUE):
+                self._recorder.observe(metrics.REQUEST_QUEUE, seconds, at=part)
         record = current()
         record.first_audio_s = elapsed_s
         record.timings = tuple(job.timings)

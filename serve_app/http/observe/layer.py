@@ -74,7 +74,7 @@ class Observed:
             if is_work and record.retry:
                 self._recorder.count(metrics.RETRIED)
             if is_work and record.audio_s:
-                self._recorder.observe(metrics.REQUEST_QUEUE, record.waited_s)
+                self._recorder.observe(metrics.REQUEST_QUEUE, record.waited_s, at="ingress")
             failed = record.status >= 400 and not is_open(scope)
             if is_work or failed:
                 log.write(record, self._clock() - start_s)

@@ -2,7 +2,8 @@
 
     POST /v1/audio/speech            from the request to the end of its body
       unit                           one per call of the stages
-        talker, decode, stages       until the unit's first audio, as the stages measured it
+        talker_queue, talker, decode, stages, replica
+                                     until the unit's first audio, as each measured it
 
 The request's span goes on from the client's `traceparent`. Spans are sent by OpenTelemetry's own
 exporter, to where its usual environment variables say. Without tracing nothing of it is imported.

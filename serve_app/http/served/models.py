@@ -13,9 +13,10 @@ from serve_app.http.catalog import Catalog
 from serve_app.http.health import ModelStatus
 from serve_app.http.served.application import Application
 from serve_app.http.served.model import Model, Way
+from serve_app.pipeline import timed
 from serve_app.protocols import VoiceEncoder
 from serve_app.resumption import Observe, Policy
-from serve_app.types import ModelCard, PcmChunk, SpeechRequest
+from serve_app.types import REPLICA_WAIT, ModelCard, PcmChunk, SpeechRequest
 
 # For the default where none is stated: what most requests are meant for.
 _TASKS: Final = ("custom_voice", "voice_design", "base")
@@ -106,7 +107,8 @@ class Models:
         model, begun = self._named(request.model), False
         if model is not None:
             try:
-                async with aclosing(model.speak(request)) as chunks:
+                calls = timed(REPLICA_WAIT, model.speak(request), beyond="stages")
+                async with aclosing(calls) as chunks:
                     first = await model.first(chunks)
                     begun = True
                     yield first

@@ -23,7 +23,7 @@ from serve_app.models.speech_decoder.network.model import SpeechDecoderModel, co
 from serve_app.models.speech_decoder.runner import SpeechDecoderRunner
 from serve_app.models.speech_decoder.steps import DecoderSteps
 from serve_app.models.start_times import start_times
-from serve_app.types import CodecFrames, Health, PcmChunk
+from serve_app.types import TALKER_QUEUE, CodecFrames, Health, PcmChunk
 
 
 class StreamingSpeechDecoder:
@@ -145,6 +145,8 @@ class StreamingSpeechDecoder:
             if item.elapsed_s is not None:
                 decode_s = time.perf_counter() - began_s
                 timings = (("talker", item.elapsed_s), ("decode", decode_s))
+            if item.queued_s is not None:
+                timings = ((TALKER_QUEUE, item.queued_s), *timings)
             yield PcmChunk(
                 samples=samples,
                 first_sample=item.first_frame * self._spec.samples_per_frame,

@@ -147,6 +147,7 @@ class VllmTalker:
             return
         request_id = f"{prompt.request_id}-{next(self._numbers)}"
         stream = TalkerStream(asyncio.get_running_loop(), asyncio.Queue())
+        submitted_s = time.perf_counter()
         self._thread.submit(request_id, stream, work)
         finished, first_s = False, None
         try:
@@ -154,7 +155,10 @@ class VllmTalker:
                 item = await stream.queue.get()
                 if isinstance(item, Exception):
                     raise item
-                first_s = first_s or time.monotonic()
+                if first_s is None:
+                    first_s = time.monotonic()
+                    assert stream.begun_s is not None
+                    item = replace(item, queued_s=stream.begun_s - submitted_s)
                 finished = item.finish_reason is not None
                 yield item
         finally:

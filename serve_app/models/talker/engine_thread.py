@@ -107,6 +107,7 @@ class EngineThread:
             spec,
             predictor,
             self._note_step,
+            self._note_begin,
             self._count_preemption,
             self._refuse,
             self._streams.__contains__,
@@ -293,6 +294,11 @@ class EngineThread:
     def _note_step(self, frames: StepFrames) -> None:
         assert self.core is not None
         self.core.stepper.note(frames)
+
+    def _note_begin(self, request_id: str) -> None:
+        stream = self._streams.get(request_id)
+        if stream is not None and stream.begun_s is None:  # else it comes back
+            stream.begun_s = time.perf_counter()
 
     def _count_preemption(self) -> None:
         self._load.preemptions += 1

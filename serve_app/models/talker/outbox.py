@@ -36,11 +36,13 @@ class TalkerStream:
     """One running request, owned by the event loop that consumes it.
 
     held: items that come after first audio which is not there yet.
+    begun_s: when its prefill was launched, by `time.perf_counter`; there before its first frame.
     """
 
     loop: asyncio.AbstractEventLoop
     queue: "asyncio.Queue[Item]"
     held: list[Item] | None = None
+    begun_s: float | None = None
 
 
 class Outbox:

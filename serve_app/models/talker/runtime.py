@@ -90,6 +90,8 @@ class TalkerRuntime:
     """What the engine's owner gives to scheduler and state.
 
     on_step: told of each launched step.
+    on_begin: told of a request, anew or again, whose first positions are in the step that is being
+        launched.
     on_restore: told that a preempted request came back.
     on_refusal: told of a request that cannot be set up, and why; the step goes on without it.
     is_wanted: whether somebody still consumes a request; called with the lock of `first_audio`.
@@ -99,6 +101,7 @@ class TalkerRuntime:
     spec: TalkerSpec
     predictor: FrameClient
     on_step: Callable[[StepFrames], None]
+    on_begin: Callable[[str], None]
     on_restore: Callable[[], None]
     on_refusal: Callable[[str, Exception], None]
     is_wanted: Callable[[str], bool]

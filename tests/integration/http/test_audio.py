@@ -4,6 +4,7 @@ import asyncio
 import io
 import re
 import wave
+from dataclasses import replace
 
 import httpx2
 import numpy as np
@@ -152,6 +153,28 @@ def test_the_short_path_works_and_the_metrics_are_recorded():
         }
 
     asyncio.run(main())
+
+
+def test_where_a_request_waited_is_in_its_line_and_in_the_metrics(caplog):
+    class Waiting(Service):
+        def speak(self, request):
+            return self.told(super().speak(request))
+
+        async def told(self, chunks):
+            timings = (("talker_queue", 0.25), ("talker", 0.5), ("replica", 0.125))
+            async for chunk in chunks:
+                yield replace(chunk, timings=() if chunk.first_sample else timings)
+
+        def observe(self, metric, value, **labels):
+            super().observe(metric, value, **labels)
+            if metric is metrics.REQUEST_QUEUE:
+                waits[labels["at"]] = value
+
+    waits = {}
+    caplog.set_level("INFO", "serve_app")
+    asyncio.run(create(Waiting()))
+    assert "talker_queue_ms=250.0 talker_ms=500.0 replica_ms=125.0" in caplog.text
+    assert waits == {"talker_queue": 0.25, "replica": 0.125, "ingress": 0.0}
 
 
 def test_the_log_names_the_voice(caplog):

@@ -51,6 +51,16 @@ def test_each_item_gives_one_chunk(stage: StreamingSpeechDecoder) -> None:
     assert all(chunk.samples.dtype == np.int16 for chunk in chunks)
 
 
+def test_the_first_chunk_says_what_its_frames_waited_and_took(
+    stage: StreamingSpeechDecoder,
+) -> None:
+    first = CodecFrames(codes_of(0), 0, queued_s=0.25, elapsed_s=0.5)
+    told, later = collect(stage, first, CodecFrames(codes_of(0, 3), 1, "stop"))
+    assert told.timings[:2] == (("talker_queue", 0.25), ("talker", 0.5))
+    assert [name for name, _ in told.timings[2:]] == ["decode"]
+    assert later.timings == ()
+
+
 def test_done_frames_come_before_the_stream(stage: StreamingSpeechDecoder) -> None:
     (chunk,) = collect(stage, CodecFrames(codes_of(0), 7, "length"), done=codes_of(0, 7))
     assert chunk.first_sample == 7 * SAMPLES_PER_FRAME

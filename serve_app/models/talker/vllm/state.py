@@ -95,6 +95,7 @@ class TalkerState(DefaultModelState):
             return
         # vLLM is in the midst of a step of many: whatever is wrong with this one, it has a slot.
         self.slot_of[new_req_data.req_id] = req_index
+        self.runtime.on_begin(new_req_data.req_id)
         try:
             self._set_up(req_index, new_req_data, work)
         except Exception as error:
