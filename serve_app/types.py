@@ -252,11 +252,13 @@ class TextNeeds:
         own bound.
     plain_words: English is put in words without figures, signs and Markdown, unless a request says
         otherwise.
+    letters: all that it was taught, in lower case and without accents; "": those of any script.
     """
 
     max_unit_frames: int | None = None
     max_frames_per_token: int | None = None
     plain_words: bool = False
+    letters: str = ""
 
 
 @dataclass(frozen=True, slots=True)

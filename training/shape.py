@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from string import ascii_lowercase
 from typing import Any, Final
 
 from serve_app.models.random_checkpoint.configuration import model_config, speech_config
@@ -23,7 +24,7 @@ _CONTROL_KEYS: Final = (
 )
 _CODE_RATE_HZ: Final = 12.5
 # As long as the sentences that it learns, at no less than half their pace, in plain words.
-TEXT_NEEDS_OF_VOICE: Final = TextNeeds(200, 4, plain_words=True)
+TEXT_NEEDS_OF_VOICE: Final = TextNeeds(200, 4, plain_words=True, letters=ascii_lowercase)
 # OpenAI's names, by sex and, where they are known for it (ballad, fable), by accent.
 OPENAI_VOICES: Final[Mapping[str, str]] = {
     "alloy": "heart",

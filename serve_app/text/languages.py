@@ -5,6 +5,8 @@ case English name that Qwen3-TTS uses. Codes and tags are read by `langcodes`.
 """
 
 import re
+import unicodedata
+from collections import Counter
 from functools import lru_cache
 from typing import Final
 
@@ -88,3 +90,17 @@ def code_of_text(language: str, text: str) -> str:
         return stated
     sample = text[:_SCRIPT_SAMPLE_CHARS]
     return next((code for code, script in _SCRIPTS if script.search(sample)), "en")
+
+
+def letters_beyond(letters: str, text: str) -> tuple[dict[str, int], int]:
+    """The letters of `text` whose base is not one of `letters`, and how many letters it has in all.
+
+    `letters` are in lower case and without accents. Figures, signs and marks are no letters.
+    """
+    found = {sign: times for sign, times in Counter(text).items() if sign.isalpha()}
+    beyond = {sign: times for sign, times in found.items() if not set(_base(sign)) <= set(letters)}
+    return beyond, sum(found.values())
+
+
+def _base(letter: str) -> str:
+    return unicodedata.normalize("NFD", letter)[0].casefold()

@@ -2,11 +2,12 @@
 
 import json
 from pathlib import Path
+from string import ascii_lowercase
 from typing import Any
 
 import pytest
 
-from serve_app.errors import CheckpointError
+from serve_app.errors import CheckpointError, InvalidRequest
 from serve_app.fakes import fake_card
 from serve_app.http.speech.checks import checked_units, found_units
 from serve_app.models.checkpoint.embedded import embedded_checkpoint
@@ -14,7 +15,8 @@ from serve_app.models.checkpoint.reading import TEXT_NEEDS, read_spec, read_text
 from serve_app.text.splitting import estimated_frames
 from serve_app.types import TextNeeds
 
-NEEDY = fake_card(languages=("auto", "english"), text_needs=TextNeeds(200, 4, plain_words=True))
+NEEDS = TextNeeds(200, 4, plain_words=True, letters=ascii_lowercase)
+NEEDY = fake_card(languages=("auto", "english"), text_needs=NEEDS)
 
 
 def spoken(text: str, options: Any = None) -> list[str]:
@@ -22,7 +24,7 @@ def spoken(text: str, options: Any = None) -> list[str]:
 
 
 def test_the_embedded_voice_is_given_short_units_of_plain_words() -> None:
-    assert read_spec(embedded_checkpoint()).text_needs == TextNeeds(200, 4, plain_words=True)
+    assert read_spec(embedded_checkpoint()).text_needs == NEEDS
 
 
 def test_the_releases_are_given_what_people_write(tmp_path: Path) -> None:
@@ -39,6 +41,10 @@ def test_the_releases_are_given_what_people_write(tmp_path: Path) -> None:
         ({"max_unit_frames": "x"}, "must be an integer"),
         ({"max_unit_frames": 0, "max_frames_per_token": 4, "plain_words": True}, "at least 1"),
         ({"max_unit_frames": 9, "max_frames_per_token": 4, "plain_words": 1}, "true or false"),
+        (
+            {"max_unit_frames": 9, "max_frames_per_token": 4, "plain_words": True, "letters": 1},
+            "must be a string",
+        ),
     ],
 )
 def test_a_damaged_file_names_itself_and_the_key(tmp_path: Path, content: Any, reason: str) -> None:
@@ -68,3 +74,44 @@ def test_a_part_of_a_text_loses_no_word_to_a_code_block_that_ends_in_it() -> Non
     part = "```\n\nThat is all there is to it."
     (unit,) = found_units(part, "text", "auto", NEEDY, None, 200, is_whole=False)
     assert unit.text == "That is all there is to it."
+
+
+def test_a_file_need_not_say_which_letters(tmp_path: Path) -> None:
+    old = {"max_unit_frames": 9, "max_frames_per_token": 4, "plain_words": True}
+    (tmp_path / TEXT_NEEDS).write_text(json.dumps(old), encoding="utf-8")
+    needs = read_text_needs(tmp_path)
+    assert needs == TextNeeds(9, 4, plain_words=True)
+    card = fake_card(languages=("auto", "english"), text_needs=needs)
+    assert checked_units("你好。", "auto", card, None)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "你好，世界。",
+        "Привет, мир!",
+        "今天是2026年11月27日。",
+        "<speak>Ελλάδα</speak>",
+        "안녕하세요",
+    ],
+)
+@pytest.mark.parametrize("language", ["auto", "english"])
+def test_text_in_other_letters_than_it_was_taught_is_refused(text: str, language: str) -> None:
+    with pytest.raises(InvalidRequest, match=r"was not taught \('.*It speaks: english\.") as raised:
+        checked_units(text, language, NEEDY, None)
+    assert raised.value.param == "input"
+    assert checked_units(text, "auto", fake_card(), None), "the releases read it"
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("Grüße aus Köln.", "Grusse aus Koln."),
+        ("🙂", "slightly smiling face."),
+        ("猫 means cat and costs $5.", "猫 means cat and costs five dollars."),
+        ("2 + 2 = 4", "two plus two equals four."),
+        ("Π", "pi."),
+    ],
+)
+def test_what_has_a_few_of_them_or_none_is_spoken(text: str, said: str) -> None:
+    assert spoken(text) == [said]

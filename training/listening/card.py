@@ -35,7 +35,8 @@ better and know more languages.
   Texts: WordNet 3.0, prose in the public domain, and sentences that the recipe makes up.
 * Made on single sentences in plain words: `text_needs.json` has the server cut longer texts and
   write figures, signs and capitals as words, in English.
-* English only. Instructions are accepted and have no effect.
+* English only, in the letters that `text_needs.json` has; the server refuses text in others.
+  Instructions are accepted and have no effect.
 * To try, test and measure a server with. Say that it is a machine that speaks.
 * OpenAI's voice names stand for these voices (`voice_aliases.json`).
 

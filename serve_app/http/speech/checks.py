@@ -1,11 +1,13 @@
 """What is refused although the body is well-formed: the server or the model cannot do it."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Final
 
 from serve_app.audio.formats import SAMPLE_RATES_HZ, AudioFormat
 from serve_app.errors import InvalidRequest
 from serve_app.http.speech.body import SpeechBody
+from serve_app.text.languages import AUTO, letters_beyond
 from serve_app.text.normalise import Normalisation
 from serve_app.text.script import Unit, script
 from serve_app.types import ModelCard
@@ -14,6 +16,8 @@ from serve_app.types import ModelCard
 _MAX_INSTRUCTION_CHARS: Final = 4096
 # Of the frames that one generation may have, how many a unit is estimated to take at most.
 UNIT_SHARE: Final = 0.8
+# Of the letters that a message names.
+_SHOWN_LETTERS: Final = 8
 
 
 def refuse_unavailable(body: SpeechBody, card: ModelCard) -> None:
@@ -140,6 +144,9 @@ def found_units(
 
     What a checkpoint needs is done unless `options` say no. Of a part of a text (not `is_whole`)
     that is no reading as Markdown: a code block may have begun before it.
+
+    Raises:
+        InvalidRequest: it has a control of the model, or the model was not taught its letters.
     """
     wanted = options if isinstance(options, Mapping) else {}
     needed = card.text_needs.plain_words
@@ -148,21 +155,38 @@ def found_units(
         value = wanted.get(name)
         return value is True or (default and value is not False)
 
-    found = script(
-        text,
-        language,
-        max_frames,
-        Normalisation(
-            markdown=is_wanted("strip_markdown", needed and is_whole),
-            emoji=is_wanted("strip_emoji", needed),
-            words=wanted.get("normalize") is True,
-            plain=needed and wanted.get("normalize") is not False,
-        ),
+    normalisation = Normalisation(
+        markdown=is_wanted("strip_markdown", needed and is_whole),
+        emoji=is_wanted("strip_emoji", needed),
+        words=wanted.get("normalize") is True,
+        plain=needed and wanted.get("normalize") is not False,
     )
+    spoken = [name for name in card.languages if name != AUTO]
+    if language == AUTO and len(spoken) == 1:
+        (language,) = spoken
+    found = script(text, language, max_frames, normalisation)
     for unit in found:
         # Leaving out what is invisible may have put one together.
         refuse_controls(unit.text, param, card)
+    beyond, _ = _beyond(found, card)
+    if beyond:
+        # What puts figures in words adds letters.
+        as_written = replace(normalisation, words=False, plain=False)
+        _, num_letters = _beyond(script(text, language, max_frames, as_written), card)
+        if 2 * sum(beyond.values()) > num_letters:
+            shown = "".join(list(beyond)[:_SHOWN_LETTERS])
+            raise InvalidRequest(
+                f"'{param}' is in letters that '{card.name}' was not taught ('{shown}')."
+                f" It speaks: {', '.join(spoken)}.",
+                param,
+            )
     return found
+
+
+def _beyond(units: Sequence[Unit], card: ModelCard) -> tuple[dict[str, int], int]:
+    """The letters of `units` that the checkpoint was not taught, and how many there are in all."""
+    letters = card.text_needs.letters
+    return letters_beyond(letters, "".join(unit.text for unit in units)) if letters else ({}, 0)
 
 
 def refuse_controls(text: str, param: str, card: ModelCard) -> None:

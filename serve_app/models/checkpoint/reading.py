@@ -183,7 +183,8 @@ def read_text_needs(path: Path) -> TextNeeds:
     """Read the JSON object of a file that the releases do not have; TextNeeds() where it is not.
 
     Raises:
-        CheckpointError: the file is damaged, lacks a key, or bounds what has to be more than 0.
+        CheckpointError: the file is damaged, lacks a key (`letters` may be missing), or bounds what
+            has to be more than 0.
     """
     if not (path / TEXT_NEEDS).is_file():
         return TextNeeds()
@@ -192,6 +193,7 @@ def read_text_needs(path: Path) -> TextNeeds:
         max_unit_frames=section.integer("max_unit_frames"),
         max_frames_per_token=section.integer("max_frames_per_token"),
         plain_words=section.flag("plain_words"),
+        letters=section.text("letters") if "letters" in section.data else "",
     )
     for key in ("max_unit_frames", "max_frames_per_token"):
         if getattr(needs, key) < 1:

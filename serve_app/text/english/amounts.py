@@ -33,7 +33,7 @@ _UNITS: Final = {
     "KB": "kilobyte", "kB": "kilobyte", "MB": "megabyte", "GB": "gigabyte", "TB": "terabyte",
     "MiB": "mebibyte", "GiB": "gibibyte", "km/h": "kilometer per hour", "mph": "mile per hour",
     "m/s": "meter per second", "°C": "degree Celsius", "°F": "degree Fahrenheit", "°": "degree",
-    "%": "percent", "px": "pixel",
+    "%": "percent", "px": "pixel", "μm": "micrometer", "μg": "microgram", "μs": "microsecond",
 }  # fmt: skip
 _SAME_FOR_SEVERAL: Final = frozenset(("percent", "hertz", "kilohertz", "megahertz", "gigahertz"))
 _NUMBER: Final = r"(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?"

@@ -21,8 +21,14 @@ _TYPED: Final = str.maketrans(
         "…": "...", "−": "-", "⁄": "/", "•": ",", "·": ",", "×": " times ", "÷": " divided by ",
         "½": " 1/2", "¼": " 1/4", "¾": " 3/4", "→": " to ", "≈": " about ", "≤": " <= ",
         "≥": " >= ", "™": "", "®": "", "©": "",
+        # Of other languages' Latin letters, those that are no letter with an accent.
+        "ß": "ss", "ẞ": "Ss", "æ": "ae", "Æ": "Ae", "œ": "oe", "Œ": "Oe", "ø": "o", "Ø": "O",
+        "ł": "l", "Ł": "L", "đ": "d", "Đ": "D", "ð": "th", "Ð": "Th", "þ": "th", "Þ": "Th",
+        "ı": "i",
     }
 )  # fmt: skip
+# One by itself is a sign and not Greek.
+_GREEK: Final = re.compile("(?<![\u0370-\u03ff])[Α-ΡΣ-Ωα-ω](?![\u0370-\u03ffA-Za-z])")
 _ABBREVIATIONS: Final[Mapping[str, str]] = {
     "Dr.": "Doctor", "Mr.": "Mister", "Mrs.": "Missus", "Ms.": "Miz", "Prof.": "Professor",
     "Jr.": "Junior", "Sr.": "Senior", "vs.": "versus", "approx.": "approximately",
@@ -101,6 +107,7 @@ def plain_english(text: str) -> str:
     if not any(map(str.isalnum, text)):
         return text
     text = _latin(text.translate(_TYPED)).translate(_TYPED)
+    text = _GREEK.sub(lambda found: f" {unicodedata.name(found[0]).split()[-1].lower()} ", text)
     text = addresses_in_words(text, "en")
     text = _ABBREVIATION.sub(lambda found: _ABBREVIATIONS[found[0]], text)
     for pattern, new in _RULES:

@@ -1,12 +1,14 @@
 """What of a text is spoken, in which language, and in how many pieces."""
 
 import asyncio
+from string import ascii_lowercase
 
 import numpy as np
 import openai
 import pytest
 
 from serve_app.fakes import fake_card
+from serve_app.types import TextNeeds
 from tests.integration.http.service import NUM_FRAMES, Service, create, samples
 
 UNIT_SAMPLES = NUM_FRAMES * 1920
@@ -119,6 +121,33 @@ def test_a_language_that_the_model_does_not_speak_is_refused():
         asyncio.run(create(Service(), model="tts-1-pt-BR"))
     with pytest.raises(openai.NotFoundError):
         asyncio.run(create(Service(), model="tts-1-pl"))
+
+
+def english_only():
+    needs = TextNeeds(200, 4, plain_words=True, letters=ascii_lowercase)
+    return Service(cards=(fake_card(languages=("auto", "english"), text_needs=needs),))
+
+
+@pytest.mark.parametrize("text", ["你好，世界。", "Привет, мир!"])
+def test_text_in_letters_that_the_model_was_not_taught_is_refused(text):
+    service = english_only()
+    with pytest.raises(
+        openai.BadRequestError, match=r"was not taught.*It speaks: english"
+    ) as caught:
+        spoken(text, service)
+    assert caught.value.param == "input"
+    assert not service.talker.requests
+    assert spoken("Tschüss 🙂", service)[1] == ["Tschuss."]
+
+
+def test_a_model_of_one_language_refuses_another_by_name():
+    service = english_only()
+    with pytest.raises(
+        openai.BadRequestError, match=r"'german' .* Supported: auto, english"
+    ) as caught:
+        spoken("Guten Tag.", service, language="German")
+    assert caught.value.param == "language"
+    assert not service.talker.requests
 
 
 def test_the_model_list_knows_names_with_a_language():

@@ -75,6 +75,8 @@ def test_capitals_are_said(written: str, spoken: str) -> None:
         ("See a@b.com, https://www.b.com/c.", "See a at b dot com, b dot com slash c."),
         ("one\n\ntwo,\nthree!", "one.\ntwo,\nthree!"),
         ("café", "cafe."),
+        ("Søren of Łódź, Straße 5", "Soren of Lodz, Strasse five."),
+        ("π ≈ 3.1, 5 µm and 2 Ω", "pi about three point one, five micrometers and two omega."),
         ("issue #482, C++17", "issue number four hundred and eighty two, see plus plus seventeen."),
         ("...!?!", "...!?!"),
     ],
@@ -114,7 +116,7 @@ def test_what_is_nothing_else_is_said_all_the_same(text: str, said: str) -> None
 @pytest.mark.parametrize(
     "part",
     ["1,", "1-", "1.", "12:", "$1", "A", "A.", "A ", "AB ", "I X", "St. ", "a_", "...", "- ", "=",
-     "Jan 1 ", "+1 ", "[a](", "?!", "(", "e.g.", "Ⅷ", "½", "1-1", "\"", "aA"],
+     "Jan 1 ", "+1 ", "[a](", "?!", "(", "e.g.", "Ⅷ", "½", "π", "1-1", "\"", "aA"],
 )  # fmt: skip
 def test_nothing_repeated_takes_long(part: str) -> None:
     read(part * (32_768 // len(part)))

@@ -1,6 +1,12 @@
 import pytest
 
-from serve_app.text.languages import code_of_text, language_code, language_name, split_model_name
+from serve_app.text.languages import (
+    code_of_text,
+    language_code,
+    language_name,
+    letters_beyond,
+    split_model_name,
+)
 
 
 @pytest.mark.parametrize(
@@ -71,3 +77,17 @@ def test_a_script_decides_where_no_language_is_stated(language, text, expected):
 def test_every_name_has_one_code():
     assert language_code("chinese") == "zh"
     assert language_code("Mandarin") == "zh"
+
+
+@pytest.mark.parametrize(
+    ("text", "beyond", "number"),
+    [
+        ("Été, 2026!", {}, 3),
+        ("ß", {}, 1),
+        ("猫 and 猫", {"猫": 2}, 5),
+        ("Мир", {"М": 1, "и": 1, "р": 1}, 3),
+        ("... 🙂 5", {}, 0),
+    ],
+)
+def test_letters_are_told_by_their_base(text, beyond, number):
+    assert letters_beyond("abcdefghijklmnopqrstuvwxyz", text) == (beyond, number)

@@ -2,6 +2,7 @@
 
 import math
 from pathlib import Path
+from string import ascii_lowercase
 
 import pytest
 
@@ -36,7 +37,7 @@ def test_the_server_reads_the_configuration(folder: Path) -> None:
     assert not spec.supports_instructions
     assert set(spec.voice_aliases) == set(VOICE_ALIASES)
     assert set(spec.voice_aliases.values()) == set(VoiceShape().speakers)
-    assert spec.text_needs == TextNeeds(200, 4, plain_words=True)
+    assert spec.text_needs == TextNeeds(200, 4, True, ascii_lowercase)
     assert spec.talker.vocab_size - 1024 == spec.code_predictor.vocab_size
     assert spec.talker.codec_eos_id >= spec.code_predictor.vocab_size
 

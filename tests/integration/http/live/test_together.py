@@ -4,10 +4,13 @@ import asyncio
 import base64
 import json
 from contextlib import asynccontextmanager
+from string import ascii_lowercase
 
 import websockets
 
 from serve_app.errors import StageFailed
+from serve_app.fakes import fake_card
+from serve_app.types import TextNeeds
 from tests.integration.http.live.talking import address
 from tests.integration.http.service import NUM_FRAMES, SEED, Service, samples, served
 from tests.waiting import until
@@ -109,6 +112,24 @@ def test_what_fails_is_told_and_the_session_goes_on():
             assert (await client.until("error"))["error"]["param"] == "type"
             await client.send("tts_session.updated", session={"voice": "nobody"})
             assert (await client.until("error"))["error"]["code"] == "voice_not_found"
+
+    run(main)
+
+
+def test_a_sentence_in_letters_that_the_model_was_not_taught_is_left_out():
+    async def main():
+        needs = TextNeeds(200, 4, letters=ascii_lowercase)
+        service = Service(cards=(fake_card(languages=("auto", "english"), text_needs=needs),))
+        async with connected(service) as client:
+            await client.send(
+                "input_text_buffer.append", text="Hello there. 你好，世界。 Goodbye now. "
+            )
+            await client.send("input_text_buffer.commit")
+            failed = await client.until("conversation.item.tts.failed")
+            assert "was not taught" in failed["error"]["message"]
+            await client.until("conversation.item.audio_output.done")
+        said = [request.text for request in service.talker.requests]
+        assert said == ["Hello there.", "Goodbye now."]
 
     run(main)
 
