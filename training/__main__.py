@@ -37,10 +37,11 @@ def _plan(args: argparse.Namespace) -> None:
 
 
 def _sentences(args: argparse.Namespace) -> None:
-    from training.sentences.collect import sentences
+    from training.sentences.collect import known_words, sentences
     from training.sentences.collect import write as write_list
 
-    found = sentences(args.wordnet, args.prose, args.made, args.seed)
+    known = known_words(args.unlike)
+    found = sentences(args.wordnet, args.prose, args.made, args.seed, known)
     print(f"{write_list(found, args.work)} sentences in {args.work}", flush=True)
 
 
@@ -95,7 +96,7 @@ def _speak_with(args: argparse.Namespace) -> None:
     from training.listening.speaking import Manner, speak
 
     texts = args.sentences.read_text(encoding="utf-8").splitlines()
-    manner = Manner(args.greedy, args.streaming, args.seed, args.together)
+    manner = Manner(args.greedy, args.streaming, args.seed, args.together, args.in_turn)
     print(speak(args.work, texts, args.out, manner, args.device), flush=True)
 
 
@@ -149,6 +150,8 @@ def main() -> None:
     collecting.add_argument("--prose", type=Path, nargs="*", default=[], help="text files, or .gz")
     collecting.add_argument("--made", type=int, default=60000, help="how many are made up")
     collecting.add_argument("--seed", type=int, default=1, help="another makes other sentences")
+    unlike = "lists, or files of a sentence a line: none of theirs"
+    collecting.add_argument("--unlike", type=Path, nargs="*", default=[], help=unlike)
     planning = step("plan", _plan, "draw what is spoken by whom from a list of sentences")
     planning.add_argument("sentences", type=Path, help="source, text, spoken, phonemes US and GB")
     planning.add_argument("--kept-out", type=Path, nargs="*", default=[], help="never drawn")
@@ -186,6 +189,7 @@ def main() -> None:
     spoken.add_argument("--streaming", action="store_true", help="text along with the frames")
     spoken.add_argument("--seed", type=int, default=0)
     spoken.add_argument("--together", type=int, default=8, help="streams at a time")
+    spoken.add_argument("--in-turn", action="store_true", help="one voice a sentence")
     heard = step("listen", _listen, "measure a list (WORK) of files and texts")
     heard.add_argument("out", type=Path, help="folder of report and pictures")
     heard.add_argument("--teacher", type=Path, help="folder with the same VOICE/NUMBER.wav")

@@ -71,7 +71,7 @@ def draw(
         seed: decides everything.
     """
     rng = random.Random(seed)
-    forbidden = {_words(text) for text in kept_out}
+    forbidden = {words_of(text) for text in kept_out}
     heaps: dict[str, list[list[str]]] = defaultdict(list)
     for line in sentences.read_text(encoding="utf-8").splitlines():
         row = line.split("\t")
@@ -89,21 +89,22 @@ def draw(
             del heaps[name]
         voice = rng.choice(list(voices))
         tokens = tokens_of(british if TEACHER_VOICES[voice].startswith("b") else american)
-        if 0 < len(tokens) <= _LONGEST and _words(text) not in forbidden:
+        if 0 < len(tokens) <= _LONGEST and words_of(text) not in forbidden:
             numbers = held_out if _is_held_out(text) else others
             planned.append(Planned(next(numbers), voice, tuple(tokens), text))
     return planned
 
 
 def _is_held_out(text: str) -> bool:
-    return zlib.crc32(_words(text).encode()) % ONE_IN_HELD_OUT == 0
+    return zlib.crc32(words_of(text).encode()) % ONE_IN_HELD_OUT == 0
 
 
 def _indivisible(number: int) -> Iterator[int]:
     return (each for each in count_up(1) if each % number)
 
 
-def _words(text: str) -> str:
+def words_of(text: str) -> str:
+    """By which two sentences are the same."""
     return " ".join(_WORD.findall(text.lower()))
 
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from training.listening.recogniser import Recogniser
 from training.listening.sound import RATE_HZ, load, pitch_hz, voiced_s
-from training.listening.words import word_errors
+from training.listening.words import lacks_end, repeats, word_errors
 
 # A clip is truncated or empty, or has run away, beyond these shares of the teacher's length, or,
 # without one, of what its text takes.
@@ -50,6 +50,11 @@ class Row:
         ratio = self.seconds / expected if self.ratio is None else self.ratio
         return not _SHORTEST <= ratio <= _LONGEST
 
+    @property
+    def is_mostly_wrong(self) -> bool:
+        """Whether more than half as many errors as words were heard."""
+        return bool(self.words) and 2 * (self.errors or 0) > (self.words or 0)
+
 
 @dataclass(frozen=True)
 class Ears:
@@ -84,12 +89,17 @@ def summary(rows: Sequence[Row]) -> dict[str, float | int | None]:
     words = sum(row.words or 0 for row in rows)
     wrong = sum(row.errors or 0 for row in rows)
     ratios = [row.ratio for row in rows if row.ratio is not None]
+    heard = [(row.text, row.heard) for row in rows if row.heard is not None]
     near = sum(0.85 <= ratio <= 1.15 for ratio in ratios)
     return {
         "clips": len(rows),
         "seconds": round(sum(row.seconds for row in rows), 1),
         "wer_percent": round(100 * wrong / words, 2) if words else None,
         "perfect": sum(row.errors == 0 for row in rows if row.words),
+        "mostly_wrong": sum(row.is_mostly_wrong for row in rows),
+        "silent": sum(not transcript for _, transcript in heard),
+        "lacking_end": sum(lacks_end(*each) for each in heard),
+        "repeating": sum(repeats(*each) for each in heard),
         "mos": _median(row.mos for row in rows),
         "pitch_hz": _median(row.pitch_hz for row in rows),
         "duration_ratio": _median(ratios),

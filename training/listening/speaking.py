@@ -1,4 +1,4 @@
-"""A finished checkpoint speaks sentences through the server's own stages, as `fused` does."""
+"""A finished checkpoint speaks sentences as the server does: its reading of text, its stages."""
 
 import asyncio
 from collections.abc import Sequence
@@ -11,6 +11,8 @@ import numpy as np
 import soundfile
 
 from serve_app.config import AppConfig
+from serve_app.http.speech.checks import checked_units
+from serve_app.http.speech.joining import speak_units
 from serve_app.models.checkpoint.files import open_checkpoint
 from serve_app.models.fused.speech import FusedSpeech
 from serve_app.types import NamedVoice, SamplingOverrides, SpeechRequest
@@ -22,32 +24,40 @@ _GREEDY: Final = SamplingOverrides(temperature=0.0)
 class Manner:
     """greedy: the likeliest codes, else the checkpoint's default sampling with seeds from `seed`.
 
-    streaming: text along with the frames. together: streams at a time.
+    streaming: text along with the frames. together: streams at a time. in_turn: each sentence is
+    said by one voice, the next by the next.
     """
 
     greedy: bool = False
     streaming: bool = False
     seed: int = 0
     together: int = 8
+    in_turn: bool = False
 
 
 def speak(
     checkpoint: Path, texts: Sequence[str], out: Path, manner: Manner, device: str = "cpu"
 ) -> Path:
-    """Let every voice say every text; return the list that `listen` reads.
+    """Let the voices say the texts; return the list that `listen` reads.
 
     Files are `out`/VOICE/NUMBER.wav; a line of the list is file and text. What is there already is
     not said again.
     """
     opened = open_checkpoint(checkpoint)
     voices = tuple(opened.spec.talker.speaker_ids)
-    wanted = [(voice, number) for voice in voices for number in range(len(texts))]
+    wanted = [
+        (voice, number)
+        for turn, voice in enumerate(voices)
+        for number in range(len(texts))
+        if not manner.in_turn or number % len(voices) == turn
+    ]
     files = {(voice, number): out / voice / f"{number:04d}.wav" for voice, number in wanted}
     missing = [each for each in wanted if not files[each].exists()]
     if missing:
         config = AppConfig(placement="fused", device="cpu" if device == "cpu" else "cuda")
         speech = FusedSpeech.load(opened, config, device)
-        rate_hz = opened.spec.speech_decoder.sample_rate_hz
+        card = opened.spec.card("voice", str(checkpoint), embedded=False)
+        rate_hz = card.sample_rate_hz
         drawing = _GREEDY if manner.greedy else SamplingOverrides()
 
         async def one(voice: str, number: int) -> None:
@@ -56,7 +66,8 @@ def speak(
                 seed=manner.seed + number, streaming_text=manner.streaming, talker=drawing,
                 subtalker=drawing,
             )  # fmt: skip
-            async with aclosing(speech.speak(request)) as chunks:
+            units = checked_units(request.text, request.language, card, None)
+            async with aclosing(speak_units(speech.speak, request, units, rate_hz)) as chunks:
                 parts = [chunk.samples async for chunk in chunks]
             file = files[voice, number]
             file.parent.mkdir(parents=True, exist_ok=True)

@@ -140,3 +140,25 @@ def word_errors(text: str, transcript: str) -> tuple[int, int]:
     """Return errors and words of the text."""
     reference = words(text)
     return errors(reference, words(transcript)), len(reference)
+
+
+def lacks_end(text: str, transcript: str) -> bool:
+    """Whether the last word was not heard in any form, while something before it was."""
+    reference, heard = words(text), words(transcript)
+    if len(reference) < 2 or not heard:
+        return False
+    without = errors(reference[:-1], heard) + 1
+    least = errors(reference, heard)
+    replaced = errors(reference[:-1], heard[:-1]) + (reference[-1] != heard[-1])
+    return without == least < min(replaced, len(reference))
+
+
+def repeats(text: str, transcript: str, longest: int = 4) -> bool:
+    """Whether up to `longest` words were heard twice in a row more often than they are written."""
+    said, heard = (list(words(each)) for each in (text, transcript))
+
+    def doubled(found: Sequence[str], size: int) -> int:
+        places = range(len(found) - 2 * size + 1)
+        return sum(found[i : i + size] == found[i + size : i + 2 * size] for i in places)
+
+    return any(doubled(heard, size) > doubled(said, size) for size in range(1, longest + 1))

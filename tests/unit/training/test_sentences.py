@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from training.sentences.amounts import AMOUNTS, Said
-from training.sentences.collect import sentences
+from training.sentences.collect import known_words, sentences
 from training.sentences.made import made
 from training.sentences.patterns import PATTERNS
 from training.sentences.phonemes import LETTERS, ids_of, letters_of
@@ -60,6 +60,17 @@ def test_wordnet_gives_examples_and_definitions_that_read_as_they_are_written(
         ("book", "Call me anything."),
         ("book", "No it was not!"),
     }
+
+
+def test_what_other_lists_have_is_left_out(tmp_path: Path) -> None:
+    prose, known, plain = tmp_path / "book.txt", tmp_path / "list.tsv", tmp_path / "plain.txt"
+    prose.write_text("Call me anything. No it was not! It rained all day.\n")
+    first = [said.written for said in islice(made(seed=3), 20)]
+    known.write_text("book\tcall me anything\tCall me anything.\tx\ty\n")
+    plain.write_text("\n".join([*first[:10], "no, it was not"]))
+    words = known_words([known, plain])
+    found = [said.written for _, said in sentences(None, [prose], 10, seed=3, known=words)]
+    assert found == [*first[10:], "It rained all day."]
 
 
 @pytest.mark.parametrize(

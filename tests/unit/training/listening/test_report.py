@@ -49,6 +49,17 @@ def test_what_is_empty_or_endless_is_counted(tmp_path: Path) -> None:
     assert figures["wer_percent"] is None
 
 
+def test_what_was_heard_wrong_is_counted_by_kind() -> None:
+    heard = {"the cat sat down": 0, "the cat sat": 1, "": 4, "a dog sat sat by": 4}
+    rows = [
+        Row("a.wav", "The cat sat down.", 1.0, None, said, wrong, 4)
+        for said, wrong in heard.items()
+    ]
+    figures = summary(rows)
+    kinds = ("perfect", "mostly_wrong", "silent", "lacking_end", "repeating")
+    assert [figures[kind] for kind in kinds] == [1, 2, 1, 1, 1]
+
+
 def test_digits_take_the_time_of_words() -> None:
     text = "Call me at 555-0142 after six."
     assert not Row("a.wav", text, 4.8, None).is_astray

@@ -2,7 +2,7 @@
 
 import pytest
 
-from training.listening.words import word_errors, words
+from training.listening.words import lacks_end, repeats, word_errors, words
 
 pytestmark = pytest.mark.unit
 
@@ -40,3 +40,35 @@ def test_numbers_and_spellings_may_differ(written: str, heard: str) -> None:
 )
 def test_errors_are_counted(text: str, heard: str, wrong: int) -> None:
     assert word_errors(text, heard)[0] == wrong, (words(text), words(heard))
+
+
+@pytest.mark.parametrize(
+    ("heard", "lacks"),
+    [
+        ("the cat sat down", False),
+        ("the cat sat", True),
+        ("a cat sat", True),
+        ("the cat sat town", False),
+        ("the cat sat down there", False),
+        ("", False),
+        ("something else altogether", False),
+    ],
+)
+def test_an_end_that_was_not_heard_is_told_from_one_that_was_misheard(
+    heard: str, lacks: bool
+) -> None:
+    assert lacks_end("The cat sat down.", heard) is lacks
+
+
+@pytest.mark.parametrize(
+    ("text", "heard", "twice"),
+    [
+        ("the cat sat", "the cat cat sat", True),
+        ("the cat sat", "the cat the cat sat", True),
+        ("no no the cat", "no no the cat", False),
+        ("dial 555-0142", "dial five five five oh one four two", False),
+        ("that was that", "that was that", False),
+    ],
+)
+def test_what_is_heard_twice_is_found(text: str, heard: str, twice: bool) -> None:
+    assert repeats(text, heard) is twice
