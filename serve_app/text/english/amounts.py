@@ -120,6 +120,14 @@ def _day_of(found: re.Match[str]) -> str:
     return _day(found["month"], found["day"], of) + rest
 
 
+def _day_before_month(found: re.Match[str]) -> str:
+    if not 0 < int(found["day"]) <= 31:
+        return found[0]
+    name, _, rest = _day_of(found).partition(" ")
+    day, comma, of = rest.partition(",")
+    return f"{found['the'] or 'the '}{day} of {name}{comma}{of}"
+
+
 def _time(found: re.Match[str]) -> str:
     hour, minute, half = int(found["hour"]), int(found["minute"] or 0), found["half"]
     if hour > 24 or minute > 59:
@@ -186,6 +194,14 @@ _RULES: Final[tuple[tuple[re.Pattern[str], Callable[[re.Match[str]], str]], ...]
             r"(?:,? (?P<year>\d{4})\b)?"
         ),
         _day_of,
+    ),
+    (
+        re.compile(
+            r"(?<![\w.,:/$€£¥-])(?P<the>[Tt]he )?(?P<day>\d{1,2})(?:st|nd|rd|th)? (?:of )?"
+            rf"{_MONTH}\b"
+            r"(?:,? (?P<year>\d{4})\b)?"
+        ),
+        _day_before_month,
     ),
     (
         re.compile(
