@@ -63,7 +63,7 @@ def main(port: int, frame_s: float = _FRAME_S, places: int = 0) -> None:
     speak, look = gated(made, places) if places else (partial(made, done=None), _let_all_in)
 
     async def status() -> Status:
-        return Status("healthy", ready=True)
+        return Status("healthy")
 
     app = build_api(speak, Catalog((fake_card(),)), IngressConfig(), status, look=look)
     uvicorn.run(

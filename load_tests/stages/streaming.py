@@ -212,7 +212,7 @@ async def through_ingress(fields: dict[str, Any]) -> Once:
         await asyncio.sleep(0.01)
 
     async def status() -> Status:
-        return Status("healthy", ready=True)
+        return Status("healthy")
 
     app = build_api(models.speak, catalog, config, status, recorder, look=models.look)
     is_plain = fields == {"response_format": "pcm"}

@@ -54,7 +54,6 @@ class Status:
     """
 
     state: State
-    ready: bool
     reason: str | None = None
     replicas: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     info: Mapping[str, Any] = field(default_factory=dict)
@@ -97,7 +96,6 @@ def overall(
         reason = "; ".join(f"{name}: {why}" for name, why in reasons) or None
     return Status(
         state,
-        state in ("healthy", "degraded"),
         reason,
         replicas,
         {**info, **models[0].info} if models else info,
@@ -129,7 +127,9 @@ def add_routes(
             one = next((known for known in now.models if known.name == card.name), None)
             if one is not None and not one.can_serve:
                 return JSONResponse({"ready": False, "reason": one.reason}, 503)
-        return JSONResponse({"ready": now.ready, "reason": now.reason}, 200 if now.ready else 503)
+        return JSONResponse(
+            {"ready": now.can_serve, "reason": now.reason}, 200 if now.can_serve else 503
+        )
 
     @app.get("/livez", include_in_schema=False)
     async def live() -> dict[str, str]:
@@ -172,7 +172,7 @@ def health_body(status: Status, cards: Sequence[ModelCard]) -> dict[str, Any]:
         "backend": {
             "name": status.info.get("backend", "vllm"),
             "model_id": cards[0].name if cards else None,
-            "ready": status.ready,
+            "ready": status.can_serve,
         },
         "replicas": status.replicas,
         "embedded": embedded,

@@ -59,7 +59,7 @@ class Service:
         return synthesize(self.talker, FakeSpeechDecoder(), request)
 
     async def status(self) -> Status:
-        return Status("healthy", ready=True, info={"config_digest": "0123456789ab"})
+        return Status("healthy", info={"config_digest": "0123456789ab"})
 
 
 @contextmanager

@@ -132,7 +132,7 @@ class Drain:
             now = await status()
             if not self.has_begun:
                 return now
-            return replace(now, state="draining", ready=False, reason=REASON)
+            return replace(now, state="draining", reason=REASON)
 
         return told
 

@@ -98,7 +98,7 @@ def _own(status: Status) -> list[str]:
         *_head(metrics.BUILD_INFO),
         f'{metrics.BUILD_INFO.name}{{version="{__version__}"}} 1\n',
         *_head(metrics.READY),
-        f"{metrics.READY.name} {int(status.ready)}\n",
+        f"{metrics.READY.name} {int(status.can_serve)}\n",
         *_head(metrics.REPLICAS),
     ]
     replicas = {model.application: model.replicas for model in status.models}

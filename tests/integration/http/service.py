@@ -47,7 +47,7 @@ class Service:
         self.observed = []
         self.sums = {}
         self.gauges = {}
-        self.status = status or Status("healthy", ready=True)
+        self.status = status or Status("healthy")
         self.catalog = Catalog(cards)
         limits = config or IngressConfig()
         self.encoder = encoder

@@ -86,13 +86,13 @@ def test_the_pages_can_be_left_out():
 def test_health_is_ok_only_when_requests_can_be_served(state, status):
     replicas = {"Talker": {"ready": 1, "total": 2}}
     info = {"backend": "vllm", "placement": "split", "devices": {"Talker": "cpu"}}
-    service = Service(status=Status(state, True, replicas=replicas, info=info))
+    service = Service(status=Status(state, replicas=replicas, info=info))
     response = get(service, "/health")
     assert response.status_code == status
     body = response.json()
     assert body["status"] == state
     assert body["models"] == [CARD.name]
-    assert body["backend"] == {"name": "vllm", "model_id": CARD.name, "ready": True}
+    assert body["backend"] == {"name": "vllm", "model_id": CARD.name, "ready": status == 200}
     assert (body["replicas"], body["placement"]) == (replicas, "split")
     assert body["embedded"] is False
     assert "note" not in body
@@ -120,7 +120,8 @@ def test_ready_follows_the_warm_up():
 
         async def sleep(pause_s):
             pauses.append(pause_s)
-            service.status = Status("initializing", warm_up.passed, warm_up.reason)
+            assert not warm_up.passed
+            service.status = Status("initializing", warm_up.reason)
             assert (await http.get("/ready")).status_code == 503
             reasons.append((await http.get("/readyz")).json()["reason"])
 
@@ -136,7 +137,8 @@ def test_ready_follows_the_warm_up():
         assert not warm_up.passed
         async with service.http() as http:
             await warm_up.run()
-            service.status = Status("healthy", warm_up.passed, warm_up.reason)
+            assert warm_up.passed
+            service.status = Status("healthy", warm_up.reason)
             response = await http.get("/ready")
             assert response.status_code == 200
             assert response.json() == {"ready": True, "reason": None}

@@ -130,7 +130,7 @@ def test_what_is_asked_of_the_server_is_answered() -> None:
     talker = FakeTalker(4)
 
     async def status() -> Status:
-        return Status("healthy", ready=True)
+        return Status("healthy")
 
     app = build_api(
         lambda request: synthesize(talker, FakeSpeechDecoder(), request),

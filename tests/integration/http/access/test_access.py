@@ -335,7 +335,7 @@ def echo(config):
                 await socket.send_text(await socket.receive_text())
 
     async def status():
-        return Status("healthy", True)
+        return Status("healthy")
 
     add_layers(app, config, status, NoRecorder(), NoTracer(), Drain())
     return app

@@ -56,7 +56,7 @@ def expected(**fields):
 
 def main(folder, port):
     async def status():
-        return Status("healthy", ready=True)
+        return Status("healthy")
 
     app = build_api(speak_slowly, Catalog([CARD]), config(folder), status)
     uvicorn.run(app, port=port, log_level="warning")

@@ -340,7 +340,7 @@ def test_a_server_that_was_to_be_locked_does_not_start_open(tmp_path):
 
 def test_the_ingresses_are_counted_without_waiting_for_the_answer():
     async def main():
-        answers = [Status("healthy", True, replicas={"Ingress": {"ready": 3, "total": 3}})]
+        answers = [Status("healthy", replicas={"Ingress": {"ready": 3, "total": 3}})]
         clock = Clock()
 
         async def status():

@@ -460,7 +460,7 @@ def test_a_model_that_wakes_up_keeps_the_server_in_service() -> None:
             names = frozenset({"Fused"} if waking else ())
             server.models.follow([application("own", replicas=replicas, waking=names)])
             status = overall("own", replicas, server.models.statuses(), {})
-            assert (status.state, status.ready) == (state, state != "unhealthy")
+            assert (status.state, status.can_serve) == (state, state != "unhealthy")
             assert ("waking" in (status.reason or "")) == waking
         server.models.close()
 
