@@ -1,9 +1,9 @@
 """Work that ends when the client leaves, and the streaming response made of it."""
 
 import asyncio
-from collections.abc import AsyncGenerator, Coroutine, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Mapping
 from contextlib import suppress
-from typing import Any, Final, TypeVar
+from typing import Final, TypeVar
 
 from fastapi.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
@@ -72,7 +72,7 @@ class AudioResponse(StreamingResponse):
             raise ReaderStalled(f"nothing was read for {self._stall_s:g} s") from error
 
 
-async def until_gone(receive: Receive, work: Coroutine[Any, Any, T]) -> T:
+async def until_gone(receive: Receive, work: Awaitable[T]) -> T:
     """Run `work`, cancelled as soon as the client leaves; the request body has been read.
 
     Raises:

@@ -6,7 +6,7 @@ import os
 import platform
 import secrets
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import replace
 from typing import Annotated, Any, Final, Literal, TypeVar
 
@@ -232,7 +232,7 @@ class Jobs:
         )
         pieces = followed(self._store, record, job.output)
         try:
-            first = await until_gone(http.receive, _next(pieces))
+            first = await until_gone(http.receive, anext(pieces))
         except BaseException:
             await pieces.aclose()
             raise
@@ -270,10 +270,6 @@ def _is_own(record: Record) -> bool:
     """Whether the job belongs to the key of this request; without keys everybody may do all."""
     key = current().key
     return key is None or key == record.spec.owner
-
-
-async def _next(pieces: AsyncGenerator[bytes, None]) -> bytes:
-    return await anext(pieces)
 
 
 def add_routes(app: FastAPI, jobs: Jobs) -> None:

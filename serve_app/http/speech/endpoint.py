@@ -5,7 +5,7 @@ status, what fails after breaks the connection off, so that no client takes a pa
 """
 
 import logging
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import Awaitable, Callable
 
 from fastapi import FastAPI, Request
 from fastapi.responses import Response
@@ -135,7 +135,7 @@ class SpeechEndpoint:
         elif job.transport == "together":
             pieces, content_type = together_events(pieces), sse.CONTENT_TYPE
         try:
-            first = await until_gone(http.receive, _next(pieces))
+            first = await until_gone(http.receive, anext(pieces))
         except BaseException:
             await pieces.aclose()
             raise
@@ -166,7 +166,3 @@ class SpeechEndpoint:
         if job.warning is not None:
             headers["X-Warning"] = job.warning
         return headers
-
-
-async def _next(pieces: AsyncGenerator[bytes, None]) -> bytes:
-    return await anext(pieces)
