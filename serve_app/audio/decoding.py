@@ -17,6 +17,7 @@ import soxr
 
 from serve_app.errors import InvalidRequest, StageUnavailable
 
+# Of a recording as it is kept, and as voice encoders take it.
 CLIP_HZ: Final = 24000
 # Below it there is nothing in a recording but its noise: -50 dB of full scale.
 _MIN_PEAK: Final = 0.003

@@ -9,11 +9,10 @@ import soundfile
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
+from serve_app.audio.decoding import CLIP_HZ
 from serve_app.errors import StageFailed
 from serve_app.types import ClonedVoice, EncodedClip, ModelCard
 
-# Of a clip's recording as it is stored, and of what voice encoders take.
-CLIP_HZ: Final = 24000
 _VECTOR: Final = "speaker_vector"
 _CODES: Final = "codes"
 _TEXT: Final = "reference_text"
