@@ -66,7 +66,8 @@ class Memory:
         wanted: (begin of a step of `_STEP_S`, most replicas needed in it), oldest first.
         arrivals: (time, arrivals per second) once a second, oldest first.
         more_since_s: since when more is wanted than there are; None: it is not.
-            busy_s: when there was last a stream.
+        goal: what was decided last, at `changed_s`; None: nothing yet.
+        busy_s: when there was last a stream.
         ingress: (begin of a step, ingresses wanted in it).
         encoder_busy_s: when there was last a recording to encode.
     """

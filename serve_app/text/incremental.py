@@ -64,12 +64,8 @@ class TextFeed:
     def finish(self) -> list[Piece]:
         """The end of the text, and the beginning of another with the same settings."""
         last = self.flush()
-        self.clear()
+        self._units = 0
         return last
-
-    def clear(self) -> None:
-        """Forget what has not been given out."""
-        self._text, self._units = "", 0
 
     @property
     def num_waiting(self) -> int:

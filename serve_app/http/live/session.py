@@ -41,11 +41,11 @@ from serve_app.text.incremental import Granularity
 
 MAX_CONFIG_CHARS: Final = 4 << 20
 MAX_TEXT_CHARS: Final = 128 << 10
-# Utterances whose text has come, one of them being spoken.
 _KINDS: Final = (
     *("session.config", "input.text", "input.flush", "input.done", "input.cancel"),
     "session.close",
 )
+# Utterances whose text has come, one of them being spoken.
 _MAX_UTTERANCES: Final = 64
 
 logger = logging.getLogger(__name__)

@@ -50,7 +50,6 @@ class Record:
     waited_s: float = 0.0
     full: bool = False
     retry: int = 0
-    arrived_s: float = 0.0
 
 
 _CURRENT: Final[ContextVar[Record | None]] = ContextVar("record", default=None)

@@ -1,7 +1,7 @@
 """The JSON body of `POST /v1/audio/speech`: its fields, their types and ranges.
 
 Names follow OpenAI's API reference; the extensions are the ones that self-hosted servers and the
-Qwen3-TTS package agree on. What the served models can do is checked in `speech_request`.
+Qwen3-TTS package agree on. What the served models can do is checked in `checks`.
 """
 
 import json
