@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from load_tests.reports.report import table_head, table_line
+from load_tests.reports.report import ms, number, table_head, table_line
 from load_tests.servers.starts import ReplicaStart
 
 # The columns, and what a replica calls the parts of each. `standby`: it took a process that had
@@ -70,7 +70,12 @@ def table(stored: Mapping[str, Any]) -> list[str]:
         seconds = [start.ready_s, before_s, *groups.values()]
         lines.append(
             table_line(
-                [start.placement, start.why, start.deployment + kind, *map(_seconds, seconds)]
+                [
+                    start.placement,
+                    start.why,
+                    start.deployment + kind,
+                    *(number(value, 1) for value in seconds),
+                ]
             )
         )
     lines.append("")
@@ -79,9 +84,9 @@ def table(stored: Mapping[str, Any]) -> list[str]:
             lines.append(
                 f"- {row['placement']}, {row['load']}: first audio p50 / p95 of the"
                 f" {until['requests']} requests sent until the last one was ready"
-                f" {_ms(until['first_p50_s'])} / {_ms(until['first_p95_s'])} ms,"
+                f" {ms(until['first_p50_s'], 0)} / {ms(until['first_p95_s'], 0)} ms,"
                 f" {until['failures']} failed; of all {row['requests']}"
-                f" {_ms(row['first_p50_s'])} / {_ms(row['first_p95_s'])} ms"
+                f" {ms(row['first_p50_s'], 0)} / {ms(row['first_p95_s'], 0)} ms"
             )
     return [*lines, ""]
 
@@ -99,11 +104,3 @@ def _all(stored: Mapping[str, Any]) -> Iterator[Started]:
             left = ready.get(start["deployment"])
             ready_s = left.pop(0) if left else None
             yield Started(row["placement"], why, start["deployment"], ready_s, start["parts"])
-
-
-def _seconds(value: float | None) -> str:
-    return "-" if value is None else f"{value:.1f}"
-
-
-def _ms(seconds: float | None) -> str:
-    return "-" if seconds is None else f"{1000 * seconds:.0f}"

@@ -7,7 +7,7 @@ from typing import Any, Final
 from load_tests.curve import added, filling, summary, tables
 from load_tests.curve.figures import withheld
 from load_tests.reports import files, plots
-from load_tests.reports.report import table_head, table_line
+from load_tests.reports.report import number, table_head, table_line
 from load_tests.servers.late_kernels import late_text
 
 _HEAD: Final = (
@@ -101,7 +101,7 @@ def _line(row: Mapping[str, Any]) -> str:
             str(row["requests"]),
             str(row["failures"]),
             f"{_ms(row['first_p50_s'])} / {_ms(row['first_p95_s'])}",
-            _number(row["audio_s_per_s"], 1),
+            number(row["audio_s_per_s"], 1),
             str(row["dry_over_50_ms"]),
             _ms(row["client_lag_p99_s"]),
         ]
@@ -115,7 +115,3 @@ def _names(facts: Mapping[str, Any]) -> str:
 
 def _ms(seconds: float | None) -> str:
     return "failed" if seconds is None else f"{1000 * seconds:.1f}"
-
-
-def _number(value: float | None, digits: int) -> str:
-    return "-" if value is None else f"{value:.{digits}f}"

@@ -17,13 +17,6 @@ _HOLD_S: Final = 2.0
 _STEP_S: Final = 0.25
 
 
-def audio_rate(results: Sequence[RequestResult], begin_s: float, end_s: float) -> float:
-    """Seconds of audio received per second between two absolute times."""
-    received = sum(r.bytes_before(end_s) - r.bytes_before(begin_s) for r in results)
-    rate_hz = results[0].shape.sample_rate_hz if results else 1
-    return received / (2 * rate_hz) / (end_s - begin_s)
-
-
 class Received:
     """The audio of all of `results` over time, to ask for many spans at once."""
 

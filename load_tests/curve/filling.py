@@ -139,14 +139,14 @@ def _next(load: tuple[str, str], fills: Sequence[Fill]) -> str:
     ordered = sorted((n for n in ends if ends[n] is not None), key=lambda n: ends[n] or 0.0)
     then = ", ".join(f"{name} with {ends[name]:.0f}" for name in ordered)
     return (
-        f"- {', '.join(load)}, {_gpus(most.gpus)}: {said} first is the {first}"
+        f"- {', '.join(load)}, {gpus_text(most.gpus)}: {said} first is the {first}"
         f" ({_percent(everything[first])}; {whose}). Of what all GPUs share, by the line through"
         f" {' and '.join(str(n) for n in sorted({min(f.gpus for f in fills), most.gpus}))}"
         f" GPUs, full: {then or 'nothing, since nothing grows'}"
     )
 
 
-def _gpus(count: int) -> str:
+def gpus_text(count: int) -> str:
     return "one GPU" if count == 1 else f"{count} GPUs"
 
 

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from load_tests.curve.figures import BACK, efficiency, withheld
+from load_tests.curve.filling import gpus_text
 from load_tests.reports.report import table_head, table_line
 
 # Of one GPU's throughput, and by its p95 of first audio.
@@ -33,7 +34,7 @@ def _of(rows: Sequence[Row], placement: str) -> list[str]:
     counts = sorted({row["gpus"] for row in loads})
     head = ["load, per GPU"]
     for gpus in counts:
-        head += [f"{_gpus(gpus)}: first audio p50 / p95, ms", "audio-s/s"]
+        head += [f"{gpus_text(gpus)}: first audio p50 / p95, ms", "audio-s/s"]
         head += ["of one GPU's", "p95 by one GPU's"] if gpus > 1 and counts[0] == 1 else []
     lines = [f"## {placement}", "", *table_head(head)]
     shares = {(s["load"], s["gpus"]): s for s in efficiency(rows)}
@@ -51,7 +52,7 @@ def _of(rows: Sequence[Row], placement: str) -> list[str]:
     lines += [f"- {_aimed(f'{failures:,} of {requests:,} requests failed', not failures)}"]
     dry = [row for row in loads if row["dry_over_50_ms"]]
     each = ", ".join(
-        f"{row['dry_over_50_ms']} of {row['requests']:,} ({row['load']}, {_gpus(row['gpus'])})"
+        f"{row['dry_over_50_ms']} of {row['requests']:,} ({row['load']}, {gpus_text(row['gpus'])})"
         for row in dry
     )
     lines.append(f"- dry for more than 50 ms: {_aimed(each or 'none', not dry)}")
@@ -70,7 +71,7 @@ def _stolen(rows: Sequence[Row]) -> list[str]:
                     f"{stolen:.1f} of {wanted:.1f} ({100 * stolen / wanted:.0f} %)",
                     stolen <= MOST_STOLEN * wanted,
                 )
-                + f" with {_gpus(gpus)}"
+                + f" with {gpus_text(gpus)}"
                 for gpus, (stolen, wanted) in shares.items()
             )
             lines.append(f"  - {load}: {each}")
@@ -98,7 +99,7 @@ def _uneven(rows: Sequence[Row]) -> list[str]:
             if known and max(known) > _EVEN_P95 * min(known):
                 said.append(f"first audio p95 {_quarters(p95_ms)} ms")
             if said:
-                lines.append(f"  - {load}, {_gpus(row['gpus'])}: {'; '.join(said)}")
+                lines.append(f"  - {load}, {gpus_text(row['gpus'])}: {'; '.join(said)}")
     if not lines:
         return []
     return ["- not the same throughout, by quarters of the window:", *lines]
@@ -111,7 +112,7 @@ def _quarters(values: Sequence[float | None]) -> str:
 def _begin(rows: Sequence[Row]) -> list[str]:
     """The bursts that closed loops begin with, which the table leaves out."""
     each = [
-        f"{load}, " + ", ".join(f"{_ms(p95_s):,.0f} with {_gpus(gpus)}" for gpus, p95_s in seen)
+        f"{load}, " + ", ".join(f"{_ms(p95_s):,.0f} with {gpus_text(gpus)}" for gpus, p95_s in seen)
         for load, of_it in _closed(rows).items()
         if (
             seen := [
@@ -218,7 +219,3 @@ def _ms(seconds: float | None) -> float | None:
 
 def _s(seconds: float | None) -> str:
     return "-" if seconds is None else f"{seconds:.1f} s"
-
-
-def _gpus(count: int) -> str:
-    return "one GPU" if count == 1 else f"{count} GPUs"

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, Final, Protocol
 
 from load_tests.reports import files, plots
-from load_tests.reports.report import table_head, table_line
+from load_tests.reports.report import number, table_head, table_line
 
 _PHASES: Final = (
     "load",
@@ -127,10 +127,10 @@ def _phases(result: Mapping[str, Any]) -> str:
                 ),
                 str(phase["dry"]),
                 f"{_ms(phase['first_audio_p50_s'])} / {_ms(phase['first_audio_p95_s'])}",
-                _number(phase["longest_gap_s"], 2),
-                _number(phase["complete_per_s"], 2),
+                number(phase["longest_gap_s"], 2),
+                number(phase["complete_per_s"], 2),
                 _ms(phase["client_lag_p99_s"]),
-                _number(phase["load_average"], 1),
+                number(phase["load_average"], 1),
             ]
         )
     return "\n".join([*table_head(_PHASES), *map(table_line, rows)])
@@ -172,7 +172,7 @@ def _overloads(result: Mapping[str, Any]) -> Iterator[str]:
             [
                 f"{entry['factor']:g}x",
                 f"{_ms(phase['first_audio_p95_s'])}, {_aimed(slower, 2, slower <= SLOWER)} times",
-                f"{_number(phase['complete_per_s'], 2)},"
+                f"{number(phase['complete_per_s'], 2)},"
                 f" {_aimed(100 * share, 0, share >= _LEAST_SHARE)} %",
                 _aimed(phase["dry"], 0, not phase["dry"]),
                 _aimed(bad, 0, not bad),
@@ -201,7 +201,7 @@ def _overloads(result: Mapping[str, Any]) -> Iterator[str]:
                 "## Overload",
                 "",
                 f"Full load, without the burst that it begins with: first audio p95"
-                f" {_ms(full_p95_s)} ms; {_number(full['complete_per_s'], 2)} complete/s;"
+                f" {_ms(full_p95_s)} ms; {number(full['complete_per_s'], 2)} complete/s;"
                 f" {full['dry']} dry. Bold: an aim that is missed.",
                 "",
                 *table_head(head),
@@ -215,7 +215,7 @@ def _ratio(value: float | None, base: float | None) -> float:
 
 
 def _aimed(value: float | str, digits: int | None, is_met: bool) -> str:
-    text = str(value) if digits is None else _number(float(value), digits)
+    text = str(value) if digits is None else number(float(value), digits)
     return text if is_met else f"**{text}**"
 
 
@@ -237,10 +237,10 @@ def _strikes(result: Mapping[str, Any]) -> Iterator[str]:
             strike["kind"],
             strike["signal"],
             f"{strike['pid']}, one of {strike['of']}",
-            _number(strike["healed_s"], 1),
-            _number(strike["gone_s"], 1),
+            number(strike["healed_s"], 1),
+            number(strike["gone_s"], 1),
             f"{strike['open']} ({strike['open_bad']})",
-            _number(strike["longest_gap_s"], 2),
+            number(strike["longest_gap_s"], 2),
         ]
         for strike in result["strikes"]
     ]
@@ -306,10 +306,6 @@ def _states(result: Mapping[str, Any]) -> str:
     return ", ".join(
         f"{entry['at_s']:.0f} s {entry['state'] or 'no answer'}" for entry in result["states"]
     )
-
-
-def _number(value: float | None, digits: int) -> str:
-    return "-" if value is None or math.isnan(value) else f"{value:.{digits}f}"
 
 
 def _ms(seconds: float | None) -> str:

@@ -8,18 +8,19 @@ from load_tests.loops.level import Level
 from load_tests.loops.metrics import Quantiles
 
 
-def ms(seconds: float) -> str:
-    return _number(1000 * seconds, 1)
+def ms(seconds: float | None, digits: int = 1) -> str:
+    return number(None if seconds is None else 1000 * seconds, digits)
 
 
-def _number(value: float | None, digits: int) -> str:
+def number(value: float | None, digits: int) -> str:
+    """A dash for what nobody knows; infinite is what has not come."""
     if value is None or math.isnan(value):
         return "-"
     return "failed" if math.isinf(value) else f"{value:.{digits}f}"
 
 
 def _cell(figures: Quantiles, scale: float = 1000.0, digits: int = 1) -> str:
-    return " / ".join(_number(scale * q, digits) for q in (figures.p50, figures.p95, figures.p99))
+    return " / ".join(number(scale * q, digits) for q in (figures.p50, figures.p95, figures.p99))
 
 
 HEADER: Final = (
@@ -52,7 +53,7 @@ def row(level: Level) -> list[str]:
         _cell(figures.first_byte_s),
         _cell(figures.end_to_end_s, digits=0),
         _cell(figures.rtf, 1.0, 3),
-        _number(figures.audio_s_per_s if rate is None else rate, 1),
+        number(figures.audio_s_per_s if rate is None else rate, 1),
         str(figures.max_in_flight),
         f"{figures.underruns} ({figures.underruns_over_50_ms})",
         ms(figures.longest_gap_s.p99),

@@ -4,7 +4,7 @@ import statistics
 from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
-from load_tests.reports.report import table_head, table_line
+from load_tests.reports.report import number, table_head, table_line
 
 _LOAD: Final = (
     "model",
@@ -69,7 +69,7 @@ def _load(servers: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
                 str(row["failures"]),
                 _triple(row["first_playable_s"], 1000, 1),
                 _triple(row["rtf"], 1, 3),
-                _number(row["audio_s_per_s"] if rate is None else rate, 1),
+                number(row["audio_s_per_s"] if rate is None else rate, 1),
                 f"{row['underruns']} ({row['underruns_over_50_ms']})",
             ]
         )
@@ -110,8 +110,4 @@ def _voices(name: str, server: Mapping[str, Any]) -> Iterator[str]:
 def _triple(figures: Mapping[str, float | None], scale: float, digits: int) -> str:
     """Of which None is infinitely late, as JSON has it."""
     found = (figures[q] for q in ("p50", "p95", "p99"))
-    return " / ".join("failed" if f is None else _number(scale * f, digits) for f in found)
-
-
-def _number(value: float | None, digits: int) -> str:
-    return "-" if value is None else f"{value:.{digits}f}"
+    return " / ".join("failed" if f is None else number(scale * f, digits) for f in found)

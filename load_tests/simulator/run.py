@@ -24,7 +24,6 @@ class Outcome:
     """One run; arrays are by the second."""
 
     load: str
-    target_s: float
     seconds: list[Second] = field(default_factory=list)
     wanted: list[int] = field(default_factory=list)
     reasons: dict[str, int] = field(default_factory=dict)
@@ -79,7 +78,7 @@ def simulate(
     """
     needed = needed_replicas(load, tuning, service)
     fleet = Fleet(service, begin or max(least, int(needed[:60].max()) + tuning.spare))
-    outcome = Outcome(load.name, tuning.first_audio_s)
+    outcome = Outcome(load.name)
     memory = Memory()
     reports: deque[Snapshot] = deque()
     # What replicas and ingresses count: none of the former sees what the latter refuse.
