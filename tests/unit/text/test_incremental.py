@@ -108,13 +108,6 @@ def test_an_empty_text_has_no_unit_and_a_feed_can_be_used_again():
     assert fed(feed, ["As I said before, and now."]) == ["As I said before,", "and now."]
 
 
-def test_what_waits_can_be_forgotten():
-    feed = TextFeed("english")
-    feed.feed("Never mind")
-    feed.clear()
-    assert feed.finish() == []
-
-
 def test_what_waits_can_be_had_before_the_end():
     feed = TextFeed("english")
     feed.feed("One moment")
