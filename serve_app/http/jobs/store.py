@@ -20,7 +20,7 @@ import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Final, Literal, TypeVar
 
@@ -253,7 +253,7 @@ class Store:
                 except NoSuchJob:
                     continue
             elif age_s > keep_units_s and record.state == "completed":
-                shutil.rmtree(self.folder(job_id) / "units", ignore_errors=True)
+                self._drop_units(job_id, record.progress)
             for draft in self.folder(job_id).glob(".*"):  # of a file of hours, above all
                 with suppress(FileNotFoundError):
                     if now_s - draft.stat().st_mtime > _LEFTOVER_S:
@@ -264,6 +264,14 @@ class Store:
             with suppress(FileNotFoundError):  # another server cleans as well
                 if _LEFTOVER.fullmatch(path.name) and now_s - path.stat().st_mtime > _LEFTOVER_S:
                     shutil.rmtree(path, ignore_errors=True)
+
+    def _drop_units(self, job_id: str, progress: Progress) -> None:
+        shutil.rmtree(self.folder(job_id) / "units", ignore_errors=True)
+        with suppress(FileNotFoundError, NoSuchJob):  # deleted meanwhile
+            num_bytes = self.result(job_id).stat().st_size
+            if num_bytes != progress.num_bytes:
+                # Nobody works on it, so that nobody else writes this.
+                self.save(job_id, replace(progress, num_bytes=num_bytes))
 
     def _write(self, job_id: str, name: str, data: bytes) -> None:
         try:

@@ -3,11 +3,13 @@
 import json
 import os
 import time
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from serve_app.http.jobs.store import NoSuchJob, Spec, Store, new_id
+from serve_app.http.jobs.store import NoSuchJob, Progress, Spec, Store, new_id
 from serve_app.text.script import Unit
 
 
@@ -42,6 +44,21 @@ def test_what_a_killed_server_left_of_a_file_goes_after_a_while(tmp_path: Path) 
     assert not old.exists()
     assert young.exists()
     assert (folder / "spec.json").exists()
+
+
+def test_units_that_are_gone_take_no_room(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    job_id = stored(store)
+    store.put_unit(job_id, 0, np.zeros(500, np.int16))
+    store.result(job_id).write_bytes(b"a tenth of it" * 10)
+    made = Progress("completed", 1, 6, 500, 1000 + 130, updated_at=time.time() - 60)
+    store.save(job_id, made)
+    store.clean(1e9, 120)
+    assert store.record(job_id).progress == made
+    store.clean(1e9, 30)
+    assert not (tmp_path / job_id / "units").exists()
+    # Nothing has happened that its client would keep it longer for.
+    assert store.record(job_id).progress == replace(made, num_bytes=130)
 
 
 def test_other_users_of_the_machine_see_no_jobs(tmp_path: Path) -> None:
