@@ -7,7 +7,6 @@ from typing import Any, Final
 
 from serve_app.audio.output import Output
 from serve_app.http.jobs.store import NoSuchJob, Record, Store
-from serve_app.http.response import ReaderStalled
 from serve_app.http.speech.writer import AudioCut
 
 _LOOK_S: Final = 0.5
@@ -94,12 +93,9 @@ async def followed(store: Store, record: Record, output: Output) -> AsyncGenerat
             except NoSuchJob:
                 await _still_made(store, job_id)
                 await asyncio.sleep(_LOOK_S)
-        try:
-            data = await asyncio.to_thread(encoder.encode, samples)
-            if data:
-                yield data
-        except ReaderStalled:
-            return
+        data = await asyncio.to_thread(encoder.encode, samples)
+        if data:
+            yield data
     tail = await asyncio.to_thread(encoder.finish)
     if tail:
         yield tail
