@@ -95,8 +95,8 @@ class Making:
             LeaseLost: another server has taken over.
             NotNow: it can go on later.
         """
-        units = await asyncio.to_thread(self.store.units, spec.id)
-        voice = await asyncio.to_thread(self.store.voice, spec.id)
+        units = await self.store.on_thread(self.store.units, spec.id)
+        voice = await self.store.on_thread(self.store.voice, spec.id)
         try:
             job = await accepted(self.speech, self.config, spec, voice)
         except (StageUnavailable, UnknownModel) as error:
@@ -109,8 +109,8 @@ class Making:
         await work.write_result()
 
     async def _begun(self, spec: Spec, units: tuple[Unit, ...]) -> tuple[Progress, set[int]]:
-        before = await asyncio.to_thread(self.store.progress, spec.id)
-        sizes = await asyncio.to_thread(self.store.finished, spec.id)
+        before = await self.store.on_thread(self.store.progress, spec.id)
+        sizes = await self.store.on_thread(self.store.finished, spec.id)
         progress = replace(
             before,
             state="processing",
@@ -122,7 +122,7 @@ class Making:
             started_at=before.started_at or time.time(),
             updated_at=time.time(),
         )
-        await asyncio.to_thread(self.store.save, spec.id, progress)
+        await self.store.on_thread(self.store.save, spec.id, progress)
         return progress, set(sizes)
 
 
@@ -159,7 +159,7 @@ class _Work:
         for number in self._missing:
             samples, reason = await self._unit(number)
             async with self._saving:
-                await asyncio.to_thread(self._keep, number, samples, reason)
+                await self._store.on_thread(self._keep, number, samples, reason)
 
     async def _unit(self, number: int) -> tuple[np.ndarray, FinishReason]:
         rate_hz = self._job.card.sample_rate_hz
@@ -203,7 +203,7 @@ class _Work:
     async def write_result(self) -> None:
         """Encode all units as one file, on a thread that ends before this does."""
         stop = threading.Event()
-        writing = asyncio.ensure_future(asyncio.to_thread(self._write_result, stop))
+        writing = asyncio.ensure_future(self._store.on_thread(self._write_result, stop))
         try:
             await asyncio.shield(writing)
         finally:

@@ -50,6 +50,9 @@ _NOT_OF_JOBS: Final = (
     *("ref_audio", "ref_text", "references", "speaker_embedding", "x_vector_only_mode", "consent"),
 )
 _PATH: Final = "/v1/audio/speech/long"
+_THREADS: Final = 4
+# As long as the voice library is waited for.
+_WORK_S: Final = 20.0
 # How a client may change a job: what it then wants, and the states in which it can.
 _CHANGES: Final[Mapping[Change, tuple[Wanted, tuple[State, ...]]]] = {
     "pause": ("pause", ("pending", "processing", "paused")),
@@ -83,7 +86,8 @@ class Jobs:
         self._drain = drain
         self._config = config.jobs
         self._stall_s = config.reader_timeout_s
-        self._store = Store(config.jobs.folder)
+        # For each job that is made its work and the look after it, and some for clients.
+        self._store = Store(config.jobs.folder, 2 * config.jobs.running + _THREADS)
         making = Making(
             self._store, speech, background.speak, config.jobs, config.background_streams
         )
@@ -257,9 +261,10 @@ class Jobs:
         return record
 
     async def _call(self, work: Callable[..., T], *arguments: Any) -> T:
-        """Call what waits for a disk, on a thread."""
+        """Call what waits for a disk, on a thread; a disk that hangs keeps that, not the caller."""
         try:
-            return await asyncio.to_thread(work, *arguments)
+            async with asyncio.timeout(_WORK_S):
+                return await self._store.on_thread(work, *arguments)
         except NoSuchJob as error:
             raise NotFound("There is no such job.", None, "not_found") from error
         except OSError as error:

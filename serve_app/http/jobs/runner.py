@@ -54,7 +54,7 @@ class Runner:
                     if time.monotonic() - cleaned_s > _CLEAN_S:
                         cleaned_s = time.monotonic()
                         keep_s, keep_units_s = self._config.keep_s, self._config.keep_units_s
-                        await asyncio.to_thread(self._store.clean, keep_s, keep_units_s)
+                        await self._store.on_thread(self._store.clean, keep_s, keep_units_s)
                     await self._take_jobs()
                 except Exception as error:  # a folder that is away for a while, above all
                     logger.error("cannot look for jobs in %s", self._store.root, exc_info=error)
@@ -70,7 +70,7 @@ class Runner:
     async def _take_jobs(self) -> None:
         room = self._config.running - len(self._working)
         if room > 0:
-            for record, lease in await asyncio.to_thread(self._claimed, room):
+            for record, lease in await self._store.on_thread(self._claimed, room):
                 job_id = record.spec.id
                 working = asyncio.create_task(self._work(record, lease))
                 self._working[job_id] = working
@@ -133,8 +133,8 @@ class Runner:
             error = None if making.cancelled() else making.exception()
             with contextlib.suppress(NoSuchJob, OSError):
                 if error is not None:
-                    await asyncio.to_thread(self._note, job_id, error, lease)
-                await asyncio.to_thread(lease.release)
+                    await self._store.on_thread(self._note, job_id, error, lease)
+                await self._store.on_thread(lease.release)
 
     async def _watch(self, job_id: str, lease: Lease) -> None:
         """Return when the job is to stop."""
@@ -142,11 +142,11 @@ class Runner:
         while True:
             await asyncio.sleep(_LOOK_S)
             try:
-                if await asyncio.to_thread(self._store.wanted, job_id) != "run":
+                if await self._store.on_thread(self._store.wanted, job_id) != "run":
                     return
                 if time.monotonic() - renewed_s >= self._config.lease_s / 4:
                     renewed_s = time.monotonic()
-                    if not await asyncio.to_thread(lease.renew):
+                    if not await self._store.on_thread(lease.renew):
                         logger.warning("%s: another server has taken over", job_id)
                         return
             except NoSuchJob:

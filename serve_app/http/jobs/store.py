@@ -9,18 +9,22 @@
              result         the finished file
              lease.<n>      see `lease`
 
-Every file appears whole. All methods block; they belong on a thread.
+Every file appears whole. All methods but `on_thread` block.
 """
 
+import asyncio
 import json
 import logging
 import re
 import secrets
 import shutil
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from contextvars import copy_context
 from dataclasses import asdict, dataclass, fields, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Final, Literal, TypeVar
 
@@ -115,12 +119,24 @@ class NoSuchJob(Exception):
 
 
 class Store:
-    """All jobs of a folder."""
+    """All jobs of a folder.
 
-    def __init__(self, root: Path) -> None:
+    Args:
+        threads: that may wait for it at a time.
+    """
+
+    def __init__(self, root: Path, threads: int = 4) -> None:
         self.root = root
+        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="jobs")
         # Told of once.
         self._unreadable: set[str] = set()
+
+    async def on_thread(self, work: Callable[..., T], *arguments: Any) -> T:
+        """Call what waits for the folder, on one of its threads: where a shared one hangs, it keeps
+        these, and not those that requests for speech are read on.
+        """
+        call = partial(copy_context().run, work, *arguments)
+        return await asyncio.get_running_loop().run_in_executor(self._pool, call)
 
     def create(self, spec: Spec, units: Sequence[Unit], voice: bytes | None = None) -> None:
         """A new job, which exists as a whole or not at all; `voice` as `voice_bytes` writes it."""

@@ -56,7 +56,7 @@ async def progress_events(store: Store, job_id: str, keep_s: float) -> AsyncGene
     silent_s = 0.0
     while True:
         try:
-            record = await asyncio.to_thread(store.record, job_id)
+            record = await store.on_thread(store.record, job_id)
         except NoSuchJob:
             yield _event({"type": "speech.job.deleted", "id": job_id})
             return
@@ -89,7 +89,7 @@ async def followed(store: Store, record: Record, output: Output) -> AsyncGenerat
         samples = None
         while samples is None:
             try:
-                samples = await asyncio.to_thread(store.unit, job_id, number)
+                samples = await store.on_thread(store.unit, job_id, number)
             except NoSuchJob:
                 await _still_made(store, job_id)
                 await asyncio.sleep(_LOOK_S)
@@ -103,7 +103,7 @@ async def followed(store: Store, record: Record, output: Output) -> AsyncGenerat
 
 async def _still_made(store: Store, job_id: str) -> None:
     try:
-        state = (await asyncio.to_thread(store.record, job_id)).state
+        state = (await store.on_thread(store.record, job_id)).state
     except NoSuchJob as error:
         raise AudioCut(f"{job_id}: deleted") from error
     if state in _OVER:

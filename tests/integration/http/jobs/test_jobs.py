@@ -131,6 +131,35 @@ def test_a_job_is_listened_to_while_it_is_made(tmp_path):
     asyncio.run(main())
 
 
+def test_a_folder_that_hangs_holds_up_no_speech(tmp_path):
+    """As a shared file system does whose server is away: here a pipe that nobody writes to."""
+
+    async def main():
+        service = Reading(tmp_path)
+        async with service.http() as http:
+            job_id = await created(http)
+            wanted, pipe = tmp_path / job_id / "wanted", tmp_path / "pipe"
+            os.mkfifo(pipe)
+            wanted.unlink()
+            wanted.hardlink_to(pipe)
+            # More than any pool of threads has.
+            looks = [asyncio.create_task(shown(http, job_id)) for _ in range(64)]
+            try:
+                await asyncio.sleep(0.2)
+                speech = {**FIELDS, "input": "A long text. " * 300}
+                async with asyncio.timeout(20):
+                    response = await http.post("/v1/audio/speech", json=speech)
+                assert response.status_code == 200
+                assert not any(look.done() for look in looks)
+            finally:
+                wanted.unlink()
+                wanted.write_text("run")
+                os.close(os.open(pipe, os.O_RDWR))
+            assert {(await look)["status"] for look in looks} == {"pending"}
+
+    asyncio.run(main())
+
+
 def test_a_cancelled_job_stops_and_can_be_tried_again(tmp_path):
     async def main():
         service = Reading(tmp_path, frame_s=0.01)
