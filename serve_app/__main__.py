@@ -25,6 +25,7 @@ from serve_app.keys.key_file import KeyFileError
 from serve_app.launch import cluster, haproxy
 from serve_app.launch.announce import say_when_ready
 from serve_app.launch.ending import Ending, ServeIngresses, finish, limit_of
+from serve_app.launch.keeper.keeper import kept
 from serve_app.launch.ports import Ports
 
 DEFAULT_CONFIG: Final = "configs/serve.yaml"
@@ -94,14 +95,13 @@ def main(arguments: list[str]) -> int:
     # A shell that starts this in the background has Ctrl-C ignored, and with it the way to stop.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGTERM, cluster.interrupt)
-    with ports, haproxy.make_folder() as folder:
+    own_cluster = environment.ray_address is None
+    with ports, haproxy.make_folder() as folder, kept(Path(folder), own_cluster):
         again.on_hangup(start.settings, config)
         config = overrides.with_env(config, haproxy.environment(Path(folder), ports))
-        if environment.ray_address is None:
+        if own_cluster:
             config = overrides.with_env(config, {"TTS_OWN_CLUSTER": "1"})
-        config = ahead.with_standbys(
-            config, Path(folder) / "standby", own_cluster=environment.ray_address is None
-        )
+        config = ahead.with_standbys(config, Path(folder) / "standby", own_cluster=own_cluster)
         path = Path(folder) / "serve.yaml"
         path.write_text(yaml.safe_dump(config, sort_keys=False), encoding="utf-8")
         print(f"starting on http://{host}:{port}; ready when GET /ready answers 200", flush=True)
@@ -110,11 +110,8 @@ def main(arguments: list[str]) -> int:
         say = partial(print, flush=True)
         drain = partial(finish, ingresses, limit_of(config), say)
         # With a cluster of its own all of it goes, faster than Serve by itself.
-        how = partial(SystemExit, 0) if environment.ray_address is None else KeyboardInterrupt
-        try:
-            return run(path, Ending(drain, how))
-        finally:
-            haproxy.end_left(Path(folder))
+        how = partial(SystemExit, 0) if own_cluster else KeyboardInterrupt
+        return run(path, Ending(drain, how))
 
 
 def _faults(config: dict[str, Any], environment: Environment) -> Iterator[str]:

@@ -33,6 +33,7 @@ _OTHERS: Final = (
     (re.compile(r"^(\S*/)?haproxy "), "haproxy"),
     (re.compile(r"^(\S*/)?raylet/raylet |/raylet "), "raylet"),
     (re.compile(r"/gcs_server "), "gcs"),
+    (re.compile(r"-m serve_app\.launch\.keeper "), "keeper"),
     (re.compile(r"-m serve_app(?: |$)"), "launcher"),
 )
 # What a standby calls itself once it holds the stages of a replica.

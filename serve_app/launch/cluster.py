@@ -80,7 +80,7 @@ def connect() -> None:
     if address is not None:
         ray.init(address=address, namespace=_NAMESPACE)
     else:
-        with agent_port():
+        with agent_port(), own_session():
             ray.init(address="local", namespace=_NAMESPACE)
     signal.signal(signal.SIGTERM, interrupt)
 
@@ -121,3 +121,20 @@ def agent_port() -> Iterator[None]:
         yield
     finally:
         parameter.RayParams = usual  # type: ignore[misc]
+
+
+@contextmanager
+def own_session() -> Iterator[None]:
+    """Have the daemons of a node that is started inside be in sessions of their own.
+
+    What a terminal, `timeout` or a script sends often goes to the whole process group. A launcher
+    without its cluster could finish no stream, and would be aborted by Ray a minute later.
+    """
+    from ray._private import services
+
+    usual: Any = services.ConsolePopen
+    services.ConsolePopen = partial(usual, start_new_session=True)  # type: ignore[misc]
+    try:
+        yield
+    finally:
+        services.ConsolePopen = usual  # type: ignore[misc]

@@ -1,8 +1,8 @@
 """How the server ends: by the first SIGTERM or Ctrl-C it finishes what it speaks, by a second one
 it ends at once.
 
-The launcher alone hears of a Ctrl-C: Ray's daemons block SIGINT, and workers and HAProxy are in
-process groups of their own.
+The launcher alone hears of a Ctrl-C or of what else goes to its process group: all others are in
+sessions of their own (`cluster.own_session`).
 """
 
 import logging

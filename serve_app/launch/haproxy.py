@@ -8,16 +8,15 @@ import ipaddress
 import logging
 import os
 import shutil
-import signal
 import socket
 import tempfile
 from collections.abc import Iterable
-from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
 from serve_app.config import Environment
 from serve_app.launch import refusals
+from serve_app.launch.keeper.proxies import PROGRAM
 from serve_app.launch.ports import Ports
 
 _CORRECTED: Final = "# corrected"
@@ -94,7 +93,7 @@ def _corrected(folder: Path, *ports: int) -> dict[str, str]:
         rf"s|^( *)http-reuse always$|&{_lines(refusals.of_backend(folder))}|",
         f"$a {_CORRECTED}",
     ]
-    script, program = folder / "haproxy.sed", folder / "haproxy"
+    script, program = folder / "haproxy.sed", folder / PROGRAM
     script.write_text("\n".join([*commands, ""]))
     # The file is in a folder of its node. Serve has it read more often than it writes it.
     program.write_text(
@@ -111,20 +110,6 @@ def _corrected(folder: Path, *ports: int) -> dict[str, str]:
 def unsent(folder: Path) -> int:
     """How many answers those with sockets in `folder` have begun and not sent to their end."""
     return sum(_streams(path) for path in folder.glob("*/admin.sock"))
-
-
-def end_left(folder: Path) -> None:
-    """End those that were started with a file in `folder` and are still there.
-
-    Its actor ends the one that it has started, unless Ray kills that actor first. Nobody else
-    would, and the port would be taken for good. Where Ray aborts the launcher, this is not reached.
-    """
-    for file in Path("/proc").glob("[0-9]*/cmdline"):
-        with suppress(OSError, ValueError):  # what has ended meanwhile, or is none of ours
-            words = file.read_bytes().decode().split("\0")
-            if words[words.index("-f") + 1].startswith(f"{folder}/"):
-                os.kill(int(file.parent.name), signal.SIGKILL)
-                logger.info("ended an HAProxy that was left: process %s", file.parent.name)
 
 
 def _streams(path: Path) -> int:

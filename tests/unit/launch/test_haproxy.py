@@ -3,10 +3,8 @@
 import http.client
 import http.server
 import json
-import signal
 import socket
 import subprocess
-import sys
 import tempfile
 import threading
 import time
@@ -18,7 +16,6 @@ import pytest
 
 from serve_app.launch.haproxy import (
     _binary,
-    end_left,
     environment,
     is_loopback,
     make_folder,
@@ -67,23 +64,6 @@ def test_statistics_are_for_this_machine_and_requests_take_no_longer_than_they_m
     before = file.read_text()
     subprocess.run([program, "-f", "x"], capture_output=True, check=True)
     assert file.read_text() == before
-
-
-def test_no_haproxy_outlives_its_server(tmp_path: Path) -> None:
-    ours, others = tmp_path / "ours", tmp_path / "ours-too"
-    started = [
-        subprocess.Popen([sys.executable, "-c", "input()", "-db", "-f", f"{folder}/node/x.cfg"],
-                         stdin=subprocess.PIPE)
-        for folder in (ours, others)
-    ]  # fmt: skip
-    try:
-        end_left(ours)
-        assert started[0].wait(10) == -signal.SIGKILL
-        assert started[1].poll() is None
-    finally:
-        for process in started:
-            process.kill()
-            process.communicate()
 
 
 def test_a_claimed_port_is_in_use_for_others_and_free_for_who_shares_it() -> None:

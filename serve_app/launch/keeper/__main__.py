@@ -1,0 +1,37 @@
+"""`python -m serve_app.launch.keeper FOLDER LAUNCHER`: waits for the end of that process or of its
+own input, and then ends what is left of the server.
+"""
+
+import os
+import select
+import shutil
+import signal
+import sys
+from pathlib import Path
+from typing import Final
+
+from serve_app.launch.keeper.keeper import NOT_MEANT
+from serve_app.launch.keeper.proxies import end_all
+
+_LOOK_EVERY_S: Final = 0.25
+
+
+def main(folder: Path, launcher: int) -> None:
+    for number in NOT_MEANT:
+        signal.signal(number, lambda *_: None)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, NOT_MEANT)
+    while not _is_over(launcher):
+        pass
+    end_all(folder)
+    # The launcher's to remove, unless it was aborted.
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def _is_over(launcher: int) -> bool:
+    """Whether the launcher has ended, or wants this to; takes a moment."""
+    told, _, _ = select.select([sys.stdin], [], [], _LOOK_EVERY_S)
+    return bool(told) or os.getppid() != launcher
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), int(sys.argv[2]))

@@ -1,0 +1,51 @@
+"""The processes of one server, of which HAProxy is nobody's child once Ray has gone."""
+
+import os
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Final
+
+# In the folder of a server: what Serve takes for HAProxy.
+PROGRAM: Final = "haproxy"
+# In the environment of all that a launcher starts: that folder.
+MARK: Final = "TTS_SERVER_FOLDER"
+_LOOK_EVERY_S: Final = 0.05
+_GIVE_UP_S: Final = 5.0
+
+
+def end_all(folder: Path) -> None:
+    """Kill all processes of the server with this folder.
+
+    Without the program that Serve takes for HAProxy nobody can start another meanwhile.
+    """
+    (folder / PROGRAM).unlink(missing_ok=True)
+    deadline_s = time.monotonic() + _GIVE_UP_S
+    while (left := [*_running(folder)]) and time.monotonic() < deadline_s:
+        for pid in left:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        time.sleep(_LOOK_EVERY_S)
+
+
+def _running(folder: Path) -> Iterator[int]:
+    """The marked processes, and the HAProxies that a cluster of others has started."""
+    mark = f"{MARK}={folder}".encode()
+    for process in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):  # what has ended meanwhile, or is another user's
+            marked = mark in (process / "environ").read_bytes().split(b"\0")
+            if marked or is_haproxy(process, folder):
+                yield int(process.name)
+
+
+def is_haproxy(process: Path, folder: Path) -> bool:
+    """Whether this process (its folder in /proc) is configured by a file in `folder`.
+
+    Raises:
+        OSError: there is no such process.
+    """
+    words = (process / "cmdline").read_bytes().split(b"\0")
+    file = words[words.index(b"-f") + 1] if b"-f" in words[:-1] else b""
+    return file.startswith(f"{folder}/".encode())
