@@ -111,7 +111,7 @@ def main(arguments: list[str]) -> int:
         drain = partial(finish, ingresses, limit_of(config), say)
         # With a cluster of its own all of it goes, faster than Serve by itself.
         how = partial(SystemExit, 0) if own_cluster else KeyboardInterrupt
-        return run(path, Ending(drain, how))
+        return run(path, Ending(drain, how, cluster.lost))
 
 
 def _faults(config: dict[str, Any], environment: Environment) -> Iterator[str]:

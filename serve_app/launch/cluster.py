@@ -99,6 +99,24 @@ def disconnect() -> None:
     ray.shutdown(wait_for_processes=True)
 
 
+def lost(told: bool) -> str | None:
+    """Why nothing of our own cluster can be ended in order any more, or None.
+
+    Without a raylet no replica lives. Without a GCS streams go on until Ray aborts this process, a
+    minute later, but nobody can be asked to finish them.
+
+    Args:
+        told: whether this process has been told to end.
+    """
+    from ray._private import worker
+
+    node: Any = worker._global_node
+    dead = {name for name, _ in node.dead_processes()} if node is not None else set()
+    if "raylet" in dead:
+        return "Ray's raylet has ended"
+    return "Ray's GCS has ended" if told and "gcs_server" in dead else None
+
+
 def interrupt(number: int, frame: object) -> NoReturn:
     """What a signal does that shall end this process as Ctrl-C does."""
     del number, frame

@@ -6,6 +6,7 @@ sessions of their own (`cluster.own_session`).
 """
 
 import logging
+import os
 import signal
 import threading
 import time
@@ -16,6 +17,7 @@ from serve_app.config import IngressConfig
 from serve_app.launch.several import WITH_INGRESS
 
 _LOOK_EVERY_S: Final = 0.1
+_LOOK_LOST_S: Final = 0.5
 # Of a busy ingress, whose answer comes behind its audio.
 _ANSWER_S: Final = 5.0
 # From being cut to having said so.
@@ -100,29 +102,37 @@ class Ending:
     Args:
         drain: blocks until nothing is open; called with what it waits by between two looks.
         how: raised in the main thread to end the program.
+        lost: why nothing is left that could be ended, or None; asked twice a second, with whether
+            a signal has come. The process then ends at once: whatever asks a cluster that is gone
+            waits for it for a minute, upon which Ray aborts the process.
     """
 
     def __init__(
         self,
         drain: Callable[[Callable[[float], None]], None],
         how: Callable[[], BaseException],
+        lost: Callable[[bool], str | None] = lambda told: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._drain = drain
         self._how = how
+        self._lost = lost
         self._clock = clock
         self._told_s: float | None = None
         self._is_over = False
         self._at_once = threading.Event()
+        self._settled = threading.Event()
         self._draining = threading.Thread(target=self._end, name="drain", daemon=True)
 
     def listen(self) -> None:
         for number in _SIGNALS:
             signal.signal(number, self._on_signal)
         signal.signal(_DRAINED, self._on_drained)
+        threading.Thread(target=self._watch, name="cluster-watch", daemon=True).start()
 
     def settle(self) -> None:
         """Nothing asks the cluster for anything any more, which may go."""
+        self._settled.set()
         self._at_once.set()
         if self._told_s is not None:
             self._draining.join(_SETTLE_S)
@@ -148,6 +158,13 @@ class Ending:
         for number in _SIGNALS:  # another one does not wait for an orderly end
             signal.signal(number, signal.SIG_DFL)
         raise self._how()
+
+    def _watch(self) -> None:
+        while not self._settled.wait(_LOOK_LOST_S):
+            reason = self._lost(self._told_s is not None)
+            if reason is not None:
+                print(f"{reason}: the server ends", flush=True)
+                os._exit(1)
 
     def _end(self) -> None:
         try:

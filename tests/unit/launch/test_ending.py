@@ -107,7 +107,10 @@ def drain(pause):
     pause(float(sys.argv[1]))
     print("drained", flush=True)
 
-ending = Ending(drain, lambda: SystemExit(0))
+def lost(told):
+    return "all is gone" if sys.argv[2] == "lost" and told else None
+
+ending = Ending(drain, lambda: SystemExit(0), lost)
 ending.listen()
 print("listening", flush=True)
 try:
@@ -121,9 +124,9 @@ finally:
 class Told:
     """The program above, and what it says."""
 
-    def __init__(self, drain: str) -> None:
+    def __init__(self, drain: str, cluster: str = "there") -> None:
         self.process = subprocess.Popen(
-            [sys.executable, "-c", PROGRAM, drain],
+            [sys.executable, "-c", PROGRAM, drain, cluster],
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
             text=True,
@@ -176,3 +179,11 @@ def test_it_ends_where_nobody_can_be_told() -> None:
     told.tell(signal.SIGTERM)
     assert told.line() == "draining"
     assert told.ended() == (0, "settled")
+
+
+def test_where_the_cluster_is_lost_nothing_is_waited_for() -> None:
+    told = Told("50", "lost")
+    at_s = told.tell(signal.SIGTERM)
+    assert told.line() == "draining"
+    assert told.ended() == (1, "all is gone: the server ends")
+    assert time.monotonic() - at_s < 5
