@@ -3,12 +3,10 @@
 By Serve's defaults, two servers on one machine would take each other's.
 """
 
-import csv
 import ipaddress
 import logging
 import os
 import shutil
-import socket
 import tempfile
 from collections.abc import Iterable
 from pathlib import Path
@@ -16,7 +14,8 @@ from typing import Final
 
 from serve_app.config import Environment
 from serve_app.launch import refusals
-from serve_app.launch.keeper.proxies import PROGRAM
+from serve_app.launch.keeper.admin import statistics
+from serve_app.launch.keeper.proxies import PIDS, PROGRAM
 from serve_app.launch.ports import Ports
 
 _CORRECTED: Final = "# corrected"
@@ -26,7 +25,6 @@ _PREFIX: Final = "tts-serve-"
 # HAProxy's longest path of a socket; Serve puts the node's id before the name.
 _MAX_SOCKET_CHARS: Final = 97
 _NODE_ID_CHARS: Final = 56
-_STATISTICS_S: Final = 1.0
 
 logger = logging.getLogger(__name__)
 
@@ -108,11 +106,20 @@ def _corrected(folder: Path, *ports: int) -> dict[str, str]:
     script, program = folder / "haproxy.sed", folder / PROGRAM
     script.write_text("\n".join([*commands, ""]))
     # The file is in a folder of its node. Serve has it read more often than it writes it.
+    # While another one serves, one that does not know of routes yet listens to no requests.
+    (folder / PIDS).mkdir(exist_ok=True)
     program.write_text(
         "#!/bin/sh\n"
         f"for file in '{folder}'/*/haproxy.cfg; do\n"
         f"  grep -q '^{_CORRECTED}$' \"$file\" || sed -E -i -f '{script}' \"$file\"\n"
+        '  case " $* " in *" -sf "*) continue;; esac\n'
+        f"  grep -q '^ *use_backend ' \"$file\" && continue\n"
+        f"  for pid in '{folder}/{PIDS}'/*; do\n"
+        '    kill -0 "${pid##*/}" 2>/dev/null || continue\n'
+        "    sed -i '/^frontend http_frontend/,/^ *bind /{/^ *bind /d}' \"$file\"\n"
+        "  done\n"
         "done\n"
+        f": > '{folder}/{PIDS}/'$$\n"
         f"exec '{binary}' \"$@\"\n"
     )
     program.chmod(0o700)
@@ -127,12 +134,7 @@ def unsent(folder: Path) -> int:
 def _streams(path: Path) -> int:
     """Of all backends of the HAProxy that answers there; 0 where none does."""
     try:
-        with socket.socket(socket.AF_UNIX) as asked:
-            asked.settimeout(_STATISTICS_S)
-            asked.connect(str(path))
-            asked.sendall(b"show stat -1 2 -1\n")  # of all proxies, the backends, whole
-            with asked.makefile(encoding="ascii", newline="") as answer:
-                rows = list(csv.DictReader(answer))
+        rows = statistics(path, "-1 2 -1")  # of all proxies, the backends, whole
         return sum(int(row["scur"]) for row in rows if row["svname"] == "BACKEND")
     except (OSError, ValueError, KeyError) as error:
         logger.debug("%s: %s", path, error)

@@ -1,5 +1,5 @@
 """`python -m serve_app.launch.keeper FOLDER LAUNCHER`: waits for the end of that process or of its
-own input, and then ends what is left of the server.
+own input, and then ends what is left of the server. Until then it looks after HAProxy.
 """
 
 import os
@@ -7,11 +7,13 @@ import select
 import shutil
 import signal
 import sys
+import traceback
 from pathlib import Path
 from typing import Final
 
 from serve_app.launch.keeper.keeper import NOT_MEANT
 from serve_app.launch.keeper.proxies import end_all
+from serve_app.launch.keeper.standin import Watch
 
 _LOOK_EVERY_S: Final = 0.25
 
@@ -20,8 +22,12 @@ def main(folder: Path, launcher: int) -> None:
     for number in NOT_MEANT:
         signal.signal(number, lambda *_: None)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, NOT_MEANT)
+    watch = Watch(folder)
     while not _is_over(launcher):
-        pass
+        try:
+            watch()
+        except Exception:  # what comes at the end matters more
+            traceback.print_exc()
     end_all(folder)
     # The launcher's to remove, unless it was aborted.
     shutil.rmtree(folder, ignore_errors=True)

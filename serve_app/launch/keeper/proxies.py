@@ -10,6 +10,9 @@ from typing import Final
 
 # In the folder of a server: what Serve takes for HAProxy.
 PROGRAM: Final = "haproxy"
+# There as well: a file for each HAProxy, by its process id, and the stand-in's folder.
+PIDS: Final = "pids"
+STAND_IN: Final = "stand-in"
 # In the environment of all that a launcher starts: that folder.
 MARK: Final = "TTS_SERVER_FOLDER"
 _LOOK_EVERY_S: Final = 0.05
