@@ -18,12 +18,20 @@ class _ToServe(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         for handler in logging.getLogger(SERVE_LOGGER_NAME).handlers:
-            handler.handle(record)
-            handler.flush()
+            try:
+                handler.handle(record)
+                handler.flush()
+            except OSError:
+                handler.handleError(record)
 
 
 def join() -> None:
-    """Have them written there, at Serve's level; to be called by a replica's constructor."""
+    """Have them written there, at Serve's level; to be called by a replica's constructor.
+
+    A line that cannot be written is lost. By default Python would say so on stderr, which is
+    written to the same log here, and again, until the stack is full and a request breaks.
+    """
+    logging.raiseExceptions = False
     ours = logging.getLogger(_OURS)
     if not any(isinstance(handler, _ToServe) for handler in ours.handlers):
         ours.addHandler(_ToServe())
