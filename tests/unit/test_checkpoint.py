@@ -71,11 +71,17 @@ def test_a_folder_that_cannot_be_served_is_told_by_its_file(
     if content is not None:
         (copy / file).write_text(content, encoding="utf-8")
     found = folder_fault(copy)
-    if content is not None and file in ("vocab.json", "merges.txt"):
-        assert found is None  # what is in them only a stage reads
-    else:
-        assert found is not None
-        assert file.rpartition("/")[2] in found
+    assert found is not None
+    assert file.rpartition("/")[2] in found
+
+
+@pytest.mark.parametrize("kept", [0.0, 0.5, 0.9])
+def test_merges_that_have_lost_their_end_are_refused(copy: Path, kept: float) -> None:
+    file = copy / "merges.txt"
+    lines = file.read_text(encoding="utf-8").splitlines(keepends=True)
+    file.write_text("".join(lines[: int(kept * len(lines))]), encoding="utf-8")
+    assert TextTokenizer.from_dir(copy)  # so that nothing else would say it
+    assert f"{file}: makes no " in (folder_fault(copy) or "")
 
 
 def test_looking_at_headers_takes_no_torch(copy: Path) -> None:

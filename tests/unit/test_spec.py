@@ -127,6 +127,7 @@ def test_greedy_generation_is_temperature_zero(
             "talker_config.code_predictor_config.num_code_groups",
         ),
         (CONFIG, lambda c: c.pop("tts_pad_token_id"), "tts_pad_token_id"),
+        (CONFIG, lambda c: c.update(model_type="qwen3"), "model_type is 'qwen3'"),
         (CONFIG, lambda c: c.update(tokenizer_type="qwen3_tts_tokenizer_25hz"), "25hz"),
         (CONFIG, lambda c: c.update(tts_model_type="song"), "song"),
         (CONFIG, lambda c: c["talker_config"].update(hidden_size="64"), "hidden_size"),

@@ -82,11 +82,15 @@ def open_checkpoint(path: Path) -> Checkpoint:
 
 def folder_fault(path: Path) -> str | None:
     """Why what is in this folder cannot be served, as far as files and their headers say."""
+    from serve_app.models.checkpoint.text_tokenizer import TextTokenizer, check_merges
+
     missing = [name for name in _TOKENIZER if not (path / name).is_file()]
     if missing:
         return f"{path}: has no {' and no '.join(missing)}: it is no whole checkpoint"
     try:
         open_checkpoint(path)
+        TextTokenizer.from_dir(path)
+        check_merges(path)
     except CheckpointError as error:
         return str(error)
     return None

@@ -27,6 +27,7 @@ GENERATION_CONFIG: Final = "generation_config.json"
 SPEECH_CONFIG: Final = "speech_tokenizer/config.json"
 TEXT_NEEDS: Final = "text_needs.json"
 
+_MODEL_TYPE: Final = "qwen3_tts"
 _TOKENIZER_TYPE: Final = "qwen3_tts_tokenizer_12hz"
 # Hard coded in the reference's generate(); no file states it.
 _MIN_NEW_TOKENS: Final = 2
@@ -45,6 +46,8 @@ def read_spec(path: Path) -> ModelSpec:
     """
     config = Section.read(path, CONFIG)
     speech = Section.read(path, SPEECH_CONFIG)
+    if config.data.get("model_type", _MODEL_TYPE) != _MODEL_TYPE:
+        config.require("model_type", _MODEL_TYPE)  # another one's lacks most of what follows
     config.require("tokenizer_type", _TOKENIZER_TYPE)
     speech.require("model_type", _TOKENIZER_TYPE)
     talker = config.section("talker_config")

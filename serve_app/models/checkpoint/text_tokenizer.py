@@ -79,6 +79,26 @@ class TextTokenizer:
         return self._tokenizer.encode_batch_fast([text], add_special_tokens=False)[0].ids
 
 
+def check_merges(path: Path) -> None:
+    """Refuse a merges.txt that has lost its end: texts would be read as other tokens, and nothing
+    would say so.
+
+    Args:
+        path: folder of a tokenizer that can be built.
+
+    Raises:
+        CheckpointError: a token of vocab.json is the result of no merge.
+    """
+    vocab_file, merges_file = path / "vocab.json", path / "merges.txt"
+    vocab: dict[str, int] = json.loads(vocab_file.read_text(encoding="utf-8"))
+    merges = merges_file.read_text(encoding="utf-8").split("\n")
+    known = {line.replace(" ", "", 1) for line in merges}.union(control_strings(path))
+    never = [token for token in vocab if len(token) > 1 and token not in known]
+    if never:
+        reason = f"makes no {never[0]!r}, which is in vocab.json, nor {len(never) - 1} others"
+        raise CheckpointError(str(merges_file), reason)
+
+
 def control_strings(path: Path) -> tuple[str, ...]:
     """What the tokenizer of a checkpoint folder reads as control ids, without building it.
 
