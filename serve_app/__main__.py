@@ -9,6 +9,7 @@ import json
 import os
 import signal
 import sys
+import traceback
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -18,17 +19,21 @@ import yaml
 
 from serve_app import __version__
 from serve_app.check import command as check
+from serve_app.check.system import system
 from serve_app.config import Environment
 from serve_app.keys import command as keys
 from serve_app.keys import key_file
 from serve_app.keys.key_file import KeyFileError
 from serve_app.launch import cluster, haproxy
-from serve_app.launch.announce import say_when_ready
+from serve_app.launch.announce import Failure, say_when_ready
 from serve_app.launch.ending import Ending, ServeIngresses, finish, limit_of
 from serve_app.launch.keeper.keeper import kept
 from serve_app.launch.ports import Ports
+from serve_app.launch.several import WITH_INGRESS, WITH_MODEL
 
 DEFAULT_CONFIG: Final = "configs/serve.yaml"
+# What Serve says of a deployment whose replica has ended in its constructor, before it gives up.
+_TRIED_AGAIN: Final = "A replica failed to start"
 _USAGE: Final = """\
 usage: qwen3-tts-serve [--model [NAME=]MODEL ...] [--host HOST] [--port PORT] [--profile PROFILE]
                        [--print-config] [config.yaml]
@@ -74,7 +79,7 @@ def main(arguments: list[str]) -> int:
         # Through JSON: YAML would have what is there twice only once, and refer to it.
         print(yaml.safe_dump(json.loads(json.dumps(config)), sort_keys=False), end="")
         return 0
-    faults = [] if environment.ray_address else list(_faults(config, environment))
+    faults = [] if environment.ray_address else [*_missing(), *_faults(config, environment)]
     if faults:
         print("\n".join(faults), file=sys.stderr)
         return 2
@@ -105,19 +110,31 @@ def main(arguments: list[str]) -> int:
         path = Path(folder) / "serve.yaml"
         path.write_text(yaml.safe_dump(config, sort_keys=False), encoding="utf-8")
         print(f"starting on http://{host}:{port}; ready when GET /ready answers 200", flush=True)
-        say_when_ready(host, port, _failure)
         ingresses = ServeIngresses(lambda: haproxy.unsent(Path(folder)))
         say = partial(print, flush=True)
         drain = partial(finish, ingresses, limit_of(config), say)
         # With a cluster of its own all of it goes, faster than Serve by itself.
         how = partial(SystemExit, 0) if own_cluster else KeyboardInterrupt
-        return run(path, Ending(drain, how, cluster.lost))
+        ending = Ending(drain, how, cluster.lost)
+        say_when_ready(host, port, partial(_failure, config), ending.fail)
+        return run(path, ending)
+
+
+def _missing() -> Iterator[str]:
+    """What no cluster starts without on this machine."""
+    for finding in system():
+        if finding.state == "missing":
+            yield f"{finding.says}; {finding.remedy}"
 
 
 def _faults(config: dict[str, Any], environment: Environment) -> Iterator[str]:
     """What is wrong with keys and models, before a cluster is started for nothing. On another
     cluster the nodes may have what this machine has not.
     """
+    try:
+        key_file.of_environment(environment.api_keys)
+    except KeyFileError as error:
+        yield str(error)
     files = [environment.api_keys_file, *_keys_files(config)]
     for file in dict.fromkeys(Path(file).expanduser() for file in files if file):
         try:
@@ -138,19 +155,51 @@ def _faults(config: dict[str, Any], environment: Environment) -> Iterator[str]:
                 yield broken
 
 
-def _failure() -> str | None:
-    """Why an application will not start, as Serve tells it; None while it may."""
+def _failure(config: dict[str, Any]) -> Failure | None:
+    """What does not start, as Serve tells it; None while everything may."""
     import ray
     from ray import serve
 
     if not ray.is_initialized():
         return None
-    for name, status in serve.status().applications.items():
-        if status.status == "DEPLOY_FAILED":
-            # At the end of a traceback, which Ray has shown.
-            *_, last = ["", *status.message.strip().splitlines()]
-            return f"the application {name!r} does not start: {last}"
-    return None
+    applications = serve.status().applications
+    failed = {name for name, status in applications.items() if status.status == "DEPLOY_FAILED"}
+    says = [
+        f"the application {name!r} does not start: {_cause(status)}"
+        for name, status in applications.items()
+        if name in failed
+    ]
+    says += [
+        f"{deployment} of {name!r} failed to start and is tried again: {_last_line(state.message)}"
+        for name, status in applications.items()
+        for deployment, state in status.deployments.items()
+        if name not in failed and state.message.startswith(_TRIED_AGAIN)
+    ]
+    if not says:
+        return None
+    models, fronts = (
+        {a["name"] for a in config["applications"] if a["import_path"] in builders}
+        for builders in (WITH_MODEL, WITH_INGRESS)
+    )
+    serves_nothing = not fronts.isdisjoint(failed) or (bool(models) and models <= failed)
+    # Another cluster may tell of what was there before.
+    return Failure("; ".join(says), serves_nothing and Environment.read().ray_address is None)
+
+
+def _cause(application: Any) -> str:
+    """Why Serve has given an application up: that of a deployment, which says more."""
+    of_deployments = (
+        state.message
+        for state in application.deployments.values()
+        if state.status == "DEPLOY_FAILED"
+    )
+    return _last_line(next(of_deployments, application.message))
+
+
+def _last_line(message: str) -> str:
+    """What a message has at its end, where it quotes a traceback."""
+    *_, last = ["", *message.strip().splitlines()]
+    return last
 
 
 def _asks_for_keys(config: dict[str, Any], environment: Environment) -> bool:
@@ -167,17 +216,21 @@ def _keys_files(config: dict[str, Any]) -> list[str | None]:
 
 
 def run(config: Path, ending: Ending) -> int:
-    """Call `serve run` in this process; returns when `ending` has ended it."""
+    """Call `serve run` in this process; returns when `ending` has ended it, or it has failed."""
     from click import Abort
     from ray.serve.scripts import cli
 
+    address = Environment.read().ray_address
     try:
         try:
             cluster.connect()
-        except (ConnectionError, RuntimeError, ValueError) as error:
-            address = Environment.read().ray_address
+        except Exception as error:
             if address is None:
-                raise
+                traceback.print_exc()
+                place = Environment.read().ray_temporary
+                says = f"Ray does not start on this machine; its logs are in {place}/ray"
+                print(f"{says}/session_latest/logs: {error}", file=sys.stderr)
+                return 1
             print(f"no Ray cluster can be joined at {address}: {error}", file=sys.stderr)
             return 2
         try:
@@ -186,8 +239,10 @@ def run(config: Path, ending: Ending) -> int:
         finally:
             ending.settle()
             cluster.disconnect()
-    except (KeyboardInterrupt, SystemExit, Abort):  # the last one from within click
-        return 0
+    except (KeyboardInterrupt, Abort):  # the last one from within click
+        return int(ending.has_failed)
+    except SystemExit:  # Serve's, too, which does not tell an end from a failure
+        return int(ending.has_failed or not ending.was_told)
     return 0
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 # Seconds of recording that a voice encoder takes at all; which of them are wanted, `ingress.voices`
 # says. Shorter ones have no frames to be a voice, longer ones would need memory without bound.
@@ -79,6 +79,7 @@ class Environment:
         past_proxy: no_grpc_proxy, else no_proxy or NO_PROXY: hosts that gRPC asks for no proxy.
         cache: XDG_CACHE_HOME, folder of what can be made again, and of long texts as jobs.
         data: XDG_DATA_HOME, folder of what is kept for good.
+        ray_temporary: RAY_TMPDIR, else TMPDIR: folder of Ray's own, with its sockets and logs.
         standbys: TTS_STANDBYS, folder of the machine in which standby processes of `fused` wait;
             the launcher sets it.
         own_cluster: TTS_OWN_CLUSTER, whether the Ray cluster is the launcher's own, one
@@ -105,6 +106,7 @@ class Environment:
     api_keys: str | None = field(default=None, repr=False)
     api_keys_file: Path | None = None
     ray_token: bool = False
+    ray_temporary: Path = Path("/tmp")
     past_proxy: str | None = None
 
     @classmethod
@@ -112,11 +114,20 @@ class Environment:
         """As it is now.
 
         Raises:
-            ValueError: PORT is no number.
+            ValueError: PORT is no number, or there is no home for what has no folder of its own.
         """
 
         def text(name: str) -> str | None:
             return os.environ.get(name) or None
+
+        def folder(name: str, *usual: str) -> Path:
+            try:
+                return Path(text(name) or Path.home().joinpath(*usual))
+            except RuntimeError as error:
+                raise ValueError(
+                    f"HOME is not set, and user {os.getuid()} has no home: set HOME, or"
+                    " XDG_CACHE_HOME and XDG_DATA_HOME"
+                ) from error
 
         port, standbys = text("PORT"), text("TTS_STANDBYS")
         keys_file = text("TTS_API_KEYS_FILE")
@@ -128,8 +139,8 @@ class Environment:
             port=None if port is None else _number("PORT", port),
             profile=text("PROFILE"),
             ray_address=text("RAY_ADDRESS"),
-            cache=Path(text("XDG_CACHE_HOME") or Path.home() / ".cache"),
-            data=Path(text("XDG_DATA_HOME") or Path.home() / ".local" / "share"),
+            cache=folder("XDG_CACHE_HOME", ".cache"),
+            data=folder("XDG_DATA_HOME", ".local", "share"),
             standbys=Path(standbys) if standbys else None,
             own_cluster=text("TTS_OWN_CLUSTER") is not None,
             proxy_refuses=text("TTS_PROXY_REFUSES") is not None,
@@ -140,6 +151,7 @@ class Environment:
             api_keys_file=Path(keys_file) if keys_file else None,
             ray_token=any(map(text, ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")))
             or os.path.isfile(os.path.expanduser("~/.ray/auth_token")),
+            ray_temporary=Path(text("RAY_TMPDIR") or text("TMPDIR") or "/tmp"),
             past_proxy=text("no_grpc_proxy") or text("no_proxy") or text("NO_PROXY"),
         )
 
@@ -153,16 +165,34 @@ def _number(name: str, text: str) -> int:
 
 def kept_at(stated: str | None, users: Path, name: str) -> str:
     """Where something is kept: as stated, or in our part of one of the user's folders."""
-    return stated if stated is not None else str(users / "qwen3-tts-serve" / name)
+    return stated or str(users / "qwen3-tts-serve" / name)
+
+
+# Larger numbers say nothing that these do not, and break what computes with them: 2^53, beyond
+# which a number is not exact everywhere, and for seconds thirty years.
+_LARGEST_INT: Final = 1 << 53
+_LARGEST_FLOAT: Final = 1e9
 
 
 class Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, protected_namespaces=(), allow_inf_nan=False
+    )
+
+    @field_validator("*")
+    @classmethod
+    def _is_within_reason(cls, value: Any) -> Any:
+        if isinstance(value, int | float):
+            largest = _LARGEST_INT if isinstance(value, int) else _LARGEST_FLOAT
+            if value > largest:
+                raise ValueError(f"must be at most {largest:g}")
+        return value
 
 
+Rows = Annotated[int, Field(ge=1, le=4096)]  # of a batch, each a stream
 GpuShare = Annotated[
     float,
-    Field(ge=0, description="share of a GPU that Ray reserves per replica; ignored on CPU"),
+    Field(ge=0, le=1, description="share of a GPU that Ray reserves per replica; ignored on CPU"),
 ]
 Cores = Annotated[float, Field(ge=0, description="CPU cores that Ray reserves per replica")]
 NodeLabels = Annotated[
@@ -191,15 +221,19 @@ class TalkerConfig(StageConfig):
     """The vLLM engine of one talker replica."""
 
     num_gpus: GpuShare = 0.5
-    max_num_seqs: int = Field(default=64, ge=1, description="streams decoded together in one step")
+    max_num_seqs: Rows = Field(default=64, description="streams decoded together in one step")
     max_model_len: int = Field(
         default=16384,
         ge=32,
+        le=1 << 17,
         description="prompt positions plus frames of one request; the default holds 4,096"
         " characters of any language served and the checkpoint's longest speech (8,192 frames)",
     )
     max_num_batched_tokens: int = Field(
-        default=2048, ge=16, description="positions computed in one step (chunked prefill)"
+        default=2048,
+        ge=16,
+        le=1 << 17,
+        description="positions computed in one step (chunked prefill)",
     )
     max_queued: int = Field(
         default=256, ge=0, description="requests that may wait beyond the running ones; then 429"
@@ -220,7 +254,7 @@ class TalkerConfig(StageConfig):
     cuda_graphs: bool = Field(
         default=True, description="FULL CUDA graphs for decode steps; false = eager"
     )
-    graph_sizes: tuple[int, ...] | None = Field(
+    graph_sizes: tuple[Rows, ...] | None = Field(
         default=None,
         min_length=1,
         description="captured CUDA graphs, positions of a step; default: the engine's, which are"
@@ -233,7 +267,10 @@ class TalkerConfig(StageConfig):
     )
     deterministic: bool = Field(default=False, description="as for the whole application")
     block_size: int | None = Field(
-        default=None, description="KV block length in positions; default: the engine's"
+        default=None,
+        ge=1,
+        le=1 << 17,
+        description="KV block length in positions; default: the engine's",
     )
 
 
@@ -241,8 +278,10 @@ class CodePredictorConfig(StageConfig):
     """The code predictor: its own deployment in `split`, in the talker's process in `fused`."""
 
     num_gpus: GpuShare = 0.2
-    batch_sizes: tuple[int, ...] = Field(
-        default=(1, 2, 4, 8, 16, 32, 64, 128, 256), description="captured CUDA graphs"
+    batch_sizes: tuple[Rows, ...] = Field(
+        default=(1, 2, 4, 8, 16, 32, 64, 128, 256),
+        min_length=1,
+        description="captured CUDA graphs; the largest is at least talker.max_num_seqs",
     )
     kernels: Literal["auto", "eager"] = Field(
         default="auto",
@@ -261,16 +300,18 @@ class SpeechDecoderConfig(StageConfig):
     """The streaming speech decoder."""
 
     num_gpus: GpuShare = 0.3
-    max_streams: int = Field(default=128, ge=1, description="slots of the state arena")
-    chunk_frames: tuple[int, ...] = Field(
+    max_streams: Rows = Field(default=128, description="slots of the state arena")
+    chunk_frames: tuple[Annotated[int, Field(ge=1, le=1024)], ...] = Field(
         default=(1, 3, 8, 12),
         min_length=1,
         description="frames per chunk: first, second, ...; the last value repeats",
     )
-    batch_sizes: tuple[int, ...] = Field(
-        default=(1, 2, 4, 8, 16, 32, 64), description="captured CUDA graphs, streams"
+    batch_sizes: tuple[Rows, ...] = Field(
+        default=(1, 2, 4, 8, 16, 32, 64),
+        min_length=1,
+        description="captured CUDA graphs, streams",
     )
-    first_batch_sizes: tuple[int, ...] = Field(
+    first_batch_sizes: tuple[Rows, ...] = Field(
         default=(1, 2, 4, 8),
         min_length=1,
         description="in `fused` on a GPU, captured CUDA graphs of first frames, streams; more that"
@@ -312,6 +353,7 @@ class VoiceEncoderConfig(Strict):
     num_gpus: float = Field(
         default=0.0,
         ge=0,
+        le=1,
         description="share of a GPU that Ray reserves per replica; with 0, a replica uses the first"
         " GPU of its node beside what runs there, or the CPU where there is none",
     )
@@ -321,7 +363,7 @@ class VoiceEncoderConfig(Strict):
         description="CPU cores that Ray reserves per replica; none are kept for what is rare",
     )
     node_labels: NodeLabels = {}
-    num_threads: int = Field(default=2, ge=1, description="where it runs on a CPU")
+    num_threads: int = Field(default=2, ge=1, le=1024, description="where it runs on a CPU")
     max_queued: int = Field(
         default=16, ge=0, description="recordings that wait at an ingress; then 429"
     )
@@ -443,6 +485,12 @@ class VoicesConfig(Strict):
     allowed_hosts: tuple[str, ...] = Field(
         default=(), description="from which ref_audio may be fetched by https; none: from nowhere"
     )
+
+    @model_validator(mode="after")
+    def _takes_some_recording(self) -> "VoicesConfig":
+        if self.min_s > self.max_s:
+            raise ValueError(f"min_s {self.min_s:g} is more than max_s {self.max_s:g}")
+        return self
 
     @property
     def place(self) -> str:
@@ -652,8 +700,9 @@ class AppConfig(Strict):
     def _over_profile(cls, data: Any) -> Any:
         if not isinstance(data, Mapping):
             return data
+        profile = data.get("profile", "balanced")
         # An unknown profile is reported by the validation that follows.
-        overlay = dict(PROFILES.get(data.get("profile", "balanced"), {}))
+        overlay = dict(next((own for name, own in PROFILES.items() if name == profile), {}))
         if data.get("deterministic"):
             for stage in ("talker", "code_predictor"):
                 overlay[stage] = {**overlay.get(stage, {}), "deterministic": True}
@@ -675,6 +724,19 @@ class AppConfig(Strict):
             stage.node_labels not in ({}, self.talker.node_labels) for stage in stages
         ):
             raise ValueError("in placement 'fused' all stages are where talker.node_labels says")
+        share = round(sum(stage.num_gpus for stage in stages), 6)
+        if self.placement == "fused" and share > 1:
+            raise ValueError(f"in placement 'fused' num_gpus add up to {share:g}, of one GPU")
+        return self
+
+    @model_validator(mode="after")
+    def _frames_for_all_streams(self) -> "AppConfig":
+        streams, most = self.talker.max_num_seqs, max(self.code_predictor.batch_sizes)
+        if most < streams:
+            raise ValueError(
+                f"code_predictor.batch_sizes: the largest, {most}, is less than the {streams} of"
+                " talker.max_num_seqs"
+            )
         return self
 
     def misplaced(self) -> tuple[str, ...]:

@@ -15,6 +15,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 from ray.serve.config import (
     AutoscalingConfig,
+    AutoscalingPolicy,
     DeploymentActorConfig,
     GangSchedulingConfig,
     RequestRouterConfig,
@@ -37,6 +38,7 @@ from serve_app.scaling.tuning import Tuning
 # end.
 _MODELS_OF_DICTS: Final[dict[str, type[BaseModel]]] = {
     "autoscaling_config": AutoscalingConfig,
+    "autoscaling_policy": AutoscalingPolicy,
     "deployment_actors": DeploymentActorConfig,
     "gang_scheduling_config": GangSchedulingConfig,
     "request_router_config": RequestRouterConfig,
@@ -46,6 +48,8 @@ _MODELS_OF_DICTS: Final[dict[str, type[BaseModel]]] = {
 # builder gave a deployment would be lost with the rest.
 _BUILDER_ONLY: Final = ("ray_actor_options", "placement_group_bundles", "placement_group_strategy")
 
+_PACKAGE: Final = "serve_app"
+_LONGEST_IDLE_S: Final = 86400
 POLICY: Final = "serve_app.deployments.autoscaling:InProportion"
 # Who reads `args`.
 BUILDERS: Final[Mapping[str, type[AppConfig | HttpConfig]]] = {
@@ -83,7 +87,8 @@ def load(path: str | Path) -> dict[str, Any]:
     except yaml.YAMLError as error:
         raise ServeConfigError(str(path), [str(error)]) from error
     if not isinstance(config, dict):
-        raise ServeConfigError(str(path), ["not a mapping"])
+        says = "not a Serve config file, which is a mapping with the key `applications`"
+        raise ServeConfigError(str(path), [f"{says}; configs/serve.yaml is one"])
     problems = list(find_problems(config))
     if problems:
         raise ServeConfigError(str(path), problems)
@@ -98,9 +103,15 @@ def find_problems(config: dict[str, Any]) -> Iterator[str]:
     except ValidationError as error:
         yield from _lines(error, "")
         return
-    port = (config.get("http_options") or {}).get("port")
+    except AttributeError:  # Serve looks into each deployment before it checks what it is
+        yield "applications: one of their `deployments` is not a mapping with a name"
+        return
+    http = config.get("http_options") or {}
+    port, idle_s = http.get("port"), http.get("keep_alive_timeout_s")
     if port is not None and not 0 < int(port) < 1 << 16:
         yield f"http_options.port: {port} is no port; they go from 1 to 65535"
+    if idle_s is not None and not 0 <= int(idle_s) <= _LONGEST_IDLE_S:
+        yield f"http_options.keep_alive_timeout_s: {idle_s} is not between 0 and {_LONGEST_IDLE_S}"
     applications = config.get("applications", [])
     if not applications:
         yield "applications: there is none"
@@ -114,15 +125,26 @@ def find_problems(config: dict[str, Any]) -> Iterator[str]:
 
 
 def _application_problems(application: dict[str, Any], path: str) -> Iterator[str]:
-    builder = application.get("import_path")
+    builder = application["import_path"]
     if builder not in BUILDERS:
+        if builder.startswith(f"{_PACKAGE}."):
+            yield f"{path}import_path: {builder} does not exist; there are {', '.join(BUILDERS)}"
         return  # another application in the same file has rules of its own
+    if not application.get("name"):
+        yield f"{path}name: is missing; any name will do"
+    route = application.get("route_prefix", "/")
+    if builder != MODEL_BUILDER and not (route and route.startswith("/")):
+        yield f"{path}route_prefix: is {route!r}; it has to begin with /"
     policy = application.get("autoscaling_policy") or {}
-    if policy.get("policy_function") == POLICY:
+    function = policy.get("policy_function", "")  # by default Serve's
+    if function == POLICY:
         try:
             Tuning(**policy.get("policy_kwargs", {}))
         except TypeError as error:
             yield f"{path}autoscaling_policy.policy_kwargs: {error}"
+    elif not isinstance(function, str) or function.startswith(f"{_PACKAGE}."):
+        at = f"{path}autoscaling_policy.policy_function"
+        yield f"{at}: {function!r} does not exist; {POLICY} does"
     try:
         args = BUILDERS[builder].model_validate(application.get("args", {}))
     except ValidationError as error:

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Final
 
-from serve_app.check import machine, packages, surroundings
+from serve_app.check import machine, packages, surroundings, system
 from serve_app.check.finding import Finding
 from serve_app.config import Environment
 
@@ -44,6 +44,7 @@ def look(places: Mapping[str, str] | None = None) -> list[Finding]:
     environment = Environment.read()
     return [
         *machine.machine(),
+        *system.system(),
         *machine.gpus(),
         *packages.packages(),
         *packages.audio(),

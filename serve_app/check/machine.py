@@ -67,8 +67,9 @@ def machine(meminfo: Path = Path("/proc/meminfo"), shm: Path = Path("/dev/shm"))
         )
     )
     if not os.access(there, os.W_OK):
-        remedy = "make it writable, or set XDG_CACHE_HOME"
-        found.append(Finding("machine", "missing", f"{there} cannot be written to", remedy))
+        remedy = "make it writable, or set XDG_CACHE_HOME and HF_HOME"
+        says = f"{there} cannot be written to: nothing can be downloaded, and kernels are not kept"
+        found.append(Finding("machine", "note", says, remedy))
     return found
 
 

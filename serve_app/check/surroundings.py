@@ -2,7 +2,6 @@
 
 import os
 import shutil
-import socket
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
@@ -14,9 +13,8 @@ from serve_app.config import Environment, IngressConfig
 from serve_app.keys import key_file
 from serve_app.keys.key_file import KeyFileError
 from serve_app.launch.haproxy import is_loopback
-from serve_app.launch.ports import obstacle
+from serve_app.launch.ports import obstacle, unreachable
 
-_CONNECT_S: Final = 3.0
 # Who asks for them meets a 503.
 _REMEDIES: Final = {
     "long texts": "make it writable, or set ingress.jobs.directory or XDG_CACHE_HOME",
@@ -103,18 +101,18 @@ def ray(environment: Environment) -> list[Finding]:
     if address is None:
         found.append(Finding("ray", "ok", "starts a cluster of its own (RAY_ADDRESS is not set)"))
         return found
-    host, _, port = address.removeprefix("ray://").rpartition(":")
-    try:
-        with socket.create_connection((host, int(port)), timeout=_CONNECT_S):
-            found.append(Finding("ray", "ok", f"a cluster answers at {address}"))
-    except (OSError, ValueError) as error:
-        says = f"nothing answers at RAY_ADDRESS {address}: {error}"
+    reason = unreachable(address)
+    if reason is None:
+        found.append(Finding("ray", "ok", f"a cluster answers at {address}"))
+    else:
+        says = f"nothing answers at RAY_ADDRESS {address}: {reason}"
         found.append(Finding("ray", "missing", says, "ray start --head there, or unset it"))
     return found
 
 
 def checkpoint(environment: Environment) -> list[Finding]:
     """The checkpoint that would be served, and which known ones are on this machine."""
+    from serve_app.models.checkpoint.files import folder_fault
     from serve_app.models.checkpoint.locate import KNOWN_REVISIONS
 
     model, cached = environment.model, [name for name in KNOWN_REVISIONS if _is_cached(name)]
@@ -126,10 +124,9 @@ def checkpoint(environment: Environment) -> list[Finding]:
         return [*found, Finding("checkpoint", "note", says, remedy)]
     folder = Path(model).expanduser()
     if folder.is_dir():
-        missing = [name for name in ("config.json",) if not (folder / name).is_file()]
-        if missing:
-            says = f"{folder} has no {', '.join(missing)}"
-            return [*found, Finding("checkpoint", "missing", says, "name a checkpoint's folder")]
+        broken = folder_fault(folder)
+        if broken is not None:
+            return [*found, Finding("checkpoint", "missing", broken, "name a whole checkpoint")]
         return [*found, Finding("checkpoint", "ok", f"TTS_MODEL is the folder {folder}")]
     if environment.revision is None and model not in KNOWN_REVISIONS:
         remedy = "TTS_REVISION=<commit>"

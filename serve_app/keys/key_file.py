@@ -73,8 +73,14 @@ def read(path: Path) -> tuple[Key, ...]:
 
 
 def of_environment(value: str | None) -> tuple[Key, ...]:
-    """The keys of TTS_API_KEY, which has them as they are, separated by commas or spaces."""
+    """The keys of TTS_API_KEY, which has them as they are, separated by commas or spaces.
+
+    Raises:
+        KeyFileError: one is there twice, or it is set and has none, which would let everybody in.
+    """
     plain = (value or "").replace(",", " ").split()
+    if value and not plain:
+        raise KeyFileError("TTS_API_KEY is set and has no key in it")
     named = [f"env-{number}" if number > 1 else "env" for number in range(1, len(plain) + 1)]
     keys = (Key(name=name, hash=digest_of(key)) for name, key in zip(named, plain, strict=True))
     return _unique(keys, "TTS_API_KEY")

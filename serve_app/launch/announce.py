@@ -7,6 +7,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Final
 
 _LOOK_EVERY_S: Final = 1.0
@@ -18,17 +19,27 @@ _OPENER: Final = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 logger = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """What Serve has given up; `is_final`: with it nothing will ever be served."""
+
+    says: str
+    is_final: bool = False
+
+
 def say_when_ready(
     host: str,
     port: int,
-    failure: Callable[[], str | None] = lambda: None,
+    failure: Callable[[], Failure | None] = lambda: None,
+    give_up: Callable[[], None] = lambda: None,
     say: Callable[[str], None] = lambda text: print(text, flush=True),
     look_every_s: float = _LOOK_EVERY_S,
 ) -> threading.Thread:
     """Look at `/ready` from a thread until it answers 200; the thread does not outlive a process.
 
-    Each reason why it is not ready is said once. Where nothing answers, `failure` may know why, and
-    else there is nothing to say: Ray tells of its own start.
+    Each reason why it is not ready is said once: what `failure` knows, else what the server says.
+    Where neither says anything, Ray tells of its own start. After a final failure `give_up` is
+    called, and nobody looks any more.
     """
     reached = "127.0.0.1" if host in _ANYWHERE else host
     address = f"http://{f'[{reached}]' if ':' in reached else reached}:{port}"
@@ -39,7 +50,12 @@ def say_when_ready(
             is_ready, reason = _look(address)
             if is_ready:
                 break
-            reason = reason or _asked(failure)
+            failed = _asked(failure)
+            if failed is not None and failed.is_final:
+                say(failed.says)
+                give_up()
+                return
+            reason = reason if failed is None else failed.says
             if reason and reason != told:
                 say(f"not ready yet: {reason}")
                 told = reason
@@ -57,7 +73,7 @@ def say_when_ready(
     return thread
 
 
-def _asked(failure: Callable[[], str | None]) -> str | None:
+def _asked(failure: Callable[[], Failure | None]) -> Failure | None:
     try:
         return failure()
     except Exception as error:  # of any kind: it asks Serve, which may be on its way in or out

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Final, NoReturn
 
 from serve_app.config import Environment
-from serve_app.launch.ports import is_free
+from serve_app.launch.ports import is_free, unreachable
 
 _NAMESPACE: Final = "serve"
 # Ray's name for it comes from the systems where this is the default.
@@ -78,6 +78,9 @@ def connect() -> None:
 
     address = Environment.read().ray_address
     if address is not None:
+        reason = unreachable(address)  # which Ray would ask for most of a minute
+        if reason is not None:
+            raise ConnectionError(reason)
         ray.init(address=address, namespace=_NAMESPACE)
     else:
         with agent_port(), own_session():

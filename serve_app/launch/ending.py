@@ -117,6 +117,7 @@ class Ending:
         self._drain = drain
         self._how = how
         self._lost = lost
+        self.has_failed = False
         self._clock = clock
         self._told_s: float | None = None
         self._is_over = False
@@ -129,6 +130,17 @@ class Ending:
             signal.signal(number, self._on_signal)
         signal.signal(_DRAINED, self._on_drained)
         threading.Thread(target=self._watch, name="cluster-watch", daemon=True).start()
+
+    @property
+    def was_told(self) -> bool:
+        """Whether a signal has come."""
+        return self._told_s is not None
+
+    def fail(self) -> None:
+        """End the program, from another thread: it will never serve."""
+        if not self.was_told:
+            self.has_failed = True
+            self._wake()
 
     def settle(self) -> None:
         """Nothing asks the cluster for anything any more, which may go."""
@@ -173,6 +185,9 @@ class Ending:
             return
         except Exception:
             logger.exception("what is open cannot be finished")
+        self._wake()
+
+    def _wake(self) -> None:
         main = threading.main_thread().ident
         assert main is not None
         signal.pthread_kill(main, _DRAINED)

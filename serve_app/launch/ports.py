@@ -5,7 +5,10 @@ import errno
 import socket
 import sys
 from dataclasses import dataclass
-from typing import Self
+from typing import Final, Self
+
+_CONNECT_S: Final = 3.0
+_FOUND_BY_RAY: Final = ("auto", "local")
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,6 +20,20 @@ class Obstacle:
 
     def __str__(self) -> str:
         return self.says
+
+
+def unreachable(address: str) -> str | None:
+    """Why no Ray cluster answers at an address; None where one may."""
+    if address in _FOUND_BY_RAY:
+        return None
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=_CONNECT_S).close()
+    except (OSError, OverflowError) as error:
+        return str(error)
+    except ValueError:
+        return "not of the form HOST:PORT"
+    return None
 
 
 class Ports:

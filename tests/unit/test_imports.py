@@ -85,7 +85,7 @@ RULES = (
     Rule("text", BOTTOM),
     Rule("cli", never=(*HEAVY, *OUTER, "numpy", "pydantic")),
     Rule("keys", BOTTOM),
-    Rule("check", (*BOTTOM, "keys", "launch.haproxy", "launch.ports", "models.checkpoint.locate")),
+    Rule("check", (*BOTTOM, "keys", "launch.haproxy", "launch.ports", "models.checkpoint")),
     Rule("storage", ("errors",)),
     Rule("voices", (*BOTTOM, "audio", "storage"), _NO_TENSORS),
     Rule("http", (*BOTTOM, "audio", "text", "keys", "storage", "voices"), (*HEAVY, "ray")),

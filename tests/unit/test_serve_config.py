@@ -2,21 +2,24 @@
 
 import copy
 import inspect
+import math
 import os
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
 import pytest
 import yaml
+from pydantic import BaseModel
 from ray.serve._private import constants
 from ray.serve._private import haproxy as serve_haproxy
 from ray.serve.scripts import cli
 
 from serve_app import __main__ as launcher
 from serve_app import serve_config
-from serve_app.config import Environment
+from serve_app.config import AppConfig, Environment
 from serve_app.launch import haproxy, overrides
 from serve_app.launch.ending import Ending
 from serve_app.launch.ports import Ports
@@ -96,6 +99,47 @@ def actor_options(config: dict[str, Any]) -> None:
     config["applications"][0]["deployments"][2]["ray_actor_options"] = {"num_gpus": 1}
 
 
+def no_name(config: dict[str, Any]) -> None:
+    del config["applications"][0]["name"]
+
+
+def no_deployment(config: dict[str, Any]) -> None:
+    config["applications"][0]["deployments"][0] = "Ingress"
+
+
+def misspelt_builder(config: dict[str, Any]) -> None:
+    config["applications"][0]["import_path"] = "serve_app.app:built"
+
+
+def misspelt_policy(config: dict[str, Any]) -> None:
+    policy = "serve_app.deployments.autoscaling:Proportion"
+    config["applications"][0]["autoscaling_policy"] = {"policy_function": policy}
+
+
+def no_policy(config: dict[str, Any]) -> None:
+    config["applications"][0]["autoscaling_policy"]["policy_function"] = 5
+
+
+def no_route(config: dict[str, Any]) -> None:
+    config["applications"][0]["route_prefix"] = "tts"
+
+
+def no_time(config: dict[str, Any]) -> None:
+    config["http_options"]["keep_alive_timeout_s"] = -1
+
+
+def list_of_profiles(config: dict[str, Any]) -> None:
+    config["applications"][0]["args"]["profile"] = ["latency"]
+
+
+def few_frames(config: dict[str, Any]) -> None:
+    config["applications"][0]["args"]["code_predictor"]["batch_sizes"] = [1, 8]
+
+
+def no_recording(config: dict[str, Any]) -> None:
+    config["applications"][0]["args"]["ingress"] = {"voices": {"min_s": 31}}
+
+
 @pytest.mark.parametrize(
     ("change", "reported"),
     [
@@ -107,6 +151,16 @@ def actor_options(config: dict[str, Any]) -> None:
         (wrong_type, "args.talker.num_gpus: "),
         (unknown_deployment, "no deployment 'Fused' here; there are Ingress, SpeechDecoder"),
         (actor_options, "deployments.Talker.ray_actor_options: "),
+        (no_name, "applications[0].name: is missing"),
+        (no_deployment, "applications: one of their `deployments` is not a mapping"),
+        (misspelt_builder, "serve_app.app:built does not exist; there are serve_app.app:build,"),
+        (misspelt_policy, "'serve_app.deployments.autoscaling:Proportion' does not exist"),
+        (no_policy, "policy_function: 5 does not exist"),
+        (no_route, "route_prefix: is 'tts'; it has to begin with /"),
+        (no_time, "keep_alive_timeout_s: -1 is not between 0 and"),
+        (list_of_profiles, "args.profile: "),
+        (few_frames, "the largest, 8, is less than the 64 of talker.max_num_seqs"),
+        (no_recording, "min_s 31 is more than max_s 30"),
     ],
     ids=lambda value: getattr(value, "__name__", ""),
 )
@@ -119,6 +173,30 @@ def test_a_fault_is_reported_with_its_place(
     with pytest.raises(serve_config.ServeConfigError) as caught:
         serve_config.load(path)
     assert any(reported in problem for problem in caught.value.problems), str(caught.value)
+
+
+def numbers(model: type[BaseModel], place: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
+    """The places of all settings that may be a number."""
+    for name, field in model.model_fields.items():
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            yield from numbers(field.annotation, (*place, name))
+        elif field.annotation in (int, float, int | None, float | None):
+            yield (*place, name)
+
+
+@pytest.mark.parametrize("value", [-1, 10**30, 1e30, math.nan, math.inf, "text", [1]], ids=str)
+def test_no_setting_takes_a_number_that_none_can_be(config: dict[str, Any], value: object) -> None:
+    places = list(numbers(AppConfig))
+    assert len(places) > 50
+    for place in places:
+        args: dict[str, Any] = {}
+        within = args
+        for name in place[:-1]:
+            within = within.setdefault(name, {})
+        within[place[-1]] = value
+        config["applications"][0]["args"] = args
+        problems = list(serve_config.find_problems(config))
+        assert any(f"args.{'.'.join(place)}: " in problem for problem in problems), place
 
 
 @pytest.mark.parametrize(

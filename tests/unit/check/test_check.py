@@ -16,6 +16,7 @@ from serve_app.check.machine import gpus, machine
 from serve_app.check.packages import FLOORS, audio, packages
 from serve_app.check.surroundings import checkpoint, folders, keys, places, ports, ray
 from serve_app.config import Environment
+from serve_app.models.checkpoint.embedded import embedded_checkpoint
 
 ROOT = Path(__file__).parents[3]
 WORKING = {"ray": "2.60.0", "vllm": "0.32.1", "starlette": "1.10.0"}
@@ -184,7 +185,8 @@ def test_the_checkpoint_that_would_be_served_is_looked_for(tmp_path):
     assert states(checkpoint(environment()))[-1] == "note"
     assert states(checkpoint(environment(model=str(tmp_path))))[-1] == "missing"
     (tmp_path / "config.json").write_text("{}")
-    assert states(checkpoint(environment(model=str(tmp_path))))[-1] == "ok"
+    assert states(checkpoint(environment(model=str(tmp_path))))[-1] == "missing"
+    assert states(checkpoint(environment(model=str(embedded_checkpoint()))))[-1] == "ok"
     assert states(checkpoint(environment(model="somebody/else")))[-1] == "missing"
     assert states(checkpoint(environment(model="somebody/else", revision="abc")))[-1] == "note"
 

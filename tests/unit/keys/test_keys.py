@@ -62,11 +62,13 @@ def test_a_file_that_is_not_there_is_an_error(tmp_path):
 
 
 def test_the_environment_has_keys_as_they_are():
-    assert of_environment(None) == of_environment(" ") == ()
+    assert of_environment(None) == of_environment("") == ()
     assert [key.name for key in of_environment("hello, other")] == ["env", "env-2"]
     assert of_environment("hello")[0].hash == HELLO
     with pytest.raises(KeyFileError, match="TTS_API_KEY"):
         of_environment("a a")
+    with pytest.raises(KeyFileError, match="TTS_API_KEY is set and has no key"):
+        of_environment(" ,")
 
 
 def test_the_command_makes_lists_and_removes_keys(tmp_path, capsys, monkeypatch):

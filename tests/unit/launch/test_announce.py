@@ -3,12 +3,13 @@
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from threading import Thread
 
 import pytest
 
-from serve_app.launch.announce import say_when_ready
+from serve_app.launch.announce import Failure, say_when_ready
 
 
 @contextmanager
@@ -55,13 +56,13 @@ def test_each_reason_is_said_once_and_then_where_the_server_is(host: str) -> Non
         (200, b'{"ready": true}'),
     ]
     said: list[str] = []
-    asked: list[str | None] = ["no such model", None]
+    asked: list[Failure | None] = [Failure("no such model"), None]
 
-    def failing() -> str | None:
+    def failing() -> Failure | None:
         return asked.pop(0)  # IndexError in the end, as Serve has errors of its own
 
     with answering(answers, b'{"note": "A small voice.", "playground": "/web/"}') as port:
-        thread = say_when_ready(host, port, failing, said.append, look_every_s=0.001)
+        thread = say_when_ready(host, port, failing, say=said.append, look_every_s=0.001)
         thread.join(60)
         assert not thread.is_alive()
     waits = ["no such model", "stages", "synthesis"]
@@ -69,6 +70,19 @@ def test_each_reason_is_said_once_and_then_where_the_server_is(host: str) -> Non
     assert said[3].startswith("ready after ")
     assert f"http://127.0.0.1:{port}/web/" in said[3]
     assert said[4:] == ["A small voice."]
+
+
+def test_a_server_that_will_never_serve_is_given_up() -> None:
+    said: list[str] = []
+    asked = iter([None, Failure("one of two", is_final=False), Failure("the other", is_final=True)])
+    with answering([not_ready("stages")], b"{}") as port:
+        give_up = partial(said.append, "given up")
+        thread = say_when_ready(
+            "127.0.0.1", port, lambda: next(asked), give_up, said.append, look_every_s=0.001
+        )
+        thread.join(60)
+        assert not thread.is_alive()
+    assert said == ["not ready yet: stages", "not ready yet: one of two", "the other", "given up"]
 
 
 @pytest.mark.parametrize("other", [b"{}", b"[]", b"none", b'{"note": null}'])

@@ -97,7 +97,7 @@ def test_the_limit_is_the_longest_of_the_ingresses(stated: list, limit_s: float)
 
 
 PROGRAM = """
-import sys, time
+import sys, threading, time
 from serve_app.launch.ending import Ending
 
 def drain(pause):
@@ -114,7 +114,11 @@ ending = Ending(drain, lambda: SystemExit(0), lost)
 ending.listen()
 print("listening", flush=True)
 try:
+    if sys.argv[1] == "failed":
+        threading.Timer(0.1, ending.fail).start()
     time.sleep(60)
+except SystemExit:
+    sys.exit(ending.has_failed)
 finally:
     ending.settle()
     print("settled", flush=True)
@@ -142,8 +146,10 @@ class Told:
         return time.monotonic()
 
     def ended(self) -> tuple[int, str]:
-        said, _ = self.process.communicate(timeout=30)
-        return self.process.returncode, said.strip()
+        # Not `communicate`, which does not know what `line` has read ahead.
+        assert self.process.stdout is not None
+        said = self.process.stdout.read()
+        return self.process.wait(30), said.strip()
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -187,3 +193,7 @@ def test_where_the_cluster_is_lost_nothing_is_waited_for() -> None:
     assert told.line() == "draining"
     assert told.ended() == (1, "all is gone: the server ends")
     assert time.monotonic() - at_s < 5
+
+
+def test_a_server_that_cannot_start_ends_with_a_status() -> None:
+    assert Told("failed").ended() == (1, "settled")

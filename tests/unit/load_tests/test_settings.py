@@ -10,7 +10,7 @@ from serve_app.serve_config import find_problems
 @pytest.mark.parametrize("placement", list(CONFIGS))
 def test_overrides_reach_arguments_and_deployments(placement: str) -> None:
     overrides = [
-        "code_predictor.batch_sizes=[1, 8]",
+        "code_predictor.batch_sizes=[1, 256]",
         "fused:talker.max_model_len=512",
         "deployments.Ingress.max_ongoing_requests=700",
     ]
@@ -20,7 +20,7 @@ def test_overrides_reach_arguments_and_deployments(placement: str) -> None:
     args = AppConfig.model_validate(application["args"])
     assert args.placement == placement
     assert args.talker.max_num_seqs == args.speech_decoder.max_streams == 256
-    assert args.code_predictor.batch_sizes == (1, 8)
+    assert args.code_predictor.batch_sizes == (1, 256)
     assert args.talker.max_model_len == (512 if placement == "fused" else 16384)
     deployments = {entry["name"]: entry for entry in application["deployments"]}
     assert deployments["Ingress"]["max_ongoing_requests"] == 700
