@@ -26,6 +26,10 @@ _BY_TEN: Final = {word: 10 * value for value, word in enumerate(_TENS, 2)} | {
 _SCALES: Final = {"hundred": 100, "thousand": 1000, "million": 10**6, "billion": 10**9}
 _MONEY: Final = {"$": ("dollars", "cents"), "£": ("pounds", "pence"), "€": ("euros", "cents")}
 _SINGULAR: Final = {"dollar": "dollars", "cent": "cents", "pound": "pounds", "penny": "pence"}
+_FRACTIONS: Final = {
+    "1/2": "one half", "1/3": "one third", "2/3": "two thirds", "1/4": "one quarter",
+    "3/4": "three quarters", "1/5": "one fifth", "1/8": "one eighth", "1/10": "one tenth",
+}  # fmt: skip
 _ABBREVIATIONS: Final = {
     "dr": "doctor", "mr": "mister", "mrs": "missus", "prof": "professor", "etc": "et cetera",
     "ok": "okay",
@@ -50,6 +54,9 @@ def words(text: str) -> list[str]:
         text = re.sub(rf"\{sign}(\d+)", rf"\1 {whole}", text)
     text = re.sub(r"(?<![\w.])-(?=\d)", "minus ", text)
     text = re.sub(r"(?<=\d)\.(?=\d)", " point ", text)
+    text = re.sub(r"(?<=\d):00\b| oclock\b", "", text)
+    for fraction, said in _FRACTIONS.items():
+        text = re.sub(rf"(?<![\w/]){fraction}(?![\w/])", said, text)
     text = re.sub(r"\b(dollars?|pounds?|euros?) and ", r"\1 ", text)
     text = text.replace("%", " percent").replace("&", " and ").replace("°", " degrees ")
     text = re.sub(r"\b([ap])\.? ?m\b\.?", r"\1m", text)
@@ -69,6 +76,12 @@ def _is_number(word: str) -> bool:
     return word.isdigit() or word in _UNITS or word in _BY_TEN or word in _SCALES
 
 
+def _continues(hundreds: str, word: str) -> bool:
+    """Whether both are one number, as in "1,500 and 98"."""
+    is_round = hundreds.isdigit() and hundreds.endswith("00") and hundreds[0] != "0"
+    return is_round and (len(word) < 3 if word.isdigit() else word not in _SCALES)
+
+
 def _with_digits(found: Sequence[str]) -> Iterator[str]:
     """Put each run of number words as one string of digits; "and" behind a hundred goes."""
     run: list[str] = []
@@ -80,6 +93,8 @@ def _with_digits(found: Sequence[str]) -> Iterator[str]:
             run.append("zero")
         elif run and follows and word == "and" and run[-1] in _SCALES:
             pass
+        elif run and follows and word == "and" and _continues(run[-1], found[index + 1]):
+            run.append(word)
         else:
             yield from _digits(run)
             run = []
@@ -95,6 +110,9 @@ def _digits(run: Sequence[str]) -> Iterator[str]:
     total, current, room = 0, 0, 0  # below `room` a further number is part of this one
     is_open = False
     for word in run:
+        if word == "and":
+            room = 100
+            continue
         if word in _SCALES:
             scale = _SCALES[word]
             if scale == 100:

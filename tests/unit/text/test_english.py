@@ -77,6 +77,7 @@ def test_capitals_are_said(written: str, spoken: str) -> None:
         ("See a@b.com, https://www.b.com/c.", "See a at b dot com, b dot com slash c."),
         ("one\n\ntwo,\nthree!", "one.\ntwo,\nthree!"),
         ("main.py of debian.org at 3", "main dot py of debian dot org at three."),
+        ("i think i'm, i.e. wi-fi (i) -i x.i", "I think I'm, that is wi-fi (I) -i x.i."),
         ("café", "cafe."),
         ("Søren of Łódź, Straße 5", "Soren of Lodz, Strasse five."),
         ("π ≈ 3.1, 5 µm and 2 Ω", "pi about three point one, five micrometers and two omega."),

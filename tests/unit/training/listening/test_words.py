@@ -16,6 +16,8 @@ pytestmark = pytest.mark.unit
         ("Call me at 555-0142 after six.", "Call me at five five five oh one four two after 6"),
         ("There were 1,250 people.", "There were one thousand two hundred and fifty people."),
         ("It dropped to -12 degrees.", "It dropped to minus twelve degrees."),
+        ("1,598 cups and 93,771 saucers", "1500 and 98 cups and 93,700 and 71 saucers"),
+        ("1/2 at 7 o'clock", "one half at 7:00"),
         ("221 Baker Street", "Two twenty-one Baker Street"),
         ("221 Baker Street", "Two hundred and twenty one Baker Street"),
         ("1,200,000 or 37%", "one million two hundred thousand or thirty seven percent"),
@@ -35,6 +37,7 @@ def test_numbers_and_spellings_may_differ(written: str, heard: str) -> None:
         ("the cat sat", "a cat sat down", 2),
         ("the cat sat", "", 3),
         ("at 10:30", "at ten forty", 1),
+        ("500 and 198 cups", "598 cups", 3),
         ("two and three apples", "two or three apples", 1),
     ],
 )
