@@ -58,7 +58,7 @@ def _resume(args: argparse.Namespace) -> None:
 
 
 def _codec(args: argparse.Namespace) -> None:
-    training = CodecTraining(books_learn=not args.keep_books)
+    training = CodecTraining(books_learn=not args.keep_books, phase_weight=args.phase_weight)
     if args.rate is not None:
         training = replace(training, learning_rate=args.rate, decoder_rate=args.rate)
     _recipe(args).codec(args.stage, args.hours, args.critics_from, training)
@@ -166,6 +166,8 @@ def main() -> None:
     codec.add_argument("--hours", type=float, default=40.0, help="of the corpus that it reads")
     codec.add_argument("--critics-from", type=float, default=0.5, help="share of stage `all`")
     codec.add_argument("--rate", type=float, help="the highest; less to go on")
+    phase = CodecTraining.phase_weight
+    codec.add_argument("--phase-weight", type=float, default=phase, help="of phases below 3 kHz")
     codec.add_argument("--keep-books", action="store_true", help="codes keep what they mean")
     step("encode", _encode, "turn the corpus into codes")
     making_up = step("imagine", _imagine, "rough codes for what was not spoken")

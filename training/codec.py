@@ -19,7 +19,13 @@ from torch import Tensor, nn
 
 from training.corpus import FRAME_SAMPLES, NUM_LABELS, SLOTS, Stream
 from training.critics import Critics
-from training.losses import critic_loss, mishearing, persuasion, spectral_distance
+from training.losses import (
+    critic_loss,
+    mishearing,
+    persuasion,
+    phase_distance,
+    spectral_distance,
+)
 from training.mean import RunningMean
 from training.progress import Clock, Log
 from training.quantizer import LearnedCodebooks
@@ -43,6 +49,7 @@ class CodecTraining:
     critic_frames, critic_crops: what the critics see of a batch; they cost ten times the codec.
     misread_weight, mishearing_weight: of the phonemes that a listener tells from what was made, and
     of its inner features.
+    phase_weight: of how phases go on below 3 kHz; with 0 nobody looks.
     critics_ahead: share of the time in which critics that start anew learn alone, with the head
         for phonemes, where they take part from the first step: what they want before they have
         heard much is noise.
@@ -61,6 +68,7 @@ class CodecTraining:
     head_rate: float = 1e-3
     mel_weight: float = 10.0
     spectrum_weight: float = 2.0
+    phase_weight: float = 0.0
     commitment_weight: float = 0.25
     phoneme_weight: float = 3.0
     adversarial_weight: float = 1.5
@@ -390,7 +398,11 @@ class CodecTrainer:
         taught = self._teach(wave, labels, made, critics)
         loss, judged = self._judged(wave, labels, made, critics)
         loss = loss + self.config.mel_weight * mel + self.config.spectrum_weight * spectrum
-        return loss, {"mel": mel, "spectrum": spectrum, **taught, **judged}
+        found = {"mel": mel, "spectrum": spectrum, **taught, **judged}
+        if self.config.phase_weight:
+            found["phase"] = phase_distance(made, wave)
+            loss = loss + self.config.phase_weight * found["phase"]
+        return loss, found
 
     def _learn(self, loss: Tensor) -> None:
         loss.backward()

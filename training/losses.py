@@ -63,6 +63,50 @@ def spectral_distance(made: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor]:
     return mel / len(_WINDOWS), linear / 3
 
 
+# Long enough to tell the harmonics of a low voice apart, short enough for an onset.
+_PHASE_WINDOWS: Final = (256, 512, 1024)
+# How a spectrum's parts count by their amplitude: as loudness does, about.
+_LOUDNESS: Final = 0.3
+
+
+def phase_distance(made: Tensor, wanted: Tensor) -> Tensor:
+    """How differently phases go on below 3 kHz, from frame to frame and from bin to bin: 0 to 2.
+
+    Both waves are float32 [B, N]. Where every phase is off by the same angle nothing is said: codes
+    do not hold it, and nobody hears it. As the losses of instantaneous frequency and group delay
+    in APNet (arXiv:2305.07952), but of phasors instead of angles, which have no gradient to
+    speak of where they wrap, and the louder a part is wanted, the more it counts.
+    """
+    total = made.new_zeros(())
+    for window in _PHASE_WINDOWS:
+        a, b = _low_spectrum(made, window), _low_spectrum(wanted, window)
+        for axis in (1, 2):
+            ours, theirs = _advance(a, axis), _advance(b, axis)
+            weight = theirs.abs().pow(_LOUDNESS / 2)
+            apart = torch.view_as_real(_phasors(ours) - _phasors(theirs)).square().sum(-1) / 2
+            total = total + (weight * apart).sum() / weight.sum().clamp(min=1e-6)
+    return total / (2 * len(_PHASE_WINDOWS))
+
+
+def _low_spectrum(wave: Tensor, window: int) -> Tensor:
+    """Complex short-time spectrum below 3 kHz, scaled as `magnitudes`: [B, bins, frames]."""
+    shape = torch.hann_window(window, device=wave.device)
+    spectrum = torch.stft(wave, window, window // 4, window=shape, return_complex=True)
+    return spectrum[:, : window // 8] / shape.square().sum().sqrt()
+
+
+def _advance(spectrum: Tensor, axis: int) -> Tensor:
+    """What turns each bin towards the next along `axis`."""
+    size = spectrum.shape[axis] - 1
+    return spectrum.narrow(axis, 1, size) * spectrum.narrow(axis, 0, size).conj()
+
+
+def _phasors(advance: Tensor) -> Tensor:
+    """Of length one; shorter where there is hardly a sound."""
+    parts = torch.view_as_real(advance)
+    return advance / (parts.square().sum(-1) + _FLOOR**4).sqrt()
+
+
 def critic_loss(of_real: Sequence[Sequence[Tensor]], of_made: Sequence[Sequence[Tensor]]) -> Tensor:
     """What critics minimise: least squares towards 1 for real and 0 for made speech."""
     total = of_real[0][-1].new_zeros(())

@@ -144,6 +144,19 @@ def test_what_judges_learns_before_what_is_judged(
     assert changed == [False, False, True, True, True]
 
 
+@pytest.mark.parametrize("weight", [0.0, 2.0])
+def test_phases_are_looked_at_only_where_that_is_asked_for(
+    checkpoint: tuple[Path, Codec, TalkerModel], tmp_path: Path, weight: float
+) -> None:
+    file, log = tmp_path / "codec.pt", tmp_path / "log.jsonl"
+    resume(checkpoint[0], file, tmp_path / "talker.pt", tmp_path / "checkpoint", TINY)
+    config = CodecTraining(batch=2, crop_frames=4, critic_width=4, phase_weight=weight)
+    trainer = CodecTrainer(file, TINY, config, torch.device("cpu"), "all")
+    trainer.run(_stream(12), 1e4, 0.2, Log(log), critics_from=1.0)
+    assert ("phase" in json.loads(log.read_text().splitlines()[0])) == (weight > 0)
+    assert all(torch.isfinite(parameter).all() for parameter in trainer.codec.parameters())
+
+
 def test_books_that_are_not_there_cannot_stay(tmp_path: Path) -> None:
     config = CodecTraining(critic_width=4, books_learn=False)
     trainer = CodecTrainer(tmp_path / "codec.pt", TINY, config, torch.device("cpu"), "all")
