@@ -45,7 +45,9 @@ def operation(
     """`openapi_extra` of a route whose body is JSON of this schema."""
     values = {name: {"value": value} for name, value in examples.items()}
     body = {"application/json": {"schema": schema, "examples": values}}
-    return {
-        "requestBody": {"required": True, "content": body},
-        "responses": {str(status): {"description": "Success", "content": answer}},
-    }
+    return {"requestBody": {"required": True, "content": body}, **responds(answer, status)}
+
+
+def responds(content: Content, status: int = 200) -> dict[str, Any]:
+    """`openapi_extra` of a route that reads no body."""
+    return {"responses": {str(status): {"description": "Success", "content": content}}}

@@ -78,11 +78,9 @@ class Places(Generic[K]):
         replica = self._replicas.get(key)
         return replica.load if replica is not None else 0
 
-    def has_room(self, places: int, excluded: Collection[K] = ()) -> bool:
+    def has_room(self, places: int) -> bool:
         """Whether a replica has fewer than `places` streams."""
-        return any(
-            replica.load < places for key, replica in self._replicas.items() if key not in excluded
-        )
+        return any(replica.load < places for replica in self._replicas.values())
 
     def room(self, places: int) -> int:
         """Streams that there is room for beside those there are, with `places` in each replica;

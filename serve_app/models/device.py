@@ -25,8 +25,6 @@ class DeviceSpec:
 def resolve_device(
     device: Literal["auto", "cuda", "cpu"] | str,
     dtype: Literal["auto", "float32", "bfloat16"] | str,
-    *,
-    cuda_dtype: torch.dtype = torch.bfloat16,
 ) -> DeviceSpec:
     """Turn the configured words into a device and a dtype.
 
@@ -51,7 +49,7 @@ def resolve_device(
     )
     why_device = f"device {device!r}: CUDA is {'present' if available else 'absent'}"
     if dtype == "auto":
-        chosen_dtype = cuda_dtype if chosen.type == "cuda" else torch.float32
+        chosen_dtype = torch.bfloat16 if chosen.type == "cuda" else torch.float32
         why_dtype = f"dtype 'auto' on {chosen.type}"
     else:
         chosen_dtype = _DTYPES[dtype]

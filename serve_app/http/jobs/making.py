@@ -56,7 +56,7 @@ class NotNow(Exception):
 
 
 async def accepted(
-    speech: Speech, config: JobsConfig, spec: Spec, voice: ClonedVoice | None, text: str = "Hello."
+    speech: Speech, config: JobsConfig, spec: Spec, voice: ClonedVoice | None
 ) -> Job:
     """What `spec` asks for, by the model that it was accepted for, and the voice made for it.
 
@@ -65,7 +65,7 @@ async def accepted(
 
     Raises what `Speech.accept` raises.
     """
-    fields = {**spec.fields, "input": text}
+    fields = {**spec.fields, "input": "Hello."}
     if voice is not None:
         fields["voice"] = None
     size = TextSize(config.max_input_chars, config.max_unit_frames)

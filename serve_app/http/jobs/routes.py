@@ -17,7 +17,7 @@ from serve_app.audio import provenance
 from serve_app.config import IngressConfig
 from serve_app.errors import Conflict, InvalidRequest, NotFound, Overloaded
 from serve_app.http.background import Background
-from serve_app.http.document import AUDIO, EVENTS, JSON, Content, operation
+from serve_app.http.document import AUDIO, EVENTS, JSON, operation, responds
 from serve_app.http.draining.drain import Drain
 from serve_app.http.errors import AsciiJSONResponse
 from serve_app.http.jobs.fields import fields_of
@@ -68,10 +68,6 @@ _DOCUMENT: Final = operation(
     JSON,
     202,
 )
-
-
-def _responds(content: Content) -> dict[str, Any]:
-    return {"responses": {"200": {"description": "Success", "content": content}}}
 
 
 class Jobs:
@@ -306,7 +302,7 @@ def add_routes(app: FastAPI, jobs: Jobs) -> None:
         """A job for a text of any length; its audio is a file, made in the background."""
         return await jobs.create(request)
 
-    @route("", "GET", document=_responds(JSON))
+    @route("", "GET", document=responds(JSON))
     async def list_jobs(
         limit: Annotated[int, Query(ge=1, le=100)] = 20,
         after: str | None = None,
@@ -314,22 +310,22 @@ def add_routes(app: FastAPI, jobs: Jobs) -> None:
     ) -> Response:
         return await jobs.listed(limit, after, status)
 
-    @route("/{job_id}", "GET", document=_responds(JSON))
+    @route("/{job_id}", "GET", document=responds(JSON))
     async def retrieve_job(job_id: str) -> Response:
         return await jobs.shown(job_id)
 
-    @route("/{job_id}", "DELETE", document=_responds(JSON))
+    @route("/{job_id}", "DELETE", document=responds(JSON))
     async def delete_job(job_id: str) -> Response:
         return await jobs.deleted(job_id)
 
-    @route("/{job_id}/download", "GET", "HEAD", document=_responds(AUDIO))
+    @route("/{job_id}/download", "GET", "HEAD", document=responds(AUDIO))
     async def download_job(request: Request, job_id: str, follow: bool = False) -> Response:
         return await jobs.download(job_id, follow, request)
 
-    @route("/{job_id}/sse", "GET", document=_responds(EVENTS))
+    @route("/{job_id}/sse", "GET", document=responds(EVENTS))
     async def follow_job(job_id: str) -> Response:
         return await jobs.events(job_id)
 
-    @route("/{job_id}/{change}", "PUT", "POST", document=_responds(JSON))
+    @route("/{job_id}/{change}", "PUT", "POST", document=responds(JSON))
     async def change_job(job_id: str, change: Change) -> Response:
         return await jobs.changed(job_id, change)

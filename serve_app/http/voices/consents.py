@@ -6,10 +6,10 @@ from fastapi import FastAPI, Query, Request
 from fastapi.responses import Response
 
 from serve_app.errors import NotFound
-from serve_app.http.document import JSON
+from serve_app.http.document import JSON, responds
 from serve_app.http.errors import AsciiJSONResponse
 from serve_app.http.voices.desk import Desk
-from serve_app.http.voices.document import CONSENT, FLAC, responds
+from serve_app.http.voices.document import CONSENT, FLAC
 from serve_app.http.voices.forms import read_form
 from serve_app.http.voices.view import consent_object
 from serve_app.voices.names import checked_name

@@ -3,16 +3,12 @@
 from collections.abc import Mapping
 from typing import Any, Final
 
-from serve_app.http.document import JSON, Content
+from serve_app.http.document import JSON, Content, responds
 from serve_app.http.speech.document import FIELDS
 
 FLAC: Final[Content] = {"audio/flac": {"schema": {"type": "string", "format": "binary"}}}
 _TEXT: Final = {"type": "string"}
 _FILE: Final = {"type": "string", "format": "binary"}
-
-
-def responds(content: Content, status: int = 200) -> dict[str, Any]:
-    return {"responses": {str(status): {"description": "Success", "content": content}}}
 
 
 def form(

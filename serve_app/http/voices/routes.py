@@ -14,11 +14,11 @@ from serve_app.audio import provenance
 from serve_app.errors import InvalidRequest, NotFound
 from serve_app.http.catalog import Catalog
 from serve_app.http.catalog import voice_object as speaker_object
-from serve_app.http.document import JSON
+from serve_app.http.document import JSON, responds
 from serve_app.http.errors import AsciiJSONResponse
 from serve_app.http.names import find_voice
 from serve_app.http.voices.desk import Desk
-from serve_app.http.voices.document import ALIAS, CREATE, FLAC, UPDATE, responds
+from serve_app.http.voices.document import ALIAS, CREATE, FLAC, UPDATE
 from serve_app.http.voices.forms import read_form
 from serve_app.http.voices.view import PATH, listed, uploaded_object, voice_object
 from serve_app.voices.values import StoredVoice

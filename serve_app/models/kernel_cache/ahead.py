@@ -21,7 +21,8 @@ from typing import Final
 from serve_app.models.kernel_cache.gpus import capabilities
 from serve_app.models.kernel_cache.variants import LISTS, versions
 
-# A minute on one core is usual; what then hangs would keep a server from ever being ready.
+# A minute on one core is usual; what then hangs would keep a server from ever being ready. What is
+# not compiled by then is compiled by whoever needs it.
 _DEADLINE_S: Final = 180.0
 _MODELS: Final = Path(__file__).parents[1]
 _IS_KERNEL: Final = b"@triton."
@@ -30,21 +31,20 @@ _FILL: Final = (sys.executable, "-m", "serve_app.models.kernel_cache", "fill")
 logger = logging.getLogger(__name__)
 
 
-def fill_ahead(device: str, deadline_s: float = _DEADLINE_S) -> Callable[[], None]:
+def fill_ahead(device: str) -> Callable[[], None]:
     """Start filling the cache for the GPUs that are here, unless that was done before.
 
     Processes that start side by side wait for one of them to do it.
 
     Args:
         device: "cuda" or "cpu", where nothing is compiled.
-        deadline_s: from now; what was not compiled by then is compiled by whoever needs it.
 
     Returns:
         Waits until it is done or has failed, and never raises.
     """
     if device != "cuda" or not any(LISTS.glob("*.jsonl")) or all(map(is_marked, present())):
         return lambda: None
-    return start_command(_FILL, deadline_s)
+    return start_command(_FILL, _DEADLINE_S)
 
 
 def fill_beside(
