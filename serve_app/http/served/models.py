@@ -193,6 +193,8 @@ class Models:
                 f" '{card.name}'"
             )
         name = model.application.name
+        if model.card is not None and model.card.name != card.name:
+            self._catalog.remove(model.card.name)
         self._catalog.add(card, (name != self._own, _TASKS.index(card.task), card.name))
         model.card = card
         self._limit(model)

@@ -202,6 +202,23 @@ def test_a_model_that_gets_other_settings_is_served_all_the_while() -> None:
     asyncio.run(main())
 
 
+def test_what_an_application_served_before_its_link_led_elsewhere_is_gone() -> None:
+    """Two applications are the same by what they were given, and that may be a link."""
+
+    async def main() -> None:
+        server = Server(own=FakeWay(fake_card(name="before")))
+        server.models.follow([application("own")])
+        await until(lambda: server.states() == {"before": "healthy"})
+        server.ways["own"].card = fake_card(name="later")
+        server.models.follow([application("own", version="2")])
+        await until(lambda: "later" in server.names)
+        assert server.names == ["later"]
+        assert await server.speak(server.catalog.default.name) == 4
+        server.models.close()
+
+    asyncio.run(main())
+
+
 def test_a_model_stays_ready_while_new_replicas_cannot_say_yet_what_they_serve() -> None:
     class Stumbling(FakeWay):
         fails = False
