@@ -40,8 +40,13 @@ class Client:
     def __init__(self, base_url: str, api_key: str | None, timeout_s: float) -> None:
         if "://" not in base_url:
             base_url = f"http://{base_url}"
-        self._url = urlsplit(base_url)
-        if self._url.scheme not in ("http", "https") or not self._url.hostname:
+        try:
+            self._url = urlsplit(base_url)
+            is_right = self._url.scheme in ("http", "https") and bool(self._url.hostname)
+            self._port = self._url.port
+        except ValueError:
+            is_right = False
+        if not is_right:
             raise Unreachable(f"not an address of a server: {base_url}")
         self._path = self._url.path.rstrip("/") or "/v1"
         self._headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
@@ -49,23 +54,28 @@ class Client:
 
     def list(self, path: str) -> list[Mapping[str, Any]]:
         """The entries of one of the server's lists."""
-        with self._answer("GET", path) as response:
-            return json.loads(response.read())["data"]
+        try:
+            return self.ask("GET", path)["data"]
+        except (KeyError, TypeError) as error:
+            raise Refused("the server answered with no list") from error
 
     def ask(self, method: str, path: str, fields: Mapping[str, Any] | None = None) -> Any:
         """What the server answers, as JSON; fields that are None are left out."""
         stated = {name: value for name, value in (fields or {}).items() if value is not None}
         body = None if fields is None else json.dumps(stated).encode()
-        return json.loads(self.fetch(method, path, body))
+        return as_json(self.fetch(method, path, body))
 
     def fetch(self, method: str, path: str, body: bytes | None = None, kind: str = _JSON) -> bytes:
         """What the server answers to a body of a content type.
 
         Raises:
-            Refused, Unreachable
+            Refused, Unreachable, BrokenOff
         """
         with self._answer(method, path, body, kind) as response:
-            return response.read()
+            try:
+                return response.read()
+            except (OSError, http.client.HTTPException) as error:
+                raise BrokenOff(f"the answer broke off: {error}") from error
 
     @contextmanager
     def speech(
@@ -99,7 +109,7 @@ class Client:
             time.sleep(wait_s)
 
     def _connection(self) -> http.client.HTTPConnection:
-        host, port = self._url.hostname or "", self._url.port
+        host, port = self._url.hostname or "", self._port
         if self._url.scheme == "https":
             context = ssl.create_default_context()
             return http.client.HTTPSConnection(host, port, timeout=self._timeout_s, context=context)
@@ -133,6 +143,14 @@ def _pieces(response: http.client.HTTPResponse) -> Iterator[bytes]:
             raise http.client.IncompleteRead(b"", response.length)
     except (OSError, http.client.HTTPException) as error:
         raise BrokenOff(f"the speech broke off: {error or type(error).__name__}") from error
+
+
+def as_json(data: bytes) -> Any:
+    """What a server answered; Refused where it is something else."""
+    try:
+        return json.loads(data)
+    except ValueError as error:
+        raise Refused("the server answered with no JSON") from error
 
 
 def _message(response: http.client.HTTPResponse) -> str:

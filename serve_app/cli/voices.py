@@ -12,7 +12,7 @@ from urllib.parse import quote
 
 from serve_app.cli import options as command_line
 from serve_app.cli import outputs, recordings
-from serve_app.cli.client import Client
+from serve_app.cli.client import Client, as_json
 
 _PATH: Final = "/audio/voices"
 _ALIASES: Final = "/audio/voice_aliases"
@@ -104,7 +104,7 @@ def _add_recording(verb: argparse.ArgumentParser) -> None:
 def run(arguments: Sequence[str]) -> int:
     """
     Raises:
-        Refused, Unreachable: by the server, or there is none.
+        Refused, Unreachable, BrokenOff: by the server, or there is none.
         CannotPlay, CannotRecord, Unfit: by this machine, or the file.
         OSError: a file cannot be read or written.
     """
@@ -113,7 +113,7 @@ def run(arguments: Sequence[str]) -> int:
     client = Client(options.base_url, options.api_key, options.timeout)
     match options.verb:
         case "list":
-            voices = [v for v in client.ask("GET", _PATH)["data"] if v.get("type") in _KINDS]
+            voices = [v for v in client.list(_PATH) if v.get("type") in _KINDS]
             for voice in voices:
                 _print_line(voice)
             if not voices:
@@ -154,7 +154,7 @@ def run(arguments: Sequence[str]) -> int:
         case "unalias":
             client.ask("DELETE", f"{_ALIASES}/{quote(options.alias, safe='')}")
         case "consents":
-            for consent in client.ask("GET", f"{_CONSENTS}?limit=100")["data"]:
+            for consent in client.list(f"{_CONSENTS}?limit=100"):
                 print("\t".join(str(consent[fact]) for fact in ("id", "name", "language")))
         case "consent":
             fields = {"name": options.name, "language": options.language}
@@ -245,7 +245,7 @@ def _sent(
     else:
         data = recordings.from_file(options.recording, options.begin_s, options.end_s)
     kind, body = _form({k: v for k, v in fields.items() if v}, name, data)
-    return json.loads(client.fetch("POST", path, body, kind))
+    return as_json(client.fetch("POST", path, body, kind))
 
 
 def _form(fields: Mapping[str, str], name: str, data: bytes) -> tuple[str, bytes]:

@@ -118,6 +118,8 @@ def test_lists_are_printed(server):
     [
         (["Hi.", "-v", "nobody", "-o", "-"], 1, "The voice 'nobody' does not exist."),
         (["Hi.", "-o", "-", "--base-url", "http://127.0.0.1:9"], 3, "no answer from"),
+        (["--models", "--base-url", "http://127.0.0.1:80a"], 3, "not an address of a server"),
+        (["--models", "--base-url", "http://[::1"], 3, "not an address of a server"),
         (["Hi."], 5, "nothing to play audio with"),
         (["-f", "/nowhere", "-o", "-"], 2, "tts-stream: /nowhere: No such file"),
         (["-f", sys.executable, "-o", "-"], 2, f"{sys.executable}: is no text in UTF-8"),
@@ -141,8 +143,8 @@ def test_what_breaks_off_is_no_whole_file(tmp_path):
     assert [file.name for file in tmp_path.iterdir()] == ["speech.mp3.part"]
 
 
-def test_a_body_of_a_stated_length_that_ends_early_is_no_whole_file(tmp_path):
-    answer = b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n" + bytes(500)
+def run_answered(answer, *arguments):
+    """The command on a server that gives this one answer."""
     with socket.create_server(("127.0.0.1", 0)) as listening:
 
         def serve():
@@ -153,12 +155,33 @@ def test_a_body_of_a_stated_length_that_ends_early_is_no_whole_file(tmp_path):
 
         thread = threading.Thread(target=serve)
         thread.start()
-        done = run(
-            f"http://127.0.0.1:{listening.getsockname()[1]}", "Hi.", "-o", tmp_path / "a.mp3"
-        )
+        done = run(f"http://127.0.0.1:{listening.getsockname()[1]}", *arguments)
         thread.join()
+    return done
+
+
+def test_a_body_of_a_stated_length_that_ends_early_is_no_whole_file(tmp_path):
+    answer = b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n" + bytes(500)
+    done = run_answered(answer, "Hi.", "-o", tmp_path / "a.mp3")
     assert done.returncode == 4, done.stderr
     assert [file.name for file in tmp_path.iterdir()] == ["a.mp3.part"]
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "words"),
+    [
+        (b"<html>", 1, "answered with no JSON"),
+        (b'{"models":[]}', 1, "answered with no list"),
+        (b"[]", 1, "answered with no list"),
+        (b'{"data":[' + b" " * 100, 4, "broke off"),
+    ],
+)
+def test_an_answer_that_is_no_list_is_told_of(body, status, words):
+    head = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n"
+    length = len(body) + (500 if status == 4 else 0)
+    done = run_answered(head % length + body, "--models")
+    assert (done.returncode, b"Traceback" in done.stderr) == (status, False), done.stderr
+    assert words in done.stderr.decode()
 
 
 def test_a_busy_server_is_asked_again(tmp_path):
