@@ -51,8 +51,8 @@ _NOT_OF_JOBS: Final = (
 )
 _PATH: Final = "/v1/audio/speech/long"
 _THREADS: Final = 4
-# As long as the voice library is waited for.
-_WORK_S: Final = 20.0
+# Three small files of a thousand jobs are read for a list, on a shared disk that may be slow.
+_WORK_S: Final = 60.0
 # How a client may change a job: what it then wants, and the states in which it can.
 _CHANGES: Final[Mapping[Change, tuple[Wanted, tuple[State, ...]]]] = {
     "pause": ("pause", ("pending", "processing", "paused")),
