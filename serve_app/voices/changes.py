@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 from serve_app.storage.objects import Storage
-from serve_app.voices.index import GENERATION, Index, Snapshot, stamped
+from serve_app.voices.index import GENERATION, Index, Snapshot, is_beginning, stamped
 from serve_app.voices.names import folded, key_of
 from serve_app.voices.values import Alias, Consent, StoredVoice, fields_of
 
@@ -51,15 +51,17 @@ class Changes:
     def _clean(self) -> None:
         """Remove what writers that were killed left behind: what is met a second time."""
         self._storage.clean()
-        for folder, known in (
-            ("voices", self.snapshot.voices),
-            ("consents", self.snapshot.consents),
-        ):
-            found = {path.split("/")[1] for path in self._storage.paths(folder)}
-            lost = {f"{folder}/{name}" for name in found if name not in known}
-            for place in lost & self._lost:
-                self._storage.delete_folder(place)
-            self._lost = {place for place in self._lost if not place.startswith(folder)} | lost
+        found, begun = set[str](), set[str]()
+        for folder in ("voices", "consents"):
+            for path in self._storage.paths(folder):
+                place = "/".join(path.split("/")[:2])
+                found.add(place)
+                if is_beginning(path):  # readable or not: another release may have written it
+                    begun.add(place)
+        lost = found - begun
+        for place in lost & self._lost:
+            self._storage.delete_folder(place)
+        self._lost = lost
 
     def add(self, voice: StoredVoice, parts: Mapping[str, bytes]) -> None:
         for name, data in parts.items():

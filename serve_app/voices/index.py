@@ -133,7 +133,7 @@ class Index:
         """
         paths = [path for path in self._storage.paths("") if path.endswith(".json")]
         last = _last_of(paths)
-        wanted = {path for path in paths if _is_beginning(path)} | set(last.values())
+        wanted = {path for path in paths if is_beginning(path)} | set(last.values())
         fresh = self._storage.read_all(path for path in wanted if path not in self._read)
         self._read = {path: data for path, data in self._read.items() if path in wanted}
         self._read |= {path: _parsed(path, data) for path, data in fresh.items()}
@@ -180,7 +180,8 @@ def stamped(place: str, stamps: Mapping[str, int], now_ns: int) -> str:
     return f"{place}/{max(now_ns, stamps.get(place, 0) + 1):020d}.json"
 
 
-def _is_beginning(path: str) -> bool:
+def is_beginning(path: str) -> bool:
+    """Whether an object is the one without which there is no voice, or no consent."""
     return path.endswith(("/voice.json", "/consent.json")) and path.count("/") == 2
 
 

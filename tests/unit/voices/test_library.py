@@ -306,6 +306,21 @@ def test_leftovers_are_removed_when_they_are_met_a_second_time(tmp_path):
     assert changes.look().voices == {whole.id: whole}
 
 
+def test_what_this_server_cannot_read_is_nobodys_leftover(tmp_path):
+    """Another release may have written it, which serves the same library."""
+    now_s = 100.0
+    storage = Folder(tmp_path)
+    changes = Changes(storage, clock=lambda: now_s)
+    for kind, made in (("voices", new_voice_id()), ("consents", new_consent_id())):
+        storage.write(f"{kind}/{made}/{kind[:-1]}.json", b'{"invented": 1}')
+        storage.write(f"{kind}/{made}/recording.flac", b"fLaC")
+    there = sorted(storage.paths(""))
+    for _ in range(3):
+        assert changes.look().voices == {}
+        now_s += 3601
+    assert [path for path in sorted(storage.paths("")) if path != "generation"] == there
+
+
 def test_nobody_waits_for_a_library_that_hangs_but_the_first(tmp_path):
     class Hanging(Folder):
         gate = threading.Event()
