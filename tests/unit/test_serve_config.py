@@ -11,16 +11,26 @@ from typing import Any
 from unittest.mock import patch
 
 import pytest
+import ray.serve
 import yaml
 from pydantic import BaseModel
 from ray.serve._private import constants
 from ray.serve._private import haproxy as serve_haproxy
+from ray.serve.schema import (
+    ApplicationStatus,
+    ApplicationStatusOverview,
+    DeploymentStatus,
+    DeploymentStatusOverview,
+    DeploymentStatusTrigger,
+    ServeStatus,
+)
 from ray.serve.scripts import cli
 
 from serve_app import __main__ as launcher
 from serve_app import serve_config
 from serve_app.config import AppConfig, Environment
 from serve_app.launch import haproxy, overrides
+from serve_app.launch.announce import Failure
 from serve_app.launch.ending import Ending
 from serve_app.launch.ports import Ports
 from serve_app.launch.several import VOICE_ENCODER, deployments_of
@@ -304,6 +314,76 @@ def test_a_folder_without_weights_is_no_reason_to_start_a_cluster(
     (folder / "model.safetensors").unlink()
     (found,) = launcher._faults(config, Environment.read())
     assert str(folder / "model.safetensors") in found
+
+
+TRACEBACK = "Traceback (most recent call last):\n  File ...\nValueError: no memory"
+
+
+@pytest.mark.parametrize(
+    ("model", "fused", "says", "is_final"),
+    [
+        ("DEPLOYING", ("UPDATING", ""), None, False),
+        (
+            "DEPLOYING",
+            ("UPDATING", f"A replica failed to start with exception. Error:\n{TRACEBACK}"),
+            "Fused of 'voice' failed to start and is tried again: ValueError: no memory",
+            False,
+        ),
+        (
+            "DEPLOY_FAILED",
+            ("DEPLOY_FAILED", f"The deployment failed to start 3 times. Error:\n{TRACEBACK}"),
+            "the application 'voice' does not start: ValueError: no memory",
+            True,
+        ),
+        (
+            "DEPLOY_FAILED",
+            None,
+            "the application 'voice' does not start: the application says so",
+            True,
+        ),
+    ],
+    ids=["starting", "tried again", "given up", "not built"],
+)
+def test_why_a_model_does_not_start_is_said_and_whether_any_other_does(
+    model: str,
+    fused: tuple[str, str] | None,
+    says: str | None,
+    is_final: bool,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def application(status: str, deployments: dict[str, Any]) -> ApplicationStatusOverview:
+        return ApplicationStatusOverview(
+            status=ApplicationStatus(status),
+            message="the application says so",
+            last_deployed_time_s=0,
+            deployments=deployments,
+        )
+
+    deployments = {}
+    if fused is not None:
+        state, message = fused
+        deployments["Fused"] = DeploymentStatusOverview(
+            status=DeploymentStatus(state),
+            status_trigger=DeploymentStatusTrigger.UNSPECIFIED,
+            replica_states={},
+            message=message,
+        )
+    there = {"tts": application("RUNNING", {}), "voice": application(model, deployments)}
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr(ray, "is_initialized", lambda: True)
+    monkeypatch.setattr(ray.serve, "status", lambda: ServeStatus(applications=there))
+    builders = {"tts": "serve_app.app:build_http", "voice": "serve_app.app:build_model"}
+    stated = [{"name": name, "import_path": builder} for name, builder in builders.items()]
+    expected = None if says is None else Failure(says, is_final)
+    assert launcher._failure({"applications": stated}) == expected
+    # Another model may serve all the same.
+    stated.append({"name": "other", "import_path": "serve_app.app:build_model"})
+    found = launcher._failure({"applications": stated})
+    assert found == (None if says is None else Failure(says))
+    # And what another cluster tells may be old.
+    monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
+    found = launcher._failure({"applications": stated[:2]})
+    assert found == (None if says is None else Failure(says))
 
 
 class Unheard(Ending):
