@@ -99,8 +99,9 @@ def resumed(
     """Calls of `call` that go on in a new attempt whenever one is lost, as `policy` allows.
 
     Lost means: unavailable, broken, or silent for too long. `Overloaded` passes through while
-    there is nothing to go on with; later it is waited out, for a client that hears audio cannot be
-    told to come back. Time that the consumer takes between two items does not count.
+    nothing is heard, also of a piece before this one; later it is waited out, for a client that
+    hears audio cannot be told to come back. Time that the consumer takes between two items does
+    not count.
 
     Raises (the generator):
         RepeatedFailure: the request broke `max_broken` replicas; nobody should try it again.
@@ -137,7 +138,8 @@ def resumed(
                     return
                 if isinstance(error, Interrupted):  # who makes the items may hang
                     error = StageUnavailable(f"nothing came within {limit_s:g} s")
-                is_refused = isinstance(error, Overloaded) and not parts
+                is_heard = len(parts) > 0 or request.ahead_s is not None
+                is_refused = isinstance(error, Overloaded) and not is_heard
                 try:
                     if is_refused:
                         raise

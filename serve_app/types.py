@@ -115,7 +115,8 @@ class SpeechRequest:
     places that listeners will not miss. `priority`: what the operator gave the
     caller's key; decides at the ingress who comes in when there is not room for all.
     `longest_wait_s`: a stage refuses it rather than have it wait for longer for a
-    place; None: as the stage has it.
+    place; None: as the stage has it. `ahead_s`: of a piece that goes on with what is being heard,
+    the audio that its listener still has when it is asked for; None: nothing comes before it.
     """
 
     request_id: str
@@ -133,6 +134,7 @@ class SpeechRequest:
     background: bool = False
     priority: int = 0
     longest_wait_s: float | None = None
+    ahead_s: float | None = None
 
     @property
     def context(self) -> np.ndarray | None:
@@ -140,6 +142,10 @@ class SpeechRequest:
         an in-context clone.
         """
         return self.voice.reference_codes if isinstance(self.voice, ClonedVoice) else None
+
+    def is_heard(self, done: np.ndarray | None) -> bool:
+        """Whether its listener hears it already (`done`: int64 [T, Q]), or what comes before it."""
+        return self.ahead_s is not None or (done is not None and len(done) > 0)
 
     def ends_at(self, num_frames: int) -> bool:
         """Whether speech of so many frames is as long as the client let it be."""

@@ -103,7 +103,7 @@ class Background:
 
         A full or absent stage is waited for, without an end: who cannot wait for ever cancels.
         """
-        for chunk in await self._whole(replace(request, background=True)):
+        for chunk in await self._whole(replace(request, background=True, ahead_s=None)):
             yield chunk
 
     async def _whole(self, request: SpeechRequest) -> list[PcmChunk]:

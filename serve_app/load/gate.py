@@ -120,7 +120,7 @@ class Gate:
         async def passed(
             request: SpeechRequest, done: np.ndarray | None
         ) -> AsyncGenerator[Any, None]:
-            goes_on, background = done is not None and len(done) > 0, request.background
+            goes_on, background = request.is_heard(done), request.background
             has_room = self._check(
                 self._listened + self._background,
                 request.priority,

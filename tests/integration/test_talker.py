@@ -7,7 +7,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from logging.handlers import MemoryHandler
 from pathlib import Path
@@ -44,7 +44,7 @@ class Predictor(InProcessFrames):
     def __init__(self, *args: object) -> None:
         super().__init__(*args)  # pyright: ignore[reportArgumentType]
         self.calls = 0
-        self.at: dict[int, Callable[[torch.Tensor], None]] = {}
+        self.at: dict[int, Callable[[torch.Tensor], object]] = {}
 
     def predict(self, batch: FrameBatch) -> torch.Tensor:
         self.calls += 1
@@ -353,3 +353,50 @@ def test_a_stream_says_how_long_it_waited_for_its_prefill(path) -> None:
         # All that the one before it had left, of which its own prefill and frame are a small part.
         assert before[0].queued_s < after[0].queued_s / 4
         assert after[0].queued_s > 0.8 * after[0].elapsed_s
+
+
+def test_a_burst_is_prefilled_in_the_order_in_which_listeners_wait(path, predictor, alone) -> None:
+    """Resumed, new, what follows on something, what nobody hears; here they come the wrong way."""
+    short = [request(f"Number {n} of a burst.", max_new_tokens=8) for n in range(26)]
+    kinds = [
+        *("background" for _ in range(4)),
+        *("follows" for _ in range(6)),
+        *("new" for _ in range(16)),
+    ]
+    fields = {"background": {"background": True}, "follows": {"ahead_s": 5.0}, "new": {}}
+    order: list[str] = []
+
+    async def first_of(kind: str, stream: AsyncGenerator[CodecFrames, None]) -> np.ndarray:
+        items = []
+        async for item in stream:
+            if not items:
+                order.append(kind)
+            items.append(item)
+        return codes_of(items)
+
+    async def burst(engine: VllmTalker) -> list[np.ndarray]:
+        held = threading.Event()
+        predictor.at[5] = lambda _: held.wait(WAIT_S)
+        async with aclosing(engine.frames(LONG)) as beside:
+            await anext(beside)
+            await until(lambda: predictor.calls == 5)
+            speaking = []
+            for kind, one in zip(kinds, short, strict=True):
+                stream = engine.frames(dataclasses.replace(one, **fields[kind]))
+                speaking.append(asyncio.create_task(first_of(kind, stream)))
+                count = len(speaking) + 1
+                await until(lambda count=count: engine.stats()["streams"] == count)
+            resumed = engine.frames(LONG, done=alone[:20])
+            speaking.append(asyncio.create_task(first_of("resumed", resumed)))
+            await until(lambda: engine.stats()["streams"] == len(speaking) + 1)
+            held.set()
+            return await asyncio.gather(*speaking)
+
+    # Of so many positions that two or three begin in one step.
+    with talker(path, predictor, max_num_batched_tokens=96) as engine:
+        *spoken, rest = asyncio.run(burst(engine))
+        expected = [speak(engine, [one])[0] for one in short]
+    assert order == ["resumed", *["new"] * 16, *["follows"] * 6, *["background"] * 4]
+    for ours, theirs in zip(spoken, expected, strict=True):
+        assert_same_codes(ours, theirs)
+    assert_same_codes(rest, alone[20:])

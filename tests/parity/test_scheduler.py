@@ -62,7 +62,8 @@ class Drive:
             max_tokens=self.random.randint(1, 50), stop_token_ids=[EOS], detokenize=False
         )
         prompt = [3] * self.random.randint(4, 60)
-        return Request(name, prompt, params, pooling_params=None)
+        due_ms = self.random.choice((0, self.scheduler.current_step, 10**6))
+        return Request(name, prompt, params, pooling_params=None, priority=due_ms)
 
     def launch(self) -> None:
         step = self.scheduler.schedule()

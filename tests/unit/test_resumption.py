@@ -3,6 +3,7 @@
 import asyncio
 import logging
 from contextlib import aclosing
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -81,7 +82,7 @@ class Replicas:
     def observe(self, outcome, silent_s):
         self.observed.append((outcome, silent_s))
 
-    def run(self, call=None, done=None):
+    def run(self, call=None, done=None, request=REQUEST):
         """The items of one stream, and what ended it."""
         stream = resumed(
             call or self.chunks,
@@ -93,7 +94,7 @@ class Replicas:
         items = []
 
         async def main():
-            async with aclosing(stream(REQUEST, done)) as received:
+            async with aclosing(stream(request, done)) as received:
                 async for item in received:
                     items.append(item)
 
@@ -197,6 +198,14 @@ def test_a_survivor_without_a_free_slot_is_waited_for_after_it():
     assert_whole(items)
     assert len(replicas.done) == 14
     assert max(replicas.pauses) == replicas.policy.max_pause_s
+
+
+def test_a_full_server_is_waited_for_where_the_piece_before_is_heard():
+    replicas = Replicas(*[(0, Overloaded("full"))] * 3)
+    items, error = replicas.run(request=replace(REQUEST, ahead_s=0.0))
+    assert error is None
+    assert_whole(items)
+    assert len(replicas.pauses) == 3
 
 
 def test_waiting_for_a_free_slot_has_an_end():

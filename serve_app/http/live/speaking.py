@@ -14,7 +14,7 @@ import numpy as np
 
 from serve_app.errors import StageFailed
 from serve_app.http.live.utterance import Arrived
-from serve_app.http.speech.joining import Shape, Started
+from serve_app.http.speech.joining import Listener, Shape, Started
 from serve_app.http.speech.writer import check_position
 from serve_app.resumption import Speak
 from serve_app.types import FinishReason, InputTokens, SpeechRequest
@@ -52,9 +52,17 @@ async def speak_arriving(
     Limits of tokens hold for each unit.
     """
 
-    def begin(arrived: Arrived, number: int) -> Started:
-        request_id = f"{request.request_id}.{number}"
-        return Started(speak(replace(request, request_id=request_id, text=arrived.unit.text)))
+    listener = Listener(sample_rate_hz)
+
+    def begin(arrived: Arrived, number: int, coming: int = 0) -> Started:
+        """`coming`: samples that are about to be sent."""
+        asked = replace(
+            request,
+            request_id=f"{request.request_id}.{number}",
+            text=arrived.unit.text,
+            ahead_s=listener.ahead_s(coming) if number else None,
+        )
+        return Started(speak(asked))
 
     def silence(seconds: float) -> np.ndarray:
         return np.zeros(round(seconds * sample_rate_hz), np.int16)
@@ -78,9 +86,10 @@ async def speak_arriving(
                         reason = chunk.finish_reason
                         following = units.next_now()
                         if following is not None:
-                            upcoming = begin(following, number + 1)
+                            upcoming = begin(following, number + 1, len(chunk.samples))
                     samples = np.concatenate([before, shape.shaped(chunk.samples)])
                     before = before[:0]
+                    listener.sent(len(samples))
                     yield Spoken(
                         number,
                         unit.text,
@@ -94,7 +103,9 @@ async def speak_arriving(
             following = following or units.next_now()
             gap_s = 0.0 if following is None and units.is_over else arrived.gap_s
             after = silence(unit.pause_after_s + gap_s)
-            yield Spoken(number, unit.text, np.concatenate([shape.finish(), after]), 0, reason)
+            rest = np.concatenate([shape.finish(), after])
+            listener.sent(len(rest))
+            yield Spoken(number, unit.text, rest, 0, reason)
             await current.aclose()
             arrived, number = following or await units.next(), number + 1
     finally:

@@ -1,12 +1,14 @@
 """The units of a script, spoken one after the other as one stream.
 
 Unit n + 1 is asked for when the last frame of unit n is there, before that is handed on: while its
-first audio is made, the listener still has what came before. Where two units meet, a few
-milliseconds are faded, so that no step in the waveform clicks; no sample is left out.
+first audio is made, the listener still has what came before, and the stages are told how much.
+Where two units meet, a few milliseconds are faded, so that no step in the waveform clicks; no
+sample is left out.
 """
 
 import asyncio
-from collections.abc import AsyncGenerator, Iterator, Sequence
+import time
+from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 from typing import Final
@@ -42,7 +44,7 @@ def speak_units(
 async def _joined(
     speak: Speak, request: SpeechRequest, units: Sequence[Unit], sample_rate_hz: int
 ) -> AsyncGenerator[PcmChunk, None]:
-    out = _Joined(sample_rate_hz)
+    out = _Joined(sample_rate_hz, Listener(sample_rate_hz))
     num_frames = 0
     current = Started(speak(_request(request, units, 0, num_frames)))
     upcoming: Started | None = None
@@ -61,8 +63,9 @@ async def _joined(
                         if request.ends_at(num_frames) and not is_last:
                             out.reason = "length"  # the other units are not spoken
                         elif not is_last:
+                            ahead_s = out.listener.ahead_s(len(chunk.samples))
                             following = _request(request, units, number + 1, num_frames)
-                            upcoming = Started(speak(following))
+                            upcoming = Started(speak(replace(following, ahead_s=ahead_s)))
                     for silence in out.silence(silent_s, chunk):
                         yield silence
                     silent_s = 0.0
@@ -151,11 +154,28 @@ async def _first(chunks: AsyncGenerator[PcmChunk, None]) -> PcmChunk | None:
     return await anext(chunks, None)
 
 
+class Listener:
+    """One who plays at once whatever is sent."""
+
+    def __init__(self, sample_rate_hz: int, clock: Callable[[], float] = time.monotonic) -> None:
+        self._rate_hz = sample_rate_hz
+        self._clock = clock
+        self._ends_s = float("-inf")
+
+    def sent(self, num_samples: int) -> None:
+        self._ends_s = self._clock() + self.ahead_s(num_samples)
+
+    def ahead_s(self, num_samples: int) -> float:
+        """Seconds that are left to hear, with `num_samples` that are about to be sent."""
+        return max(0.0, self._ends_s - self._clock()) + num_samples / self._rate_hz
+
+
 @dataclass
 class _Joined:
     """What has been sent of the joined stream."""
 
     sample_rate_hz: int
+    listener: Listener
     num_samples: int = 0
     no_codes: np.ndarray = field(default_factory=lambda: np.zeros((0, 0), np.int64))
     reason: FinishReason | None = None
@@ -169,6 +189,7 @@ class _Joined:
         tokens = None if source is None else source.tokens
         chunk = PcmChunk(samples, self.num_samples, codes, None, timings, tokens)
         self.num_samples += len(samples)
+        self.listener.sent(len(samples))
         return chunk
 
     def silence(self, seconds: float, source: PcmChunk | None = None) -> Iterator[PcmChunk]:

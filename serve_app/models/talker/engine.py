@@ -12,7 +12,7 @@ from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 
@@ -33,6 +33,9 @@ from serve_app.models.talker.runtime import TalkerPrompt
 from serve_app.models.talker.vllm.core import build_core
 from serve_app.protocols import require
 from serve_app.types import CodecFrames, Health, Prompt, SpeechRequest
+
+# After how long work that nobody listens to comes before a listener's request.
+_BACKGROUND_S: Final = 60.0
 
 logger = logging.getLogger(__name__)
 
@@ -109,11 +112,10 @@ class VllmTalker:
         began_s, is_first = time.perf_counter(), True
         # Before any work. Who is let in counts from here on, also while a thread reads its text.
         num_streams = self._thread.num_streams + self._num_arriving
-        goes_on = done is not None and len(done) > 0
         self.admission.check(
             num_streams,
             self.config.max_num_seqs,
-            goes_on=goes_on,
+            goes_on=request.is_heard(done),
             background=request.background,
             longest_wait_s=request.longest_wait_s,
         )
@@ -123,24 +125,30 @@ class VllmTalker:
                 prompt = await self._prompts.build(request)
             finally:
                 self._num_arriving -= 1
-        async with aclosing(self.generate(prompt, done, decoder_slot)) as stream:
+        resumed = done is not None and len(done) > 0
+        due_s = _due_s(request, resumed)
+        async with aclosing(self.generate(prompt, done, decoder_slot, due_s)) as stream:
             async for item in stream:
                 if item.finish_reason == "length":
                     self._note_cut(request, item.first_frame + len(item.codes))
                 if is_first:
                     elapsed_s, is_first = time.perf_counter() - began_s, False
-                    tokens = None if goes_on else prompt.tokens
+                    tokens = None if resumed else prompt.tokens
                     item = replace(item, elapsed_s=elapsed_s, tokens=tokens)
                 yield item
 
     async def generate(
-        self, prompt: Prompt, done: np.ndarray | None = None, decoder_slot: int | None = None
+        self,
+        prompt: Prompt,
+        done: np.ndarray | None = None,
+        decoder_slot: int | None = None,
+        due_s: float = 0.0,
     ) -> AsyncGenerator[CodecFrames, None]:
         """Like `frames`, from a prompt that is built already, and past the admission."""
         require(self.health())
         groups = self.spec.talker.num_code_groups
         done = np.zeros((0, groups), np.int64) if done is None else done
-        work = TalkerPrompt(prompt, done, decoder_slot)
+        work = TalkerPrompt(prompt, done, decoder_slot, due_s)
         check_work(work, self.spec, self.config.max_model_len)
         if len(done) >= prompt.max_new_tokens:
             yield CodecFrames(np.zeros((0, groups), np.int64), len(done), "length")
@@ -199,3 +207,12 @@ class VllmTalker:
             len(request.text),
             frames,
         )
+
+
+def _due_s(request: SpeechRequest, resumed: bool) -> float:
+    """When the first frame of a request that comes now is wanted; of one that is resumed, since
+    long: its listener may hear nothing by now.
+    """
+    if request.background:
+        return time.monotonic() + _BACKGROUND_S
+    return 0.0 if resumed else time.monotonic() + (request.ahead_s or 0.0)

@@ -27,11 +27,14 @@ class TalkerPrompt:
 
     done: int64 [T, Q], the frames made before.
     decoder_slot: where the speech decoder of this process expects the stream; None if it does not.
+    due_s: when its first frame is wanted, by `time.monotonic`: of those that wait for a place, or
+        for room in a step, the earliest is prefilled first.
     """
 
     prompt: Prompt
     done: np.ndarray
     decoder_slot: int | None = None
+    due_s: float = 0.0
 
 
 class StepFrames:

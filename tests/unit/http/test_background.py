@@ -25,9 +25,11 @@ class Room:
         self.places = places
         self.errors = list(errors)
         self.flags = []
+        self.ahead_s = []
 
     async def speak(self, request):
         self.flags.append(request.background)
+        self.ahead_s.append(request.ahead_s)
         if self.errors:
             raise self.errors.pop(0)
         if self.talker.running >= self.places:
@@ -60,6 +62,12 @@ def test_a_listener_takes_the_place_of_the_background_which_begins_again():
         assert room.talker.running == 0
 
     asyncio.run(main())
+
+
+def test_nobody_waits_for_what_follows_in_the_background():
+    room = Room()
+    asyncio.run(whole(Background(room.speak, 4).speak(replace(REQUEST, ahead_s=2.0))))
+    assert (room.flags, room.ahead_s) == ([True], [None])
 
 
 def test_a_listener_is_refused_where_only_listeners_are_in_the_way():

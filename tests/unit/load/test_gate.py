@@ -92,6 +92,20 @@ def test_of_a_burst_as_many_come_in_as_all_live_replicas_hold() -> None:
     asyncio.run(main())
 
 
+def test_a_piece_that_goes_on_with_what_is_heard_waits_where_a_new_one_is_refused() -> None:
+    async def main() -> None:
+        gate, replica = gate_of(replicas("a")), Replica()
+        running, _ = await burst(gate, replica, PLACES)
+        assert (await burst(gate, replica, 1))[1] == 1
+        waiting, refused = await burst(gate, replica, 5, replace(REQUEST, ahead_s=2.0))
+        # As many as may wait, for however long.
+        assert (len(waiting), refused) == (4, 1)
+        replica.may_end.set()
+        await asyncio.gather(*running, *waiting)
+
+    asyncio.run(main())
+
+
 def test_what_other_ingresses_have_there_takes_places() -> None:
     async def main() -> None:
         live = replicas("a", "b")

@@ -78,6 +78,7 @@ class TalkerCore:
             lora_request=None,
             cache_salt=None,
             data_parallel_rank=None,
+            priority=round(1000 * work.due_s),
         )
         self.engine.add_request(*self.engine.preprocess_add_request(request))
 
@@ -233,6 +234,7 @@ def _configuration(
         max_num_seqs=config.max_num_seqs,
         max_num_batched_tokens=config.max_num_batched_tokens,
         enable_prefix_caching=False,
+        scheduling_policy="priority",  # by when a first frame is due: see `TalkerPrompt`
         kv_cache_memory_bytes=kv_bytes,
         enforce_eager=not graphs,
         compilation_config=compilation,  # type: ignore[arg-type]

@@ -72,6 +72,9 @@ def test_a_unit_is_asked_for_before_the_end_of_the_one_before_is_handed_on():
                     ended_at[piece.number] = len(stages.talker.requests)
         assert ended_at == {0: 2, 1: 3, 2: 3}
         assert [r.request_id for r in stages.talker.requests] == ["id.0", "id.1", "id.2"]
+        first, *others = (request.ahead_s for request in stages.talker.requests)
+        assert first is None
+        assert all(0 < ahead_s <= number * 0.42 for number, ahead_s in enumerate(others, 1))
         assert stages.idle
 
     asyncio.run(main())

@@ -7,7 +7,7 @@ import pytest
 
 from serve_app.errors import StageFailed
 from serve_app.fakes import FakeSpeechDecoder, FakeTalker, fake_codes
-from serve_app.http.speech.joining import speak_unit, speak_units
+from serve_app.http.speech.joining import Listener, speak_unit, speak_units
 from serve_app.pipeline import join, synthesize
 from serve_app.text.script import Unit
 from serve_app.types import ClonedVoice, InputTokens, NamedVoice, PcmChunk, SpeechRequest
@@ -72,6 +72,29 @@ def test_units_follow_each_other_with_their_pauses_and_no_sample_is_missing():
         np.testing.assert_array_equal(part[inner], ONE[inner])
         assert not samples[start + len(ONE) : start + len(ONE) + silence].any()
         start += len(ONE) + silence
+
+
+def test_a_unit_is_asked_for_with_what_is_left_to_hear_of_those_before():
+    _, _, stages = spoken((Unit("One.", pause_after_s=0.15), Unit("Two."), Unit("Three.")))
+    first, second, third = (request.ahead_s for request in stages.talker.requests)
+    one_s = FRAMES * 1920 / RATE_HZ
+    assert first is None
+    assert 0 < second <= one_s
+    assert 0 < third <= 2 * one_s + 0.15
+
+
+def test_a_listener_plays_what_is_sent_and_waits_for_more():
+    now_s = 10.0
+    listener = Listener(RATE_HZ, lambda: now_s)
+    assert listener.ahead_s(RATE_HZ) == 1.0
+    listener.sent(RATE_HZ)
+    listener.sent(RATE_HZ)
+    now_s += 0.5
+    assert listener.ahead_s(RATE_HZ // 2) == 2.0
+    now_s += 60.0
+    assert listener.ahead_s(0) == 0.0
+    listener.sent(RATE_HZ)
+    assert listener.ahead_s(0) == 1.0
 
 
 def test_what_each_unit_read_is_counted_once():
