@@ -101,14 +101,15 @@ class Drain:
         if self._is_leaving:
             raise ServerDraining(_LEAVING)
 
-    async def until_cut(self, work: Awaitable[T]) -> T:
-        """What `work` returns or raises.
+    async def until_cut(self, work: Callable[[], Awaitable[T]]) -> T:
+        """What `work()` returns or raises.
 
         Raises:
-            ServerDraining: `cut` came first; `work` has unwound by then.
+            ServerDraining: `cut` came first; what `work` began has unwound by then.
         """
+        self._check_cut()
         with self._waits() as waiting:
-            return await self._next(waiting, work)
+            return await self._next(waiting, work())
 
     def speaking(self, speak: Speak) -> Speak:
         """`speak`, each stream of which fails with ServerDraining at `cut`."""
@@ -117,6 +118,7 @@ class Drain:
             with self._waits() as waiting:
                 async with aclosing(speak(request)) as chunks:
                     while True:
+                        self._check_cut()
                         try:
                             chunk = await self._next(waiting, anext(chunks))
                         except StopAsyncIteration:
@@ -147,8 +149,10 @@ class Drain:
 
     async def _next(self, waiting: Waiting, work: Awaitable[T]) -> T:
         try:
-            if not self._is_cut:
-                return await waiting.wait(work)
+            return await waiting.wait(work)
         except Interrupted as error:
             raise ServerDraining(_CUT) from error
-        raise ServerDraining(_CUT)
+
+    def _check_cut(self) -> None:
+        if self._is_cut:
+            raise ServerDraining(_CUT)

@@ -153,7 +153,7 @@ async def leave(turns: Turns, drain: Drain) -> None:
     """
     await drain.ending()
     try:
-        await drain.until_cut(turns.idle())
+        await drain.until_cut(turns.idle)
     except ServerDraining as error:
         with suppress(TimeoutError):
             async with asyncio.timeout(_LAST_WORDS_S):
