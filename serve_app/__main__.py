@@ -104,8 +104,6 @@ def main(arguments: list[str]) -> int:
     with ports, haproxy.make_folder() as folder, kept(Path(folder), own_cluster):
         again.on_hangup(start.settings, config)
         config = overrides.with_env(config, haproxy.environment(Path(folder), ports))
-        if own_cluster:
-            config = overrides.with_env(config, {"TTS_OWN_CLUSTER": "1"})
         config = ahead.with_standbys(config, Path(folder) / "standby", own_cluster=own_cluster)
         path = Path(folder) / "serve.yaml"
         path.write_text(yaml.safe_dump(config, sort_keys=False), encoding="utf-8")

@@ -20,12 +20,11 @@ import ray
 from ray import serve
 from ray.serve import Application
 
-from serve_app.config import CPU_ENV, AppConfig, Device, Environment, HttpConfig
+from serve_app.config import CPU_ENV, AppConfig, Device, HttpConfig
 from serve_app.deployments.limits import (
     LONGEST_S,
     deployment_options,
     ingress_options,
-    most_replicas,
     places_of,
     voice_encoder_options,
 )
@@ -128,13 +127,7 @@ def _model(config: AppConfig, *, small_share: float, ingress: bool = True) -> _M
         config = gpu_memory.suited(config, folder)
     card = describe(config, folder)
     longest_s = card.max_new_tokens / card.frame_rate_hz
-    cpus = cluster.get("CPU", 0.0)
-    if Environment.read().own_cluster:
-        # Who joins a cluster sees what it has now, and not what it may grow to.
-        most = most_replicas(plan.actor_options, cluster)
-        limits = deployment_options(config, longest_s, cpus, most)
-    else:
-        limits = deployment_options(config, longest_s, cpus)
+    limits = deployment_options(config, longest_s, cluster.get("CPU", 0.0))
     gpus = colocation.gpus_of_nodes(ray.nodes())
     limits = colocation.with_sets(limits, colocation.sets_per_node(config, plan.devices, gpus))
     info = {

@@ -82,8 +82,6 @@ class Environment:
         ray_temporary: RAY_TMPDIR, else TMPDIR: folder of Ray's own, with its sockets and logs.
         standbys: TTS_STANDBYS, folder of the machine in which standby processes of `fused` wait;
             the launcher sets it.
-        own_cluster: TTS_OWN_CLUSTER, whether the Ray cluster is the launcher's own, one
-            machine that no other can join; the launcher sets it.
         proxy_refuses: TTS_PROXY_REFUSES, whether every request comes through an HAProxy that the
             launcher has taught to refuse; it sets it.
         visible_gpus: how many GPUs CUDA_VISIBLE_DEVICES names, where "" names none; None: all.
@@ -100,7 +98,6 @@ class Environment:
     cache: Path
     data: Path
     standbys: Path | None
-    own_cluster: bool = False
     proxy_refuses: bool = False
     visible_gpus: int | None = None
     api_keys: str | None = field(default=None, repr=False)
@@ -142,7 +139,6 @@ class Environment:
             cache=folder("XDG_CACHE_HOME", ".cache"),
             data=folder("XDG_DATA_HOME", ".local", "share"),
             standbys=Path(standbys) if standbys else None,
-            own_cluster=text("TTS_OWN_CLUSTER") is not None,
             proxy_refuses=text("TTS_PROXY_REFUSES") is not None,
             visible_gpus=None
             if visible is None

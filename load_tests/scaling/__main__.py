@@ -3,9 +3,10 @@
 Starts a cluster of several raylets on this machine, each with room for one replica of each stage,
 and the server with the policy that ships, but for how long it waits before it gives back. Records
 replicas, streams, first audio and decisions, and compares every stream with the undisturbed one.
-With --update the settings are changed before the way back, which replaces every process. Exit
-status 1: a stage did not get what there is, or did not come back, the update was not seen to end,
-or a stream was harmed.
+With --update the settings are changed before the way back, which replaces every process. With
+--growth the load stays and the nodes change: a second one joins, is drained, joins again and is
+lost. Exit status 1: a stage did not get what there is, was asked for more of, or did not come back,
+the update was not seen to end, or a stream was harmed.
 """
 
 import argparse
@@ -25,13 +26,14 @@ from load_tests.nodes.settings import (
     spread_config,
 )
 from load_tests.reports import circumstances, files
-from load_tests.scaling import report
+from load_tests.scaling import growth, report
 from load_tests.scaling.step import Plan, StepOfLoad
 from load_tests.servers.child import say
 from load_tests.servers.ready import ready_server
 from load_tests.servers.server import Server, ServerFailed
 from load_tests.servers.steering import Steering
 from serve_app.launch.overrides import with_model
+from serve_app.serve_config import STAGES
 
 # What ships is minutes; a test of some minutes sees nothing given back by it.
 _HASTE: Final = {"down_after_s": 20.0, "down_every_s": 5.0}
@@ -52,6 +54,8 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         help="after the step change the settings, under a load that all nodes but one carry",
     )
     parser.add_argument("--update-s", type=float, default=240.0, help="at most")
+    parser.add_argument("--growth", action="store_true", help="a node that comes and goes")
+    parser.add_argument("--turn-s", type=float, default=75.0, help="with each number of nodes")
     parser.add_argument("--out", type=Path, default=default_out("scaling"))
     parser.set_defaults(frames="40:160", requests=6)
     return parser.parse_args(arguments)
@@ -59,6 +63,8 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
 
 def main(arguments: Sequence[str]) -> int:
     args = completed(parse(arguments))
+    if args.growth:
+        args.nodes = 2
     if args.streams is None:
         args.streams = args.capacity * args.nodes * 3 // 4
     args.override = [
@@ -76,6 +82,8 @@ def main(arguments: Sequence[str]) -> int:
         report.compose(args.out, result)
         return result
 
+    if args.growth:
+        return _grown(args, config, facts)
     try:
         with (
             ready_server(args, config, args.checkpoint, rooms(args)) as (server, facts["ready_s"]),
@@ -94,6 +102,40 @@ def main(arguments: Sequence[str]) -> int:
         return 2
     say("\n" + (args.out / "report.md").read_text(encoding="utf-8"))
     return int(bool(report.faults(result)))
+
+
+def _grown(args: argparse.Namespace, config: dict[str, Any], facts: dict[str, Any]) -> int:
+    """Nodes that come and go; the exit status."""
+    head, first, second = rooms(args)
+
+    def save(result: dict[str, Any]) -> dict[str, Any]:
+        result = files.to_json({"facts": facts, **result})
+        files.write_json(args.out / "growth.json", result)
+        return result
+
+    try:
+        with (
+            ready_server(args, config, args.checkpoint, [head, first]) as (
+                server,
+                facts["ready_s"],
+            ),
+            Steering(server, looking=True) as steering,
+        ):
+            run = growth.Growth(
+                server,
+                steering,
+                driver_of(args, server.url),
+                [name for name in STAGES[args.placement] if name != "Ingress"],
+                second,
+                args.turn_s,
+                save,
+            )
+            result = save(run_loop(run.run))
+    except ServerFailed:
+        return 2
+    wrong = growth.faults(result)
+    say("\n".join(["", *growth.lines(result), "", *(wrong or ["As it should be."])]))
+    return int(bool(wrong))
 
 
 def _plan(args: argparse.Namespace) -> Plan:

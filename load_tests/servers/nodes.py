@@ -120,6 +120,10 @@ class Nodes:
         self.workers.remove(raylet)
         self._ask({"do": "forget", "raylet": raylet})
 
+    def drain(self, raylet: int, within_s: float) -> None:
+        """Tell the cluster that a node will go, as a pod does that is removed; it stays there."""
+        self._ask({"do": "drain", "raylet": raylet, "within_s": round(within_s)})
+
     def restart_gcs(self, down_s: float) -> None:
         """Kill the GCS, and start it again on what it had stored."""
         self._ask({"do": "gcs", "down_s": down_s})
@@ -184,6 +188,12 @@ def hold() -> None:
             said = {**added(order, **away), "address": cluster.address}
         elif order["do"] == "add":
             said = added(order)
+        elif order["do"] == "drain":
+            drain = (sys.executable, "-m", "ray.scripts.scripts", "drain-node")
+            why = ("--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "asked for")
+            which = ("--address", cluster.address, "--node-id", nodes[order["raylet"]].node_id)
+            within = ("--deadline-remaining-seconds", str(order["within_s"]))
+            subprocess.run([*drain, *which, *why, *within], check=True, stdout=sys.stderr)
         elif order["do"] == "forget":
             cluster.remove_node(nodes.pop(order["raylet"]), allow_graceful=False)
         else:

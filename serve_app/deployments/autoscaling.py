@@ -8,14 +8,14 @@
 
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
 from ray.serve.config import AutoscalingContext
 from ray.serve.metrics import Counter, Gauge, Histogram
 
 from serve_app import metrics
-from serve_app.scaling.policy import Decision, Memory, decide
+from serve_app.scaling.policy import APART, FRONT, Decision, Memory, decide
 from serve_app.scaling.snapshot import Snapshot, StageLoad
 from serve_app.scaling.tuning import Tuning
 
@@ -68,11 +68,16 @@ class InProportion:
         logger.debug("scaling snapshot %s", snapshot.line())
 
 
-def snapshot_of(contexts: Any) -> Snapshot:
-    """What Serve knows of the deployments of an application."""
+def snapshot_of(contexts: Iterable[AutoscalingContext]) -> Snapshot:
+    """What Serve knows of the deployments of an application, and what nodes have room for."""
+    # Serve pickles by value what this module refers to, and there is one for all applications.
+    from serve_app.deployments.ray_serve.nodes import NODES
+
     at_s = 0.0
+    application = ""
     stages: dict[str, StageLoad] = {}
     for context in contexts:
+        application = context.app_name or ""
         at_s = max(at_s, context.current_time or 0.0)
         stages[context.deployment_name] = StageLoad(
             ready=len(context.running_replicas),
@@ -82,7 +87,10 @@ def snapshot_of(contexts: Any) -> Snapshot:
             requests=float(context.total_num_requests or 0.0),
             reports=_reports(context),
         )
-    return Snapshot(at_s, stages)
+    most = {name: load.most for name, load in stages.items() if name != FRONT}
+    sets = {name: count for name, count in most.items() if name not in APART}
+    apart = {name: count for name, count in most.items() if name in APART}
+    return Snapshot(at_s, stages, NODES.holds(application, sets, apart))
 
 
 def _reports(context: AutoscalingContext) -> tuple[dict[str, float], ...]:

@@ -5,7 +5,6 @@ file may state something else per deployment; Serve takes what stands there, and
 `autoscaling_config` as a whole.
 """
 
-from collections.abc import Mapping
 from typing import Any, Final
 
 from serve_app.config import AppConfig, VoiceEncoderConfig
@@ -24,6 +23,7 @@ _INGRESS_ONGOING: Final = 20_000
 ROUTER: Final = "serve_app.deployments.calls.ROUTER"
 # Sessions of a code predictor: one per talker, which opens another when it is over.
 _SESSIONS: Final = 64
+# What may be spent; the policy asks for no more of them than the nodes hold (scaling/room.py).
 _MAX_REPLICAS: Final = 8
 # The longest speech of any release: 8,192 frames of 80 ms.
 LONGEST_S: Final = 8192 * 0.08
@@ -54,31 +54,8 @@ def places_of(config: AppConfig) -> tuple[tuple[str, int], ...]:
     return (("SpeechDecoder", decoder), ("Talker", talker))
 
 
-def most_replicas(
-    actor_options: Mapping[str, Mapping[str, Any]], cluster: Mapping[str, float]
-) -> int:
-    """Replicas of every stage that a cluster of these resources holds beside two ingresses, at
-    least one; all stages have the same number.
-
-    For a cluster that cannot grow: replicas beyond that would wait for ever.
-
-    Args:
-        actor_options: those of the plan, by deployment.
-        cluster: `ray.cluster_resources()`.
-    """
-    fit = float(_MAX_REPLICAS)
-    for resource, option in (("CPU", "num_cpus"), ("GPU", "num_gpus")):
-        shares = {name: options[option] for name, options in actor_options.items()}
-        free = cluster.get(resource, 0.0) - 2 * shares.pop("Ingress", 0.0)
-        each = sum(shares.values())
-        if each:
-            # The shares of one whole GPU may add up to a little more than one.
-            fit = min(fit, free / each + 1e-6)
-    return max(1, int(fit))
-
-
 def deployment_options(
-    config: AppConfig, longest_s: float, cpus: float, most: int = _MAX_REPLICAS
+    config: AppConfig, longest_s: float, cpus: float
 ) -> dict[str, dict[str, Any]]:
     """Options for `.options()` by the names of the deployments of a placement.
 
@@ -92,22 +69,21 @@ def deployment_options(
         config: resolved.
         longest_s: duration of the longest speech that a request may ask for.
         cpus: cores of the cluster.
-        most: replicas of a stage.
     """
     streams = config.talker.max_num_seqs
     stages: list[tuple[str, dict[str, Any]]] = [("Ingress", _ingress(streams, cpus))]
     if config.placement == "fused":
-        stages.append(("Fused", _stage(streams, most)))
+        stages.append(("Fused", _stage(streams)))
     else:
         stages += [
-            ("SpeechDecoder", _stage(config.speech_decoder.max_streams, most)),
-            ("Talker", _stage(streams, most)),
+            ("SpeechDecoder", _stage(config.speech_decoder.max_streams)),
+            ("Talker", _stage(streams)),
             (
                 "CodePredictor",
                 {
                     "max_ongoing_requests": _SESSIONS,
                     "request_router_config": _router(_SESSIONS),
-                    "autoscaling_config": _scaling(1, most),
+                    "autoscaling_config": _scaling(1),
                 },
             ),
         ]
@@ -160,11 +136,11 @@ def _ingress(streams: int, cpus: float) -> dict[str, Any]:
     }
 
 
-def _stage(streams: int, most: int) -> dict[str, Any]:
+def _stage(streams: int) -> dict[str, Any]:
     return {
         "max_ongoing_requests": 2 * streams,
         "request_router_config": _router(streams),
-        "autoscaling_config": _scaling(max(1, streams * 3 // 4), most),
+        "autoscaling_config": _scaling(max(1, streams * 3 // 4)),
     }
 
 
@@ -172,10 +148,10 @@ def _router(places: int) -> dict[str, Any]:
     return {"request_router_class": ROUTER, "request_router_kwargs": {"places": places}}
 
 
-def _scaling(target: int, most: int = _MAX_REPLICAS) -> dict[str, Any]:
+def _scaling(target: int) -> dict[str, Any]:
     return {
         "min_replicas": 1,
-        "max_replicas": most,
+        "max_replicas": _MAX_REPLICAS,
         "target_ongoing_requests": target,
         "metrics_interval_s": 1,
         "look_back_period_s": 5,

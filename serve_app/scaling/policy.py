@@ -23,6 +23,8 @@ INGRESS: Final = "Ingress"
 ENCODER: Final = "VoiceEncoder"
 # Has no replica: it is there for Serve only.
 FRONT: Final = "Front"
+# What has a number of its own.
+APART: Final = (INGRESS, ENCODER, FRONT)
 _CLIPS_PER_ENCODER: Final = 4
 # Where the streams are counted, the first that is there: what tells how many run and wait.
 _CARRIERS: Final = ("Fused", "Talker")
@@ -31,6 +33,9 @@ _SPEAKERS: Final = ("Fused", "SpeechDecoder")
 _CAPACITY: Final = 64.0
 # What was wanted is kept by its largest value in steps of so many seconds.
 _STEP_S: Final = 5.0
+# A node that is gone may restart, and a GCS that has just started has yet to hear of some: what has
+# not been held for so long is given up.
+_GONE_S: Final = 15.0
 # Within this time Serve has followed a decision, or somebody else has decided.
 _FOLLOW_S: Final = 180.0
 # Who is refused comes again after about so long: of those who wait like that, each is refused once
@@ -70,6 +75,7 @@ class Memory:
         busy_s: when there was last a stream.
         ingress: (begin of a step, ingresses wanted in it).
         encoder_busy_s: when there was last a recording to encode.
+        held: by deployment, (begin of a step, most replicas that nodes held in it).
     """
 
     wanted: tuple[tuple[float, int], ...] = ()
@@ -80,6 +86,7 @@ class Memory:
     busy_s: float | None = None
     ingress: tuple[tuple[float, int], ...] = ()
     encoder_busy_s: float | None = None
+    held: Mapping[str, tuple[tuple[float, int], ...]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,25 +102,43 @@ class Decision:
 
 def decide(tuning: Tuning, memory: Memory, snapshot: Snapshot) -> tuple[Decision, Memory]:
     """The replicas that there shall be from now on."""
-    apart = (INGRESS, ENCODER, FRONT)
-    stages = {name: load for name, load in snapshot.stages.items() if name not in apart}
+    memory = _seen(memory, snapshot)
+    known = {name: _within(load, memory.held.get(name)) for name, load in snapshot.stages.items()}
+    stages = {name: load for name, load in known.items() if name not in APART}
     targets: dict[str, int] = {}
     reason: Reason = "steady"
     inputs: dict[str, float] = {}
     if stages:
-        ingress = snapshot.stages.get(INGRESS, StageLoad(0, 0))
-        refused = _surely(ingress.total(names.REFUSED))
+        refused = _surely(known.get(INGRESS, StageLoad(0, 0)).total(names.REFUSED))
         count, reason, inputs, memory = _stages(tuning, memory, snapshot.at_s, stages, refused)
         targets = {name: max(load.least, min(count, load.most)) for name, load in stages.items()}
-    if INGRESS in snapshot.stages:
-        streams = inputs.get("streams", snapshot.stages[INGRESS].requests)
-        targets[INGRESS], memory = _ingresses(
-            tuning, memory, snapshot.at_s, snapshot.stages[INGRESS], streams
-        )
-    if ENCODER in snapshot.stages:
-        encoder = snapshot.stages[ENCODER]
-        targets[ENCODER], memory = _encoders(tuning, memory, snapshot.at_s, encoder)
+    if INGRESS in known:
+        ingress = known[INGRESS]
+        streams = inputs.get("streams", ingress.requests)
+        targets[INGRESS], memory = _ingresses(tuning, memory, snapshot.at_s, ingress, streams)
+    if ENCODER in known:
+        targets[ENCODER], memory = _encoders(tuning, memory, snapshot.at_s, known[ENCODER])
     return Decision(targets, reason, inputs), memory
+
+
+def _seen(memory: Memory, snapshot: Snapshot) -> Memory:
+    """With what nodes hold now."""
+    held = {
+        name: _noted(memory.held.get(name, ()), snapshot.at_s, count, _GONE_S)
+        for name, count in snapshot.holds.items()
+    }
+    return replace(memory, held=held)
+
+
+def _within(load: StageLoad, held: tuple[tuple[float, int], ...] | None) -> StageLoad:
+    """A deployment's bounds within what nodes hold, or have held a moment ago.
+
+    One replica is asked for whatever they seem to hold: a wrong look would be the end of it.
+    """
+    if held is None:
+        return load
+    most = min(load.most, max(1, *(count for _, count in held)))
+    return replace(load, most=max(load.least, most))
 
 
 def _encoders(tuning: Tuning, memory: Memory, now_s: float, load: StageLoad) -> tuple[int, Memory]:

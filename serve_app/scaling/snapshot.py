@@ -27,7 +27,7 @@ class StageLoad:
     Attributes:
         ready: replicas that run.
         target: replicas asked for so far.
-        least, most: bounds of what may be asked for; `most` is what the cluster can hold.
+        least, most: bounds of what may be asked for, as configured.
         requests: running and queued, as Serve counts them.
         reports: what each replica that reports at all says of itself.
     """
@@ -52,10 +52,15 @@ class StageLoad:
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """All stages at one moment, by the names of their deployments."""
+    """All stages at one moment, by the names of their deployments.
+
+    holds: replicas that the nodes there are have room for, those that run included; without
+        deployments of which nobody knows, or for which the cluster grows.
+    """
 
     at_s: float
     stages: Mapping[str, StageLoad] = field(default_factory=dict)
+    holds: Mapping[str, int] = field(default_factory=dict)
 
     def line(self) -> str:
         """One line of JSON, as it is logged and replayed."""
@@ -68,4 +73,4 @@ class Snapshot:
             name: StageLoad(**{**stage, "reports": tuple(stage["reports"])})
             for name, stage in data["stages"].items()
         }
-        return cls(data["at_s"], stages)
+        return cls(data["at_s"], stages, data.get("holds", {}))

@@ -133,7 +133,12 @@ RULES = (
         for stage in DEPLOYMENTS
     ),
     Rule("deployments.ray_serve.refusals", (*BOTTOM, "scaling")),
-    Rule("deployments.autoscaling", (*BOTTOM, "scaling"), (*HEAVY, *WEB)),
+    Rule("deployments.ray_serve.nodes", ("scaling",), (*HEAVY, *WEB)),
+    Rule(
+        "deployments.autoscaling",
+        (*BOTTOM, "scaling", "deployments.ray_serve.nodes"),
+        (*HEAVY, *WEB),
+    ),
     Rule("deployments.predictor_session", BOTTOM),
     Rule("deployments.limits", BOTTOM),
     Rule("deployments.ray_serve.colocation", BOTTOM),

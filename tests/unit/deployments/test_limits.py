@@ -3,9 +3,8 @@
 import pytest
 
 from serve_app import serve_config
-from serve_app.app import make_plan
 from serve_app.config import PROFILES, AppConfig
-from serve_app.deployments.limits import deployment_options, ingresses, most_replicas
+from serve_app.deployments.limits import deployment_options, ingresses
 
 # 8,192 frames at 12.5 Hz, the limit of the released checkpoints.
 LONGEST_S = 655.36
@@ -52,29 +51,3 @@ def test_a_small_machine_is_asked_for_one_ingress() -> None:
     assert ingresses(256, cpus=2) == 1
     assert [ingresses(streams, cpus=8) for streams in (1, 24, 25, 64, 256)] == [1, 1, 2, 3, 4]
     assert [ingresses(streams, cpus=32) for streams in (1, 24, 25, 64, 256)] == [1, 1, 2, 3, 8]
-
-
-@pytest.mark.parametrize(
-    ("placement", "cluster", "expected"),
-    [
-        ("fused", {"CPU": 16, "GPU": 1}, 1),
-        ("fused", {"CPU": 64, "GPU": 4}, 4),
-        ("split", {"CPU": 64, "GPU": 2}, 2),
-        ("split", {"CPU": 64, "GPU": 64}, 8),
-        ("split", {"CPU": 2}, 1),
-        ("split", {"CPU": 8}, 4),
-        # Cores run out before GPUs do.
-        ("fused", {"CPU": 4, "GPU": 8}, 2),
-    ],
-)
-def test_no_more_replicas_are_asked_for_than_a_machine_holds(
-    placement: str, cluster: dict[str, float], expected: int
-) -> None:
-    config = AppConfig.model_validate({"placement": placement})
-    options = make_plan(config, cluster).actor_options
-    most = most_replicas(options, cluster)
-    assert most == expected
-    limits = deployment_options(config, LONGEST_S, cluster["CPU"], most)
-    bounds = {name: o["autoscaling_config"]["max_replicas"] for name, o in limits.items()}
-    assert bounds.pop("Ingress") == 8
-    assert set(bounds.values()) == {expected}

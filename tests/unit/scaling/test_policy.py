@@ -24,6 +24,8 @@ class Application:
     names: tuple[str, ...] = STAGES
     # Replicas that there is room for; None: for all that are asked for.
     holds: int | None = None
+    # Whether the policy is told how many these are.
+    is_seen: bool = False
     at_s: float = 1000.0
     memory: Memory = field(default_factory=Memory)
     ready: dict[str, list[float]] = field(default_factory=dict)
@@ -40,7 +42,8 @@ class Application:
             stages[name] = StageLoad(
                 running, len(since), self.least, self.most, streams, (share,) * running
             )
-        snapshot = Snapshot(self.at_s, stages)
+        holds = dict.fromkeys(self.names, self.holds or 0) if self.is_seen else {}
+        snapshot = Snapshot(self.at_s, stages, holds)
         assert Snapshot.of_line(snapshot.line()) == snapshot
         decision, self.memory = decide(self.tuning, self.memory, snapshot)
         for name, count in decision.targets.items():
@@ -137,6 +140,54 @@ def test_what_never_comes_is_given_back_when_it_is_not_needed_any_more() -> None
     assert targets[200] == 7
     assert targets[-1] == 3
     assert application.run(600, 5)[-1] == 1
+
+
+def test_what_nodes_hold_is_asked_for_when_they_are_there_and_nothing_in_vain() -> None:
+    application = Application(holds=1, is_seen=True)
+    assert max(application.run(100, 300)) == 1
+    assert application.reasons[-1] == "limit"
+    application.holds = 3
+    targets = application.run(10, 300)
+    assert (targets[-1], max(targets)) == (3, 3)
+    assert set(application.run(100, 300)) == {3}
+
+
+def test_what_a_lost_node_held_is_given_up_after_a_moment_and_asked_for_when_it_is_back() -> None:
+    application = Application(holds=3, is_seen=True)
+    application.run(100, 300)
+    application.holds = 2
+    # It may only have restarted.
+    assert set(application.run(10, 300)) == {3}
+    assert application.run(15, 300)[-1] == 2
+    assert "bounds" in application.reasons
+    application.holds = 3
+    assert application.run(5, 300)[-1] == 3
+
+
+def test_a_moment_without_any_node_takes_nothing_away() -> None:
+    """A GCS that has just started has yet to hear of its nodes."""
+    application = Application(holds=3, is_seen=True)
+    application.run(100, 300)
+    application.holds = 0
+    application.run(8, 300)
+    application.holds = 3
+    assert set(application.run(60, 300)) == {3}
+
+
+def test_one_replica_is_asked_for_whatever_nodes_seem_to_hold() -> None:
+    application = Application(holds=0, is_seen=True)
+    assert set(application.run(60, 300)) == {1}
+    application = Application(least=2, holds=1, is_seen=True)
+    assert set(application.run(60, 300)) == {2}
+
+
+def test_no_more_ingresses_are_asked_for_than_nodes_hold() -> None:
+    memory, count = Memory(), 1
+    for second in range(60):
+        load = {"Ingress": StageLoad(1, count, 1, 8, 300)}
+        decision, memory = decide(Tuning(), memory, Snapshot(float(second), load, {"Ingress": 2}))
+        count = decision.targets["Ingress"]
+    assert count == 2
 
 
 def test_a_replica_that_starts_slowly_is_waited_for() -> None:

@@ -1,0 +1,182 @@
+"""What the nodes hold, by what GCS and Serve's controller say."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+
+pytest.importorskip("ray")
+
+from ray.core.generated.autoscaler_pb2 import GetClusterStatusReply, NodeStatus
+
+from serve_app.app import make_plan
+from serve_app.config import AppConfig
+from serve_app.deployments.ray_serve.nodes import Look, Nodes, look_at
+
+STAGES = {"Fused": 8}
+APART = {"Ingress": 8}
+
+
+def status(
+    *nodes: Mapping[str, Any], grows: bool = False, refused: Mapping[str, float] | None = None
+) -> GetClusterStatusReply:
+    """`nodes` have a name, what they have in all and what is free of it."""
+    reply = GetClusterStatusReply()
+    for node in nodes:
+        state = reply.cluster_resource_state.node_states.add()
+        state.node_id = node["name"].encode()
+        state.status = node.get("status", NodeStatus.RUNNING)
+        state.ray_node_type_name = node.get("type", "")
+        state.labels.update(node.get("labels", {}))
+        for resource, amount in node["total"].items():
+            state.total_resources[resource] = amount
+            state.available_resources[resource] = node.get("free", node["total"])[resource]
+    if grows:
+        reply.autoscaling_state.autoscaler_state_version = 1
+    if refused:
+        request = reply.autoscaling_state.infeasible_resource_requests.add()
+        for resource, amount in refused.items():
+            request.resources_bundle[resource] = amount
+    return reply
+
+
+def replica(node: str | None, state: str = "RUNNING") -> dict[str, Any]:
+    """As Serve tells of it; of one that has no node yet, without any."""
+    return {"state": state, **({"node_id": node.encode().hex()} if node else {})}
+
+
+def deployment(
+    *replicas: Mapping[str, Any], cpus: float, gpus: float = 0.0, **options: Any
+) -> dict[str, Any]:
+    config = {
+        "ray_actor_options": {
+            "num_cpus": cpus,
+            "num_gpus": gpus,
+            **({"label_selector": options["labels"]} if "labels" in options else {}),
+        },
+        "max_replicas_per_node": options.get("per_node"),
+    }
+    return {"deployment_config": config, "replicas": list(replicas)}
+
+
+def details(**deployments: Any) -> dict[str, Any]:
+    return {"applications": {"tts": {"deployments": deployments}}}
+
+
+def held(*looks: Look) -> dict[str, int]:
+    """After these looks, one after the other."""
+    left = list(looks)
+    nodes = Nodes(lambda: left.pop(0), max_age_s=float("inf"))
+    for _ in looks:
+        nodes.see()
+    return nodes.holds("tts", STAGES, APART)
+
+
+def gpu(name: str, **more: Any) -> dict[str, Any]:
+    return {"name": name, "total": {"CPU": 8.0, "GPU": 1.0}, **more}
+
+
+def test_nobody_knows_before_the_first_look() -> None:
+    def fail() -> Look:
+        raise ConnectionError
+
+    nodes = Nodes(fail)
+    nodes.see()
+    assert nodes.holds("tts", STAGES, APART) == {}
+
+
+@pytest.mark.parametrize(
+    ("placement", "machine", "expected"),
+    [
+        ("fused", {"CPU": 16.0, "GPU": 1.0}, 1),
+        ("fused", {"CPU": 64.0, "GPU": 4.0}, 4),
+        ("split", {"CPU": 64.0, "GPU": 2.0}, 2),
+        ("split", {"CPU": 64.0, "GPU": 64.0}, 8),
+        ("split", {"CPU": 2.0}, 1),
+        ("split", {"CPU": 8.0}, 4),
+        # Cores run out before GPUs do.
+        ("fused", {"CPU": 4.0, "GPU": 8.0}, 2),
+    ],
+)
+def test_a_machine_holds_so_many_sets_beside_an_ingress_and_its_successor(
+    placement: str, machine: dict[str, float], expected: int
+) -> None:
+    plan = make_plan(AppConfig.model_validate({"placement": placement}), machine)
+    there = {
+        name: deployment(replica("a"), cpus=options["num_cpus"], gpus=options["num_gpus"])
+        for name, options in plan.actor_options.items()
+    }
+    free = {
+        resource: amount
+        - sum(options[f"num_{resource.lower()}s"] for options in plan.actor_options.values())
+        for resource, amount in machine.items()
+    }
+    look = look_at(status({"name": "a", "total": machine, "free": free}), details(**there))
+    nodes = Nodes(lambda: look, max_age_s=float("inf"))
+    nodes.see()
+    stages = {name: 8 for name in there if name != "Ingress"}
+    found = nodes.holds("tts", stages, APART)
+    assert {found[name] for name in stages} == {expected}
+
+
+def test_a_node_that_joins_holds_more_and_one_that_is_drained_or_dead_nothing() -> None:
+    stages = details(Fused=deployment(replica("a"), cpus=6, gpus=1))
+    assert held(look_at(status(gpu("a")), stages))["Fused"] == 1
+    assert held(look_at(status(gpu("a"), gpu("b")), stages))["Fused"] == 2
+    for gone in (NodeStatus.DRAINING, NodeStatus.DEAD):
+        assert held(look_at(status(gpu("a"), gpu("b", status=gone)), stages))["Fused"] == 1
+
+
+def test_a_replica_without_a_node_is_none_that_is_held() -> None:
+    waiting = details(Fused=deployment(replica("a"), replica(None, "STARTING"), cpus=6, gpus=1))
+    assert held(look_at(status(gpu("a")), waiting))["Fused"] == 1
+
+
+def test_the_place_of_one_that_stops_will_be_free() -> None:
+    """Or an update of all would be one to fewer."""
+    nodes = status(gpu("a"), gpu("b", free={"CPU": 2.0, "GPU": 0.0}))
+    leaving = details(Fused=deployment(replica("a"), replica("b", "STOPPING"), cpus=6, gpus=1))
+    look = look_at(nodes, leaving)
+    assert held(look, look)["Fused"] == 2
+
+
+def test_labels_and_numbers_per_node_are_those_of_the_deployment() -> None:
+    nodes = status(gpu("a", labels={"role": "gpu"}), gpu("b"))
+    some = deployment(replica("a"), cpus=1, labels={"role": "gpu"})
+    assert held(look_at(nodes, details(Fused=some)))["Fused"] == 8
+    one = deployment(replica("a"), cpus=1, labels={"role": "gpu"}, per_node=1)
+    assert held(look_at(nodes, details(Fused=one)))["Fused"] == 1
+
+
+def test_what_other_applications_and_other_programs_have_is_theirs() -> None:
+    other = {"deployments": {"Fused": deployment(replica("b"), cpus=6, gpus=1)}}
+    ours = details(Fused=deployment(replica("a"), cpus=6, gpus=1))
+    both = {"applications": {**ours["applications"], "other": other}}
+    used = {"CPU": 2.0, "GPU": 0.0}
+    assert held(look_at(status(gpu("a", free=used), gpu("b", free=used)), both))["Fused"] == 1
+    # A program of somebody's, which Serve knows nothing of; seen by two looks.
+    nodes = status(gpu("a", free=used), gpu("b", free=used))
+    free = look_at(status(gpu("a", free=used), gpu("b")), ours)
+    taken = look_at(nodes, ours)
+    assert held(free, taken)["Fused"] == 2
+    assert held(free, taken, taken)["Fused"] == 1
+    # What one of Serve's has that starts is not somebody's.
+    starting = deployment(replica("a"), replica(None, "STARTING"), cpus=6, gpus=1)
+    look = look_at(nodes, details(Fused=starting))
+    assert held(look, look)["Fused"] == 2
+
+
+def test_where_nodes_come_when_they_are_asked_for_nobody_knows_how_many() -> None:
+    ours = details(
+        Fused=deployment(replica("a"), cpus=6, gpus=1), Ingress=deployment(replica("c"), cpus=1)
+    )
+    nodes = (gpu("a", type="gpu"), {"name": "c", "total": {"CPU": 4.0}, "type": "ingress"})
+    assert held(look_at(status(*nodes, grows=True), ours)) == {}
+    # One that is there to report only, as `ray start` has it.
+    by_hand = (gpu("a"), {"name": "c", "total": {"CPU": 4.0}})
+    assert held(look_at(status(*by_hand, grows=True), ours))["Fused"] == 1
+    # The autoscaler says that it can have no more of these.
+    asked = {"CPU": 6.0, "GPU": 1.0, "node:__internal_implicit_resource_tts:Fused": 1.0}
+    refused = look_at(status(*nodes, grows=True, refused=asked), ours)
+    assert held(refused) == {"Fused": 1}
+    assert held(refused, look_at(status(*nodes, grows=True), ours)) == {"Fused": 1}
