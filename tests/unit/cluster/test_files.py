@@ -189,6 +189,19 @@ def test_no_volume_hides_what_the_image_has_and_every_cache_has_one() -> None:
     assert "".join(re.findall(r"XDG_DATA_HOME=(\S+)", image)) in volumes
 
 
+def test_rays_object_store_fits_the_shared_memory_of_a_container() -> None:
+    """Else Ray keeps it in a file; half is left for what the stages share."""
+    image = (CLUSTER / "Dockerfile").read_text("utf-8")
+    (store,) = re.findall(r"RAY_DEFAULT_OBJECT_STORE_MAX_MEMORY_BYTES=(\d+)", image)
+    compose = yaml.safe_load((CLUSTER / "compose.yaml").read_text("utf-8"))
+    up = yaml.safe_load((CLUSTER / "ray-up.yaml").read_text("utf-8"))
+    given = [compose["services"][name]["shm_size"] for name in ("gpu", "cpu")]
+    given += [o.split("=")[1] for o in up["docker"]["run_options"] if o.startswith("--shm-size")]
+    assert len(given) == 3
+    for size in given:
+        assert 2 * int(store) <= int(re.match(r"\d+", size)[0]) << 30
+
+
 def test_pods_outlast_their_drain_and_the_drain_the_longest_speech() -> None:
     longest_s = 8192 / 12.5
     for group in groups()[1:]:
