@@ -9,9 +9,7 @@ from dataclasses import dataclass
 from itertools import product
 
 from serve_app.models.kernel_cache.absent_gpu import SHARED_BYTES, Built, absent_gpu
-
-# The first that can begin a kernel before the one before it has ended.
-_OVERLAPS = 90
+from serve_app.models.kernel_cache.variants import OVERLAPS
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +50,7 @@ def _check(work: tuple[int, str, bool]) -> Report:
     with absent_gpu(capability) as built, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
-            LAUNCHES[name](How(capability >= _OVERLAPS, thorough))
+            LAUNCHES[name](How(capability >= OVERLAPS, thorough))
         except Exception as error:
             problems.append(f"{name}: {type(error).__name__}: {str(error).strip()[:200]}")
     problems += [problem for each in built if (problem := each.problem(capability))]

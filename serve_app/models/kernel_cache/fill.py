@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from itertools import starmap
 from typing import Any
 
-from serve_app.models.kernel_cache.variants import Frozen, Variant
+from serve_app.models.kernel_cache.variants import Frozen, Variant, fitting
 
 logger = logging.getLogger(__name__)
 
@@ -36,9 +36,10 @@ def fill(variants: Sequence[Variant], capability: int, processes: int | None = N
         capability: of the GPU, times ten: 90 for Hopper.
         processes: that compile at the same time; None: one per CPU.
     """
-    processes = min(processes or len(os.sched_getaffinity(0)), max(1, len(variants)))
+    fit = {fitting(variant, capability) for variant in variants}
+    processes = min(processes or len(os.sched_getaffinity(0)), max(1, len(fit)))
     # Kernels of one module next to each other, since the first one of a module imports it.
-    ordered = sorted(variants, key=lambda variant: (variant.module, variant.name))
+    ordered = sorted(fit, key=lambda variant: (variant.module, variant.name))
     work = [(variant, capability) for variant in ordered]
     if processes == 1:
         outcomes = list(starmap(compile_variant, work))

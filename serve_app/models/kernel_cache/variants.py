@@ -7,7 +7,7 @@ first line says what it was recorded with, since another compiler may want other
 
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Final, TypeAlias
@@ -16,6 +16,8 @@ from typing import Any, Final, TypeAlias
 LISTS: Final = Path(__file__).parent / "lists"
 # Whose kernels are in the lists, and what compiles them.
 _PACKAGES: Final = ("triton", "vllm")
+# From this compute capability on, times ten, a kernel may begin before the one before it has ended.
+OVERLAPS: Final = 90
 _RECORDED_WITH: Final = "recorded_with"
 
 Frozen: TypeAlias = tuple[tuple[Any, Any], ...]
@@ -61,6 +63,21 @@ class Variant:
             frozen_items(data["attributes"]),
             frozen_items(data["options"].items()),
         )
+
+
+def fitting(variant: Variant, capability: int) -> Variant:
+    """`variant` as a card of that compute capability launches it.
+
+    Those of the lists are Hopper's; before it no kernel overlaps the next (`layers/launch.py`).
+    """
+    if capability >= OVERLAPS:
+        return variant
+    places = {(place,) for place, (name, _) in enumerate(variant.signature) if name == "pdl"}
+    return replace(
+        variant,
+        constants=tuple((at, at not in places and value) for at, value in variant.constants),
+        options=tuple(option for option in variant.options if option[0] != "launch_pdl"),
+    )
 
 
 def frozen(value: Any) -> Any:

@@ -18,6 +18,7 @@ from serve_app.models.kernel_cache.ahead import (
     start_command,
 )
 from serve_app.models.kernel_cache.variants import (
+    OVERLAPS,
     Variant,
     known,
     read,
@@ -47,7 +48,7 @@ class NoGpu:
         return device
 
 
-def launch(rows: int, list_file: str) -> None:
+def launch(rows: int, list_file: str, capability: int = 90) -> None:
     """Launch a kernel of ours up to its compilation; print whether the cache had it."""
     import torch
     import triton
@@ -57,15 +58,16 @@ def launch(rows: int, list_file: str) -> None:
     from serve_app.models.kernel_cache.record import recording
     from serve_app.models.layers.linear_kernels import _add_norm_kernel
 
-    driver.set_active(NoGpu(90))  # type: ignore[arg-type]
+    driver.set_active(NoGpu(capability))  # type: ignore[arg-type]
+    overlap = {"launch_pdl": True} if capability >= OVERLAPS else {}
     hits: list[bool] = []
     knobs.compilation.listener = lambda **event: hits.append(event["cache_hit"])
     x = torch.zeros(rows, 64, dtype=torch.bfloat16)
     delta = torch.zeros(2, rows, 64, dtype=torch.float32)
     with recording() as found:
         _add_norm_kernel.warmup(
-            x, delta, x[0], x, rows, 1e-6, 64, 2, True,
-            grid=(rows,), num_warps=4, launch_pdl=True,
+            x, delta, x[0], x, rows, 1e-6, 64, 2, bool(overlap),
+            grid=(rows,), num_warps=4, **overlap,
         )  # fmt: skip
     write(Path(list_file), found)
     print(json.dumps({"hits": hits, "version": triton.__version__}))
@@ -96,6 +98,15 @@ def test_a_launch_finds_what_was_compiled_for_it_beforehand(tmp_path: Path) -> N
     assert launched["hits"] == [True]
     assert read(again) == read(noted)
     assert "1 there before" in in_a_process(tmp_path / "second", *command, str(noted))
+
+
+def test_what_was_noted_on_hopper_is_compiled_as_an_older_card_launches_it(tmp_path: Path) -> None:
+    noted, again = tmp_path / "noted.jsonl", tmp_path / "again.jsonl"
+    in_a_process(tmp_path / "first", __file__, "3", str(noted))
+    command = ("-m", "serve_app.models.kernel_cache", "fill", "--capability", "8.9", "--list")
+    assert "1 compiled" in in_a_process(tmp_path / "second", *command, str(noted))
+    launched = json.loads(in_a_process(tmp_path / "second", __file__, "3", str(again), "89"))
+    assert launched["hits"] == [True]
 
 
 def test_a_variant_that_its_kernel_has_outgrown_is_left_out(tmp_path: Path) -> None:
@@ -243,4 +254,7 @@ def launch_late() -> None:
 
 
 if __name__ == "__main__":
-    launch_late() if sys.argv[1] == "late" else launch(int(sys.argv[1]), sys.argv[2])
+    if sys.argv[1] == "late":
+        launch_late()
+    else:
+        launch(int(sys.argv[1]), sys.argv[2], *map(int, sys.argv[3:]))
