@@ -59,6 +59,7 @@ def words(text: str) -> list[str]:
         text = re.sub(rf"(?<![\w/]){fraction}(?![\w/])", said, text)
     text = re.sub(r"\b(dollars?|pounds?|euros?) and ", r"\1 ", text)
     text = text.replace("%", " percent").replace("&", " and ").replace("°", " degrees ")
+    text = text.replace("@", " at ").replace("+", " plus ").replace(" mph", " miles per hour")
     text = re.sub(r"\b([ap])\.? ?m\b\.?", r"\1m", text)
     parts: list[str] = re.findall(r"[a-z0-9]+", text)
     found = [_ABBREVIATIONS.get(part, part) for part in parts]

@@ -17,6 +17,7 @@ pytestmark = pytest.mark.unit
         ("There were 1,250 people.", "There were one thousand two hundred and fifty people."),
         ("It dropped to -12 degrees.", "It dropped to minus twelve degrees."),
         ("1,598 cups and 93,771 saucers", "1500 and 98 cups and 93,700 and 71 saucers"),
+        ("2 plus 3 at 5 mph, a@b.org", "2+3 at five miles per hour, a at b.org"),
         ("1/2 at 7 o'clock", "one half at 7:00"),
         ("221 Baker Street", "Two twenty-one Baker Street"),
         ("221 Baker Street", "Two hundred and twenty one Baker Street"),
