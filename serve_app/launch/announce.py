@@ -45,7 +45,7 @@ def say_when_ready(
     address = f"http://{f'[{reached}]' if ':' in reached else reached}:{port}"
 
     def watch() -> None:
-        began_s, told = time.monotonic(), None
+        began_s, told = time.monotonic(), set[str]()
         while True:
             is_ready, reason = _look(address)
             if is_ready:
@@ -56,9 +56,9 @@ def say_when_ready(
                 give_up()
                 return
             reason = reason if failed is None else failed.says
-            if reason and reason != told:
+            if reason and reason not in told:
                 say(f"not ready yet: {reason}")
-                told = reason
+                told.add(reason)
             time.sleep(look_every_s)
         waited_s = time.monotonic() - began_s
         page = _told(address, "/", "playground")

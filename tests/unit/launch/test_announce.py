@@ -53,6 +53,7 @@ def test_each_reason_is_said_once_and_then_where_the_server_is(host: str) -> Non
         not_ready("stages"),
         not_ready(None),
         not_ready("synthesis"),
+        not_ready("stages"),
         (200, b'{"ready": true}'),
     ]
     said: list[str] = []
