@@ -289,17 +289,17 @@ class MetricsRecorder:
         self._series: dict[str, Any] = {}
 
     def count(self, metric: Metric, **labels: str) -> None:
-        self._get(metric).inc(tags=labels)
+        self._get(metric).inc(tags=_ascii(labels))
 
     def add(self, metric: Metric, amount: float, **labels: str) -> None:
         if amount > 0:  # Ray takes no other
-            self._get(metric).inc(amount, tags=labels)
+            self._get(metric).inc(amount, tags=_ascii(labels))
 
     def set(self, metric: Metric, value: float, **labels: str) -> None:
-        self._get(metric).set(value, tags=labels)
+        self._get(metric).set(value, tags=_ascii(labels))
 
     def observe(self, metric: Metric, value: float, **labels: str) -> None:
-        self._get(metric).observe(value, tags=labels)
+        self._get(metric).observe(value, tags=_ascii(labels))
 
     def _get(self, metric: Metric) -> Any:
         series = self._series.get(metric.name)
@@ -313,3 +313,10 @@ class MetricsRecorder:
                 series = self._counter(metric.name, **options)
             self._series[metric.name] = series
         return series
+
+
+def _ascii(labels: dict[str, str]) -> dict[str, str]:
+    """Ray takes no other letters; a model may have them in its name."""
+    if all(map(str.isascii, labels.values())):
+        return labels
+    return {name: ascii(value)[1:-1] for name, value in labels.items()}

@@ -57,3 +57,8 @@ def test_the_page_of_metrics_has_all_there_are_and_no_other():
 
 def kind_of(metric):
     return "gauge" if metric.is_gauge else "histogram" if metric.buckets else "counter"
+
+
+def test_a_model_may_have_a_name_in_any_letters():
+    recorder = metrics.MetricsRecorder(Counter, Histogram, Gauge)
+    recorder.observe(metrics.AUDIO_DURATION, 1.0, model="é проверка", format="wav", transport="ws")
