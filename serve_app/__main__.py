@@ -27,6 +27,7 @@ from serve_app.keys.key_file import KeyFileError
 from serve_app.launch import cluster, haproxy
 from serve_app.launch.announce import Failure, say_when_ready
 from serve_app.launch.ending import Ending, ServeIngresses, finish, limit_of
+from serve_app.launch.keeper.hung import LOOPS
 from serve_app.launch.keeper.keeper import kept
 from serve_app.launch.ports import Ports
 from serve_app.launch.several import WITH_INGRESS, WITH_MODEL
@@ -104,6 +105,10 @@ def main(arguments: list[str]) -> int:
     with ports, haproxy.make_folder() as folder, kept(Path(folder), own_cluster):
         again.on_hangup(start.settings, config)
         config = overrides.with_env(config, haproxy.environment(Path(folder), ports))
+        if own_cluster:
+            loops = Path(folder) / LOOPS
+            loops.mkdir()
+            config = overrides.with_env(config, {"TTS_LOOPS": str(loops)})
         config = ahead.with_standbys(config, Path(folder) / "standby", own_cluster=own_cluster)
         path = Path(folder) / "serve.yaml"
         path.write_text(yaml.safe_dump(config, sort_keys=False), encoding="utf-8")

@@ -82,6 +82,8 @@ class Environment:
         ray_temporary: RAY_TMPDIR, else TMPDIR: folder of Ray's own, with its sockets and logs.
         standbys: TTS_STANDBYS, folder of the machine in which standby processes of `fused` wait;
             the launcher sets it.
+        loops: TTS_LOOPS, folder in which an ingress says which thread its event loop is, for the
+            launcher's keeper; the launcher sets it.
         proxy_refuses: TTS_PROXY_REFUSES, whether every request comes through an HAProxy that the
             launcher has taught to refuse; it sets it.
         visible_gpus: how many GPUs CUDA_VISIBLE_DEVICES names, where "" names none; None: all.
@@ -98,6 +100,7 @@ class Environment:
     cache: Path
     data: Path
     standbys: Path | None
+    loops: Path | None = None
     proxy_refuses: bool = False
     visible_gpus: int | None = None
     api_keys: str | None = field(default=None, repr=False)
@@ -126,7 +129,7 @@ class Environment:
                     " XDG_CACHE_HOME and XDG_DATA_HOME"
                 ) from error
 
-        port, standbys = text("PORT"), text("TTS_STANDBYS")
+        port, standbys, loops = text("PORT"), text("TTS_STANDBYS"), text("TTS_LOOPS")
         keys_file = text("TTS_API_KEYS_FILE")
         visible = os.environ.get("CUDA_VISIBLE_DEVICES")
         return cls(
@@ -139,6 +142,7 @@ class Environment:
             cache=folder("XDG_CACHE_HOME", ".cache"),
             data=folder("XDG_DATA_HOME", ".local", "share"),
             standbys=Path(standbys) if standbys else None,
+            loops=Path(loops) if loops else None,
             proxy_refuses=text("TTS_PROXY_REFUSES") is not None,
             visible_gpus=None
             if visible is None

@@ -2,7 +2,9 @@
 
 import asyncio
 import logging
+import os
 import sys
+import threading
 from collections.abc import Mapping
 from functools import cache
 from typing import Any, Final
@@ -12,7 +14,7 @@ from pydantic import ValidationError
 from ray import serve
 from ray.serve.handle import DeploymentHandle
 
-from serve_app.config import IngressConfig, LiveSettings
+from serve_app.config import Environment, IngressConfig, LiveSettings
 from serve_app.deployments.agents import Agents
 from serve_app.deployments.calls import reach, through
 from serve_app.deployments.ray_serve import replica, sockets
@@ -87,6 +89,9 @@ class Ingress:
     async def __serve_build_asgi_app__(self) -> FastAPI:
         """Called by Serve on the event loop that the application runs on."""
         self._following = asyncio.create_task(self._follow())
+        loops = Environment.read().loops
+        if loops is not None:
+            (loops / str(os.getpid())).write_text(str(threading.get_native_id()))
         return build_api(
             self._models.speak,
             self._catalog,

@@ -1,5 +1,6 @@
 """`python -m serve_app.launch.keeper FOLDER LAUNCHER`: waits for the end of that process or of its
-own input, and then ends what is left of the server. Until then it looks after HAProxy.
+own input, and then ends what is left of the server. Until then it looks after
+what clients are connected to.
 """
 
 import os
@@ -8,9 +9,11 @@ import shutil
 import signal
 import sys
 import traceback
+from functools import partial
 from pathlib import Path
 from typing import Final
 
+from serve_app.launch.keeper.hung import Loops
 from serve_app.launch.keeper.keeper import NOT_MEANT
 from serve_app.launch.keeper.proxies import end_all
 from serve_app.launch.keeper.standin import Watch
@@ -22,10 +25,12 @@ def main(folder: Path, launcher: int) -> None:
     for number in NOT_MEANT:
         signal.signal(number, lambda *_: None)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, NOT_MEANT)
-    watch = Watch(folder)
+    say = partial(print, flush=True)
+    looks = (Watch(folder, say), Loops(folder, say))
     while not _is_over(launcher):
         try:
-            watch()
+            for look in looks:
+                look()
         except Exception:  # what comes at the end matters more
             traceback.print_exc()
     end_all(folder)

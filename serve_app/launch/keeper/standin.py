@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Final
 
 from serve_app.launch.keeper.admin import ask, listens, statistics
+from serve_app.launch.keeper.hung import Stopped
 from serve_app.launch.keeper.proxies import PIDS, PROGRAM, STAND_IN, is_haproxy
 
 _ADMIN: Final = "admin.sock"
@@ -37,19 +38,17 @@ class Watch:
       actor has left that has gone.
     """
 
-    def __init__(
-        self, folder: Path, say: Callable[[str], None] = lambda text: print(text, flush=True)
-    ) -> None:
+    def __init__(self, folder: Path, say: Callable[[str], None]) -> None:
         self._folder = folder
         self._say = say
-        self._stopped: set[int] = set()
+        self._stopped = Stopped(say)
         self._settled: set[int] = set()
         self._was_there = False
         self._started_s = float("-inf")
 
     def __call__(self) -> None:
         pids = [*running(self._folder)]
-        self._continue(pids)
+        self._stopped(pids)
         own = next((p for p in self._folder.glob(f"*/{_ADMIN}") if p.parent.name != STAND_IN), None)
         if own is not None and listens(own):
             self._was_there = True
@@ -57,14 +56,6 @@ class Watch:
                 self._retire(own, pids)
         elif own is not None and self._was_there:
             self._stand_in(own.parent)
-
-    def _continue(self, pids: list[int]) -> None:
-        stopped = {pid for pid in pids if _is_stopped(pid)}
-        for pid in stopped & self._stopped:
-            self._say(f"HAProxy was stopped: process {pid} is continued")
-            with suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGCONT)
-        self._stopped = stopped
 
     def _stand_in(self, own: Path) -> None:
         place, now_s = self._folder / STAND_IN, time.monotonic()
@@ -128,10 +119,6 @@ def _has_servers(path: Path) -> bool:
 def _pid(path: Path) -> int:
     lines = ask(path, "show info").splitlines()
     return next(int(line.partition(":")[2]) for line in lines if line.startswith("Pid:"))
-
-
-def _is_stopped(pid: int) -> bool:
-    return _fields(pid)[:1] == ["T"]
 
 
 def _began(pid: int) -> int:

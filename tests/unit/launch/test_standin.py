@@ -218,7 +218,7 @@ def test_an_haproxy_that_is_stopped_is_continued(serving: Serving) -> None:
         os.kill(serving.started[0].pid, signal.SIGSTOP)
         assert serving.served()
         assert whole() == 20
-    assert serving.said == [f"HAProxy was stopped: process {serving.started[0].pid} is continued"]
+    assert serving.said == [f"process {serving.started[0].pid} was stopped and is continued"]
 
 
 def test_a_stand_in_answers_who_asks_what_is_unsent(serving: Serving) -> None:
