@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Final
 
-from serve_app.launch.keeper.hung import Loops
+from serve_app.launch.keeper.hung import Alone, Loops
 from serve_app.launch.keeper.keeper import NOT_MEANT
 from serve_app.launch.keeper.proxies import end_all
 from serve_app.launch.keeper.standin import Watch
@@ -26,7 +26,7 @@ def main(folder: Path, launcher: int) -> None:
         signal.signal(number, lambda *_: None)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, NOT_MEANT)
     say = partial(print, flush=True)
-    looks = (Watch(folder, say), Loops(folder, say))
+    looks = (Watch(folder, say), Loops(folder, say), Alone(folder, say))
     while not _is_over(launcher):
         try:
             for look in looks:

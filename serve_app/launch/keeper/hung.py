@@ -8,17 +8,21 @@ sleeps without being woken once.
 """
 
 import os
+import re
 import signal
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
+from serve_app.launch.keeper.proxies import marked
+
 # In the folder of a server: a file for each event loop, by its process id, with its thread's.
 LOOPS: Final = "loops"
 # Six seconds at least, of event loops that do something every second; where looks are late, as on a
 # busy machine or one that was suspended, so much more.
 _STILL_LOOKS: Final = 24
+_ALONE: Final = re.compile(rb"ray::(ServeController|HAProxyManager)|\S*/(gcs_server|raylet)\0")
 
 
 class Stopped:
@@ -35,6 +39,35 @@ class Stopped:
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGCONT)
         self._seen = stopped
+
+
+class Alone:
+    """Continues, once stopped, what a server has one of and nothing replaces: Ray's GCS and raylet,
+    Serve's controller and the actor of HAProxy. Stages are left to Serve, and to their replicas. A
+    call is a look.
+    """
+
+    def __init__(self, folder: Path, say: Callable[[str], None]) -> None:
+        self._mark = marked(folder)
+        self._stopped = Stopped(say)
+        # Of each process whether it is the server's, which never changes.
+        self._ours: dict[str, bool] = {}
+
+    def __call__(self) -> None:
+        pids = [entry for entry in os.listdir("/proc") if entry.isdigit()]
+        self._ours = {
+            pid: self._ours[pid] if pid in self._ours else self._mark(Path("/proc") / pid)
+            for pid in pids
+        }
+        self._stopped(int(pid) for pid in pids if self._ours[pid] and _is_alone(pid))
+
+
+def _is_alone(pid: str) -> bool:
+    try:
+        command = (Path("/proc") / pid / "cmdline").read_bytes()
+    except OSError:
+        return False
+    return _ALONE.match(command) is not None
 
 
 class Loops:

@@ -3,7 +3,7 @@
 import os
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Final
@@ -35,12 +35,24 @@ def end_all(folder: Path) -> None:
 
 def _running(folder: Path) -> Iterator[int]:
     """The marked processes, and the HAProxies that a cluster of others has started."""
-    mark = f"{MARK}={folder}".encode()
+    is_ours = marked(folder)
     for process in Path("/proc").glob("[0-9]*"):
-        with suppress(OSError):  # what has ended meanwhile, or is another user's
-            marked = mark in (process / "environ").read_bytes().split(b"\0")
-            if marked or is_haproxy(process, folder):
+        with suppress(OSError):  # what has ended meanwhile
+            if is_ours(process) or is_haproxy(process, folder):
                 yield int(process.name)
+
+
+def marked(folder: Path) -> Callable[[Path], bool]:
+    """Whether a process (its folder in /proc) has been started by the server with this folder."""
+    mark = f"{MARK}={folder}".encode()
+
+    def is_marked(process: Path) -> bool:
+        try:
+            return mark in (process / "environ").read_bytes().split(b"\0")
+        except OSError:  # it has ended, or is another user's
+            return False
+
+    return is_marked
 
 
 def is_haproxy(process: Path, folder: Path) -> bool:

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from serve_app.launch.keeper.hung import LOOPS, Loops
+from serve_app.launch.keeper.hung import LOOPS, Alone, Loops
+from serve_app.launch.keeper.proxies import MARK
 from tests.waiting import wait_until
 
 LOOK_S = 0.05
@@ -116,3 +117,37 @@ def test_one_that_is_stopped_is_continued(tmp_path: Path) -> None:
         wait_until(is_running, every_s=LOOK_S)
         assert process.poll() is None
     assert said == [f"process {process.pid} was stopped and is continued"]
+
+
+def stopped_process(name: str, mark: Path) -> subprocess.Popen[bytes]:
+    process = subprocess.Popen(
+        [name, "-c", "import time; time.sleep(60)"],
+        executable=sys.executable,
+        env={**os.environ, MARK: str(mark)},
+    )
+    os.kill(process.pid, signal.SIGSTOP)
+    return process
+
+
+def test_what_nothing_replaces_is_continued_and_a_stage_is_not(tmp_path: Path) -> None:
+    said: list[str] = []
+    look = Alone(tmp_path, said.append)
+    names = ("ray::ServeController", "ray::HAProxyManager", "/ray/gcs_server", "/raylet/raylet")
+    ours = [stopped_process(name, tmp_path) for name in names]
+    stage = stopped_process("ray::ServeReplica:tts:Talker", tmp_path)
+    others = stopped_process("ray::ServeController", tmp_path / "other")
+    try:
+
+        def continued() -> bool:
+            look()
+            return len(said) >= len(ours)
+
+        wait_until(continued, every_s=LOOK_S)
+        look()
+        assert {*said} == {f"process {one.pid} was stopped and is continued" for one in ours}
+        for one in (stage, others):
+            assert "State:\tT" in Path(f"/proc/{one.pid}/status").read_text()
+    finally:
+        for one in (*ours, stage, others):
+            one.kill()
+            one.wait()
