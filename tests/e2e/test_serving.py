@@ -17,10 +17,12 @@ from typing import Any
 import httpx
 import numpy as np
 import openai
+import psutil
 import pytest
 from websockets.sync.client import ClientConnection, connect
 
 from load_tests.loops.client import server_timings
+from serve_app.launch.keeper.proxies import STAND_IN
 from serve_app.models.checkpoint.embedded import embedded_checkpoint
 from tests.e2e import open_streams
 from tests.e2e.conftest import DRAIN_S, REPOSITORY, SPEECH, Server, assert_over
@@ -418,6 +420,49 @@ def test_the_sdk_has_a_text_spoken_in_realtime(server: Server) -> None:
             assert event.type != "error", event
     assert audio
     assert len(audio) % (SAMPLES_PER_FRAME * 2) == 0
+
+
+def haproxies(server: Server, of: str = "") -> list[psutil.Process]:
+    """Those whose configuration lies in a folder of that name."""
+    found = [process for process in server.processes() if "haproxy" in process.name()]
+    return [process for process in found if of in " ".join(process.cmdline())]
+
+
+def test_where_haproxy_is_killed_whoever_comes_is_served_until_serve_has_its_own(
+    server: Server,
+) -> None:
+    if server.placement != "fused":
+        pytest.skip("HAProxy does not know of placements")
+    for process in haproxies(server):
+        process.kill()
+    wait_until(lambda: is_ready(server), 15, told="nobody stands in")
+    assert len(haproxies(server, f"/{STAND_IN}/")) == 1
+    assert speak(server, max_new_tokens=NUM_FRAMES)
+    wait_until(lambda: not haproxies(server, f"/{STAND_IN}/"), 120, every_s=0.5)
+    assert len(haproxies(server)) == 1
+    assert speak(server, max_new_tokens=NUM_FRAMES)
+
+
+def is_ready(server: Server) -> bool:
+    try:
+        return httpx.get(f"{server.url}/ready", timeout=5).status_code == 200
+    except httpx.HTTPError:
+        return False
+
+
+def test_an_ingress_that_is_stopped_goes_on_with_its_streams(server: Server) -> None:
+    expected = speak(server, min_new_tokens=60, max_new_tokens=60)
+    (ingress,) = server.replicas()["Ingress"]
+    fields = body(min_new_tokens=60, max_new_tokens=60)
+    with httpx.stream("POST", f"{server.url}/v1/audio/speech", json=fields, timeout=60) as answer:
+        pieces = answer.iter_raw()
+        heard = next(pieces)
+        ingress.suspend()
+        heard += b"".join(pieces)
+    got, wanted = (np.frombuffer(audio, np.int16).astype(np.int32) for audio in (heard, expected))
+    assert got.shape == wanted.shape
+    assert np.abs(got - wanted).max() <= TOLERANCE_LSB
+    assert server.replicas()["Ingress"][0].pid == ingress.pid
 
 
 # The last ones: they end the server.
