@@ -10,7 +10,7 @@ import os
 import signal
 import sys
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
@@ -29,6 +29,7 @@ from serve_app.launch.announce import Failure, say_when_ready
 from serve_app.launch.ending import Ending, ServeIngresses, finish, limit_of
 from serve_app.launch.keeper.hung import LOOPS
 from serve_app.launch.keeper.keeper import kept
+from serve_app.launch.keeper.proxies import start_no_more
 from serve_app.launch.ports import Ports
 from serve_app.launch.several import WITH_INGRESS, WITH_MODEL
 
@@ -120,7 +121,7 @@ def main(arguments: list[str]) -> int:
         how = partial(SystemExit, 0) if own_cluster else KeyboardInterrupt
         ending = Ending(drain, how, cluster.lost)
         say_when_ready(host, port, partial(_failure, config), ending.fail)
-        return run(path, ending)
+        return run(path, ending, partial(start_no_more, Path(folder)))
 
 
 def _missing() -> Iterator[str]:
@@ -218,8 +219,10 @@ def _keys_files(config: dict[str, Any]) -> list[str | None]:
     return [ingress.get("access", {}).get("keys_file") for ingress in ingresses]
 
 
-def run(config: Path, ending: Ending) -> int:
-    """Call `serve run` in this process; returns when `ending` has ended it, or it has failed."""
+def run(config: Path, ending: Ending, last: Callable[[], None]) -> int:
+    """Call `serve run` in this process; returns when `ending` has ended it, or it has failed, and
+    calls `last` before the cluster goes.
+    """
     from click import Abort
     from ray.serve.scripts import cli
 
@@ -241,6 +244,7 @@ def run(config: Path, ending: Ending) -> int:
             cli.main(["run", str(config)], standalone_mode=False)
         finally:
             ending.settle()
+            last()
             cluster.disconnect()
     except (KeyboardInterrupt, Abort):  # the last one from within click
         return int(ending.has_failed)

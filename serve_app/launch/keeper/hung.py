@@ -22,7 +22,7 @@ LOOPS: Final = "loops"
 # Six seconds at least, of event loops that do something every second; where looks are late, as on a
 # busy machine or one that was suspended, so much more.
 _STILL_LOOKS: Final = 24
-_ALONE: Final = re.compile(rb"ray::(ServeController|HAProxyManager)|\S*/(gcs_server|raylet)\0")
+_ALONE: Final = re.compile(rb"ray::(ServeController|HAProxyManager)|[^\0]*/(gcs_server|raylet)\0")
 
 
 class Stopped:

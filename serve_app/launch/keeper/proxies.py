@@ -19,12 +19,14 @@ _LOOK_EVERY_S: Final = 0.05
 _GIVE_UP_S: Final = 5.0
 
 
-def end_all(folder: Path) -> None:
-    """Kill all processes of the server with this folder.
-
-    Without the program that Serve takes for HAProxy nobody can start another meanwhile.
-    """
+def start_no_more(folder: Path) -> None:
+    """From now on nobody can start an HAProxy, for want of the program that Serve takes for it."""
     (folder / PROGRAM).unlink(missing_ok=True)
+
+
+def end_all(folder: Path) -> None:
+    """Kill all processes of the server with this folder."""
+    start_no_more(folder)
     deadline_s = time.monotonic() + _GIVE_UP_S
     while (left := [*_running(folder)]) and time.monotonic() < deadline_s:
         for pid in left:

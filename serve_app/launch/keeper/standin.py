@@ -61,6 +61,8 @@ class Watch:
         place, now_s = self._folder / STAND_IN, time.monotonic()
         if listens(place / _ADMIN) or now_s - self._started_s < _STARTS_EVERY_S:
             return
+        if not (self._folder / PROGRAM).exists():  # the server ends
+            return
         text = (own / _CONFIG).read_text()
         place.mkdir(exist_ok=True)
         if _ROUTES in text or not (place / _CONFIG).exists():

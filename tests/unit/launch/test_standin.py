@@ -15,7 +15,7 @@ import pytest
 
 from serve_app.launch.haproxy import environment, make_folder
 from serve_app.launch.keeper.admin import ask, listens, statistics
-from serve_app.launch.keeper.proxies import STAND_IN, end_all
+from serve_app.launch.keeper.proxies import STAND_IN, end_all, start_no_more
 from serve_app.launch.keeper.standin import Watch, running
 from serve_app.launch.ports import Ports
 from tests.waiting import wait_until
@@ -226,3 +226,11 @@ def test_a_stand_in_answers_who_asks_what_is_unsent(serving: Serving) -> None:
     wait_until(serving.served)
     rows = statistics(serving.folder / STAND_IN / "admin.sock", "-1 2 -1")
     assert {"app", "default_backend"} <= {row["# pxname"] for row in rows}
+
+
+def test_where_the_server_ends_nobody_stands_in(serving: Serving) -> None:
+    start_no_more(serving.folder)
+    os.kill(serving.started[0].pid, signal.SIGKILL)
+    time.sleep(2)
+    assert not serving.stand_ins()
+    assert not serving.said
