@@ -219,7 +219,7 @@ def _keys_files(config: dict[str, Any]) -> list[str | None]:
     return [ingress.get("access", {}).get("keys_file") for ingress in ingresses]
 
 
-def run(config: Path, ending: Ending, last: Callable[[], None]) -> int:
+def run(config: Path, ending: Ending, last: Callable[[], None] = lambda: None) -> int:
     """Call `serve run` in this process; returns when `ending` has ended it, or it has failed, and
     calls `last` before the cluster goes.
     """
