@@ -78,6 +78,7 @@ class Serving:
         self._node.mkdir()
         self.said: list[str] = []
         self.started: list[subprocess.Popen[bytes]] = []
+        self._look = Watch(folder, self.said.append)
         self._over = threading.Event()
         self._watching = threading.Thread(target=self._watch)
 
@@ -100,6 +101,7 @@ class Serving:
         wait_until(lambda: listens(socket) and process.pid in running(self.folder))
         wait_until(lambda: process.poll() is None and self._answers(process.pid))
         if not self._watching.is_alive():
+            self._look()  # nobody stands in for what was never seen
             self._watching.start()
         return process.pid
 
@@ -123,9 +125,8 @@ class Serving:
             process.wait()
 
     def _watch(self) -> None:
-        watch = Watch(self.folder, self.said.append)
         while not self._over.wait(0.05):
-            watch()
+            self._look()
 
 
 @pytest.fixture
