@@ -118,16 +118,11 @@ def once_there(kind: str, and_s: float = 0.0) -> Callable[[Starting], None]:
         pytest.param(moment, send, number, id=f"{name}-{number.name}")
         for name, moment, send, number in [
             ("at once", after(0.1), Starting.signal_group, signal.SIGTERM),
-            ("keeper", once_there("keeper"), Starting.signal_group, signal.SIGINT),
             ("gcs", once_there("gcs"), Starting.signal_group, signal.SIGTERM),
             ("raylet", once_there("raylet"), Starting.signal_group, signal.SIGINT),
-            ("controller", once_there("controller"), Starting.signal_group, signal.SIGTERM),
-            ("proxy", once_there("proxy"), Starting.signal_group, signal.SIGKILL),
-            ("haproxy", once_there("haproxy"), Starting.signal_group, signal.SIGTERM),
             ("haproxy", once_there("haproxy"), Starting.signal_group, signal.SIGKILL),
             ("haproxy later", once_there("haproxy", 1.0), Starting.signal_all, signal.SIGTERM),
             ("failed", Starting.wait_for_failure, Starting.signal_group, signal.SIGTERM),
-            ("failed", Starting.wait_for_failure, Starting.signal_all, signal.SIGTERM),
         ]
     ],
 )
