@@ -81,12 +81,6 @@ class Starting:
         with suppress(ProcessLookupError):  # it ends by itself where stages do not start
             os.killpg(self.launcher.pid, number)
 
-    def signal_all(self, number: int) -> None:
-        """As a service manager does that knows the server as a control group."""
-        for pid in self.pids():
-            with suppress(ProcessLookupError):
-                os.kill(pid, number)
-
 
 @pytest.fixture
 def starting() -> Iterator[Starting]:
@@ -104,37 +98,31 @@ def after(seconds: float) -> Callable[[Starting], None]:
     return lambda _: time.sleep(seconds)
 
 
-def once_there(kind: str, and_s: float = 0.0) -> Callable[[Starting], None]:
-    def wait(server: Starting) -> None:
-        server.wait_for(kind)
-        time.sleep(and_s)
-
-    return wait
+def once_there(kind: str) -> Callable[[Starting], None]:
+    return lambda server: server.wait_for(kind)
 
 
 @pytest.mark.parametrize(
-    ("moment", "send", "number"),
+    ("moment", "number"),
     [
-        pytest.param(moment, send, number, id=f"{name}-{number.name}")
-        for name, moment, send, number in [
-            ("at once", after(0.1), Starting.signal_group, signal.SIGTERM),
-            ("gcs", once_there("gcs"), Starting.signal_group, signal.SIGTERM),
-            ("raylet", once_there("raylet"), Starting.signal_group, signal.SIGINT),
-            ("haproxy", once_there("haproxy"), Starting.signal_group, signal.SIGKILL),
-            ("haproxy later", once_there("haproxy", 1.0), Starting.signal_all, signal.SIGTERM),
-            ("failed", Starting.wait_for_failure, Starting.signal_group, signal.SIGTERM),
+        pytest.param(moment, number, id=f"{name}-{number.name}")
+        for name, moment, number in [
+            ("at once", after(0.1), signal.SIGTERM),
+            ("gcs", once_there("gcs"), signal.SIGTERM),
+            ("raylet", once_there("raylet"), signal.SIGINT),
+            ("haproxy", once_there("haproxy"), signal.SIGKILL),
+            ("failed", Starting.wait_for_failure, signal.SIGTERM),
         ]
     ],
 )
 def test_a_signal_to_a_whole_server_that_starts_leaves_nothing_of_it(
     starting: Starting,
     moment: Callable[[Starting], None],
-    send: Callable[[Starting, int], None],
     number: int,
 ) -> None:
     moment(starting)
     told_s = time.monotonic()
-    send(starting, number)
+    starting.signal_group(number)
     wait_until(lambda: obstacle("127.0.0.1", starting.port) is None, LEFT_S)
     print(f"port free after {time.monotonic() - told_s:.1f} s")
     starting.launcher.wait(LEFT_S)
