@@ -153,13 +153,17 @@ class Stream:
     def frames(self) -> int:
         return len(self.labels)
 
-    def _where(self, batch: int, frames: int, generator: torch.Generator) -> Tensor:
-        device = self.audio.device
-        first = torch.randint(self.frames - frames, (batch,), generator=generator, device=device)
-        return first[:, None] + torch.arange(frames, device=device)
+    def _where(
+        self, batch: int, frames: int, generator: torch.Generator, in_frame: int = 1
+    ) -> Tensor:
+        """Return which parts of a frame, of `in_frame`, are drawn: int64 [B, frames * in_frame]."""
+        device, parts = self.audio.device, frames * in_frame
+        last = self.frames * in_frame - parts
+        first = torch.randint(last, (batch,), generator=generator, device=device)
+        return first[:, None] + torch.arange(parts, device=device)
 
-    def _waves(self, where: Tensor) -> Tensor:
-        return self.audio.view(-1, FRAME_SAMPLES)[where].flatten(1).float() / 32768
+    def _waves(self, where: Tensor, in_frame: int = 1) -> Tensor:
+        return self.audio.view(-1, FRAME_SAMPLES // in_frame)[where].flatten(1).float() / 32768
 
     def coded_crops(
         self, batch: int, frames: int, generator: torch.Generator
@@ -176,9 +180,14 @@ class Stream:
         return self._waves(where), self.labels[where].long(), codes
 
     def crops(self, batch: int, frames: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Return random pieces: float32 [B, frames * 1920] and labels int64 [B, frames, 4]."""
-        where = self._where(batch, frames, generator)
-        return self._waves(where), self.labels[where].long()
+        """Return random pieces: float32 [B, frames * 1920] and labels int64 [B, frames, 4].
+
+        They begin at any 20 ms, while each sentence of the corpus begins with a frame: a codec that
+        knew no other place would say the first sound of a sentence worse elsewhere.
+        """
+        where = self._where(batch, frames, generator, SLOTS)
+        labels = self.labels.flatten()[where].long()
+        return self._waves(where, SLOTS), labels.view(batch, frames, SLOTS)
 
     def wave(self, index: int) -> Tensor:
         """Return the samples of one sentence: float32 [frames * 1920]."""

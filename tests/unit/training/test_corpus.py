@@ -60,9 +60,23 @@ def test_a_stream_holds_whole_frames_of_each_sentence(tmp_path: Path) -> None:
     assert stream.rows == tuple(rows)
     assert stream.starts.tolist() == [0, 5, 10]
     assert torch.equal(stream.wave(1) * 32768, torch.from_numpy(samples[9600:]).float())
-    wave, labels = stream.crops(3, 2, torch.Generator().manual_seed(0))
-    assert wave.shape == (3, 2 * FRAME_SAMPLES)
-    assert labels.shape == (3, 2, 4)
+
+
+def test_crops_begin_at_any_20_ms_with_the_labels_of_their_place(tmp_path: Path) -> None:
+    samples = np.arange(2 * 9600, dtype="<i2")
+    (tmp_path / "audio-0.s16").write_bytes(samples.tobytes())
+    lines = [_utterance(number).row() for number in (0, 1)]
+    (tmp_path / "manifest-0.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    stream = Stream.load(tmp_path, torch.device("cpu"))
+    wave, labels = stream.crops(64, 2, torch.Generator().manual_seed(0))
+    assert wave.shape == (64, 2 * FRAME_SAMPLES)
+    assert labels.shape == (64, 2, 4)
+    first = (wave[:, 0] * 32768).long()
+    assert torch.equal(wave * 32768, (first[:, None] + torch.arange(2 * FRAME_SAMPLES)).float())
+    assert set((first % FRAME_SAMPLES).tolist()) == {0, 480, 960, 1440}
+    known = stream.labels.flatten()
+    for begin, row in zip(first // 480, labels, strict=True):
+        assert row.flatten().tolist() == known[begin : begin + 8].tolist()
 
 
 def test_kept_out_sentences_are_never_planned(tmp_path: Path) -> None:
