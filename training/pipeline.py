@@ -143,8 +143,7 @@ class Recipe:
         torch.backends.cudnn.benchmark = self.device.type == "cuda"
         trainer = self.codec_trainer(stage, training)
         piece = "codec" if stage == "all" else "decoder"
-        seconds = self.left_s(piece)
-        if seconds >= _LEAST_S:
+        if self.left_s(piece) >= _LEAST_S:
             share = (self.team.rank, self.team.size)
             stream = Stream.load(
                 self.work / CORPUS,
@@ -158,6 +157,8 @@ class Recipe:
                 stream = stream.with_codes(book.ids, book.starts, book.codes)
             total = 60 * asdict(self.minutes)[piece]
             log = Log(self.work / f"{piece}.jsonl")
+            # What was loaded has taken time of this call.
+            seconds = max(_LEAST_S, self.left_s(piece))
             # Critics argue about detail; before there is speech they only cost time.
             trainer.run(stream, total, seconds, log, 0.0 if stage == "decoder" else critics_from)
             if self.team.leads:
@@ -206,8 +207,7 @@ class Recipe:
 
     def talker(self, training: TalkerTraining | None = None) -> None:
         """Teach talker and code predictor; the checkpoint always holds the latest."""
-        seconds = self.left_s("talker")
-        if seconds < _LEAST_S:
+        if self.left_s("talker") < _LEAST_S:
             return
         trainer = self.talker_trainer(training)
         books = [CodeBook.load_all(self.work)]
@@ -215,6 +215,7 @@ class Recipe:
             books.append(CodeBook.load(self.work / IMAGINED))
         book = CodeBook.all_of([book for book in books if book is not None])
         log = Log(self.work / "talker.jsonl")
+        seconds = max(_LEAST_S, self.left_s("talker"))  # without what loading took
         trainer.run(book, 60 * self.minutes.talker, seconds, log)
         if self.team.leads:
             trainer.save()

@@ -3,14 +3,16 @@
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
+from training.codec import CodecTrainer
 from training.codes import CodeBook
 from training.corpus import Stream, Utterance
-from training.pipeline import CODES, IMAGINED, PLAN, Minutes, Recipe
+from training.pipeline import CODES, CORPUS, IMAGINED, PLAN, Minutes, Recipe
 from training.plan import Planned, write
 from training.progress import Clock
 
@@ -39,6 +41,27 @@ def test_a_call_ends_when_its_minutes_do() -> None:
     assert Clock(total_s=100.0, limit_s=0.0).is_over
     assert Clock(total_s=100.0, limit_s=50.0, spent_s=100.0).is_over
     assert not Clock(total_s=100.0, limit_s=50.0).is_over
+
+
+def test_what_loading_takes_is_part_of_what_a_call_may_use(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _speak(tmp_path / CORPUS, 1)
+    recipe = Recipe(tmp_path, Minutes(codec=20.0), "cpu", limit_s=1000.0)
+    load, limits = Stream.load, list[float]()
+
+    def late(*arguments: Any, **options: Any) -> Stream:
+        recipe._ends -= 900.0
+        return load(*arguments, **options)
+
+    def run(trainer: CodecTrainer, stream: Stream, total_s: float, limit_s: float, *_: Any) -> None:
+        limits.append(limit_s)
+
+    monkeypatch.setattr(Stream, "load", late)
+    monkeypatch.setattr(CodecTrainer, "run", run)
+    recipe.codec("all")
+    (limit,) = limits
+    assert limit <= 100.0
 
 
 def _speak(folder: Path, number: int) -> None:
