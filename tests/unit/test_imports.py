@@ -141,7 +141,7 @@ RULES = (
     ),
     Rule("deployments.predictor_session", BOTTOM),
     Rule("deployments.limits", BOTTOM),
-    Rule("deployments.ray_serve.colocation", BOTTOM),
+    Rule("deployments.ray_serve.colocation", (*BOTTOM, "scaling.room")),
     Rule(
         "deployments.ray_serve.gpu_memory",
         (*BOTTOM, "models.memory", "models.checkpoint.reading"),

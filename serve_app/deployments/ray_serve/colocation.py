@@ -3,6 +3,9 @@
 Serve places each replica by itself. What it can be told is how many of a deployment a node may
 hold. Where a node is one GPU, the shares fill it and all stages have equal numbers, no other
 packing is left than one of each on every GPU (decision 0018).
+
+On nodes of several GPUs that number keeps Serve, which sees what all of them have left together,
+from sending a replica where no single one has its share: it would wait there for ever.
 """
 
 import logging
@@ -10,8 +13,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from serve_app.config import AppConfig
+from serve_app.scaling.room import sets_grown
 
-_STAGES: Final = ("SpeechDecoder", "Talker", "CodePredictor")
+_STAGES: Final = ("SpeechDecoder", "Talker", "CodePredictor", "Fused")
 _EPSILON: Final = 1e-6
 
 logger = logging.getLogger("ray.serve")
@@ -26,9 +30,11 @@ def gpus_of_nodes(nodes: Sequence[Mapping[str, Any]]) -> list[float]:
 def sets_per_node(
     config: AppConfig, devices: Mapping[str, str], gpus: Sequence[float]
 ) -> int | None:
-    """How many replicas of each stage a node may hold, so that each GPU gets whole sets.
+    """How many replicas of each stage a node may hold, so that each GPU gets whole sets, or at
+    least none is sent to a node whose GPUs are all too full for it.
 
-    None where nothing need be said: stages in one process, or on CPUs, or where it cannot be had.
+    None where nothing need be said: on CPUs, where what is left fits none, or where it cannot be
+    had.
 
     Args:
         config: resolved.
@@ -38,10 +44,20 @@ def sets_per_node(
     Raises:
         ValueError: `same_gpu` is "required" and cannot be had.
     """
-    if config.placement == "fused" or set(devices.values()) != {"cuda"}:
+    if set(devices.values()) != {"cuda"}:
         return None
     stages = (config.talker, config.code_predictor, config.speech_decoder)
     total = sum(stage.num_gpus for stage in stages)
+    shares = [stage.num_gpus for stage in stages]
+    if config.placement == "fused":
+        return _per_node([total], gpus)
+    if not sets_grown(sum(gpus), shares)[0] and total > 0 and gpus:
+        logger.warning(
+            "the %g GPUs of the cluster hold no set of stages: their shares are %s, and each is of"
+            " one GPU; replicas wait for more",
+            sum(gpus),
+            ", ".join(f"{share:g}" for share in shares),
+        )
     problem = ""
     if total > 1 + _EPSILON:
         problem = f"their shares add up to {total:g} GPUs"
@@ -61,7 +77,16 @@ def sets_per_node(
     if config.same_gpu == "required":
         raise ValueError(said)
     logger.warning("%s; the talker reaches a predictor on another GPU through a socket", said)
-    return None
+    return _per_node(shares, gpus)
+
+
+def _per_node(shares: Sequence[float], gpus: Sequence[float]) -> int | None:
+    """Sets that the largest node holds, if what its GPUs have left then would fit one more stage
+    only as a sum.
+    """
+    held, left = sets_grown(max(gpus, default=0.0), shares)
+    misleads = any(max(left) < share <= sum(left) for share in shares if share)
+    return held if held and misleads else None
 
 
 def with_sets(

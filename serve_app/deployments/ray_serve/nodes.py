@@ -3,6 +3,7 @@
 Asked by a thread of Serve's controller, whose event loop must not wait for an answer.
 """
 
+import asyncio
 import logging
 import threading
 import time
@@ -19,6 +20,9 @@ from ray.core.generated.autoscaler_pb2 import (
     GetClusterStatusReply,  # pyright: ignore[reportAttributeAccessIssue]
     NodeStatus,  # pyright: ignore[reportAttributeAccessIssue]
 )
+from ray.core.generated.gcs_pb2 import (
+    ActorTableData,  # pyright: ignore[reportAttributeAccessIssue]
+)
 from ray.serve._private.constants import SERVE_CONTROLLER_NAME, SERVE_NAMESPACE
 
 from serve_app.scaling.room import Place, sets_held
@@ -28,6 +32,9 @@ _TIMEOUT_S: Final = 10.0
 # What an autoscaler has called impossible is not asked for again for so long.
 _REFUSED_S: Final = 300.0
 _STOPPING: Final = "STOPPING"
+_REPLICA: Final = "ServeReplica:"
+_GPU: Final = "GPU"
+_EPSILON: Final = 1e-6
 # Its place is not counted on: the node is on its way out.
 _ALIVE: Final = (NodeStatus.RUNNING, NodeStatus.IDLE)
 
@@ -38,9 +45,16 @@ logger = logging.getLogger("ray.serve")
 
 @dataclass(frozen=True, slots=True)
 class Node:
+    """What it has.
+
+    Attributes:
+        cards: what each GPU has left by the actors that are there and do not stop.
+    """
+
     total: Resources
     used: Resources
     labels: Mapping[str, str]
+    cards: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,21 +91,32 @@ class Look:
     refused: tuple[Resources, ...] = ()
 
 
-def look_at(status: GetClusterStatusReply, details: Mapping[str, Any]) -> Look:
+def look_at(
+    status: GetClusterStatusReply,
+    details: Mapping[str, Any],
+    actors: Iterable[ActorTableData] = (),
+) -> Look:
     """What GCS and Serve's controller say.
 
     Args:
         status: of the cluster.
         details: of Serve's instance.
+        actors: those that live.
     """
     nodes: dict[str, Node] = {}
+    taken = _taken_of_cards(actors, details)
     has_types = False
     for state in status.cluster_resource_state.node_states:
         has_types = has_types or bool(state.ray_node_type_name)
         if state.status in _ALIVE:
             total, free = dict(state.total_resources), dict(state.available_resources)
             used = {name: amount - free.get(name, 0.0) for name, amount in total.items()}
-            nodes[state.node_id.hex()] = Node(total, used, dict(state.labels))
+            node = state.node_id.hex()
+            cards = [1.0] * int(total.get(_GPU, 0.0))
+            for card, amount in taken.get(node, {}).items():
+                if card < len(cards):
+                    cards[card] = max(0.0, cards[card] - amount)
+            nodes[node] = Node(total, used, dict(state.labels), tuple(cards))
     deployments = {
         (application, name): _deployment(found)
         for application, there in details.get("applications", {}).items()
@@ -105,6 +130,31 @@ def look_at(status: GetClusterStatusReply, details: Mapping[str, Any]) -> Look:
         grows=has_types and status.HasField("autoscaling_state"),
         refused=tuple(dict(r.resources_bundle) for r in scaler.infeasible_resource_requests),
     )
+
+
+def _taken_of_cards(
+    actors: Iterable[ActorTableData], details: Mapping[str, Any]
+) -> dict[str, dict[int, float]]:
+    """By node and card, what actors have. Of Serve's, those that it says run: the place of one that
+    stops will be free, and one of which it does not know yet has still to be placed.
+    """
+    running = {
+        replica.get("actor_id")
+        for application in details.get("applications", {}).values()
+        for deployment in (application.get("deployments") or {}).values()
+        for replica in deployment.get("replicas", ())
+        if replica["state"] != _STOPPING
+    }
+    taken: dict[str, dict[int, float]] = {}
+    for actor in actors:
+        if actor.class_name.startswith(_REPLICA) and actor.actor_id.hex() not in running:
+            continue
+        cards = taken.setdefault(actor.node_id.hex(), {})
+        for entry in actor.resource_mapping:
+            if entry.name == _GPU:
+                for part in entry.resource_ids:
+                    cards[part.index] = cards.get(part.index, 0.0) + part.quantity
+    return taken
 
 
 def _deployment(found: Mapping[str, Any]) -> Deployment:
@@ -155,6 +205,8 @@ class Nodes:
     _refused_s: dict[tuple[tuple[str, float], ...], float] = field(default_factory=dict)
     _asked_s: float = float("-inf")
     _thread: threading.Thread | None = None
+    _counted: dict[Any, dict[str, int]] = field(default_factory=dict)
+    _counted_of: Look | None = None
 
     def holds(
         self, application: str, stages: Mapping[str, int], apart: Mapping[str, int]
@@ -171,14 +223,19 @@ class Nodes:
         look = self._look
         if look is None:
             return {}
-        groups = [tuple(stages), *((name,) for name in apart)]
-        most = {**stages, **apart}
-        return {
-            name: count
-            for group in groups
-            if (count := self._held(look, application, group, apart, most)) is not None
-            for name in group
-        }
+        if look is not self._counted_of:
+            self._counted, self._counted_of = {}, look
+        asked = (application, tuple(stages.items()), tuple(apart.items()))
+        if asked not in self._counted:
+            groups = [tuple(stages), *((name,) for name in apart)]
+            most = {**stages, **apart}
+            self._counted[asked] = {
+                name: count
+                for group in groups
+                if (count := self._held(look, application, group, apart, most)) is not None
+                for name in group
+            }
+        return dict(self._counted[asked])
 
     def _held(
         self,
@@ -212,7 +269,13 @@ class Nodes:
                     successor = dict.fromkeys([*deployment.running][:1], 1)
                     _subtract(free, successor, deployment.resources)
         places = [_place(look, look.deployments[name]) for name in names]
-        return sets_held(free, places, max(most[name] for name in group))
+        cards = {
+            node: _cards(found.cards, free[node].get(_GPU, 0.0) - _gpus_there(places, node))
+            for node, found in look.nodes.items()
+            if len(found.cards) > 1
+        }
+        busy = {node for one in look.deployments.values() for node in one.running}
+        return sets_held(free, places, max(most[name] for name in group), cards, busy)
 
     def renew(self) -> None:
         """Look again where the last look is old and none is under way."""
@@ -253,11 +316,39 @@ def ask_cluster() -> Look:
     status.ParseFromString(client.get_cluster_status(timeout_s=_TIMEOUT_S))
     controller: Any = ray.get_actor(SERVE_CONTROLLER_NAME, namespace=SERVE_NAMESPACE)
     details: Any = ray.get(controller.get_serve_instance_details.remote(), timeout=_TIMEOUT_S)
-    return look_at(status, details)
+    several = any(
+        state.total_resources.get(_GPU, 0.0) > 1
+        for state in status.cluster_resource_state.node_states
+    )
+    # Which card an actor has matters, and is told, only there.
+    return look_at(status, details, asyncio.run(_living(client)) if several else ())
+
+
+async def _living(client: GcsClient) -> list[ActorTableData]:
+    found = await client.async_get_all_actor_info(None, None, "ALIVE", timeout=_TIMEOUT_S)
+    return list(found.values())
 
 
 # For all applications of a controller.
 NODES: Final = Nodes(ask_cluster)
+
+
+def _gpus_there(places: Iterable[Place], node: str) -> float:
+    return sum(place.there.get(node, 0) * place.resources.get(_GPU, 0.0) for place in places)
+
+
+def _cards(known: Sequence[float], left: float) -> list[float]:
+    """What each card has left where `left` is what all have: what else is taken, of which nobody
+    says where, is taken where it does most harm, from the emptiest.
+    """
+    cards = list(known)
+    more = sum(cards) - left
+    while more > _EPSILON and any(cards):
+        at = max(range(len(cards)), key=cards.__getitem__)
+        part = min(cards[at], more)
+        cards[at] -= part
+        more -= part
+    return cards
 
 
 def _place(look: Look, deployment: Deployment) -> Place:

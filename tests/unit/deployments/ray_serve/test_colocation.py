@@ -68,9 +68,42 @@ def test_what_cannot_be_had_is_refused_where_it_is_required_and_else_said(
 def test_one_process_and_cpus_need_nothing(said: pytest.LogCaptureFixture) -> None:
     fused = config(placement="fused", same_gpu="required")
     assert sets_per_node(fused, {"Fused": "cuda"}, [4.0]) is None
+    half = config(placement="fused", **shares(0.25, 0.1, 0.15))
+    assert sets_per_node(half, {"Fused": "cuda"}, [4.0]) is None
     assert sets_per_node(config(), dict.fromkeys(CUDA, "cpu"), []) is None
     assert sets_per_node(config(), {**CUDA, "SpeechDecoder": "cpu"}, [4.0]) is None
     assert not said.records
+
+
+@pytest.mark.parametrize(
+    ("given", "gpus", "most"),
+    [
+        ({}, [2.0], None),  # they fill each GPU
+        (shares(0.6, 0.25, 0.15), [2.0, 2.0], None),
+        (shares(0.6, 0.2, 0.15), [2.0], None),
+        # 0.8 are left of two GPUs, for which Serve would send a third talker.
+        (shares(0.6, 0.0, 0.0), [2.0, 1.0], 2),
+        (shares(0.6, 0.1, 0.1), [4.0], 4),
+        (shares(0.6, 0.4, 1.0), [4.0], None),
+        (shares(0.6, 0.3, 1.0), [8.0], 4),
+    ],
+)
+def test_nobody_is_sent_to_a_node_whose_gpus_have_enough_only_in_all(
+    given: dict[str, Any], gpus: list[float], most: int | None
+) -> None:
+    assert sets_per_node(config(**given), CUDA, gpus) == most
+    total = sum(stage["num_gpus"] for stage in given.values()) if given else 1.0
+    if total <= 1:
+        fused = config(placement="fused", **given)
+        assert sets_per_node(fused, {"Fused": "cuda"}, gpus) == (most if total < 0.9 else None)
+
+
+def test_a_set_that_no_gpus_hold_is_told_of(said: pytest.LogCaptureFixture) -> None:
+    assert sets_per_node(config(**shares(0.5, 0.4, 0.3)), CUDA, [1.0]) is None
+    assert "the 1 GPUs of the cluster hold no set of stages" in said.text
+    said.clear()
+    assert sets_per_node(config(**shares(0.5, 0.4, 0.3)), CUDA, [1.0, 1.0]) is None
+    assert "hold no set" not in said.text
 
 
 def test_only_living_nodes_with_gpus_count() -> None:

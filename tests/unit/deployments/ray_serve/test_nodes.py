@@ -8,6 +8,7 @@ import pytest
 pytest.importorskip("ray")
 
 from ray.core.generated.autoscaler_pb2 import GetClusterStatusReply, NodeStatus
+from ray.core.generated.gcs_pb2 import ActorTableData
 
 from serve_app.app import make_plan
 from serve_app.config import AppConfig
@@ -40,9 +41,21 @@ def status(
     return reply
 
 
-def replica(node: str | None, state: str = "RUNNING") -> dict[str, Any]:
+def replica(node: str | None, state: str = "RUNNING", actor: str = "") -> dict[str, Any]:
     """As Serve tells of it; of one that has no node yet, without any."""
-    return {"state": state, **({"node_id": node.encode().hex()} if node else {})}
+    known = {"node_id": node.encode().hex(), "actor_id": actor.encode().hex()} if node else {}
+    return {"state": state, **known}
+
+
+def actor(name: str, node: str, card: int, share: float, *, of_serve: bool = True) -> Any:
+    """As GCS tells of it."""
+    found = ActorTableData(actor_id=name.encode(), node_id=node.encode())
+    found.class_name = "ServeReplica:tts:Fused" if of_serve else "Somebody"
+    has = found.resource_mapping.add()
+    has.name = "GPU"
+    part = has.resource_ids.add()
+    part.index, part.quantity = card, share
+    return found
 
 
 def deployment(
@@ -180,3 +193,64 @@ def test_where_nodes_come_when_they_are_asked_for_nobody_knows_how_many() -> Non
     refused = look_at(status(*nodes, grows=True, refused=asked), ours)
     assert held(refused) == {"Fused": 1}
     assert held(refused, look_at(status(*nodes, grows=True), ours)) == {"Fused": 1}
+
+
+def pair(**more: Any) -> dict[str, Any]:
+    """A node of two GPUs."""
+    return {"name": "a", "total": {"CPU": 64.0, "GPU": 2.0}, **more}
+
+
+def test_a_share_is_counted_on_the_card_that_has_it_left() -> None:
+    def one(card: int, share: float, per_replica: float) -> int:
+        """Replicas of Fused, of which one runs with this card."""
+        stage = deployment(replica("a", actor="x"), cpus=1, gpus=per_replica)
+        free = {"CPU": 63.0, "GPU": 2.0 - share}
+        look = look_at(
+            status(pair(free=free)), details(Fused=stage), [actor("x", "a", card, share)]
+        )
+        return held(look, look)["Fused"]
+
+    # The sums say three, and the second node's one would wait for ever.
+    assert one(0, 0.6, 0.6) == one(1, 0.6, 0.6) == 2
+    assert one(0, 0.5, 0.5) == 4
+    assert one(1, 1.0, 1.0) == 2
+
+
+def test_stages_that_parted_leave_less_room_than_their_sum() -> None:
+    """A talker and its decoder on two cards: neither has 0.6 left."""
+    talker = deployment(replica("a", actor="t"), cpus=1, gpus=0.6)
+    decoder = deployment(replica("a", actor="d"), cpus=1, gpus=0.4)
+    nodes = status(pair(free={"CPU": 62.0, "GPU": 1.0}))
+    stages = details(Talker=talker, SpeechDecoder=decoder)
+
+    def sets(*actors: Any) -> int:
+        look = look_at(nodes, stages, actors)
+        known = Nodes(lambda: look, max_age_s=float("inf"))
+        known.see()
+        return known.holds("tts", {"Talker": 8, "SpeechDecoder": 8}, {})["Talker"]
+
+    assert sets(actor("t", "a", 0, 0.6), actor("d", "a", 0, 0.4)) == 2
+    assert sets(actor("t", "a", 0, 0.6), actor("d", "a", 1, 0.4)) == 2
+    stages["applications"]["tts"]["deployments"]["SpeechDecoder"] = deployment(
+        replica("a", actor="d"), cpus=1, gpus=0.5
+    )
+    nodes = status(pair(free={"CPU": 62.0, "GPU": 0.9}))
+    assert sets(actor("t", "a", 0, 0.6), actor("d", "a", 1, 0.5)) == 1
+
+
+def test_cards_of_others_of_those_that_stop_and_of_nobody_known() -> None:
+    ours = replica("a", actor="x")
+    mine, his = actor("x", "a", 0, 0.5), actor("y", "a", 1, 0.6, of_serve=False)
+    nodes = status(pair(free={"CPU": 60.0, "GPU": 0.9}))
+    alone = details(Fused=deployment(ours, cpus=1, gpus=0.5))
+    # 0.4 are left of the second card.
+    assert held(*[look_at(nodes, alone, [mine, his])] * 2)["Fused"] == 2
+    # A task of 0.6, which no list of actors has, may be on either: it is taken where it costs most.
+    assert held(*[look_at(nodes, alone, [mine])] * 2)["Fused"] == 2
+    # The card of one that stops will be free, and one of which Serve has no node is to be placed.
+    both = details(Fused=deployment(ours, replica("a", "STOPPING", "z"), cpus=1, gpus=0.5))
+    new = details(Fused=deployment(ours, replica(None, "STARTING"), cpus=1, gpus=0.5))
+    nodes = status(pair(free={"CPU": 62.0, "GPU": 1.0}))
+    for known in (both, new):
+        look = look_at(nodes, known, [mine, actor("z", "a", 1, 0.5)])
+        assert held(look)["Fused"] == 4
