@@ -55,7 +55,12 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     )
     parser.add_argument("--update-s", type=float, default=240.0, help="at most")
     parser.add_argument("--growth", action="store_true", help="a node that comes and goes")
-    parser.add_argument("--turn-s", type=float, default=75.0, help="with each number of nodes")
+    parser.add_argument(
+        "--turn-s", type=float, default=75.0, help="at least, with each number of nodes"
+    )
+    parser.add_argument(
+        "--turn-most-s", type=float, default=600.0, help="at most: until all is as it should be"
+    )
     parser.add_argument("--out", type=Path, default=default_out("scaling"))
     parser.set_defaults(frames="40:160", requests=6)
     return parser.parse_args(arguments)
@@ -128,6 +133,7 @@ def _grown(args: argparse.Namespace, config: dict[str, Any], facts: dict[str, An
                 [name for name in STAGES[args.placement] if name != "Ingress"],
                 second,
                 args.turn_s,
+                args.turn_most_s,
                 save,
             )
             result = save(run_loop(run.run))

@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from load_tests.chaos.outcomes import Outcome
-from load_tests.scaling import report
+from load_tests.chaos.outcomes import BAD, Outcome
+from load_tests.scaling import growth, report
 from load_tests.scaling.step import Plan
 from load_tests.scaling.trace import (
     Step,
@@ -150,3 +150,23 @@ def test_while_a_replica_is_replaced_the_others_carry_the_load(
     left = capacity * (nodes - 1)
     # And the policy gives none back meanwhile.
     assert TUNING.down_share * left < streams < left
+
+
+def grown(**change: Any) -> dict[str, Any]:
+    """The result of a run with one turn."""
+    turn = {
+        **{"name": "a node joined", "held": 2, "ran": 2, "asked": 2, "busy": 2},
+        **{"health": "healthy", "ready_s": 21.04, "took_s": 90.4},
+    }
+    fates = dict.fromkeys(("complete", *BAD), 0)
+    return {"turns": [turn | change], "phases": [{"fates": fates | change.get("fates", {})}]}
+
+
+def test_of_nodes_that_come_and_go_each_thing_that_is_not_as_it_should_be_is_told() -> None:
+    assert growth.faults(grown()) == []
+    assert list(growth.lines(grown()))[-1] == "| a node joined | 2 | 2 | 2 | 2 | 21.0 | 90 |"
+    assert growth.faults(grown(ran=1)) == ["a node joined: 1 replicas on 2 nodes"]
+    assert growth.faults(grown(busy=1)) == ["a node joined: 1 replicas had streams"]
+    assert growth.faults(grown(asked=3)) == ["a node joined: 3 replicas were asked for"]
+    assert growth.faults(grown(health="degraded"))[0].endswith("the server was degraded")
+    assert growth.faults(grown(fates={"lost": 2})) == ["2 streams were lost, broken or unequal"]
