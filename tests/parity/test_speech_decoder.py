@@ -231,7 +231,7 @@ def assert_same_pcm(got: np.ndarray, expected: np.ndarray) -> None:
     assert not len(wrong), f"differs from frame {wrong[0] // SAMPLES_PER_FRAME} on"
 
 
-@pytest.mark.parametrize("num_done", [1, 30, 200])
+@pytest.mark.parametrize("num_done", [1, 10, 11, 30, 200, 600])
 def test_a_resumed_stream_goes_on_as_if_it_had_never_stopped(
     checkpoint: Checkpoint, num_done: int
 ) -> None:

@@ -18,6 +18,7 @@ class DecodeJob:
     codes: int64 [T, Q], T >= 1.
     future: gets int16 [T * samples_per_frame]; of the loop that also releases the stream's slot.
     discard: only advance the state; the result is empty.
+    primes: of one that is discarded, that only the transformer's part of the state is advanced.
     final: nothing follows, so that the state behind these frames does not matter.
     reset: put the state at the start of a stream first; the runner's to say.
     """
@@ -25,6 +26,7 @@ class DecodeJob:
     codes: np.ndarray
     future: "asyncio.Future[np.ndarray]"
     discard: bool = False
+    primes: bool = False
     final: bool = False
     reset: bool = False
     submitted_s: float = 0.0

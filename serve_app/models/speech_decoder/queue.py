@@ -12,6 +12,8 @@ from serve_app.models.speech_decoder.jobs import DecodeJob
 
 # So many jobs are company enough, and a listener with less to play than this is not kept waiting.
 _COMPANY: Final = 32
+# Frames that a stream is primed with at a time: others wait meanwhile.
+PRIMED_FRAMES: Final = 64
 # A step of the largest batch takes some 30 ms beside a busy talker, and two may be before it.
 _MARGIN_S: Final = 0.08
 
@@ -109,9 +111,14 @@ class DecoderQueue:
             most: streams that a step of pieces of so many frames can have.
         """
         ready = sorted(self._ready.values(), key=self._urgency)
-        size = self._next_size(ready[0].jobs[0])
+        first = ready[0].jobs[0]
+        if first.primes:
+            return [(ready[0], first)], min(PRIMED_FRAMES, len(first.codes) - first.next_frame)
+        size = self._next_size(first)
         same = [
-            (stream, stream.jobs[0]) for stream in ready if self._next_size(stream.jobs[0]) == size
+            (stream, stream.jobs[0])
+            for stream in ready
+            if not stream.jobs[0].primes and self._next_size(stream.jobs[0]) == size
         ]
         return same[: most(size)], size
 

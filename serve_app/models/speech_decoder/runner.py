@@ -280,6 +280,9 @@ class SpeechDecoderRunner:
             for stream, job in group
         ]
         frames = [len(piece.codes) for piece in pieces]
+        if group[0][1].primes:
+            (piece,) = pieces
+            return _Step(group, frames, self.steps.prime(piece))
         return _Step(group, frames, self.steps.launch(pieces, size))
 
     def _advance(self, step: _Step) -> None:

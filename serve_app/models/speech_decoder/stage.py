@@ -19,7 +19,11 @@ from serve_app.models.late_kernels import late_kernels
 from serve_app.models.rehearsal import rehearse_decoder
 from serve_app.models.speech_decoder.algorithms import Trials
 from serve_app.models.speech_decoder.jobs import DecodeJob
-from serve_app.models.speech_decoder.network.model import SpeechDecoderModel, context_frames
+from serve_app.models.speech_decoder.network.model import (
+    SpeechDecoderModel,
+    context_frames,
+    vocoder_frames,
+)
 from serve_app.models.speech_decoder.runner import SpeechDecoderRunner
 from serve_app.models.speech_decoder.steps import DecoderSteps
 from serve_app.models.start_times import start_times
@@ -37,6 +41,7 @@ class StreamingSpeechDecoder:
         self.runner = runner
         self._spec = runner.spec
         self._num_context = context_frames(runner.spec)
+        self._num_vocoder = vocoder_frames(runner.spec)
 
     @classmethod
     def load(
@@ -125,8 +130,7 @@ class StreamingSpeechDecoder:
         done: np.ndarray | None,
     ) -> AsyncGenerator[PcmChunk, None]:
         if done is not None and len(done):
-            # No later sample depends on what was before these.
-            await self._decode(slot, done[-self._num_context :], discard=True)
+            await self._prime(slot, done)
         item, expected = first, first.first_frame
         while item is not None:
             if item.first_frame != expected:
@@ -181,11 +185,27 @@ class StreamingSpeechDecoder:
         """Stop the thread and free the graphs; idempotent."""
         self.runner.close()
 
+    async def _prime(self, slot: int, done: np.ndarray) -> None:
+        """Put the state behind frames that were heard: int64 [T, Q], T >= 1."""
+        # No later sample depends on what was before these, and by way of the transformer alone on
+        # what was before the last of them. Whoever hears the stream waits for all of it.
+        context = done[-self._num_context :]
+        if self.runner.steps.can_prime and len(context) > self._num_vocoder:
+            await self._decode(slot, context[: -self._num_vocoder], discard=True, primes=True)
+            context = context[-self._num_vocoder :]
+        await self._decode(slot, context, discard=True)
+
     async def _decode(
-        self, slot: int, codes: np.ndarray, *, discard: bool = False, final: bool = False
+        self,
+        slot: int,
+        codes: np.ndarray,
+        *,
+        discard: bool = False,
+        primes: bool = False,
+        final: bool = False,
     ) -> np.ndarray:
         future: asyncio.Future[np.ndarray] = asyncio.get_running_loop().create_future()
-        self.runner.enqueue(slot, DecodeJob(codes, future, discard, final))
+        self.runner.enqueue(slot, DecodeJob(codes, future, discard, primes, final))
         return await future
 
 

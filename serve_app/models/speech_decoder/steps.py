@@ -158,6 +158,28 @@ class DecoderSteps:
                 done.record()
         return Launched(pcm.numpy(), done)
 
+    @property
+    def can_prime(self) -> bool:
+        """Whether `prime` may be called: it is no graph, and where steps are graphs they are fast
+        enough at frames that nobody hears.
+        """
+        return not self.has_graphs
+
+    def prime(self, piece: Piece) -> Launched:
+        """Advance one stream's transformer by a piece of any length, without samples."""
+        with self._on_stream():
+            if piece.reset:
+                self._arena.reset(piece.slot)
+            slots = torch.tensor([piece.slot], device=self.device)
+            rows = self._arena.gather(slots)
+            self.model.prime(torch.from_numpy(piece.codes.T[None]).to(self.device), rows)
+            self._arena.scatter(slots, rows)
+            done = None
+            if self.is_cuda:
+                done = torch.cuda.Event(blocking=True)
+                done.record()
+        return Launched(np.empty((1, 0), np.int16), done)
+
     def capture_rest(self, is_stopped: Callable[[], bool]) -> None:
         """Capture the large graphs while another thread launches with the small ones.
 

@@ -26,6 +26,7 @@ class CountingModel(SpeechDecoderModel):
         self.gate.set()
         self.entered = threading.Event()
         self.steps: list[tuple[int, ...]] = []
+        self.primed: list[tuple[int, int]] = []
         self.error: Exception | None = None
 
     def decode(self, codes: Tensor, state: DecoderState) -> Tensor:
@@ -38,6 +39,10 @@ class CountingModel(SpeechDecoderModel):
         state.position.add_(codes.shape[2])
         marked = (frames + 1000 * codes[:, 0]).double() / 32767
         return marked.repeat_interleave(SAMPLES_PER_FRAME, 1)
+
+    def prime(self, codes: Tensor, state: DecoderState) -> None:
+        self.primed.append((int(codes[0, 0, 0]), codes.shape[2]))
+        state.position.add_(codes.shape[2])
 
     def hold(self, runner: WaitingRunner, slot: int, codes: np.ndarray) -> "Future[np.ndarray]":
         """Start a step that lasts until the gate opens."""

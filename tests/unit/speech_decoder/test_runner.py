@@ -9,6 +9,7 @@ import pytest
 
 from serve_app.errors import StageFailed, StageUnavailable
 from serve_app.models.speech_decoder.jobs import DecodeJob
+from serve_app.models.speech_decoder.queue import PRIMED_FRAMES
 from serve_app.protocols import require
 from serve_app.types import Health
 from tests.unit.speech_decoder.conftest import MakeRunner
@@ -134,6 +135,23 @@ def test_a_released_stream_leaves_nothing_to_its_successor(
     fresh = runner.submit(slot, codes_of(2, 3))
     counting.gate.set()
     assert fresh.result(10)[::SAMPLES_PER_FRAME].tolist() == [2000, 2001, 2002]
+
+
+def test_a_stream_is_primed_alone_in_parts_and_first_audio_comes_between(
+    make_runner: MakeRunner, counting: CountingModel
+) -> None:
+    runner = make_runner()
+    blocker, resumed, new = (runner.acquire() for _ in range(3))
+    held = counting.hold(runner, blocker, codes_of(9))
+    primed = runner.submit(resumed, codes_of(1, 2 * PRIMED_FRAMES + 5), discard=True, primes=True)
+    first = runner.submit(new, codes_of(2))
+    counting.gate.set()
+    for future in (held, first):
+        future.result(10)
+    assert primed.result(10).size == 0
+    assert counting.primed == [(1, PRIMED_FRAMES), (1, PRIMED_FRAMES), (1, 5)]
+    assert [step[0] for step in counting.steps[:2]] == [9, 2]
+    assert runner.submit(resumed, codes_of(0)).result(10)[0] == 2 * PRIMED_FRAMES + 5
 
 
 def test_discarded_frames_advance_the_state_without_audio(make_runner: MakeRunner) -> None:

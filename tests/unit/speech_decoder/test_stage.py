@@ -10,6 +10,7 @@ import pytest
 from serve_app.config import SpeechDecoderConfig
 from serve_app.errors import Overloaded, StageFailed
 from serve_app.models.checkpoint.files import Checkpoint
+from serve_app.models.speech_decoder.network.model import context_frames, vocoder_frames
 from serve_app.models.speech_decoder.stage import StreamingSpeechDecoder
 from serve_app.protocols import require
 from serve_app.types import CodecFrames, PcmChunk
@@ -66,6 +67,27 @@ def test_done_frames_come_before_the_stream(stage: StreamingSpeechDecoder) -> No
     assert chunk.first_sample == 7 * SAMPLES_PER_FRAME
     assert chunk.samples[0] == 7
     assert chunk.finish_reason == "length"
+
+
+def test_of_what_was_heard_only_the_last_frames_are_decoded_again(
+    stage: StreamingSpeechDecoder, counting: CountingModel
+) -> None:
+    """What a resumed stream waits for: the vocoder is nearly all of the work."""
+    vocoder = vocoder_frames(counting.spec)
+    (chunk,) = collect(
+        stage,
+        CodecFrames(codes_of(3), 100, "length"),
+        done=np.concatenate([codes_of(1, 100 - vocoder), codes_of(2, vocoder)]),
+    )
+    # What was before these matters to no sample.
+    kept = min(100, context_frames(counting.spec))
+    assert chunk.samples[0] == 3000 + kept
+    assert sum(frames for _, frames in counting.primed) == kept - vocoder
+    assert {code for code, _ in counting.primed} == {1}
+    *again, new = counting.steps
+    assert sum(step[-1] for step in again) == vocoder
+    assert {step[0] for step in again} == {2}
+    assert new == (3, 1)
 
 
 def test_a_gap_in_the_frames_is_an_error(stage: StreamingSpeechDecoder) -> None:

@@ -24,10 +24,16 @@ class WaitingRunner(SpeechDecoderRunner):
         self._loop_thread.start()
 
     def submit(
-        self, slot: int, codes: np.ndarray, *, discard: bool = False, final: bool = False
+        self,
+        slot: int,
+        codes: np.ndarray,
+        *,
+        discard: bool = False,
+        primes: bool = False,
+        final: bool = False,
     ) -> "Future[np.ndarray]":
         """What `enqueue` does; int16 [T * samples_per_frame], empty if discarded."""
-        job = DecodeJob(codes, self._loop.create_future(), discard, final)
+        job = DecodeJob(codes, self._loop.create_future(), discard, primes, final)
 
         async def wait() -> np.ndarray:
             return await job.future

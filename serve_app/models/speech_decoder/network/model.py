@@ -38,7 +38,13 @@ _CODEBOOK_EPS: Final = 1e-5
 
 
 def context_frames(spec: SpeechDecoderSpec) -> int:
-    """Count the frames before a frame that its samples depend on (580 in the release).
+    """Count the frames before a frame that its samples depend on (580 in the release)."""
+    transformer = _PRE_KERNEL - 1 + spec.transformer.num_layers * (spec.sliding_window - 1)
+    return transformer + vocoder_frames(spec)
+
+
+def vocoder_frames(spec: SpeechDecoderSpec) -> int:
+    """Count those of them that what follows the transformer depends on (10 in the release).
 
     Walks back from the first sample of a frame: a convolution of kernel k and dilation d reaches
     (k-1)*d columns further, a transposed one of kernel 2r divides the reach by its stride r,
@@ -51,7 +57,7 @@ def context_frames(spec: SpeechDecoderSpec) -> int:
     columns += KERNEL - 1
     for ratio in reversed(spec.upsampling_ratios):
         columns = math.ceil((columns + KERNEL - 1) / ratio)
-    return _PRE_KERNEL - 1 + spec.transformer.num_layers * (spec.sliding_window - 1) + columns
+    return columns
 
 
 class SpeechDecoderModel(Block):
@@ -171,15 +177,7 @@ class SpeechDecoderModel(Block):
         (tests/parity/test_speech_decoder.py).
         Source: decoder of QwenLM/Qwen3-TTS, tokenizer_12hz.
         """
-        num_rows, num_groups, num_frames = codes.shape
-        if num_groups != self.spec.num_code_groups or num_frames == 0 or state.num_rows != num_rows:
-            raise ValueError(
-                f"codes {tuple(codes.shape)} with a state of {state.num_rows} rows, expected"
-                f" [{state.num_rows}, {self.spec.num_code_groups}, T >= 1]"
-            )
-        x = self._dequantise(codes)
-        x = self._remember(x, state, "pre_conv", self.pre_conv, self.pre_conv_bias)
-        x = self._transform(x, state)
+        x = self._latent(codes, state)
         for block in self.upsample:
             x = block(x, state)
         x = self._remember(x, state, "first_conv", self.first_conv, None)
@@ -188,8 +186,38 @@ class SpeechDecoderModel(Block):
         history = state["last_conv"]
         padded = self.passes.snake_padded(x, history, *self.last_act.arguments)
         history.copy_(padded[:, x.shape[1] :])
-        state.position.add_(num_frames)
+        state.position.add_(codes.shape[2])
         return self.passes.waveform(padded, self.last_conv, self.last_conv_bias)
+
+    @torch.no_grad()
+    def prime(self, codes: Tensor, state: DecoderState) -> None:
+        """Advance `state` in place past frames of which nobody wants the samples, at a small part
+        of what `decode` takes.
+
+        What follows the transformer is left where it is: `decode` of the last `vocoder_frames`
+        before those whose samples are wanted puts it right.
+
+        Args:
+            codes: as of `decode`.
+            state: as of `decode`.
+
+        Raises:
+            ValueError: as `decode`.
+        """
+        self._latent(codes, state)
+        state.position.add_(codes.shape[2])
+
+    def _latent(self, codes: Tensor, state: DecoderState) -> Tensor:
+        """What the transformer makes of codes; the position is left to be advanced."""
+        num_rows, num_groups, num_frames = codes.shape
+        if num_groups != self.spec.num_code_groups or num_frames == 0 or state.num_rows != num_rows:
+            raise ValueError(
+                f"codes {tuple(codes.shape)} with a state of {state.num_rows} rows, expected"
+                f" [{state.num_rows}, {self.spec.num_code_groups}, T >= 1]"
+            )
+        x = self._dequantise(codes)
+        x = self._remember(x, state, "pre_conv", self.pre_conv, self.pre_conv_bias)
+        return self._transform(x, state)
 
     def _projected_codebooks(self, weights: Weights) -> Tensor:
         """Return [Q, codebook_size, codebook_dim]: codebooks divided by usage and projected."""
