@@ -14,21 +14,18 @@ A fact that changes is a new object, so that two servers that change different f
 different voices, keep both.
 """
 
-import json
-import logging
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field, fields, replace
-from typing import Any, Final, TypeVar
+from dataclasses import dataclass, field
+from typing import Final, TypeVar
 
 from serve_app.storage.objects import Storage
 from serve_app.voices.names import folded, is_consent_id, is_voice_id
-from serve_app.voices.values import Alias, Caller, Consent, StoredVoice, changed
+from serve_app.voices.stored import Value, Wrong, is_read, read
+from serve_app.voices.values import Alias, Caller, Consent, Default, Fact, StoredVoice, changed
 
-V = TypeVar("V", StoredVoice, Consent, Alias)
+V = TypeVar("V", StoredVoice, Consent)
 
 GENERATION: Final = "generation"
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,56 +120,59 @@ class Index:
 
     def __init__(self, storage: Storage) -> None:
         self._storage = storage
-        self._read: dict[str, Any] = {}
+        self._read: dict[str, Value | Wrong] = {}
+        # The bytes of what is wrong, so that it is said once.
+        self._wrong: dict[str, bytes] = {}
 
     def load(self) -> Snapshot:
-        """The library as it is now.
+        """The library as it is now, without what no value can be made of.
 
         Raises:
             OSError: the storage cannot be read.
         """
-        paths = [path for path in self._storage.paths("") if path.endswith(".json")]
+        paths = [p for p in self._storage.paths("") if p.endswith(".json") and is_read(p)]
         last = _last_of(paths)
         wanted = {path for path in paths if is_beginning(path)} | set(last.values())
-        fresh = self._storage.read_all(path for path in wanted if path not in self._read)
-        self._read = {path: data for path, data in self._read.items() if path in wanted}
-        self._read |= {path: _parsed(path, data) for path, data in fresh.items()}
-        facts: dict[str, dict[str, Any]] = {}
+        self._read = {path: value for path, value in self._read.items() if path in wanted}
+        self._wrong = {path: data for path, data in self._wrong.items() if path in wanted}
+        # What is wrong, somebody may mend.
+        news = [path for path in wanted if path not in self._read or path in self._wrong]
+        for path, data in self._storage.read_all(news).items():
+            if self._wrong.get(path) == data:
+                continue
+            self._wrong.pop(path, None)
+            value = self._read[path] = read(path, data)
+            if isinstance(value, Wrong):
+                self._wrong[path] = data
+        facts: dict[str, dict[str, Value | Wrong]] = {}
         for place, path in last.items():
             owner, _, fact = place.partition("/facts/")
-            if fact and path in self._read and isinstance(self._read[path], dict):
-                facts.setdefault(owner, {})[fact] = self._read[path].get("value")
-        defaults = self._under("defaults/", last)
+            if fact and path in self._read:
+                facts.setdefault(owner, {})[fact] = self._read[path]
+        found = [self._read[path] for path in last.values() if path in self._read]
+        voices = self._with_facts("voices", StoredVoice, facts)
+        consents = self._with_facts("consents", Consent, facts)
         return Snapshot(
-            {
-                voice.id: changed(voice, facts.get(f"voices/{voice.id}", {}))
-                for voice in self._values("voices/", "/voice.json", StoredVoice)
-                if is_voice_id(voice.id)
-            },
-            {
-                consent.id: _renamed(consent, facts.get(f"consents/{consent.id}", {}))
-                for consent in self._values("consents/", "/consent.json", Consent)
-                if is_consent_id(consent.id)
-            },
-            tuple(
-                alias
-                for data in self._under("aliases/", last)
-                if (alias := _value(Alias, data)) is not None
-            ),
-            {data.get("owner"): data.get("voice") or "" for data in defaults},
+            {voice.id: voice for voice in voices if is_voice_id(voice.id)},
+            {consent.id: consent for consent in consents if is_consent_id(consent.id)},
+            tuple(value for value in found if isinstance(value, Alias)),
+            {value.owner: value.voice or "" for value in found if isinstance(value, Default)},
             {place: _stamp(path) for place, path in last.items()},
         )
 
-    def _under(self, folder: str, last: Mapping[str, str]) -> list[dict[str, Any]]:
-        found = (self._read.get(path) for place, path in last.items() if place.startswith(folder))
-        return [data for data in found if isinstance(data, dict)]
-
-    def _values(self, folder: str, end: str, kind: type[V]) -> Iterator[V]:
-        for path, data in self._read.items():
-            if path.startswith(folder) and path.endswith(end) and path.count("/") == 2:
-                value = _value(kind, data)
-                if value is not None and getattr(value, "id", None) == path.split("/")[1]:
-                    yield value
+    def _with_facts(
+        self, folder: str, kind: type[V], facts: Mapping[str, Mapping[str, Value | Wrong]]
+    ) -> Iterator[V]:
+        """Each as it is by now. One of which a fact is wrong is left out: before it, it may have
+        been open to more.
+        """
+        for value in self._read.values():
+            if not isinstance(value, kind):
+                continue
+            of_it = facts.get(f"{folder}/{value.id}", {})
+            if not any(isinstance(fact, Wrong) for fact in of_it.values()):
+                known = {name: fact.value for name, fact in of_it.items() if isinstance(fact, Fact)}
+                yield changed(value, known)
 
 
 def stamped(place: str, stamps: Mapping[str, int], now_ns: int) -> str:
@@ -197,26 +197,3 @@ def _last_of(paths: Iterable[str]) -> dict[str, str]:
 
 def _stamp(path: str) -> int:
     return int(path.rpartition("/")[2].removesuffix(".json"))
-
-
-def _parsed(path: str, data: bytes) -> Any:
-    try:
-        return json.loads(data)
-    except ValueError:
-        logger.error("the voice library has an object that cannot be read: %s", path)
-        return None
-
-
-def _value(kind: type[V], data: Any) -> V | None:
-    """`data` as a value; None where it is none. Fields of a newer server are left out."""
-    if not isinstance(data, dict):
-        return None
-    known = {one.name for one in fields(kind)}
-    try:
-        return kind(**{name: value for name, value in data.items() if name in known})
-    except TypeError:
-        return None
-
-
-def _renamed(consent: Consent, facts: Mapping[str, Any]) -> Consent:
-    return replace(consent, name=facts.get("name") or consent.name)

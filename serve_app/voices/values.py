@@ -1,12 +1,12 @@
 """What the library keeps of a voice, and what its callers are: plain values."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
-from typing import Any, Literal
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any, Final, Literal, TypeVar
 
 # What a voice was made of.
 Source = Literal["audio_sample", "embedding", "prompt"]
-_FACTS = ("name", "transcript", "language", "description", "shared")
+FACTS: Final = ("name", "transcript", "language", "description", "shared")
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,13 +71,8 @@ class Change:
 
     def facts(self) -> Mapping[str, Any]:
         """Those that are stated."""
-        stated = ((name, getattr(self, name)) for name in _FACTS)
+        stated = ((name, getattr(self, name)) for name in FACTS)
         return {name: None if value == "" else value for name, value in stated if value is not None}
-
-
-def changed(voice: StoredVoice, facts: Mapping[str, Any]) -> StoredVoice:
-    """`voice` with the facts that it has by now; those of a newer server are left out."""
-    return replace(voice, **{name: value for name, value in facts.items() if name in _FACTS})
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,6 +102,34 @@ class Alias:
     name: str
     owner: str | None
     target: str
+
+
+@dataclass(frozen=True, slots=True)
+class Default:
+    """The voice that answers where none is named: to a key, or for None to everybody.
+
+    Attributes:
+        voice: id; None: none does any more.
+    """
+
+    owner: str | None = None
+    voice: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Fact:
+    """What something of a voice or a consent is by now; a newer server knows more of them."""
+
+    value: Any
+
+
+V = TypeVar("V", StoredVoice, Consent)
+
+
+def changed(value: V, facts: Mapping[str, Any]) -> V:
+    """`value` with the facts that it has by now; those of a newer server are left out."""
+    known = {one.name for one in fields(value)} & set(FACTS)
+    return replace(value, **{name: fact for name, fact in facts.items() if name in known})
 
 
 def fields_of(value: StoredVoice | Consent | Alias) -> dict[str, Any]:

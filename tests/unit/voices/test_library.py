@@ -16,7 +16,7 @@ from serve_app.types import EncodedClip
 from serve_app.voices.changes import Changes
 from serve_app.voices.library import Library
 from serve_app.voices.names import new_consent_id, new_voice_id
-from serve_app.voices.values import Alias, Caller, Change, Consent
+from serve_app.voices.values import Alias, Caller, Change, Consent, fields_of
 from tests.unit.voices.voices import voice
 
 ANNE, BOB, NOBODY = Caller("anne"), Caller("bob"), Caller()
@@ -319,6 +319,106 @@ def test_what_this_server_cannot_read_is_nobodys_leftover(tmp_path):
         assert changes.look().voices == {}
         now_s += 3601
     assert [path for path in sorted(storage.paths("")) if path != "generation"] == there
+
+
+WRONG = {
+    "name": (7, None, ["a"], {"a": 1}, True, "half of a character: \ud83d"),
+    "created_at": ("yesterday", None, 1.5, -1, 10**30, True),
+    "owner": (7, ["anne"], {}),
+    "source": ("a newer one", 7, None, []),
+    "consent": (7, []),
+    "file_size": ("4", None, -1),
+    "mime_type": (None, 4),
+    "digest": (0, None),
+    "duration_s": ("2.0", None, -1.0, True),
+    "transcript": (7, ["Hello."]),
+    "language": (7, {}),
+    "description": (False, 7),
+    "shared": ("yes", 1, None),
+    "vector_size": ("1024", 1.5),
+    "prompt": (7,),
+}
+FACTS = ("name", "transcript", "language", "description", "shared")
+
+
+@pytest.mark.parametrize("later", [False, True], ids=["as it began", "as a later fact"])
+def test_a_voice_of_which_something_is_wrong_is_left_out_alone_said_once_and_kept(
+    tmp_path, caplog, later
+):
+    storage = Folder(tmp_path)
+    whole, wrong = voice("whole"), []
+    for name, values in WRONG.items():
+        for value in values if name in FACTS or not later else ():
+            one = voice(f"{name} {value!r}")
+            content = {**fields_of(one), **({} if later else {name: value})}
+            storage.write(f"voices/{one.id}/voice.json", json.dumps(content).encode())
+            if later:
+                fact = json.dumps({"value": value}).encode()
+                storage.write(f"voices/{one.id}/facts/{name}/1.json", fact)
+            wrong.append(one.id)
+    if not later:
+        for data in (b"", b"{", b"[]", b"7", b"null", b"\xff", b"[" * 100_000, b'{"a": Infinity}'):
+            wrong.append(new_voice_id())
+            storage.write(f"voices/{wrong[-1]}/voice.json", data)
+    now_s = 100.0
+    changes = Changes(storage, clock=lambda: now_s)
+    changes.add(whole, PARTS)
+    there = sorted(storage.paths(""))
+    for _ in range(4):
+        assert changes.look().voices == {whole.id: whole}
+        now_s += 3601
+    said = [record.getMessage() for record in caplog.records]
+    assert sorted(line.split("/")[1] for line in said) == sorted(wrong)
+    assert sorted(storage.paths("")) == there
+
+
+def test_what_was_wrong_and_is_mended_is_there_without_a_restart(tmp_path, caplog):
+    storage = Folder(tmp_path)
+    now_s = 100.0
+    changes = Changes(storage, clock=lambda: now_s)
+    one = voice("mended")
+    path = tmp_path / "voices" / one.id / "voice.json"
+    storage.write(f"voices/{one.id}/voice.json", b"{}")
+    assert changes.look().voices == {}
+    path.write_bytes(b'{"id": 7}')
+    now_s += 31
+    assert changes.look().voices == {}
+    path.write_text(json.dumps(fields_of(one)))
+    now_s += 31
+    assert changes.look().voices == {one.id: one}
+    assert len(caplog.records) == 2
+
+
+def test_other_objects_that_are_wrong_hide_none_of_their_kind(tmp_path, caplog):
+    storage = Folder(tmp_path)
+    whole = voice("whole", "anne")
+    changes = Changes(storage)
+    changes.add(whole, PARTS)
+    changes.set_alias(Alias("hers", "anne", whole.id))
+    changes.set_default("anne", whole.id)
+    consent = Consent(new_consent_id(), 1, "anne", "Anne's", "en-US", "0" * 64, 3.0)
+    changes.add_consent(consent, b"fLaC")
+    wrong = {
+        "aliases/a/1.json": {"name": 7, "owner": None, "target": whole.id},
+        "aliases/b/1.json": {"name": "b", "owner": ["anne"], "target": whole.id},
+        "aliases/c/1.json": {"name": "c", "owner": "anne"},
+        "defaults/a/1.json": {"owner": ["anne"], "voice": whole.id},
+        "defaults/b/1.json": {"owner": None, "voice": 7},
+        f"consents/{new_consent_id()}/consent.json": {**fields_of(consent), "created_at": "now"},
+    }
+    for path, content in wrong.items():
+        storage.write(path, json.dumps(content).encode())
+    # Of a newer server, or nobody's: not for this one to speak of.
+    storage.write("licences/a/1.json", b"7")
+    storage.write(f"voices/{whole.id}/facts/pitch/1.json", b'{"value": [1]}')
+    storage.write("voices/1.json", b"{}")
+    found = Changes(storage).look()
+    assert found.voices == {whole.id: whole}
+    assert found.find("hers", ANNE) == found.find(None, ANNE) == whole
+    assert found.consents == {consent.id: consent}
+    assert len(found.aliases) == len(found.defaults) == 1
+    said = [record.getMessage() for record in caplog.records if record.levelname == "ERROR"]
+    assert sorted(line.split(" leaves out ")[1].split(",")[0] for line in said) == sorted(wrong)
 
 
 def test_nobody_waits_for_a_library_that_hangs_but_the_first(tmp_path):
