@@ -95,9 +95,11 @@ class Gate:
         # When each priority was last seen.
         self._seen_s: dict[int, float] = {}
 
-    def lead_to(self, stages: Sequence[StagePlaces]) -> None:
-        """Other numbers of places, or other stages, from now on; who is inside stays counted."""
-        self._entry, self._stages = stages[0], stages
+    def lead_to(self, stages: Sequence[StagePlaces], model: str) -> None:
+        """Other numbers of places, other stages, or those of another model, from now on; who is
+        inside stays counted.
+        """
+        self._entry, self._stages, self._model = stages[0], stages, model
 
     def look(self, priority: int = 0, *, counts: bool = True) -> None:
         """Before anything of a listener's request is read; background work would give way to it.

@@ -106,4 +106,3 @@ def _can_be_sent(text: str) -> bool:
 
 def _shown(value: Any) -> str:
     return repr(value)[:80]
-

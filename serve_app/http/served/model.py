@@ -193,7 +193,7 @@ class Model:
             self._passed = self._gate.into(self._way.call)
         else:
             # The streams that are inside stay counted; `learn` sets the limits.
-            self._gate.lead_to(stages)
+            self._gate.lead_to(stages, served.card.name)
         self._learn(self, served.card)
         return served.card
 

@@ -202,11 +202,13 @@ def test_a_model_that_gets_other_settings_is_served_all_the_while() -> None:
     asyncio.run(main())
 
 
-def test_what_an_application_served_before_its_link_led_elsewhere_is_gone() -> None:
+def test_what_an_application_served_before_its_link_led_elsewhere_is_gone(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     """Two applications are the same by what they were given, and that may be a link."""
 
     async def main() -> None:
-        server = Server(own=FakeWay(fake_card(name="before")))
+        server = Server(own=FakeWay(fake_card(name="before"), places=1))
         server.models.follow([application("own")])
         await until(lambda: server.states() == {"before": "healthy"})
         server.ways["own"].card = fake_card(name="later")
@@ -214,6 +216,13 @@ def test_what_an_application_served_before_its_link_led_elsewhere_is_gone() -> N
         await until(lambda: "later" in server.names)
         assert server.names == ["later"]
         assert await server.speak(server.catalog.default.name) == 4
+        request = SpeechRequest("r", "later", "Hello.", None, "auto", seed=1)
+        async with aclosing(server.models.speak(request)) as chunks:
+            await anext(chunks)
+            with pytest.raises(Overloaded):
+                await server.speak("later")
+        # Its gate stays, with the streams of before, and says whose they are now.
+        assert "refused 1 requests for later: " in caplog.text
         server.models.close()
 
     asyncio.run(main())
