@@ -1,5 +1,6 @@
 """What Ray and HAProxy take of the system, and do not start without."""
 
+import errno
 import os
 import resource
 import shutil
@@ -26,11 +27,15 @@ _LEAST_FILES: Final = 10_500
 # A server of one replica each has some 900 threads on two cores, and each core adds to them.
 _LEAST_THREADS: Final = 1_000
 _CGROUP: Final = Path("/sys/fs/cgroup")
+_SHM: Final = Path("/dev/shm")
+# Ray's store is no smaller. Where it finds less room than it wants, it is in the folder for
+# temporary files; it looks for no right to write.
+_LEAST_STORE_MIB: Final = 75
 
 
-def system(cgroup: Path = _CGROUP) -> list[Finding]:
+def system(cgroup: Path = _CGROUP, shm: Path = _SHM) -> list[Finding]:
     """What is missing; one that starts says nothing of them."""
-    return [*_temporary(), *_files(), *_threads(cgroup), *_names()]
+    return [*_temporary(), *_shared(shm), *_files(), *_threads(cgroup), *_names()]
 
 
 def _temporary() -> Iterator[Finding]:
@@ -51,6 +56,25 @@ def _temporary() -> Iterator[Finding]:
     if len(os.fsencode(of_ray)) + len(_LONGEST_SOCKET) > _MAX_SOCKET_BYTES:
         says = f"TMPDIR {of_ray} is too long for the paths of Ray's sockets"
         yield Finding("machine", "missing", says, "RAY_TMPDIR=/tmp, or another short one")
+
+
+def _shared(shm: Path) -> Iterator[Finding]:
+    """Shared memory, where Ray keeps its store; that there is little of it only makes it slower."""
+    remedy = f"mount -t tmpfs -o mode=1777 tmpfs {shm}, or docker run --shm-size=2g"
+    try:
+        listed = os.open(shm, os.O_RDONLY | os.O_DIRECTORY)
+    except OSError as error:
+        says = f"there is no shared memory for Ray: {shm}: {error.strerror}"
+        yield Finding("machine", "missing", says, remedy)
+        return
+    os.close(listed)
+    try:
+        with tempfile.NamedTemporaryFile(dir=shm):
+            return
+    except OSError as error:
+        if error.errno != errno.ENOSPC and shutil.disk_usage(shm).free / _MIB >= _LEAST_STORE_MIB:
+            says = f"shared memory cannot be written to, and Ray does: {shm}: {error.strerror}"
+            yield Finding("machine", "missing", says, remedy)
 
 
 def _of_others() -> Path:

@@ -21,6 +21,10 @@ def missing(found: list[Finding]) -> list[str]:
     return [finding.says for finding in found if finding.state == "missing"]
 
 
+def of_shared_memory(place: Path) -> list[str]:
+    return [says for says in missing(system(shm=place)) if "shared memory" in says]
+
+
 def test_a_full_folder_for_temporary_files_is_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -42,6 +46,30 @@ def test_a_folder_for_temporary_files_that_is_none_or_has_too_long_a_name_is_nam
     long = tmp_path / ("a" * 80)
     monkeypatch.setenv("RAY_TMPDIR", str(long))
     assert f"{long} is too long for the paths of Ray's sockets" in missing(system())[-1]
+
+
+def test_shared_memory_that_ray_would_use_and_cannot_is_named(tmp_path: Path) -> None:
+    assert not any("shared memory" in says for says in missing(system(shm=tmp_path)))
+    (says,) = missing(system(shm=tmp_path / "absent"))
+    assert (
+        says == f"there is no shared memory for Ray: {tmp_path}/absent: No such file or directory"
+    )
+    (tmp_path / "file").touch()
+    assert any("Not a directory" in says for says in missing(system(shm=tmp_path / "file")))
+
+
+@pytest.mark.parametrize("size_mib", [16, 128])
+def test_shared_memory_that_cannot_be_written_to_keeps_ray_from_starting_where_it_is_large(
+    tmp_path: Path, size_mib: int
+) -> None:
+    with small_disk(tmp_path / "shm", size_mib << 10) as shm:
+        assert not of_shared_memory(shm)
+        (shm / "full").write_bytes(bytes((size_mib << 20) - 4096))
+        assert not of_shared_memory(shm)
+        (shm / "full").unlink()
+        subprocess.run(["mount", "-o", "remount,ro", str(shm)], check=True)
+        said = f"shared memory cannot be written to, and Ray does: {shm}: Read-only file system"
+        assert of_shared_memory(shm) == ([said] if size_mib == 128 else [])
 
 
 @pytest.mark.parametrize("most", [256, 4096])
