@@ -19,11 +19,10 @@ import yaml
 
 from serve_app import __version__
 from serve_app.check import command as check
+from serve_app.check import faults
 from serve_app.check.system import system
 from serve_app.config import Environment
 from serve_app.keys import command as keys
-from serve_app.keys import key_file
-from serve_app.keys.key_file import KeyFileError
 from serve_app.launch import cluster, haproxy
 from serve_app.launch.announce import Failure, say_when_ready
 from serve_app.launch.ending import Ending, ServeIngresses, finish, limit_of
@@ -81,9 +80,9 @@ def main(arguments: list[str]) -> int:
         # Through JSON: YAML would have what is there twice only once, and refer to it.
         print(yaml.safe_dump(json.loads(json.dumps(config)), sort_keys=False), end="")
         return 0
-    faults = [] if environment.ray_address else [*_missing(), *_faults(config, environment)]
-    if faults:
-        print("\n".join(faults), file=sys.stderr)
+    found = [] if environment.ray_address else [*_missing(), *_faults(config, environment)]
+    if found:
+        print("\n".join(found), file=sys.stderr)
         return 2
     options = config["http_options"]
     host, port = options.get("host", "127.0.0.1"), options.get("port", 8000)
@@ -99,6 +98,8 @@ def main(arguments: list[str]) -> int:
     if not haproxy.is_loopback(host) and not _asks_for_keys(config, environment):
         print(f"anybody who reaches {host} may use the server: there are no API keys", flush=True)
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    checked = set() if environment.ray_address else {model for model, _ in _models(config)}
+    os.environ["TTS_CHECKED"] = os.pathsep.join(checked)
     # A shell that starts this in the background has Ctrl-C ignored, and with it the way to stop.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGTERM, cluster.interrupt)
@@ -135,28 +136,15 @@ def _faults(config: dict[str, Any], environment: Environment) -> Iterator[str]:
     """What is wrong with keys and models, before a cluster is started for nothing. On another
     cluster the nodes may have what this machine has not.
     """
-    try:
-        key_file.of_environment(environment.api_keys)
-    except KeyFileError as error:
-        yield str(error)
-    files = [environment.api_keys_file, *_keys_files(config)]
-    for file in dict.fromkeys(Path(file).expanduser() for file in files if file):
-        try:
-            key_file.read(file)
-        except KeyFileError as error:
-            yield str(error)
-    for application in config["applications"]:
-        args = application.get("args", {})
-        if args.get("model"):
-            from serve_app.models.checkpoint.files import folder_fault
-            from serve_app.models.checkpoint.locate import fault
+    yield from faults.of_keys(environment, _keys_files(config))
+    for model, revision in _models(config):
+        yield from faults.of_model(model, revision)
 
-            found = fault(args["model"], args.get("revision"))
-            folder = Path(args["model"]).expanduser()
-            if found is not None:
-                yield f"{args['model']}: {found}"
-            elif folder.is_dir() and (broken := folder_fault(folder)) is not None:
-                yield broken
+
+def _models(config: dict[str, Any]) -> set[tuple[str, str | None]]:
+    """What is served beside the embedded voice, with its revision if one is stated."""
+    each = [application.get("args", {}) for application in config["applications"]]
+    return {(args["model"], args.get("revision")) for args in each if args.get("model")}
 
 
 def _failure(config: dict[str, Any]) -> Failure | None:

@@ -12,15 +12,19 @@ and one of each model, so that models come and go by themselves (docs/several.md
 
 import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Final
+from pathlib import Path
+from typing import Any, Final, TypeAlias, TypeVar
 
 import ray
+from pydantic import ValidationError
 from ray import serve
 from ray.serve import Application
 
-from serve_app.config import CPU_ENV, AppConfig, Device, HttpConfig
+from serve_app.check import faults
+from serve_app.config import CPU_ENV, AppConfig, Device, Environment, HttpConfig, IngressConfig
 from serve_app.deployments.limits import (
     LONGEST_S,
     deployment_options,
@@ -28,7 +32,10 @@ from serve_app.deployments.limits import (
     places_of,
     voice_encoder_options,
 )
-from serve_app.deployments.ray_serve import colocation, gpu_memory
+from serve_app.deployments.ray_serve import colocation, gpu_memory, starts
+from serve_app.serve_config import lines
+
+C = TypeVar("C", AppConfig, HttpConfig)
 
 # What one replica of everything may take of the CPUs of a machine that has fewer than were asked
 # for.
@@ -61,48 +68,106 @@ class ResourcePlan:
     actor_options: Mapping[str, dict[str, Any]]
 
 
-def build(args: AppConfig) -> Application:
+# What Serve calls a builder with: mappings, since of a model in the annotation it would make one
+# itself, and log what is wrong where nobody looks.
+Args: TypeAlias = Mapping[str, Any]
+
+
+def build(args: AppConfig | Args) -> Application:
     """Build the application that configs/serve.yaml and configs/serve.fused.yaml describe.
 
+    Whatever it raises becomes the status of the application at once. It is printed as well, since
+    in the terminal of `serve run` nothing else is said of it.
+
     Raises:
-        ValueError: the device asked for does not exist or has too little memory, or the stages
-            cannot share a GPU as is required.
+        ValueError: a setting is wrong or has no effect; the keys or the files of the checkpoint
+            cannot be used; the device asked for does not exist or has too little memory; the
+            stages cannot share a GPU as is required.
         CheckpointError: the checkpoint cannot be served.
     """
     from serve_app.deployments.ingress import Ingress
 
-    model = _model(args.resolved(), small_share=_SMALL_MACHINE_SHARE)
-    ingress = _options(Ingress, model.plan, model.limits)
-    return ingress.bind(args.ingress, model.info, model.speech)
+    with _saying_why():
+        config = _parsed(AppConfig, args).resolved()
+        _check_files(config.ingress, config)
+        model = _model(config, small_share=_SMALL_MACHINE_SHARE)
+        ingress = _options(Ingress, model.plan, model.limits)
+        return ingress.bind(config.ingress, model.info, model.speech)
 
 
-def build_model(args: AppConfig) -> Application:
+def build_model(args: AppConfig | Args) -> Application:
     """Build an application that serves a model to the ingresses of other applications.
 
     Raises:
         ValueError: as `build`, and for settings of an ingress, which it does not have.
         CheckpointError: as `build`.
     """
-    if args.misplaced():
-        raise ValueError(
-            f"ingress: {', '.join(args.misplaced())} have no effect in an application without one"
-        )
     from serve_app.deployments.ray_serve import front
 
-    model = _model(args.resolved(), small_share=_SHARE_OF_SEVERAL, ingress=False)
-    top: Any = front.Front
-    return top.options(**front.OPTIONS).bind(model.speech)
+    with _saying_why():
+        stated = _parsed(AppConfig, args)
+        if stated.misplaced():
+            names = ", ".join(stated.misplaced())
+            raise ValueError(f"ingress: {names} have no effect in an application without one")
+        config = stated.resolved()
+        _check_files(None, config)
+        model = _model(config, small_share=_SHARE_OF_SEVERAL, ingress=False)
+        top: Any = front.Front
+        return top.options(**front.OPTIONS).bind(model.speech)
 
 
-def build_http(args: HttpConfig) -> Application:
-    """Build an application of ingresses only, for the models of other applications."""
+def build_http(args: HttpConfig | Args) -> Application:
+    """Build an application of ingresses only, for the models of other applications.
+
+    Raises:
+        ValueError: a setting is wrong, or keys cannot be used.
+    """
     from serve_app.deployments.ingress import Ingress
 
-    cluster = ray.cluster_resources()
-    plan = make_http_plan(args, cluster)
-    limits = ingress_options(args.streams, LONGEST_S, cluster.get("CPU", 0.0))
-    ingress = _options(Ingress, plan, {"Ingress": limits})
-    return ingress.bind(args.ingress, {"backend": BACKEND})
+    with _saying_why():
+        config = _parsed(HttpConfig, args)
+        _check_files(config.ingress, None)
+        cluster = ray.cluster_resources()
+        plan = make_http_plan(config, cluster)
+        limits = ingress_options(config.streams, LONGEST_S, cluster.get("CPU", 0.0))
+        ingress = _options(Ingress, plan, {"Ingress": limits})
+        return ingress.bind(config.ingress, {"backend": BACKEND})
+
+
+@contextmanager
+def _saying_why() -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:
+        starts.print_why("the application", error)
+        raise
+
+
+def _parsed(kind: type[C], args: C | Args) -> C:
+    if isinstance(args, kind):
+        return args
+    try:
+        return kind.model_validate(args)
+    except ValidationError as error:
+        raise ValueError("; ".join(lines(error, "args."))) from None
+
+
+def _check_files(ingress: IngressConfig | None, config: AppConfig | None) -> None:
+    """Refuse what every replica would refuse, each after its own minute.
+
+    Where there are several nodes, they may have what this one has not.
+    """
+    is_alone = sum(bool(node["Alive"]) for node in ray.nodes()) == 1
+    environment = Environment.read()
+    found: list[str] = []
+    if ingress is not None and is_alone:
+        found += faults.of_keys(environment, [ingress.access.keys_file])
+    if config is not None and config.model and config.model not in environment.checked:
+        folder = Path(config.model).expanduser()
+        if is_alone or any(folder.glob("*.safetensors")):
+            found += faults.of_model(config.model, config.revision)
+    if found:
+        raise ValueError("; ".join(found))
 
 
 @dataclass(frozen=True)

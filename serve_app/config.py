@@ -86,6 +86,8 @@ class Environment:
             launcher's keeper; the launcher sets it.
         proxy_refuses: TTS_PROXY_REFUSES, whether every request comes through an HAProxy that the
             launcher has taught to refuse; it sets it.
+        checked: TTS_CHECKED, models whose files the launcher has looked at just now, so that the
+            builder need not; it sets it.
         visible_gpus: how many GPUs CUDA_VISIBLE_DEVICES names, where "" names none; None: all.
         api_keys, api_keys_file: who may come in, beside `ingress.access`: TTS_API_KEY, the keys
             themselves, and TTS_API_KEYS_FILE.
@@ -102,6 +104,7 @@ class Environment:
     standbys: Path | None
     loops: Path | None = None
     proxy_refuses: bool = False
+    checked: tuple[str, ...] = ()
     visible_gpus: int | None = None
     api_keys: str | None = field(default=None, repr=False)
     api_keys_file: Path | None = None
@@ -144,6 +147,7 @@ class Environment:
             standbys=Path(standbys) if standbys else None,
             loops=Path(loops) if loops else None,
             proxy_refuses=text("TTS_PROXY_REFUSES") is not None,
+            checked=tuple((text("TTS_CHECKED") or "").split(os.pathsep)),
             visible_gpus=None
             if visible is None
             else len([gpu for gpu in visible.split(",") if gpu]),

@@ -101,7 +101,7 @@ def find_problems(config: dict[str, Any]) -> Iterator[str]:
     try:
         ServeDeploySchema.model_validate(config)
     except ValidationError as error:
-        yield from _lines(error, "")
+        yield from lines(error, "")
         return
     except AttributeError:  # Serve looks into each deployment before it checks what it is
         yield "applications: one of their `deployments` is not a mapping with a name"
@@ -148,7 +148,7 @@ def _application_problems(application: dict[str, Any], path: str) -> Iterator[st
     try:
         args = BUILDERS[builder].model_validate(application.get("args", {}))
     except ValidationError as error:
-        yield from _lines(error, f"{path}args.")
+        yield from lines(error, f"{path}args.")
         return
     if builder == MODEL_BUILDER and isinstance(args, AppConfig):
         if application.get("route_prefix", "/") is not None:
@@ -196,7 +196,7 @@ def _deployment_problems(
         try:
             LiveSettings.model_validate(deployment["user_config"] or {})
         except ValidationError as error:
-            yield from _lines(error, f"{at}user_config.")
+            yield from lines(error, f"{at}user_config.")
 
 
 def _label_problems(args: AppConfig | HttpConfig, path: str) -> Iterator[str]:
@@ -206,7 +206,7 @@ def _label_problems(args: AppConfig | HttpConfig, path: str) -> Iterator[str]:
         try:
             RayActorOptionsSchema(label_selector=dict(labels))
         except ValidationError as error:
-            yield from _lines(error, f"{path}{name}.node_labels: ")
+            yield from lines(error, f"{path}{name}.node_labels: ")
 
 
 def _unknown_keys(data: dict[str, Any], model: type[BaseModel], path: str) -> Iterator[str]:
@@ -232,6 +232,7 @@ def _model_in(annotation: Any) -> type[BaseModel] | None:
     return next((model for model in found if model), None)
 
 
-def _lines(error: ValidationError, path: str) -> Iterator[str]:
+def lines(error: ValidationError, path: str) -> Iterator[str]:
+    """One line for each fault, with the key below `path`."""
     for fault in error.errors():
         yield f"{path}{'.'.join(str(part) for part in fault['loc'])}: {fault['msg']}"

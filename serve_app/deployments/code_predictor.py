@@ -29,6 +29,7 @@ logger = logging.getLogger(__name__)
 class CodePredictorDeployment:
     """Serves frames on threads and sockets of its own; Serve only introduces the talkers to it."""
 
+    @starts.saying_why
     async def __init__(self, config: AppConfig, device: str) -> None:
         replica.begin()
         self._recorder = ray_recorder()

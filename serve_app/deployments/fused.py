@@ -24,6 +24,7 @@ from serve_app.types import PcmChunk, SpeechRequest
 class Fused:
     """All stages on one side of one process boundary; to the ingress the same as SpeechDecoder."""
 
+    @starts.saying_why
     async def __init__(
         self, config: AppConfig, device: str, about: About, *beside: DeploymentHandle
     ) -> None:

@@ -17,7 +17,7 @@ from ray.serve.handle import DeploymentHandle
 from serve_app.config import Environment, IngressConfig, LiveSettings
 from serve_app.deployments.agents import Agents
 from serve_app.deployments.calls import reach, through
-from serve_app.deployments.ray_serve import replica, sockets
+from serve_app.deployments.ray_serve import replica, sockets, starts
 from serve_app.deployments.ray_serve.applications import Following, ask_serve
 from serve_app.deployments.ray_serve.ledger import RayLedger
 from serve_app.deployments.ray_serve.refusals import CountedRefusals
@@ -86,6 +86,7 @@ class Ingress:
         self._following: asyncio.Task[None] | None = None
         self._is_leaving = False
 
+    @starts.saying_why
     async def __serve_build_asgi_app__(self) -> FastAPI:
         """Called by Serve on the event loop that the application runs on."""
         self._following = asyncio.create_task(self._follow())

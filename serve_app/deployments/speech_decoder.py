@@ -25,6 +25,7 @@ from serve_app.types import CodecFrames, PcmChunk, SpeechRequest
 class SpeechDecoderDeployment:
     """The stage that the ingress talks to in placement `split`."""
 
+    @starts.saying_why
     async def __init__(
         self,
         config: AppConfig,

@@ -22,6 +22,7 @@ from serve_app.types import CodecFrames, SpeechRequest
 class TalkerDeployment:
     """Turns requests into codec frames; completes each with the code predictor of its session."""
 
+    @starts.saying_why
     async def __init__(self, config: AppConfig, device: str, predictor: DeploymentHandle) -> None:
         replica.begin()
         self._recorder = ray_recorder()

@@ -14,7 +14,7 @@ from ray.serve.handle import DeploymentHandle
 
 from serve_app.config import AppConfig
 from serve_app.deployments.calls import from_ray
-from serve_app.deployments.ray_serve import replica
+from serve_app.deployments.ray_serve import replica, starts
 from serve_app.errors import SpeechError, StageFailed, StageUnavailable
 from serve_app.types import EncodedClip
 
@@ -44,6 +44,7 @@ class VoiceEncoderDeployment:
     One that has failed is not healthy, and Serve replaces it: a device may not recover.
     """
 
+    @starts.saying_why
     async def __init__(
         self, config: AppConfig, device: str, load: Callable[[AppConfig, str], Encodes] = load
     ) -> None:

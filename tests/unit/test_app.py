@@ -1,6 +1,7 @@
 """The app builder's decisions, without a cluster."""
 
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -10,11 +11,15 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 from ray.serve import Application
+from ray.serve._private.api import call_user_app_builder_with_args_if_necessary
 
 import serve_app
+from serve_app import app as builders
 from serve_app.app import (
     _SHARE_OF_SEVERAL,
     bind,
+    build,
+    build_http,
     build_model,
     make_http_plan,
     make_plan,
@@ -24,12 +29,14 @@ from serve_app.config import (
     AppConfig,
     CodePredictorConfig,
     HttpConfig,
+    IngressConfig,
     SpeechDecoderConfig,
     TalkerConfig,
 )
 from serve_app.deployments.limits import ROUTER, deployment_options
 from serve_app.deployments.ray_serve.front import OPTIONS, Front
 from serve_app.models.checkpoint.card import describe
+from serve_app.models.checkpoint.embedded import embedded_checkpoint
 from serve_app.models.checkpoint.locate import description_folder
 from serve_app.types import ModelCard
 
@@ -300,3 +307,61 @@ def test_the_served_name_can_be_chosen(tiny_checkpoint: Callable[..., Path]) -> 
 def test_shares_of_the_shipped_defaults_tile_a_gpu() -> None:
     shares = (TalkerConfig(), CodePredictorConfig(), SpeechDecoderConfig())
     assert round(sum(stage.num_gpus for stage in shares), 6) == 1.0
+
+
+def nodes(number: int) -> Callable[[], list[dict[str, Any]]]:
+    return lambda: [{"Alive": True}] * number + [{"Alive": False}]
+
+
+def test_files_that_no_replica_could_load_are_refused_before_there_is_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(builders.ray, "nodes", nodes(1))
+    monkeypatch.delenv("TTS_CHECKED", raising=False)
+    folder = shutil.copytree(embedded_checkpoint(), tmp_path / "voice")
+    config = AppConfig(model=str(folder))
+    check = builders._check_files
+    check(None, config)
+    weights = folder / "model.safetensors"
+    os.truncate(weights, 100_000)
+    with pytest.raises(ValueError, match=f"^{weights}: cannot be read as safetensors"):
+        check(None, config)
+    # On several nodes the weights may be elsewhere, but not broken here.
+    monkeypatch.setattr(builders.ray, "nodes", nodes(2))
+    with pytest.raises(ValueError, match="cannot be read"):
+        check(None, config)
+    weights.unlink()
+    check(None, config)
+    monkeypatch.setattr(builders.ray, "nodes", nodes(1))
+    with pytest.raises(ValueError, match=str(weights)):
+        check(None, config)
+    # The launcher has just looked, and reading a large tokenizer takes its time.
+    monkeypatch.setenv("TTS_CHECKED", f"/another{os.pathsep}{folder}")
+    check(None, config)
+
+
+def test_keys_that_no_ingress_could_use_are_refused_with_their_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(builders.ray, "nodes", nodes(1))
+    monkeypatch.delenv("TTS_API_KEY", raising=False)
+    missing = tmp_path / "keys.yaml"
+    ingress = IngressConfig.model_validate({"access": {"keys_file": str(missing)}})
+    with pytest.raises(ValueError, match=str(missing)):
+        builders._check_files(ingress, None)
+    monkeypatch.setattr(builders.ray, "nodes", nodes(2))
+    builders._check_files(ingress, None)
+
+
+def test_a_builder_says_what_is_wrong_as_one_line_with_its_key(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    args = {"talker": {"max_num_seqs": 0}, "plaecment": "fused"}
+    for builder in (build, build_model):
+        with pytest.raises(ValueError, match=r"^args\.talker\.max_num_seqs: "):
+            call_user_app_builder_with_args_if_necessary(builder, args)
+        said = capfd.readouterr().err.strip()
+        assert said.startswith("the application does not start: args.talker.max_num_seqs: Input")
+        assert said.endswith("; args.plaecment: Extra inputs are not permitted")
+    with pytest.raises(ValueError, match=r"^args\.streams: "):
+        call_user_app_builder_with_args_if_necessary(build_http, {"streams": "many"})
