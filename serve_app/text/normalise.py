@@ -24,7 +24,8 @@ _SPACED_BREAK: Final = re.compile(r" ?\n ?")
 # The time to normalise text grows with the square of a run of them.
 _MAX_MARKS: Final = 30
 # Joiners form emoji and, in other scripts, letters; every other format character is invisible.
-_KEPT: Final = frozenset("\n\t\u200c\u200d")
+_JOINERS: Final = "\u200c\u200d"
+_KEPT: Final = frozenset(f"\n\t{_JOINERS}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +60,7 @@ def clean(text: str) -> str:
     text = _SPACES.sub(" ", text)
     text = _EMPTY_LINES.sub("\n\n", text)
     # One line break stays one; `_EMPTY_LINES` has left two only where a paragraph ends.
-    return _SPACED_BREAK.sub("\n", text).strip()
+    return _SPACED_BREAK.sub("\n", text).strip(f" \n{_JOINERS}")
 
 
 def _without_heaps(text: str) -> str:

@@ -11,7 +11,7 @@ from serve_app.audio.output import Output
 from serve_app.config import IngressConfig
 from serve_app.errors import InvalidRequest, SpeechError, UnknownModel
 from serve_app.http.catalog import Catalog
-from serve_app.http.speech.body import SpeechBody, parse, read_json
+from serve_app.http.speech.body import SpeechBody, misspelt, parse, read_json
 from serve_app.http.speech.checks import checked_format, checked_units
 from serve_app.http.speech.choice import find_model
 from serve_app.http.speech.joining import speak_units
@@ -240,7 +240,7 @@ class Speech:
         start_s = self.clock()
         size = size or TextSize(self._config.max_input_chars)
         body = self._voicing.named(parse(fields))
-        warnings: list[str] = []
+        warnings = list(misspelt(fields))
         if self._config.accept_any_voice and not self._voicing.knows(body, self._catalog.cards):
             body = self._voicing.named(body.model_copy(update={"voice": None}))
             warnings.append("voice ignored: there is none of this name")

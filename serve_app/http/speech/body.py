@@ -5,7 +5,10 @@ Qwen3-TTS package agree on. What the served models can do is checked in `checks`
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from difflib import get_close_matches
+from functools import lru_cache
+from itertools import islice
 from typing import Annotated, Any, Final, get_args
 
 from pydantic import AliasChoices, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
@@ -22,6 +25,11 @@ _EXTRA: Final = (
     *("subtalker_dosample", "subtalker_temperature", "subtalker_top_k", "subtalker_top_p"),
     *("max_new_tokens", "min_new_tokens", "non_streaming_mode"),
 )
+# Unknown fields that are compared with those that there are, their length, and from when on they
+# are alike.
+_MOST_UNKNOWN: Final = 8
+_LONGEST_NAME: Final = 40
+_ALIKE: Final = 0.85
 # What else clients call formats.
 _FORMAT_ALIASES: Final = {"ogg": "opus", "mpeg": "mp3", "pcm16": "pcm"}
 # Below this a division of the logits leaves float32.
@@ -33,7 +41,9 @@ def _voice_name(value: Any) -> Any:
     if not isinstance(value, dict):
         return value
     if "blend" not in value:
-        return value.get("id", value)
+        if "id" not in value:
+            raise ValueError("must be a name, or an object with 'id' or 'blend'")
+        return value["id"]
     parts = value["blend"]
     if not isinstance(parts, list) or not all(_is_part(part) for part in parts):
         raise ValueError("'blend' must be a list of objects with 'voice' and 'weight'")
@@ -191,6 +201,35 @@ def _fault(error: Exception) -> str:
             return ": it is not UTF-8"
         case _:
             return ""
+
+
+def _names() -> frozenset[str]:
+    """All that a field may be called."""
+    aliases = (field.validation_alias for field in SpeechBody.model_fields.values())
+    others = [name for alias in aliases if alias for name in alias.choices]
+    return frozenset((*SpeechBody.model_fields, *others))
+
+
+_NAMES: Final = _names()
+
+
+def misspelt(fields: Mapping[str, Any]) -> Iterator[str]:
+    """Say which unknown fields are almost those that there are; of others nothing is said, since
+    clients of other servers send theirs.
+    """
+    unknown = (name for name in fields if name not in _NAMES and len(name) <= _LONGEST_NAME)
+    for name in islice(unknown, _MOST_UNKNOWN):
+        meant = _meant(name)
+        if meant is not None and meant not in fields:
+            yield f"unknown field '{name}' ignored, is '{meant}' meant?"
+
+
+@lru_cache(maxsize=256)
+def _meant(name: str) -> str | None:
+    """Cached, since to compare takes some 0.3 ms, and a client sends the same ever again."""
+    if not (name.isascii() and name.isidentifier()):  # it goes into a header
+        return None
+    return next(iter(get_close_matches(name, _NAMES, 1, _ALIKE)), None)
 
 
 def parse(fields: Mapping[str, Any]) -> SpeechBody:

@@ -192,6 +192,23 @@ def test_instructions_that_the_model_ignores_are_reported_in_a_header():
     assert "x-warning" not in asyncio.run(create(service, instructions="None")).response.headers
 
 
+def test_a_field_that_is_almost_one_that_there_is_is_named_in_a_header():
+    def warned(**fields):
+        made = asyncio.run(create(Service(), extra_body=fields))
+        return made.response.headers.get("x-warning")
+
+    assert warned(respone_format="pcm") is None  # the right one is there as well
+    assert warned(samplerate=8000, temprature=0.5, temperatur=0.5) == (
+        "unknown field 'samplerate' ignored, is 'sample_rate' meant?;"
+        " unknown field 'temprature' ignored, is 'temperature' meant?;"
+        " unknown field 'temperatur' ignored, is 'temperature' meant?"
+    )
+    # Those of other servers' clients, and what does not belong into a header.
+    others = {"speaker_id": 1, "volume": 1.0, "": 1, "temperature\r\n": 1, "temperaturé": 1}
+    assert warned(**others) is None
+    assert warned(**{f"temperature{n}": 1 for n in range(100)}).count("meant?") <= 8
+
+
 @pytest.mark.parametrize("voice", ["alloy", "nobody", {"id": "voice_1"}])
 def test_a_designed_voice_is_made_whatever_voice_the_client_must_name(voice):
     service = Service(cards=(fake_card(task="voice_design", voices=()),))

@@ -19,6 +19,8 @@ from serve_app.text.normalise import clean, in_words, without_emoji, without_mar
         ("\u200b", ""),
         ("کتاب\u200cها", "کتاب\u200cها"),
         ("👨\u200d👩", "👨\u200d👩"),
+        ("\u200b\u200d\u200c \u200d", ""),
+        ("\u200dab\u200c ", "ab"),
     ],
 )
 def test_invisible_characters_and_spaces_are_tidied(text, expected):
