@@ -24,7 +24,8 @@ from serve_app.models.checkpoint.files import (
 from serve_app.models.checkpoint.locate import KNOWN_REVISIONS, locate
 from serve_app.models.checkpoint.reading import read_spec
 from serve_app.models.checkpoint.shapes import code_predictor_shapes, talker_shapes
-from serve_app.models.checkpoint.text_tokenizer import TextTokenizer
+from serve_app.models.checkpoint.text_tokenizer import TextTokenizer, check_merges
+from serve_app.models.random_checkpoint.tokenizer import write_text_tokenizer
 from serve_app.models.random_checkpoint.write import (
     Size,
     write_checkpoint,
@@ -82,6 +83,21 @@ def test_merges_that_have_lost_their_end_are_refused(copy: Path, kept: float) ->
     file.write_text("".join(lines[: int(kept * len(lines))]), encoding="utf-8")
     assert TextTokenizer.from_dir(copy)  # so that nothing else would say it
     assert f"{file}: makes no " in (folder_fault(copy) or "")
+
+
+def test_merges_may_leave_out_what_only_fills_a_released_vocabulary(tmp_path: Path) -> None:
+    write_text_tokenizer(tmp_path, full=True)
+    assert any(token.startswith("<unused ") for token in _vocabulary(tmp_path))
+    check_merges(tmp_path)
+    file = tmp_path / "merges.txt"
+    file.write_text(file.read_text(encoding="utf-8")[:-40], encoding="utf-8")
+    with pytest.raises(CheckpointError, match="makes no"):
+        check_merges(tmp_path)
+
+
+def _vocabulary(folder: Path) -> dict[str, int]:
+    found: dict[str, int] = json.loads((folder / "vocab.json").read_text(encoding="utf-8"))
+    return found
 
 
 def test_looking_at_headers_takes_no_torch(copy: Path) -> None:
