@@ -9,11 +9,14 @@ from collections.abc import Awaitable, Callable
 from fastapi import FastAPI
 from fastapi.routing import APIRoute, APIWebSocketRoute
 from starlette.exceptions import HTTPException
+from starlette.types import Receive, Scope, Send
 
 from serve_app import __version__, metrics
 from serve_app.config import IngressConfig
+from serve_app.errors import NotFound
 from serve_app.http import catalog as lists
 from serve_app.http import health
+from serve_app.http.access.answers import refuse
 from serve_app.http.access.credentials import LOOKED_AT
 from serve_app.http.access.layers import add_layers
 from serve_app.http.access.limits import SharedLedger
@@ -23,7 +26,7 @@ from serve_app.http.catalog import Catalog
 from serve_app.http.dialects import vapi
 from serve_app.http.document import ERRORS
 from serve_app.http.draining.drain import Drain
-from serve_app.http.errors import add_error_handlers
+from serve_app.http.errors import add_error_handlers, error_response
 from serve_app.http.health import Status
 from serve_app.http.jobs import routes as jobs
 from serve_app.http.live import routes as live
@@ -99,6 +102,7 @@ def build_api(
         web.add_routes(app)
         docs.add_routes(app)
     _add_other_methods(app)
+    _refuse_other_sockets(app)
     add_error_handlers(app)
     add_layers(app, config, status, recorder, tracer, drain, ledger)
     return app
@@ -111,6 +115,23 @@ def _add_other_methods(app: FastAPI) -> None:
             app.add_api_route(route.path, route.endpoint, methods=["HEAD"], include_in_schema=False)
         elif isinstance(route, APIWebSocketRoute):
             app.add_api_route(route.path, _explain, methods=["GET"], include_in_schema=False)
+
+
+def _refuse_other_sockets(app: FastAPI) -> None:
+    """For a WebSocket where there is none, 404 with where they are. Starlette closes it, and the
+    client sees a 403, as if a key were wrong.
+    """
+    there = [route.path for route in app.routes if isinstance(route, APIWebSocketRoute)]
+    otherwise = app.router.default
+
+    async def none_here(scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "websocket":
+            await otherwise(scope, receive, send)
+            return
+        message = f"There is no WebSocket at {scope['path']}; there are {', '.join(there)}."
+        await refuse(error_response(NotFound(message, None, "not_found")), scope, receive, send)
+
+    app.router.default = none_here
 
 
 async def _explain() -> None:

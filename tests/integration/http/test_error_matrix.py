@@ -5,6 +5,7 @@ import json
 
 import httpx2
 import pytest
+import websockets
 
 from serve_app.config import AccessConfig, IngressConfig
 from serve_app.errors import Overloaded, StageFailed, StageUnavailable
@@ -85,6 +86,32 @@ def test_unknown_paths_methods_and_things_are_named(tmp_path):
         check(response, 404, "invalid_request_error", "not_found")
     (response,) = sent(service, (("GET", "/v1/models/none"), options))
     check(response, 404, "invalid_request_error", "model_not_found")
+
+
+@pytest.mark.parametrize("path", ["/v1/audio/speech", "/v1/none"])
+def test_a_websocket_where_there_is_none_is_told_where_they_are(tmp_path, path):
+    async def main():
+        async with served(Service(config=config_of(tmp_path)).app) as url:
+            address = f"{url.replace('http', 'ws')}{path}"
+            statuses = []
+            for headers in ({}, KEY):
+                with pytest.raises(websockets.InvalidStatus) as caught:
+                    await websockets.connect(address, additional_headers=headers)
+                statuses.append(caught.value.response.status_code)
+            assert statuses == [401, 404]
+            error = json.loads(caught.value.response.body)["error"]
+            assert error["message"].startswith(f"There is no WebSocket at {path}; there are ")
+            assert "/v1/audio/speech/stream" in error["message"]
+
+    asyncio.run(main())
+
+
+def test_a_voice_that_is_no_name_is_told_what_it_may_be(tmp_path):
+    service = Service(config=config_of(tmp_path))
+    body = {**BODY, "voice": {"name": "anna"}}
+    (response,) = sent(service, (("POST", "/v1/audio/speech"), {"json": body, "headers": KEY}))
+    check(response, 400, "invalid_request_error")
+    assert "must be a name, or an object with 'id' or 'blend'" in response.text
 
 
 @pytest.mark.parametrize("path", JSON_PATHS)
