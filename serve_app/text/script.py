@@ -83,4 +83,7 @@ def _read(passage: Passage, code: str, max_frames: float, options: Normalisation
     for piece in units(text, code, max_frames) if text else ():
         # A line break is for the pause between units; within one it is a sign like others.
         spoken = " ".join(piece.text.split()) if is_plain else piece.text
+        # Of stops and signs alone who was taught single sentences makes sounds that are no words.
+        if is_plain and not any(map(str.isalnum, spoken)):
+            continue
         yield Unit(spoken, passage.rate, pause_after_s=piece.pause_s)

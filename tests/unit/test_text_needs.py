@@ -115,3 +115,13 @@ def test_text_in_other_letters_than_it_was_taught_is_refused(text: str, language
 )
 def test_what_has_a_few_of_them_or_none_is_spoken(text: str, said: str) -> None:
     assert spoken(text) == [said]
+
+
+@pytest.mark.parametrize("text", ["...!?", "—", "( )", "*", "- - - -", "$", '"', "\u200d..."])
+def test_stops_and_signs_alone_are_nothing_to_say_for_it(text: str) -> None:
+    with pytest.raises(InvalidRequest, match="nothing that can be spoken") as raised:
+        checked_units(text, "auto", NEEDY, None)
+    assert (raised.value.param, raised.value.code) == ("input", "empty_string")
+    assert [unit.text for unit in checked_units(text, "auto", fake_card(), None)], "theirs to read"
+    units = spoken(f"{'One sentence is here. ' * 30}\n\n{text}\n\nYou.")
+    assert all(any(map(str.isalnum, unit)) for unit in units)

@@ -109,12 +109,16 @@ def test_an_answer_of_a_chat_is_sentences() -> None:
     [
         ("👍", "thumbs up."),
         ("```\nprint(x)\n```", "print(x)."),
-        ("...", "..."),
         ("你好。", "你好。"),
     ],
 )
 def test_what_is_nothing_else_is_said_all_the_same(text: str, said: str) -> None:
     assert read(text, markdown=True, emoji=True) == [said]
+
+
+@pytest.mark.parametrize("text", ["...", "---", "* * *", "```\n```"])
+def test_stops_and_signs_alone_are_nothing(text: str) -> None:
+    assert read(text, markdown=True, emoji=True) == []
 
 
 @pytest.mark.parametrize(
