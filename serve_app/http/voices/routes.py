@@ -3,8 +3,8 @@ besides.
 """
 
 import time
-from collections.abc import Callable, Mapping
-from typing import Any, Final
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any, Final, TypeVar
 from urllib.parse import quote
 
 from fastapi import FastAPI, Request
@@ -21,7 +21,10 @@ from serve_app.http.voices.desk import Desk
 from serve_app.http.voices.document import ALIAS, CREATE, FLAC, UPDATE
 from serve_app.http.voices.forms import read_form
 from serve_app.http.voices.view import PATH, listed, uploaded_object, voice_object
+from serve_app.types import ModelCard
 from serve_app.voices.values import StoredVoice
+
+T = TypeVar("T")
 
 _ALIASES: Final = "/v1/audio/voice_aliases"
 _DEFAULT: Final = "/v1/audio/default_voice"
@@ -48,6 +51,29 @@ def add_routes(app: FastAPI, desk: Desk, catalog: Catalog) -> None:
         aliases = (await desk.library.now()).aliases_for(desk.caller)
         return voice_object(voice, aliases, desk.caller)
 
+    def speaker_of(voice: str) -> tuple[str, ModelCard] | None:
+        """A checkpoint's own voice of this name; the list has them among the library's."""
+        if not voice.strip():
+            return None
+        found = ((find_voice(voice, card), card) for card in catalog.cards)
+        return next(((name, card) for name, card in found if name is not None), None)
+
+    async def of_library(call: Awaitable[T], voice: str) -> T:
+        """What `call` gives; raises what it raises, and says so where `voice` is a speaker."""
+        try:
+            return await call
+        except NotFound as error:
+            speaker = speaker_of(voice)
+            if speaker is None:
+                raise
+            name, card = speaker
+            raise NotFound(
+                f"'{name}' is a speaker of the model '{card.name}', not a voice of the library:"
+                " it has no recording, and cannot be changed or deleted.",
+                error.param,
+                error.code,
+            ) from error
+
     @route("GET", PATH, responds(JSON))
     @app.get(PATH.removeprefix("/v1"), include_in_schema=False)
     async def list_voices(legacy: bool = False) -> Response:
@@ -68,34 +94,32 @@ def add_routes(app: FastAPI, desk: Desk, catalog: Catalog) -> None:
         try:
             return AsciiJSONResponse(await shown(await desk.library.get(voice, desk.caller)))
         except NotFound:
-            for card in catalog.cards:
-                speaker = find_voice(voice, card) if voice.strip() else None
-                if speaker is not None:
-                    return AsciiJSONResponse(speaker_object(speaker, card, created))
-            raise
+            speaker = speaker_of(voice)
+            if speaker is None:
+                raise
+            return AsciiJSONResponse(speaker_object(*speaker, created))
 
     @route("POST", PATH + "/{voice}", UPDATE)
     async def update_voice(request: Request, voice: str) -> Response:
         """Another name, transcript, language or description; whether it is shared."""
-        return AsciiJSONResponse(
-            await shown(await desk.change(voice, await read_form(request, max_bytes)))
-        )
+        form = await read_form(request, max_bytes)
+        return AsciiJSONResponse(await shown(await of_library(desk.change(voice, form), voice)))
 
     @route("DELETE", PATH + "/{voice}", responds(JSON))
     async def delete_voice(voice: str) -> Response:
-        gone = await desk.delete(voice)
+        gone = await of_library(desk.delete(voice), voice)
         content = {"id": gone.id, "object": "audio.voice.deleted", "deleted": True}
         return AsciiJSONResponse({**content, "success": True, "name": gone.name})
 
     @route("GET", PATH + "/{voice}/preview", responds(FLAC))
     async def preview_voice(voice: str) -> Response:
         """The recording, to be played."""
-        return flac(*await desk.recording(voice), is_kept=False)
+        return flac(*await of_library(desk.recording(voice), voice), is_kept=False)
 
     @route("GET", PATH + "/{voice}/download", responds(FLAC))
     async def download_voice(voice: str) -> Response:
         """The recording as the library has it."""
-        return flac(*await desk.recording(voice))
+        return flac(*await of_library(desk.recording(voice), voice))
 
     @route("GET", _ALIASES, responds(JSON))
     async def list_aliases() -> Response:

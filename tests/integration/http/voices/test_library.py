@@ -247,6 +247,29 @@ def test_the_list_has_speakers_voices_and_other_names_for_every_reader(tmp_path)
     asyncio.run(main())
 
 
+def test_a_speaker_of_the_list_that_is_taken_for_a_voice_of_the_library_is_called_one(tmp_path):
+    async def main():
+        service = Service(config=config_of(tmp_path))
+        speaker = CARD.voices[0]
+        async with service.http() as http:
+            path = f"{VOICES}/{speaker}"
+            assert (await http.get(path)).json()["type"] == "builtin"
+            answers = [
+                await http.post(path, json={"name": "other"}),
+                await http.delete(path),
+                await http.get(f"{path}/preview"),
+                await http.get(f"{path}/download"),
+            ]
+            for answer in answers:
+                error = answer.json()["error"]
+                assert (answer.status_code, error["code"]) == (404, "voice_not_found")
+                assert f"'{speaker}' is a speaker of the model '{CARD.name}'" in error["message"]
+            unknown = await http.delete(f"{VOICES}/nobody")
+            assert "The voice 'nobody' does not exist." in unknown.text
+
+    asyncio.run(main())
+
+
 def test_an_alias_may_be_one_of_openais_names_and_a_default_answers_for_none(tmp_path):
     async def main():
         service = cloning(tmp_path, cards=(CARD, BASE))
