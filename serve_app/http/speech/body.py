@@ -205,9 +205,11 @@ def _fault(error: Exception) -> str:
 
 def _names() -> frozenset[str]:
     """All that a field may be called."""
-    aliases = (field.validation_alias for field in SpeechBody.model_fields.values())
-    others = [name for alias in aliases if alias for name in alias.choices]
-    return frozenset((*SpeechBody.model_fields, *others))
+    names = set(SpeechBody.model_fields)
+    for field in SpeechBody.model_fields.values():
+        if isinstance(field.validation_alias, AliasChoices):
+            names.update(str(name) for name in field.validation_alias.choices)
+    return frozenset(names)
 
 
 _NAMES: Final = _names()
