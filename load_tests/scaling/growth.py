@@ -80,7 +80,7 @@ class Growth:
                 "name": name,
                 "held": held,
                 "ran": self._most(late[-1:], "running"),
-                "asked": self._most(late if held == 1 else readings, "target"),
+                "asked": self._most(late if held == 1 else readings, "asked"),
                 "busy": len(shared),
                 "health": await asyncio.to_thread(self._health),
                 "ready_s": self._ready_s(readings, held, turn.begin_s),
@@ -106,7 +106,7 @@ class Growth:
     async def _is_good(self, held: int) -> bool:
         (last,) = self.steering.readings[-1:] or (None,)
         if last is None or any(
-            (last.running.get(name, 0), last.target.get(name, 0)) != (held, held)
+            (last.running.get(name, 0), last.asked.get(name, 0)) != (held, held)
             for name in self.stages
         ):
             return False

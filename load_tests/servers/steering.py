@@ -27,11 +27,22 @@ _telling: Final = threading.Lock()
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """Replicas that run and that were asked for, by deployment; `at_s` of `time.perf_counter`."""
+    """Replicas by deployment; `at_s` of `time.perf_counter`.
+
+    running: that run.
+    target: that are there or come, those that stop included.
+    stopping: that stop, which one that never found a node does for as long as it may take to drain.
+    """
 
     at_s: float
     running: Mapping[str, int]
     target: Mapping[str, int]
+    stopping: Mapping[str, int] = field(default_factory=dict)
+
+    @property
+    def asked(self) -> dict[str, int]:
+        """Those that there are to be."""
+        return {name: n - self.stopping.get(name, 0) for name, n in self.target.items()}
 
 
 @dataclass(slots=True)
@@ -129,7 +140,7 @@ class Steering:
                 elif "broken" in said:
                     self.not_seen = said["broken"]
                 elif "running" in said:
-                    self.readings.append(Reading(said["at_s"], said["running"], said["target"]))
+                    self.readings.append(Reading(**said))
 
 
 def steer(address: str, *, looking: bool = False) -> None:
@@ -160,9 +171,12 @@ def steer(address: str, *, looking: bool = False) -> None:
             continue
         said = {
             "at_s": time.perf_counter(),
-            "running": {
-                name: sum(n for state, n in d.replica_states.items() if state == "RUNNING")
-                for name, d in deployments.items()
+            **{
+                key: {
+                    name: sum(n for found, n in d.replica_states.items() if found == state)
+                    for name, d in deployments.items()
+                }
+                for key, state in (("running", "RUNNING"), ("stopping", "STOPPING"))
             },
             "target": {name: sum(d.replica_states.values()) for name, d in deployments.items()},
         }
