@@ -4,6 +4,7 @@ import asyncio
 import hashlib
 import json
 import logging
+import re
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import PurePath
@@ -36,6 +37,12 @@ _RUNNING: Final = ("RUNNING", _MIGRATING, "RECOVERING", "UPDATING")
 _STOPPING: Final = "STOPPING"
 # Serve's own, where none is told.
 _GRACE_S: Final = 20.0
+
+# What Serve says of a deployment whose replica has ended in its constructor, before it gives up.
+_TRIED_AGAIN: Final = "A replica failed to start"
+# What a path has before its last folder.
+_FOLDERS: Final = re.compile(r"(?<![\w.])/(?:[^\s/:'\",]+/)+(?=[^\s/:'\",]+/[^\s/:'\",]+)")
+_LONGEST: Final = 500
 
 # All applications, by name.
 Applications: TypeAlias = Mapping[str, Application]
@@ -128,11 +135,40 @@ def application_of(name: str, details: Mapping[str, Any]) -> Application:
         label=PurePath(served).name if _is_folder(served) else served,
         known_as=known_as(served, model),
         is_named=bool(stated or (model and not _is_folder(model))),
-        reason=str(details.get("message") or "") or None,
+        reason=_reason(details),
         replicas={deployment: _counts(found) for deployment, found in deployments.items()},
         waking=frozenset(name for name, found in deployments.items() if _is_waking(found)),
         leaving=dict(entry for found in deployments.values() for entry in _leaving(found)),
     )
+
+
+def _reason(details: Mapping[str, Any]) -> str | None:
+    """Why an application is as it is, in one line: what its deployments fail by says more than what
+    Serve says of the whole. Anybody may read it, and of a file only name and folder are theirs to
+    know.
+    """
+    state = _STATES.get(str(details.get("status")), "starting")
+    messages = {
+        name: str(found.get("message") or "")
+        for name, found in (details.get("deployments") or {}).items()
+        if state == "starting" or found.get("status") == "DEPLOY_FAILED"
+    }
+    if state == "starting":
+        tried = (name for name, message in messages.items() if message.startswith(_TRIED_AGAIN))
+        name = next(tried, None)
+        if name is None:
+            return None
+        why = f"{name} failed to start and is tried again: {_last_line(messages[name])}"
+    else:
+        whole = str(details.get("message") or "")
+        why = _last_line(next((m for m in messages.values() if m), whole))
+    return _FOLDERS.sub("", why)[:_LONGEST] or None
+
+
+def _last_line(message: str) -> str:
+    """What a message has at its end, where it quotes a traceback."""
+    *_, last = ["", *message.strip().splitlines()]
+    return last
 
 
 def _is_folder(model: str) -> bool:

@@ -18,7 +18,8 @@ class Application:
         version: another one means that all replicas are replaced, maybe by another checkpoint.
         label: what to call its model before it has said its name.
         known_as: names that clients may have for it, in lower case.
-        reason: why it is as it is, where there is anything to say.
+        reason: why it is as it is, where there is anything to say; of one that starts, what a
+            replica has failed by.
         replicas: running ("ready") and all ("total") replicas by deployment; empty before it is
             built.
         waking: deployments whose first replica starts because somebody asks: they may be without

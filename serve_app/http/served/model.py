@@ -156,6 +156,8 @@ class Model:
         reason: str | None = None
         if not self._warm_up.passed:
             state, reason = "initializing", self._warm_up.reason
+            if application.state == "starting":  # then it is what a replica has failed by
+                reason = application.reason or reason
             if application.state == "failed" and self.card is None:
                 state, reason = "unhealthy", application.reason or "it failed to start"
         elif dead:

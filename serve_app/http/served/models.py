@@ -220,7 +220,7 @@ class Models:
 def _awaited(application: Application) -> ModelStatus:
     """Of an application whose stages cannot be asked yet."""
     failed = application.state == "failed"
-    why = application.reason if failed else None
+    why = application.reason if application.state in ("failed", "starting") else None
     return ModelStatus(
         application.label,
         application.name,

@@ -245,3 +245,35 @@ def test_what_may_sleep_is_waking_while_its_first_replica_starts(
     }
     found = application_of("a", details(deployments={"Fused": fused}))
     assert found.waking == ({"Fused"} if is_waking else frozenset())
+
+
+TRACEBACK = """The deployment failed to start 3 times in a row. Error:
+Traceback (most recent call last):
+  File "/opt/app/serve_app/models/checkpoint/files.py", line 7, in _opened
+serve_app.errors.CheckpointError: /srv/models/voices/anna/model.safetensors: cannot be read"""
+CAUSE = "serve_app.errors.CheckpointError: anna/model.safetensors: cannot be read"
+
+
+@pytest.mark.parametrize(
+    ("status", "whole", "fused", "reason"),
+    [
+        ("DEPLOYING", "", ("UPDATING", ""), None),
+        (
+            "DEPLOYING",
+            "",
+            ("UPDATING", f"A replica failed to start with exception. {TRACEBACK}"),
+            f"Fused failed to start and is tried again: {CAUSE}",
+        ),
+        ("DEPLOY_FAILED", "Failed to update 'Fused'.", ("DEPLOY_FAILED", TRACEBACK), CAUSE),
+        ("DEPLOY_FAILED", f"Deploying app failed:\n{TRACEBACK}\n", None, CAUSE),
+        ("DEPLOY_FAILED", "no /model here, and/or a/b/c", None, "no /model here, and/or a/b/c"),
+        ("UNHEALTHY", "Fused is unhealthy.", ("UNHEALTHY", "it hangs"), "Fused is unhealthy."),
+        ("RUNNING", "", ("HEALTHY", ""), None),
+    ],
+)
+def test_why_an_application_is_not_there_is_one_line_without_folders(
+    status: str, whole: str, fused: tuple[str, str] | None, reason: str | None
+) -> None:
+    deployments = {} if fused is None else {"Fused": {"status": fused[0], "message": fused[1]}}
+    details = {"status": status, "message": whole, "deployments": deployments}
+    assert application_of("a", details).reason == reason

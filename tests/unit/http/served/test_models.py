@@ -415,6 +415,30 @@ def test_what_failed_to_start_says_why() -> None:
     asyncio.run(main())
 
 
+def test_what_a_replica_fails_by_is_said_while_serve_tries_again() -> None:
+    async def main() -> None:
+        way = FakeWay(fake_card(name="own"))
+        way.there.clear()
+        server = Server(own=way)
+        why = "Fused failed to start and is tried again: no memory"
+        nothing = {"Fused": {"ready": 0, "total": 1}}
+        starting = application("own", state="starting", replicas=nothing)
+        for replicas in ({}, nothing):
+            now = dataclasses.replace(starting, replicas=replicas)
+            server.models.follow([now])
+            assert why not in str(reasons(server)["own"])
+            server.models.follow([dataclasses.replace(now, reason=why)])
+            assert server.models.statuses()[0].state == "initializing"
+            assert reasons(server) == {"own": why}
+        way.there.set()
+        server.models.follow([application("own")])
+        await until(lambda: server.states() == {"own": "healthy"})
+        assert reasons(server) == {"own": None}
+        server.models.close()
+
+    asyncio.run(main())
+
+
 def test_only_an_application_that_may_be_a_models_own_is_waited_for() -> None:
     async def main() -> None:
         server = Server(own=FakeWay(fake_card(name="own")))
