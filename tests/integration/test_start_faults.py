@@ -157,6 +157,6 @@ def test_each_application_that_cannot_start_says_why_in_the_terminal_and_in_its_
     for name, sentence in said.items():
         running.wait_until(name, lambda status: status[0] == "DEPLOY_FAILED")
         assert sentence in running.status()[name][1]
-    failed = "Fused of 'cache' does not start: "
+    failed = "\x1b[0m Fused of 'cache' does not start: "  # behind Ray's name of the process
     why = running.wait_for(failed).partition(failed)[2]
     running.wait_until("cache", lambda status: any(why[:60] in message for message in status[2:]))

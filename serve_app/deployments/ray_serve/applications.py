@@ -135,14 +135,14 @@ def application_of(name: str, details: Mapping[str, Any]) -> Application:
         label=PurePath(served).name if _is_folder(served) else served,
         known_as=known_as(served, model),
         is_named=bool(stated or (model and not _is_folder(model))),
-        reason=_reason(details),
+        reason=_reason(name, details),
         replicas={deployment: _counts(found) for deployment, found in deployments.items()},
         waking=frozenset(name for name, found in deployments.items() if _is_waking(found)),
         leaving=dict(entry for found in deployments.values() for entry in _leaving(found)),
     )
 
 
-def _reason(details: Mapping[str, Any]) -> str | None:
+def _reason(application: str, details: Mapping[str, Any]) -> str | None:
     """Why an application is as it is, in one line: what its deployments fail by says more than what
     Serve says of the whole. Anybody may read it, and of a file only name and folder are theirs to
     know.
@@ -158,7 +158,9 @@ def _reason(details: Mapping[str, Any]) -> str | None:
         name = next(tried, None)
         if name is None:
             return None
-        why = f"{name} failed to start and is tried again: {_last_line(messages[name])}"
+        # As the launcher says it, which says nothing twice.
+        cause = _last_line(messages[name])
+        why = f"{name} of {application!r} failed to start and is tried again: {cause}"
     else:
         whole = str(details.get("message") or "")
         why = _last_line(next((m for m in messages.values() if m), whole))

@@ -56,6 +56,8 @@ def print_why(what: str, error: Exception) -> None:
     """Print that `what` does not start, as one line."""
     plain = isinstance(error, CheckpointError | ValueError)
     says = str(error) if plain else f"{type(error).__name__}: {error}"
-    # Serve makes of what a replica writes to `sys.stderr` lines of its log.
     line = f"{what} does not start: {' '.join(says.split())[:_LONGEST]}"
-    print(line, file=sys.__stderr__, flush=True)
+    # Of `sys.stderr` Serve makes lines of its log, and its own `print` shows a tuple.
+    stream = sys.__stderr__ or sys.stderr
+    stream.write(f"{line}\n")
+    stream.flush()

@@ -262,7 +262,7 @@ CAUSE = "serve_app.errors.CheckpointError: anna/model.safetensors: cannot be rea
             "DEPLOYING",
             "",
             ("UPDATING", f"A replica failed to start with exception. {TRACEBACK}"),
-            f"Fused failed to start and is tried again: {CAUSE}",
+            f"Fused of 'a' failed to start and is tried again: {CAUSE}",
         ),
         ("DEPLOY_FAILED", "Failed to update 'Fused'.", ("DEPLOY_FAILED", TRACEBACK), CAUSE),
         ("DEPLOY_FAILED", f"Deploying app failed:\n{TRACEBACK}\n", None, CAUSE),
