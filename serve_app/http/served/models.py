@@ -79,7 +79,7 @@ class Models:
                 else:
                     model.renew(now)
             else:
-                model.application = now
+                model.application = _with_last_reason(now, model.application)
         self._replaced &= found.keys()
         self._awaited = {}
         for name, application in found.items():
@@ -215,6 +215,15 @@ class Models:
     def _named(self, name: str) -> Model | None:
         found = (m for m in self._models.values() if m.card is not None and m.card.name == name)
         return next(found, None)
+
+
+def _with_last_reason(now: Application, before: Application) -> Application:
+    """What a replica has failed by holds until the next one has started: Serve forgets it while
+    that takes long.
+    """
+    if now.reason is None and now.state == before.state == "starting":
+        return replace(now, reason=before.reason)
+    return now
 
 
 def _awaited(application: Application) -> ModelStatus:

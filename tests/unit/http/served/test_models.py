@@ -430,6 +430,9 @@ def test_what_a_replica_fails_by_is_said_while_serve_tries_again() -> None:
             server.models.follow([dataclasses.replace(now, reason=why)])
             assert server.models.statuses()[0].state == "initializing"
             assert reasons(server) == {"own": why}
+        # Serve forgets it while the next one takes long.
+        server.models.follow([starting])
+        assert reasons(server) == {"own": why}
         way.there.set()
         server.models.follow([application("own")])
         await until(lambda: server.states() == {"own": "healthy"})
