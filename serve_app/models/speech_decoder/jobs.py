@@ -18,7 +18,8 @@ class DecodeJob:
     codes: int64 [T, Q], T >= 1.
     future: gets int16 [T * samples_per_frame]; of the loop that also releases the stream's slot.
     discard: only advance the state; the result is empty.
-    primes: of one that is discarded, that only the transformer's part of the state is advanced.
+    primed: of one that is discarded, how many frames at its beginning advance the transformer's
+        part of the state only; None: none, so that it takes many steps.
     final: nothing follows, so that the state behind these frames does not matter.
     reset: put the state at the start of a stream first; the runner's to say.
     """
@@ -26,12 +27,17 @@ class DecodeJob:
     codes: np.ndarray
     future: "asyncio.Future[np.ndarray]"
     discard: bool = False
-    primes: bool = False
+    primed: int | None = None
     final: bool = False
     reset: bool = False
     submitted_s: float = 0.0
     next_frame: int = 0
     samples: list[np.ndarray] = field(default_factory=list)
+
+    @property
+    def to_prime(self) -> int:
+        """Frames that are primed next, before others are decoded."""
+        return max(0, (self.primed or 0) - self.next_frame)
 
 
 def settle(results: Sequence[tuple[DecodeJob, np.ndarray | Exception]]) -> None:

@@ -112,13 +112,13 @@ class DecoderQueue:
         """
         ready = sorted(self._ready.values(), key=self._urgency)
         first = ready[0].jobs[0]
-        if first.primes:
-            return [(ready[0], first)], min(PRIMED_FRAMES, len(first.codes) - first.next_frame)
+        if first.to_prime:
+            return [(ready[0], first)], min(PRIMED_FRAMES, first.to_prime)
         size = self._next_size(first)
         same = [
             (stream, stream.jobs[0])
             for stream in ready
-            if not stream.jobs[0].primes and self._next_size(stream.jobs[0]) == size
+            if not stream.jobs[0].to_prime and self._next_size(stream.jobs[0]) == size
         ]
         return same[: most(size)], size
 
@@ -129,8 +129,10 @@ class DecoderQueue:
     def _urgency(self, stream: DecoderStream) -> tuple[int, float]:
         """Order of service: first audio by age, then the stream whose listener runs dry first."""
         if stream.first_audio_s is None:
-            # A stream being primed has a listener elsewhere who still plays; it takes many steps.
-            return int(stream.jobs[0].discard), stream.jobs[0].submitted_s
+            # A stream being primed may have a listener who still plays what came from elsewhere:
+            # it waits if it takes many steps.
+            job = stream.jobs[0]
+            return int(job.discard and job.primed is None), job.submitted_s
         return 1, stream.first_audio_s + stream.delivered_samples / self._sample_rate_hz
 
     def _next_size(self, job: DecodeJob) -> int:

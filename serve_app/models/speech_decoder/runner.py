@@ -280,7 +280,7 @@ class SpeechDecoderRunner:
             for stream, job in group
         ]
         frames = [len(piece.codes) for piece in pieces]
-        if group[0][1].primes:
+        if group[0][1].to_prime:
             (piece,) = pieces
             return _Step(group, frames, self.steps.prime(piece))
         return _Step(group, frames, self.steps.launch(pieces, size))

@@ -190,10 +190,9 @@ class StreamingSpeechDecoder:
         # No later sample depends on what was before these, and by way of the transformer alone on
         # what was before the last of them. Whoever hears the stream waits for all of it.
         context = done[-self._num_context :]
-        if self.runner.steps.can_prime and len(context) > self._num_vocoder:
-            await self._decode(slot, context[: -self._num_vocoder], discard=True, primes=True)
-            context = context[-self._num_vocoder :]
-        await self._decode(slot, context, discard=True)
+        can_prime = self.runner.steps.can_prime
+        primed = max(0, len(context) - self._num_vocoder) if can_prime else None
+        await self._decode(slot, context, discard=True, primed=primed)
 
     async def _decode(
         self,
@@ -201,11 +200,11 @@ class StreamingSpeechDecoder:
         codes: np.ndarray,
         *,
         discard: bool = False,
-        primes: bool = False,
+        primed: int | None = None,
         final: bool = False,
     ) -> np.ndarray:
         future: asyncio.Future[np.ndarray] = asyncio.get_running_loop().create_future()
-        self.runner.enqueue(slot, DecodeJob(codes, future, discard, primes, final))
+        self.runner.enqueue(slot, DecodeJob(codes, future, discard, primed, final))
         return await future
 
 

@@ -137,21 +137,24 @@ def test_a_released_stream_leaves_nothing_to_its_successor(
     assert fresh.result(10)[::SAMPLES_PER_FRAME].tolist() == [2000, 2001, 2002]
 
 
-def test_a_stream_is_primed_alone_in_parts_and_first_audio_comes_between(
+def test_a_stream_is_primed_alone_in_parts_and_takes_its_turn_with_first_audio(
     make_runner: MakeRunner, counting: CountingModel
 ) -> None:
     runner = make_runner()
-    blocker, resumed, new = (runner.acquire() for _ in range(3))
+    blocker, new, resumed, later = (runner.acquire() for _ in range(4))
     held = counting.hold(runner, blocker, codes_of(9))
-    primed = runner.submit(resumed, codes_of(1, 2 * PRIMED_FRAMES + 5), discard=True, primes=True)
     first = runner.submit(new, codes_of(2))
+    frames = 2 * PRIMED_FRAMES + 5
+    primed = runner.submit(resumed, codes_of(1, frames + 3), discard=True, primed=frames)
+    behind = runner.submit(later, codes_of(3, 2))
     counting.gate.set()
-    for future in (held, first):
+    for future in (held, first, behind):
         future.result(10)
     assert primed.result(10).size == 0
     assert counting.primed == [(1, PRIMED_FRAMES), (1, PRIMED_FRAMES), (1, 5)]
-    assert [step[0] for step in counting.steps[:2]] == [9, 2]
-    assert runner.submit(resumed, codes_of(0)).result(10)[0] == 2 * PRIMED_FRAMES + 5
+    # Who came before it, what is decoded of it, who came after it.
+    assert [step[0] for step in counting.steps] == [9, 2, 1, 3]
+    assert runner.submit(resumed, codes_of(0)).result(10)[0] == frames + 3
 
 
 def test_discarded_frames_advance_the_state_without_audio(make_runner: MakeRunner) -> None:

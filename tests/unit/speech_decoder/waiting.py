@@ -29,11 +29,11 @@ class WaitingRunner(SpeechDecoderRunner):
         codes: np.ndarray,
         *,
         discard: bool = False,
-        primes: bool = False,
+        primed: int | None = None,
         final: bool = False,
     ) -> "Future[np.ndarray]":
         """What `enqueue` does; int16 [T * samples_per_frame], empty if discarded."""
-        job = DecodeJob(codes, self._loop.create_future(), discard, primes, final)
+        job = DecodeJob(codes, self._loop.create_future(), discard, primed, final)
 
         async def wait() -> np.ndarray:
             return await job.future
