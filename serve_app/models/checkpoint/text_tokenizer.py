@@ -93,8 +93,8 @@ def check_merges(path: Path) -> None:
     vocab: dict[str, int] = json.loads(vocab_file.read_text(encoding="utf-8"))
     merges = merges_file.read_text(encoding="utf-8").split("\n")
     known = {line.replace(" ", "", 1) for line in merges}.union(control_strings(path))
-    # What holds a character that stands for no byte is no part of any text, as the entries that fill
-    # a random checkpoint's vocabulary.
+    # What holds a character that stands for no byte is no part of any text, as what fills a random
+    # checkpoint's vocabulary.
     alphabet = set(pre_tokenizers.ByteLevel.alphabet())
     never = [token for token in vocab if len(token) > 1 and token not in known]
     never = [token for token in never if alphabet.issuperset(token)]
