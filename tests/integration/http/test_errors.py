@@ -30,7 +30,7 @@ BAD_FIELDS = [
     ({"voice": "nobody"}, 400, "voice", "voice_not_found", "vivian, serena, ryan"),
     ({"voice": 3}, 400, "voice", None, "string"),
     ({"voice": {"id": 3}}, 400, "voice", None, "string"),
-    ({"voice": {"name": "vivian"}}, 400, "voice", None, "string"),
+    ({"voice": {"name": "vivian"}}, 400, "voice", None, "an object with 'id'"),
     ({"language": "klingon"}, 400, "language", None, "chinese, english"),
     ({"language": "fr"}, 400, "language", None, "german"),
     ({"response_format": "doc"}, 400, "response_format", "unsupported_format", "mp3, opus"),
