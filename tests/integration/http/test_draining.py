@@ -329,6 +329,8 @@ def test_a_long_text_stops_where_it_is_and_another_server_goes_on(tmp_path, alon
             http = await stack.enter_async_context(second.http())
             await in_state(http, job_id, "completed")
             assert len(first.made) == made
-            assert len(second.made) == progress["units_total"] - progress["units_done"]
+            # What was looked at may be a unit behind what is kept.
+            total = progress["units_total"]
+            assert total - made <= len(second.made) <= total - progress["units_done"]
 
     asyncio.run(main())
