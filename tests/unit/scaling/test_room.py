@@ -119,7 +119,7 @@ def test_of_many_only_what_is_plain_is_counted() -> None:
 
 
 def test_no_more_are_counted_than_are_wanted() -> None:
-    assert sets_held({"a": {"CPU": 1e6, "GPU": 1e6}}, SPLIT, 8) == 8
+    assert sets_held({"a": {"CPU": 1e6, "GPU": 1e3}}, SPLIT, 8) == 8
 
 
 def test_what_runs_stays_where_it_is() -> None:
