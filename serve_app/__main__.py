@@ -141,10 +141,13 @@ def _faults(config: dict[str, Any], environment: Environment) -> Iterator[str]:
         yield from faults.of_model(model, revision)
 
 
-def _models(config: dict[str, Any]) -> set[tuple[str, str | None]]:
-    """What is served beside the embedded voice, with its revision if one is stated."""
+def _models(config: dict[str, Any]) -> list[tuple[str, str | None]]:
+    """What is served beside the embedded voice, with its revision if one is stated: each once, in
+    the file's order.
+    """
     each = [application.get("args", {}) for application in config["applications"]]
-    return {(args["model"], args.get("revision")) for args in each if args.get("model")}
+    stated = [(args["model"], args.get("revision")) for args in each if args.get("model")]
+    return list(dict.fromkeys(stated))
 
 
 def _failure(config: dict[str, Any]) -> Failure | None:
