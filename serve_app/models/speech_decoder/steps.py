@@ -143,10 +143,7 @@ class DecoderSteps:
         slot_view, code_view = slots.numpy(), codes.numpy()
         with self._on_stream():
             for row, piece in enumerate(pieces):
-                if piece.reset:
-                    if self._before_reset is not None:
-                        torch.cuda.current_stream().wait_event(self._before_reset)
-                    self._arena.reset(piece.slot)
+                self._start_over(piece)
                 slot_view[row] = piece.slot
                 length = len(piece.codes)
                 code_view[row, :, :length] = piece.codes.T
@@ -168,8 +165,7 @@ class DecoderSteps:
     def prime(self, piece: Piece) -> Launched:
         """Advance one stream's transformer by a piece of any length, without samples."""
         with self._on_stream():
-            if piece.reset:
-                self._arena.reset(piece.slot)
+            self._start_over(piece)
             slots = torch.tensor([piece.slot], device=self.device)
             rows = self._arena.gather(slots)
             self.model.prime(torch.from_numpy(piece.codes.T[None]).to(self.device), rows)
@@ -179,6 +175,14 @@ class DecoderSteps:
                 done = torch.cuda.Event(blocking=True)
                 done.record()
         return Launched(np.empty((1, 0), np.int16), done)
+
+    def _start_over(self, piece: Piece) -> None:
+        """Put the state at the beginning of a stream where a piece is the first of one."""
+        if not piece.reset:
+            return
+        if self._before_reset is not None:
+            torch.cuda.current_stream().wait_event(self._before_reset)
+        self._arena.reset(piece.slot)
 
     def capture_rest(self, is_stopped: Callable[[], bool]) -> None:
         """Capture the large graphs while another thread launches with the small ones.
