@@ -96,8 +96,7 @@ def check_merges(path: Path) -> None:
     # What holds a character that stands for no byte is no part of any text, as what fills a random
     # checkpoint's vocabulary.
     alphabet = set(pre_tokenizers.ByteLevel.alphabet())
-    never = [token for token in vocab if len(token) > 1 and token not in known]
-    never = [token for token in never if alphabet.issuperset(token)]
+    never = [t for t in vocab if len(t) > 1 and t not in known and alphabet.issuperset(t)]
     if never:
         reason = f"makes no {never[0]!r}, which is in vocab.json, nor {len(never) - 1} others"
         raise CheckpointError(str(merges_file), reason)
