@@ -82,6 +82,25 @@ class Starting:
             os.killpg(self.launcher.pid, number)
 
 
+class Left:
+    """Says, once asked, what there still is of a server."""
+
+    def __init__(self, server: Starting) -> None:
+        self._server = server
+
+    def __str__(self) -> str:
+        return f"{commands_of(self._server.pids())}\n{self._server.log.read_text()[-3000:]}"
+
+
+def commands_of(pids: list[int]) -> list[str]:
+    found: list[str] = []
+    for pid in pids:
+        with suppress(OSError):  # it has ended meanwhile
+            command = (Path("/proc") / str(pid) / "cmdline").read_text()
+            found.append(f"{pid} {command.replace(chr(0), ' ')}")
+    return found
+
+
 @pytest.fixture
 def starting() -> Iterator[Starting]:
     with tempfile.TemporaryDirectory(prefix="tts-e2e-", dir="/tmp") as folder:
@@ -127,6 +146,6 @@ def test_a_signal_to_a_whole_server_that_starts_leaves_nothing_of_it(
     print(f"port free after {time.monotonic() - told_s:.1f} s")
     starting.launcher.wait(LEFT_S)
     print(f"launcher {starting.launcher.returncode} after {time.monotonic() - told_s:.1f} s")
-    wait_until(lambda: not starting.pids(), LEFT_S, told=starting.log)
+    wait_until(lambda: not starting.pids(), LEFT_S, told=Left(starting))
     # Nobody has come back.
     assert obstacle("127.0.0.1", starting.port) is None

@@ -54,5 +54,5 @@ def kept(folder: Path, own_cluster: bool) -> Iterator[None]:
     finally:
         assert process.stdin is not None
         process.stdin.close()
-        process.wait(_END_S)
-        end_all(folder)  # should somebody have killed it
+        if process.wait(_END_S):  # somebody has killed it
+            end_all(folder)

@@ -17,6 +17,9 @@ STAND_IN: Final = "stand-in"
 MARK: Final = "TTS_SERVER_FOLDER"
 _LOOK_EVERY_S: Final = 0.05
 _GIVE_UP_S: Final = 5.0
+# A process that is about to run another program has no environment for a moment, and on a busy
+# machine the moment is as long as somebody else's turn.
+_QUIET_S: Final = 0.5
 
 
 def start_no_more(folder: Path) -> None:
@@ -25,14 +28,16 @@ def start_no_more(folder: Path) -> None:
 
 
 def end_all(folder: Path) -> None:
-    """Kill all processes of the server with this folder."""
+    """Kill all processes of the server with this folder, until none has been seen for a while."""
     start_no_more(folder)
-    deadline_s = time.monotonic() + _GIVE_UP_S
-    while (left := [*_running(folder)]) and time.monotonic() < deadline_s:
-        for pid in left:
+    seen_s = now_s = began_s = time.monotonic()
+    while now_s < min(seen_s + _QUIET_S, began_s + _GIVE_UP_S):
+        for pid in _running(folder):
+            seen_s = now_s
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         time.sleep(_LOOK_EVERY_S)
+        now_s = time.monotonic()
 
 
 def _running(folder: Path) -> Iterator[int]:

@@ -111,6 +111,18 @@ def test_what_another_server_has_started_stays(tmp_path: Path) -> None:
             process.communicate()
 
 
+def test_what_shows_its_mark_a_moment_later_is_found(tmp_path: Path) -> None:
+    # As any process that begins to run another program, for as long as others take its turn.
+    later = f"sleep 0.2; exec env {MARK}={tmp_path} sleep 60"
+    process = subprocess.Popen(["/bin/sh", "-c", later], env={"PATH": os.environ["PATH"]})
+    try:
+        end_all(tmp_path)
+        assert process.wait(10) == -signal.SIGKILL
+    finally:
+        process.kill()
+        process.wait()
+
+
 def children(parent: int) -> list[tuple[int, str]]:
     found: list[tuple[int, str]] = []
     for process in Path("/proc").glob("[0-9]*"):
