@@ -24,7 +24,7 @@ from serve_app.check.system import system
 from serve_app.config import Environment
 from serve_app.keys import command as keys
 from serve_app.launch import cluster, haproxy
-from serve_app.launch.announce import Failure, say_when_ready
+from serve_app.launch.announce import READY, STOPPING, Failure, ServiceManager, say_when_ready
 from serve_app.launch.ending import Ending, ServeIngresses, finish, limit_of
 from serve_app.launch.keeper.hung import LOOPS
 from serve_app.launch.keeper.keeper import kept
@@ -104,6 +104,12 @@ def main(arguments: list[str]) -> int:
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGTERM, cluster.interrupt)
     own_cluster = environment.ray_address is None
+    manager = ServiceManager(environment.notify_socket)
+
+    def say(text: str) -> None:
+        print(text, flush=True)
+        manager.status(text)
+
     with ports, haproxy.make_folder() as folder, kept(Path(folder), own_cluster):
         again.on_hangup(start.settings, config)
         config = overrides.with_env(config, haproxy.environment(Path(folder), ports))
@@ -114,14 +120,18 @@ def main(arguments: list[str]) -> int:
         config = ahead.with_standbys(config, Path(folder) / "standby", own_cluster=own_cluster)
         path = Path(folder) / "serve.yaml"
         path.write_text(yaml.safe_dump(config, sort_keys=False), encoding="utf-8")
-        print(f"starting on http://{host}:{port}; ready when GET /ready answers 200", flush=True)
+        say(f"starting on http://{host}:{port}; ready when GET /ready answers 200")
         ingresses = ServeIngresses(lambda: haproxy.unsent(Path(folder)))
-        say = partial(print, flush=True)
-        drain = partial(finish, ingresses, limit_of(config), say)
+
+        def drain(sleep: Callable[[float], None]) -> None:
+            manager.tell(STOPPING)
+            finish(ingresses, limit_of(config), say, sleep)
+
         # With a cluster of its own all of it goes, faster than Serve by itself.
         how = partial(SystemExit, 0) if own_cluster else KeyboardInterrupt
         ending = Ending(drain, how, cluster.lost)
-        say_when_ready(host, port, partial(_failure, config), ending.fail)
+        ready = partial(manager.tell, READY)
+        say_when_ready(host, port, partial(_failure, config), ending.fail, ready, say)
         return run(path, ending, partial(start_no_more, Path(folder)))
 
 

@@ -80,6 +80,7 @@ class Environment:
         cache: XDG_CACHE_HOME, folder of what can be made again, and of long texts as jobs.
         data: XDG_DATA_HOME, folder of what is kept for good.
         ray_temporary: RAY_TMPDIR, else TMPDIR: folder of Ray's own, with its sockets and logs.
+        notify_socket: NOTIFY_SOCKET, where a service manager hears that the server is ready.
         standbys: TTS_STANDBYS, folder of the machine in which standby processes of `fused` wait;
             the launcher sets it.
         loops: TTS_LOOPS, folder in which an ingress says which thread its event loop is, for the
@@ -111,6 +112,7 @@ class Environment:
     ray_token: bool = False
     ray_temporary: Path = Path("/tmp")
     past_proxy: str | None = None
+    notify_socket: str | None = None
 
     @classmethod
     def read(cls) -> "Environment":
@@ -157,6 +159,7 @@ class Environment:
             or os.path.isfile(os.path.expanduser("~/.ray/auth_token")),
             ray_temporary=Path(text("RAY_TMPDIR") or text("TMPDIR") or "/tmp"),
             past_proxy=text("no_grpc_proxy") or text("no_proxy") or text("NO_PROXY"),
+            notify_socket=text("NOTIFY_SOCKET"),
         )
 
 

@@ -1,7 +1,11 @@
-"""Says in the terminal when the server is ready, and until then what it waits for."""
+"""Says in the terminal when the server is ready, and until then what it waits for; and to systemd,
+or another service manager, by the protocol of sd_notify(3).
+"""
 
 import json
 import logging
+import os
+import socket
 import threading
 import time
 import urllib.error
@@ -10,6 +14,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
+NOTIFY_SOCKET: Final = "NOTIFY_SOCKET"
+READY: Final = "READY=1"
+STOPPING: Final = "STOPPING=1"
 _LOOK_EVERY_S: Final = 1.0
 _ANSWER_S: Final = 10.0
 _ANYWHERE: Final = ("0.0.0.0", "::", "")
@@ -17,6 +24,34 @@ _ANYWHERE: Final = ("0.0.0.0", "::", "")
 _OPENER: Final = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
 logger = logging.getLogger(__name__)
+
+
+class ServiceManager:
+    """Who has started this process and wants to hear of it; nobody where `address` is None.
+
+    Args:
+        address: of a Unix datagram socket; one that begins with @ is in the abstract namespace.
+    """
+
+    def __init__(self, address: str | None) -> None:
+        # What this process starts has nothing to say there.
+        os.environ.pop(NOTIFY_SOCKET, None)
+        self._address = f"\0{address[1:]}" if address and address[0] == "@" else address
+
+    def tell(self, state: str) -> None:
+        """Send an assignment, as in the manual; nobody waits for a manager that is away."""
+        if self._address is None:
+            return
+        try:
+            with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+                manager.setblocking(False)
+                manager.sendto(state.encode(), self._address)
+        except OSError as error:
+            logger.warning("the service manager does not hear %r: %s", state, error)
+
+    def status(self, text: str) -> None:
+        """Have `systemctl status` show the first line of a text."""
+        self.tell(f"STATUS={text.partition(chr(10))[0]}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +67,7 @@ def say_when_ready(
     port: int,
     failure: Callable[[], Failure | None] = lambda: None,
     give_up: Callable[[], None] = lambda: None,
+    ready: Callable[[], None] = lambda: None,
     say: Callable[[str], None] = lambda text: print(text, flush=True),
     look_every_s: float = _LOOK_EVERY_S,
 ) -> threading.Thread:
@@ -39,7 +75,7 @@ def say_when_ready(
 
     Each reason why it is not ready is said once: what `failure` knows, else what the server says.
     Where neither says anything, Ray tells of its own start. After a final failure `give_up` is
-    called, and nobody looks any more.
+    called, and nobody looks any more; `ready` is called once it is.
     """
     reached = "127.0.0.1" if host in _ANYWHERE else host
     address = f"http://{f'[{reached}]' if ':' in reached else reached}:{port}"
@@ -60,13 +96,13 @@ def say_when_ready(
                 say(f"not ready yet: {reason}")
                 told.add(reason)
             time.sleep(look_every_s)
+        ready()
         waited_s = time.monotonic() - began_s
         page = _told(address, "/", "playground")
         to_try = f", and to try it {address}{page}" if page else ""
-        say(f"ready after {waited_s:.0f} s: {address}/v1{to_try}")
         note = _told(address, "/health", "note")
-        if note:
-            say(note)
+        says = f"ready after {waited_s:.0f} s: {address}/v1{to_try}"
+        say(f"{says}\n{note}" if note else says)
 
     thread = threading.Thread(target=watch, name="announce", daemon=True)
     thread.start()

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -300,6 +301,36 @@ def test_the_image_has_what_the_probes_of_kuberay_call() -> None:
     image = (CLUSTER / "Dockerfile").read_text("utf-8")
     packages = re.findall(r"apt-get install (.*?) \\", image)[0].split()
     assert {"wget", "tini", "gcc"} <= set(packages)
+
+
+def service_unit() -> dict[str, str]:
+    """The settings of the unit file that are stated once."""
+    text = (CLUSTER / "qwen3-tts.service").read_text("utf-8")
+    return dict(re.findall(r"^(\w+)=(.*)$", text, re.M))
+
+
+@pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="needs systemd's own checker")
+def test_the_unit_file_is_one(tmp_path: Path) -> None:
+    text = (CLUSTER / "qwen3-tts.service").read_text("utf-8")
+    interpreter = service_unit()["ExecStart"].split()[0]
+    file = tmp_path / "qwen3-tts.service"
+    file.write_text(text.replace(interpreter, sys.executable), "utf-8")
+    done = run("systemd-analyze", "verify", str(file))
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_a_service_manager_gives_streams_their_time_and_starts_nothing_again_in_vain() -> None:
+    unit = service_unit()
+    assert unit["Type"] == "notify"
+    assert unit["KillMode"] == "mixed"
+    assert int(unit["TimeoutStopSec"]) >= IngressConfig().drain_s + 10
+    started = unit["ExecStart"].split()
+    assert started[1:3] == ["-m", "serve_app"]
+    assert (CLUSTER.parent / started[3]).is_file()
+    # With which the launcher refuses what it is given.
+    assert unit["RestartPreventExitStatus"] == "2"
+    told = unit["Documentation"].removeprefix(f"file://{unit['WorkingDirectory']}/")
+    assert (CLUSTER.parent / told).is_file()
 
 
 def test_the_image_is_built_by_the_rules() -> None:

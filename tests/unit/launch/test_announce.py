@@ -1,15 +1,26 @@
-"""What the terminal says of a server that starts."""
+"""What the terminal says of a server that starts, and what a service manager hears."""
 
 import json
+import os
+import socket
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from threading import Thread
 
 import pytest
 
-from serve_app.launch.announce import Failure, say_when_ready
+from serve_app.launch.announce import (
+    NOTIFY_SOCKET,
+    READY,
+    STOPPING,
+    Failure,
+    ServiceManager,
+    say_when_ready,
+)
 
 
 @contextmanager
@@ -63,14 +74,19 @@ def test_each_reason_is_said_once_and_then_where_the_server_is(host: str) -> Non
         return asked.pop(0)  # IndexError in the end, as Serve has errors of its own
 
     with answering(answers, b'{"note": "A small voice.", "playground": "/web/"}') as port:
-        thread = say_when_ready(host, port, failing, say=said.append, look_every_s=0.001)
+        ready = partial(said.append, "is ready")
+        thread = say_when_ready(
+            host, port, failing, ready=ready, say=said.append, look_every_s=0.001
+        )
         thread.join(60)
         assert not thread.is_alive()
     waits = ["no such model", "stages", "synthesis"]
     assert said[:3] == [f"not ready yet: {reason}" for reason in waits]
-    assert said[3].startswith("ready after ")
-    assert f"http://127.0.0.1:{port}/web/" in said[3]
-    assert said[4:] == ["A small voice."]
+    assert said[3] == "is ready"
+    assert said[4].startswith("ready after ")
+    assert f"http://127.0.0.1:{port}/web/" in said[4]
+    assert said[4].endswith("\nA small voice.")
+    assert not said[5:]
 
 
 def test_a_server_that_will_never_serve_is_given_up() -> None:
@@ -79,7 +95,13 @@ def test_a_server_that_will_never_serve_is_given_up() -> None:
     with answering([not_ready("stages")], b"{}") as port:
         give_up = partial(said.append, "given up")
         thread = say_when_ready(
-            "127.0.0.1", port, lambda: next(asked), give_up, said.append, look_every_s=0.001
+            "127.0.0.1",
+            port,
+            lambda: next(asked),
+            give_up,
+            ready=partial(said.append, "is ready"),
+            say=said.append,
+            look_every_s=0.001,
         )
         thread.join(60)
         assert not thread.is_alive()
@@ -92,3 +114,33 @@ def test_a_server_with_nothing_more_to_say_is_ready_all_the_same(other: bytes) -
     with answering([(200, b"")], other) as port:
         say_when_ready("127.0.0.1", port, say=said.append).join(60)
     assert [text.partition(": ")[2] for text in said] == [f"http://127.0.0.1:{port}/v1"]
+
+
+@pytest.mark.parametrize("is_abstract", [False, True])
+def test_each_state_is_a_message_of_its_own(
+    is_abstract: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = f"@{uuid.uuid4().hex}" if is_abstract else str(tmp_path / "notify")
+    monkeypatch.setenv(NOTIFY_SOCKET, name)
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as heard:
+        heard.bind(name.replace("@", "\0") if is_abstract else name)
+        heard.settimeout(10)
+        manager = ServiceManager(name)
+        manager.status("not ready yet: stages\nand more")
+        manager.tell(READY)
+        manager.tell(STOPPING)
+        assert [heard.recv(100) for _ in range(3)] == [
+            b"STATUS=not ready yet: stages",
+            b"READY=1",
+            b"STOPPING=1",
+        ]
+    assert NOTIFY_SOCKET not in os.environ  # Ray's processes say nothing
+
+
+def test_a_manager_that_is_away_costs_a_warning(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    ServiceManager(None).tell(READY)
+    assert not caplog.records
+    ServiceManager(str(tmp_path / "none")).tell(READY)
+    assert READY in caplog.text
