@@ -12,6 +12,7 @@ from typing import Any, Final, NoReturn
 
 from serve_app.config import Environment
 from serve_app.launch.ports import is_free, unreachable
+from serve_app.storage.files import keep_from_cleaners
 
 _NAMESPACE: Final = "serve"
 # Ray's name for it comes from the systems where this is the default.
@@ -85,6 +86,8 @@ def connect() -> None:
     else:
         with agent_port(), own_session():
             ray.init(address="local", namespace=_NAMESPACE)
+        # Sockets and settings, which whatever joins the cluster later still reads.
+        keep_from_cleaners(Path(_node().get_session_dir_path()))
     signal.signal(signal.SIGTERM, interrupt)
 
 
@@ -111,13 +114,18 @@ def lost(told: bool) -> str | None:
     Args:
         told: whether this process has been told to end.
     """
-    from ray._private import worker
-
-    node: Any = worker._global_node
+    node = _node()
     dead = {name for name, _ in node.dead_processes()} if node is not None else set()
     if "raylet" in dead:
         return "Ray's raylet has ended"
     return "Ray's GCS has ended" if told and "gcs_server" in dead else None
+
+
+def _node() -> Any:
+    """Ray's own word for what it has started here; None where it has not."""
+    from ray._private import worker
+
+    return worker._global_node
 
 
 def interrupt(number: int, frame: object) -> NoReturn:

@@ -8,7 +8,8 @@ import logging
 import os
 import shutil
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
@@ -17,6 +18,7 @@ from serve_app.launch import refusals
 from serve_app.launch.keeper.admin import statistics
 from serve_app.launch.keeper.proxies import PIDS, PROGRAM
 from serve_app.launch.ports import Ports
+from serve_app.storage.files import keep_from_cleaners
 
 _CORRECTED: Final = "# corrected"
 # For the first line and the headers of a request; the ingress bounds its body.
@@ -29,7 +31,8 @@ _NODE_ID_CHARS: Final = 56
 logger = logging.getLogger(__name__)
 
 
-def make_folder() -> tempfile.TemporaryDirectory[str]:
+@contextmanager
+def make_folder() -> Iterator[str]:
     """A folder for `environment`, in the one for temporary files or, where the sockets within would
     have paths that are too long for HAProxy, in /tmp.
     """
@@ -37,7 +40,11 @@ def make_folder() -> tempfile.TemporaryDirectory[str]:
     is_short = len(f"{tempfile.gettempdir()}/{_PREFIX}12345678") <= room
     place = None if is_short else "/tmp"
     # Who still writes there at the end is about to be gone as well.
-    return tempfile.TemporaryDirectory(prefix=_PREFIX, dir=place, ignore_cleanup_errors=True)
+    with tempfile.TemporaryDirectory(
+        prefix=_PREFIX, dir=place, ignore_cleanup_errors=True
+    ) as folder:
+        keep_from_cleaners(Path(folder))
+        yield folder
 
 
 def environment(folder: Path, ports: Ports) -> dict[str, str]:

@@ -1,8 +1,10 @@
-"""Files that a crash or another writer never leaves half written."""
+"""Files that a crash or another writer never leaves half written, and that nobody tidies away."""
 
+import fcntl
 import os
 import secrets
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO
 
@@ -39,3 +41,14 @@ def sync_folder(path: Path) -> None:
         os.fsync(folder)
     finally:
         os.close(folder)
+
+
+def keep_from_cleaners(folder: Path) -> None:
+    """For as long as this process lives, have what removes old files leave those in `folder`.
+
+    Many systems clear /tmp of what nobody has touched for some days. systemd-tmpfiles passes by a
+    folder that is locked (tmpfiles.d(5)); a file system without locks has no such cleaner.
+    """
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)  # closed by the end of the process
+    with suppress(OSError):
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)

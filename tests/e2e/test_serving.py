@@ -1,9 +1,11 @@
 """What a client sees of a whole server, in both placements."""
 
 import base64
+import fcntl
 import io
 import ipaddress
 import json
+import os
 import re
 import signal
 import socket
@@ -126,6 +128,19 @@ def test_nothing_listens_beyond_this_machine(server: Server) -> None:
         open_ports += [f"{address} of {process.cmdline()[:3]}" for address in beyond]
     assert httpx.URL(server.url).port in listening
     assert not open_ports
+
+
+def test_what_clears_temporary_folders_passes_its_own_by(server: Server) -> None:
+    environments = [process.environ() for process in server.processes()]
+    folders = {e["TTS_SERVER_FOLDER"] for e in environments if "TTS_SERVER_FOLDER" in e}
+    assert len(folders) == 1
+    for folder in (*map(Path, folders), server.folder / "ray" / "session_latest"):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            with pytest.raises(BlockingIOError):
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        finally:
+            os.close(descriptor)
 
 
 def test_the_openai_client_gets_a_wav_file(client: openai.OpenAI) -> None:

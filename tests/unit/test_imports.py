@@ -151,7 +151,7 @@ RULES = (
     Rule("app", ("",), ("torch", "vllm", *WEB)),
     Rule("serve_config", (*BOTTOM, "scaling.tuning", "launch.several"), (*HEAVY, *WEB)),
     Rule("launch.several", BOTTOM),
-    Rule("launch", (*BOTTOM, "serve_config", "models.fused.standby"), (*HEAVY, *WEB)),
+    Rule("launch", (*BOTTOM, "serve_config", "storage", "models.fused.standby"), (*HEAVY, *WEB)),
     Rule("__main__", ("",), (*HEAVY, *WEB)),
 )
 
