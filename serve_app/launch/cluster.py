@@ -23,6 +23,9 @@ _NICENESS: Final = ("RAY_worker_niceness", "0")
 # Processes that Ray would start for tasks without an environment of their own. All of Serve's have
 # one, so that nobody ever uses them; each takes 0.7 s of a core while Serve starts.
 _NO_SPARE_WORKERS: Final = ("RAY_prestart_worker_first_driver", "0")
+# By default Ray kills its workers while all programs together take more than 95 % of the memory, of
+# which ours take no more later than at their start: for a browser it would end every stream.
+_NO_MEMORY_WATCH: Final = ("RAY_memory_monitor_refresh_ms", "0")
 # By what the processes of a cluster know each other; without it Ray has a file in the home.
 _TOKEN: Final = "RAY_AUTH_TOKEN"
 # Hosts that gRPC, between the replicas, asks for no proxy.
@@ -32,8 +35,8 @@ _OWN_HOSTS: Final = "127.0.0.1,localhost"
 
 def prepare_environment() -> None:
     """Have the Ray that this process is going to import keep to the loopback interface, give its
-    workers their share of the processor, start none that nobody uses, need no home that can be
-    written to, and reach each other past the proxy that the environment may name.
+    workers their share of the processor and of the memory, start none that nobody uses, need no
+    home that can be written to, and reach each other past the proxy that the environment may name.
 
     Not where RAY_ADDRESS names a cluster, whose nodes have to reach each other. With that one it
     speaks with a token where there is one: as `ray start` on this machine has it ask for, and
@@ -44,6 +47,7 @@ def prepare_environment() -> None:
         os.environ.update(_ON_LOOPBACK)
         os.environ.setdefault(*_NICENESS)
         os.environ.setdefault(*_NO_SPARE_WORKERS)
+        os.environ.setdefault(*_NO_MEMORY_WATCH)
         if not environment.ray_token and not _has_home():
             os.environ[_TOKEN] = secrets.token_hex(32)
         hosts = filter(None, (environment.past_proxy, _OWN_HOSTS))

@@ -114,6 +114,8 @@ def run_server(
         "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
         "RAY_AUTH_MODE": "disabled",
         "RAY_USAGE_STATS_ENABLED": "0",
+        # As on a machine whose other programs have taken nearly all: nothing of ours is killed.
+        "RAY_memory_usage_threshold": "0.01",
     }
     for name in ("TTS_MODEL", "TTS_REVISION", "RAY_ADDRESS"):
         environment.pop(name, None)

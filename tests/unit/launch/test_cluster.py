@@ -11,12 +11,21 @@ from serve_app.launch.cluster import agent_port, prepare_environment
 
 NICENESS = "RAY_worker_niceness"
 SPARE = "RAY_prestart_worker_first_driver"
+MEMORY_WATCH = "RAY_memory_monitor_refresh_ms"
 AUTH = "RAY_AUTH_MODE"
 TOKEN = "RAY_AUTH_TOKEN"
 PAST_PROXY = "no_grpc_proxy"
 TOKENS = (TOKEN, "RAY_AUTH_TOKEN_PATH")
 NAMES = (
-    *("RAY_ADDRESS", NICENESS, SPARE, AUTH, *TOKENS, "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"),
+    *(
+        "RAY_ADDRESS",
+        NICENESS,
+        SPARE,
+        MEMORY_WATCH,
+        AUTH,
+        *TOKENS,
+        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER",
+    ),
     *(PAST_PROXY, "no_proxy", "NO_PROXY"),
 )
 
@@ -33,6 +42,7 @@ def test_stages_of_an_own_cluster_do_not_give_way_to_other_programs(environment)
     prepare_environment()
     assert os.environ[NICENESS] == "0"
     assert os.environ[SPARE] == "0"
+    assert os.environ[MEMORY_WATCH] == "0"
 
 
 def test_a_niceness_that_was_asked_for_stays(environment) -> None:
@@ -79,6 +89,7 @@ def test_a_cluster_that_is_joined_is_left_as_it_is(environment) -> None:
     assert TOKEN not in os.environ
     assert NICENESS not in os.environ
     assert SPARE not in os.environ
+    assert MEMORY_WATCH not in os.environ
 
 
 def test_a_cluster_is_joined_with_the_token_that_there_is(environment, tmp_path) -> None:
