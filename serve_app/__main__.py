@@ -132,7 +132,8 @@ def main(arguments: list[str]) -> int:
         ending = Ending(drain, how, cluster.lost)
         ready = partial(manager.tell, READY)
         say_when_ready(host, port, partial(_failure, config), ending.fail, ready, say)
-        return run(path, ending, partial(start_no_more, Path(folder)))
+        last = partial(start_no_more, Path(folder))
+        return run(path, ending, last, partial(_says_of_cards, config))
 
 
 def _missing() -> Iterator[str]:
@@ -149,6 +150,21 @@ def _faults(config: dict[str, Any], environment: Environment) -> Iterator[str]:
     yield from faults.of_keys(environment, _keys_files(config))
     for model, revision in _models(config):
         yield from faults.of_model(model, revision)
+
+
+def _says_of_cards(config: dict[str, Any]) -> bool:
+    """Say what is asked for at least and no GPU of the cluster that was joined holds; whether
+    nothing will ever change that. Another cluster may get more nodes.
+    """
+    import ray
+
+    cards = sum(int(node["Resources"].get("GPU", 0)) for node in ray.nodes() if node["Alive"])
+    found = list(faults.of_cards(config["applications"], cards))
+    is_final = Environment.read().ray_address is None
+    for says in found:
+        more = "" if is_final else "; what finds none waits for another node"
+        print(f"{says}{more}", file=sys.stderr, flush=True)
+    return bool(found) and is_final
 
 
 def _models(config: dict[str, Any]) -> list[tuple[str, str | None]]:
@@ -220,9 +236,15 @@ def _keys_files(config: dict[str, Any]) -> list[str | None]:
     return [ingress.get("access", {}).get("keys_file") for ingress in ingresses]
 
 
-def run(config: Path, ending: Ending, last: Callable[[], None] = lambda: None) -> int:
+def run(
+    config: Path,
+    ending: Ending,
+    last: Callable[[], None] = lambda: None,
+    refused: Callable[[], bool] = lambda: False,
+) -> int:
     """Call `serve run` in this process; returns when `ending` has ended it, or it has failed, and
-    calls `last` before the cluster goes.
+    calls `last` before the cluster goes. Where the cluster shows that it is for nothing, `refused`
+    says why.
     """
     from click import Abort
     from ray.serve.scripts import cli
@@ -241,6 +263,8 @@ def run(config: Path, ending: Ending, last: Callable[[], None] = lambda: None) -
             print(f"no Ray cluster can be joined at {address}: {error}", file=sys.stderr)
             return 2
         try:
+            if refused():
+                return 2
             ending.listen()
             cli.main(["run", str(config)], standalone_mode=False)
         finally:

@@ -6,7 +6,7 @@ Starts nothing and downloads nothing. Exit status: 0 the server can work, 1 some
 import argparse
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Final
 
@@ -20,16 +20,13 @@ _SIGNS: Final = {"ok": "ok     ", "note": "note   ", "missing": "MISSING"}
 def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="serve_app check", description=__doc__)
     parser.add_argument("--json", action="store_true", help="for programs")
-    parser.add_argument(
-        "config", nargs="?", help="whose folders are looked at; else the default ones"
-    )
+    parser.add_argument("config", nargs="?", help="whose folders and replicas are looked at")
     options = parser.parse_args(arguments)
     try:
-        places = surroundings.places(options.config)
+        found = look(options.config)
     except ValueError as error:
         print(error, file=sys.stderr)
         return 2
-    found = look(places)
     missing = sum(finding.state == "missing" for finding in found)
     if options.json:
         facts = {"can_serve": not missing, "findings": [asdict(finding) for finding in found]}
@@ -39,18 +36,24 @@ def main(arguments: list[str]) -> int:
     return 1 if missing else 0
 
 
-def look(places: Mapping[str, str] | None = None) -> list[Finding]:
-    """Everything that there is to find; `places` as `surroundings.places` finds them."""
+def look(config: str | None = None) -> list[Finding]:
+    """Everything that there is to find, for a config file or the default one.
+
+    Raises:
+        ValueError: the file cannot be read, or has a fault.
+    """
     environment = Environment.read()
+    places = surroundings.places(config)
     return [
         *machine.machine(),
         *system.system(),
         *machine.gpus(),
+        *surroundings.replicas(config, environment, machine.cards()),
         *packages.packages(),
         *packages.audio(),
         *surroundings.ports(environment),
         *surroundings.keys(environment),
-        *surroundings.folders(surroundings.places() if places is None else places),
+        *surroundings.folders(places),
         *surroundings.ray(environment),
         *surroundings.checkpoint(environment),
     ]

@@ -101,6 +101,19 @@ def gpus(command: Sequence[str] = ("nvidia-smi",)) -> list[Finding]:
     return found or [Finding("gpu", "note", "a driver and no GPU: the server runs on the CPU")]
 
 
+def cards(command: Sequence[str] = ("nvidia-smi",)) -> int:
+    """How many GPUs of this machine a server may use."""
+    try:
+        done = subprocess.run(
+            [*command, "--list-gpus"], capture_output=True, text=True, timeout=_SMI_TIMEOUT_S
+        )
+    except (OSError, subprocess.SubprocessError):
+        return 0
+    there = sum(line.startswith("GPU ") for line in done.stdout.splitlines())
+    visible = Environment.read().visible_gpus
+    return there if visible is None else min(there, visible)
+
+
 def _gpu(row: Sequence[str]) -> Iterator[Finding]:
     name, total, free, driver, capability = row
     total_gib, free_gib = float(total) / 1024, float(free) / 1024

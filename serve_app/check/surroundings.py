@@ -8,6 +8,7 @@ from typing import Any, Final
 
 import yaml
 
+from serve_app.check import faults
 from serve_app.check.finding import Finding
 from serve_app.config import Environment, IngressConfig
 from serve_app.keys import key_file
@@ -48,6 +49,22 @@ def keys(environment: Environment) -> list[Finding]:
     return [Finding("keys", "note", says, "python -m serve_app keys new NAME --file keys.yaml")]
 
 
+def applications(config: str | None) -> list[dict[str, Any]]:
+    """Those of a config file; none where there is no file.
+
+    Raises:
+        ValueError: it cannot be read, or says something else.
+    """
+    if config is None:
+        return []
+    try:
+        content = yaml.safe_load(Path(config).read_text(encoding="utf-8"))
+        found = [{**one, "args": one.get("args") or {}} for one in content["applications"]]
+    except (OSError, ValueError, yaml.YAMLError, AttributeError, KeyError, TypeError) as error:
+        raise ValueError(f"{config} is no config of this server: {error!r}") from error
+    return found
+
+
 def places(config: str | None = None) -> dict[str, str]:
     """Where long texts and voices are kept: as the first application of a config file says that
     says so, else in the user's folders.
@@ -55,17 +72,22 @@ def places(config: str | None = None) -> dict[str, str]:
     Raises:
         ValueError: the file cannot be read, or says it wrongly.
     """
-    stated: Mapping[str, Any] = {}
-    if config is not None:
-        try:
-            content = yaml.safe_load(Path(config).read_text(encoding="utf-8"))
-            applications = content["applications"]
-            of_each = [(app.get("args") or {}).get("ingress") or {} for app in applications]
-        except (OSError, ValueError, yaml.YAMLError, AttributeError, KeyError, TypeError) as error:
-            raise ValueError(f"{config} is no config of this server: {error!r}") from error
-        stated = next((args for args in of_each if "jobs" in args or "voices" in args), {})
+    of_each = [args.get("ingress") or {} for args in (a["args"] for a in applications(config))]
+    stated = next((args for args in of_each if "jobs" in args or "voices" in args), {})
     ingress = IngressConfig.model_validate(stated)
     return {"long texts": str(ingress.jobs.folder), "voices": ingress.voices.place}
+
+
+def replicas(config: str | None, environment: Environment, gpus: int) -> list[Finding]:
+    """Whether the GPUs hold what a config file asks for; those of a cluster may be others.
+
+    Raises:
+        ValueError: as `places`.
+    """
+    state = "missing" if environment.ray_address is None else "note"
+    remedy = "lower min_replicas or num_replicas, the shares (num_gpus), or serve fewer models"
+    says = faults.of_cards(applications(config), gpus)
+    return [Finding("gpu", state, one, remedy) for one in says]
 
 
 def folders(found: Mapping[str, str]) -> list[Finding]:

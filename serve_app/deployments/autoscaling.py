@@ -37,6 +37,7 @@ class InProportion:
         self._memory = Memory()
         self._said: tuple[Mapping[str, int], str] | None = None
         self._said_s = 0.0
+        self._lacked: Mapping[str, str] = {}
         self._recorder = metrics.MetricsRecorder(Counter, Histogram, Gauge)
 
     def __call__(
@@ -46,6 +47,7 @@ class InProportion:
             snapshot = snapshot_of(contexts.values())
             decision, self._memory = decide(self._tuning, self._memory, snapshot)
             self._tell(decision, snapshot)
+            self._tell_what_waits(contexts.values())
         except Exception:
             logger.exception("the scaling policy failed; replicas stay as they are")
             return {}, {}
@@ -66,6 +68,19 @@ class InProportion:
         line = {"targets": decision.targets, "reason": decision.reason, **decision.inputs}
         logger.info("scaling %s", json.dumps(line))
         logger.debug("scaling snapshot %s", snapshot.line())
+
+    def _tell_what_waits(self, contexts: Iterable[AutoscalingContext]) -> None:
+        """One line for each deployment that the cluster has too little for, when it changes: what
+        is there at least is not the policy's to choose.
+        """
+        from serve_app.deployments.ray_serve.nodes import NODES
+
+        application = next((context.app_name or "" for context in contexts), "")
+        lacked = NODES.waiting(application)
+        for name, why in lacked.items():
+            if self._lacked.get(name) != why:
+                logger.warning("%s of %r has %s", name, application, why)
+        self._lacked = lacked
 
 
 def snapshot_of(contexts: Iterable[AutoscalingContext]) -> Snapshot:

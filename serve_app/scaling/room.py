@@ -14,11 +14,13 @@ from functools import lru_cache
 from typing import Final, TypeAlias
 
 # Shares of one whole GPU may add up to a little more than one.
-_EPSILON: Final = 1e-6
+EPSILON: Final = 1e-6
 # Ray counts in such parts of a card.
 _CARD: Final = 10_000
 # Orders of more than so many are not tried.
 _MOST_TRIED: Final = 9
+# Ways to put shares on cards, of which no more than so many are tried.
+_MOST_TRIES: Final = 5_000
 # What Serve sorts by, before all else.
 _FIRST: Final = ("GPU", "CPU", "memory")
 
@@ -89,6 +91,30 @@ def sets_grown(gpus: float, shares: Sequence[float]) -> tuple[int, list[float]]:
     return held, [card / _CARD for card in cards]
 
 
+def left_out(gpus: int, shares: Sequence[float], counts: Sequence[int]) -> list[int]:
+    """Of the replicas of each stage, how many find no card however they are put on empty ones; of
+    too many, one of each stage has its share before another has its second.
+
+    Args:
+        gpus: how many cards there are.
+        shares: of a card, of one replica of each stage.
+        counts: of its replicas.
+    """
+    cards, held = (_CARD,) * gpus, tuple[int, ...]()
+    missing = [0 for _ in shares]
+    order = sorted(range(len(shares)), key=lambda stage: -shares[stage])
+    for turn in range(max(counts, default=0)):
+        for stage in order:
+            if turn >= counts[stage] or not shares[stage]:
+                continue
+            more = tuple(sorted((*held, _parts(shares[stage])), reverse=True))
+            if not missing[stage] and _can_hold(cards, more):
+                held = more
+            else:
+                missing[stage] += 1
+    return missing
+
+
 @dataclass(slots=True)
 class _Room:
     """What is left of all nodes.
@@ -148,7 +174,7 @@ class _Room:
             if node in place.nodes
             and (place.per_node is None or self.counts[number].get(node, 0) < place.per_node)
             and all(
-                resources.get(name, 0.0) + _EPSILON >= amount
+                resources.get(name, 0.0) + EPSILON >= amount
                 for name, amount in place.resources.items()
             )
         ]
@@ -197,7 +223,7 @@ def _order(resources: Mapping[str, float]) -> tuple[float, ...]:
 
 def _whole(gpus: float) -> list[float]:
     """As many whole cards as can be."""
-    return [*(1.0 for _ in range(int(gpus + _EPSILON))), gpus % 1.0]
+    return [*(1.0 for _ in range(int(gpus + EPSILON))), gpus % 1.0]
 
 
 def _parts(share: float) -> int:
@@ -225,6 +251,28 @@ def _in_any_order(cards: Cards, shares: Shares) -> bool:
         if not _in_any_order(then, (*shares[:number], *fewer, *shares[number + 1 :])):
             return False
     return True
+
+
+def _can_hold(cards: Cards, shares: tuple[int, ...]) -> bool:
+    """Whether the shares, none above a whole card and the largest first, can be put on the cards;
+    true as well where too much had to be tried to know.
+    """
+    tries = iter(range(_MOST_TRIES))
+
+    def can(cards: Cards, shares: tuple[int, ...]) -> bool:
+        if not shares or next(tries, None) is None:
+            return True
+        if sum(shares) > sum(cards):
+            return False
+        for card in sorted({card for card in cards if card >= shares[0]}):
+            left = list(cards)
+            left.remove(card)
+            insort(left, card - shares[0])
+            if can(tuple(left), shares[1:]):
+                return True
+        return False
+
+    return can(cards, shares)
 
 
 def _is_plain(cards: Cards, shares: Shares, share: int) -> bool:

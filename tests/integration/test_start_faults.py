@@ -1,4 +1,6 @@
-"""What is wrong with an application is said by plain `serve run`, which has no launcher's check."""
+"""What is wrong with an application is said by plain `serve run`, which has no launcher's check;
+and what the launcher sees of its cluster alone.
+"""
 
 import json
 import os
@@ -17,7 +19,7 @@ from typing import Any
 import pytest
 import yaml
 
-from load_tests.servers.child import REPOSITORY, kill_left, search_path, start_server
+from load_tests.servers.child import REPOSITORY, free_port, kill_left, search_path, start_server
 from load_tests.servers.nodes import ON_LOOPBACK
 from load_tests.servers.server import MARK, marked
 from serve_app.config import MODEL_BUILDER
@@ -160,3 +162,36 @@ def test_each_application_that_cannot_start_says_why_in_the_terminal_and_in_its_
     failed = "\x1b[0m Fused of 'cache' does not start: "  # behind Ray's name of the process
     why = running.wait_for(failed).partition(failed)[2]
     running.wait_until("cache", lambda status: any(why[:60] in message for message in status[2:]))
+
+
+def test_more_replicas_than_the_cards_of_the_own_cluster_hold_end_the_start(tmp_path: Path) -> None:
+    config = yaml.safe_load((REPOSITORY / "configs/serve.fused.yaml").read_text())
+    config["applications"][0]["deployments"] = [{"name": "Fused", "num_replicas": 3}]
+    (tmp_path / "serve.yaml").write_text(yaml.safe_dump(config))
+    mark = uuid.uuid4().hex
+    environment = {
+        **os.environ,
+        "PYTHONPATH": search_path(),
+        # As if the machine had them.
+        "RAY_OVERRIDE_RESOURCES": '{"GPU": 2}',
+        "RAY_AUTH_MODE": "disabled",
+        MARK: mark,
+    }
+    for variable in ("RAY_ADDRESS", "TTS_MODEL", "TTS_REVISION", "TTS_API_KEY"):
+        environment.pop(variable, None)
+    command = [sys.executable, "-m", "serve_app", "--port", str(free_port())]
+    try:
+        done = subprocess.run(
+            [*command, str(tmp_path / "serve.yaml")],
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
+        assert done.returncode == 2
+        says = (
+            "Fused of 'tts' asks for 3 replicas of 1 GPU at least, and the 2 GPUs have room for 2"
+        )
+        assert says in done.stderr.splitlines()
+    finally:
+        kill_left(lambda: marked(mark))

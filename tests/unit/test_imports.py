@@ -66,6 +66,7 @@ class Rule:
     never: tuple[str, ...] = field(default=(*HEAVY, *OUTER))
 
 
+_CHECKED = ("launch.haproxy", "launch.ports", "scaling.room")
 _STAGE = (*BOTTOM, "models.checkpoint", "models.layers", *FLAT)
 _FIRST_AUDIO = "models.speech_decoder.first_audio"
 _CONTRACT = "models.code_predictor.channel.contract"
@@ -85,7 +86,7 @@ RULES = (
     Rule("text", BOTTOM),
     Rule("cli", never=(*HEAVY, *OUTER, "numpy", "pydantic")),
     Rule("keys", BOTTOM),
-    Rule("check", (*BOTTOM, "keys", "launch.haproxy", "launch.ports", "models.checkpoint")),
+    Rule("check", (*BOTTOM, "keys", *_CHECKED, "models.checkpoint")),
     Rule("storage", ("errors",)),
     Rule("voices", (*BOTTOM, "audio", "storage"), _NO_TENSORS),
     Rule("http", (*BOTTOM, "audio", "text", "keys", "storage", "voices"), (*HEAVY, "ray")),

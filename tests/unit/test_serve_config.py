@@ -316,6 +316,28 @@ def test_a_folder_without_weights_is_no_reason_to_start_a_cluster(
     assert str(folder / "model.safetensors") in found
 
 
+def test_another_cluster_may_get_the_cards_that_it_lacks(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    nodes = [
+        {"Alive": True, "Resources": {"CPU": 8.0, "GPU": 2.0}},
+        {"Alive": False, "Resources": {"CPU": 8.0, "GPU": 2.0}},
+        {"Alive": True, "Resources": {"CPU": 8.0}},
+    ]
+    monkeypatch.setattr(ray, "nodes", lambda: nodes)
+    config = serve_config.load("configs/serve.fused.yaml")
+    monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
+    assert not launcher._says_of_cards(config)
+    assert capsys.readouterr().err == ""
+    config["applications"][0]["deployments"] = [{"name": "Fused", "num_replicas": 3}]
+    says = "Fused of 'tts' asks for 3 replicas of 1 GPU at least, and the 2 GPUs have room for 2"
+    assert not launcher._says_of_cards(config)
+    assert capsys.readouterr().err == f"{says}; what finds none waits for another node\n"
+    monkeypatch.delenv("RAY_ADDRESS")
+    assert launcher._says_of_cards(config)
+    assert capsys.readouterr().err == f"{says}\n"
+
+
 TRACEBACK = "Traceback (most recent call last):\n  File ...\nValueError: no memory"
 
 

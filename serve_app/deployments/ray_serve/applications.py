@@ -13,6 +13,7 @@ from typing import Any, Final, TypeAlias
 from ray.serve.context import _get_global_client
 
 from serve_app.config import BUILDER, MODEL_BUILDER
+from serve_app.deployments.ray_serve.nodes import Look, look_with, waiting
 from serve_app.http.names import known_as
 from serve_app.http.served.application import Application, ApplicationState
 
@@ -106,14 +107,34 @@ class Following:
 def ask_serve() -> Applications:
     client = _get_global_client()
     details: Mapping[str, Any] = client.get_serve_details() if client is not None else {}
+    applications = details.get("applications", {})
+    look = _looked(details) if any(map(_lacks, applications.values())) else None
     return {
-        name: application_of(name, application)
-        for name, application in details.get("applications", {}).items()
+        name: application_of(name, application, look) for name, application in applications.items()
     }
 
 
-def application_of(name: str, details: Mapping[str, Any]) -> Application:
-    """One application of Serve's instance details."""
+def _lacks(application: Mapping[str, Any]) -> bool:
+    """Whether replicas without which it is not whole are not there."""
+    deployments = (application.get("deployments") or {}).values()
+    return any(map(_is_short, deployments))
+
+
+def _is_short(deployment: Mapping[str, Any]) -> bool:
+    counts = _counts(deployment)
+    return counts["ready"] < counts["total"]
+
+
+def _looked(details: Mapping[str, Any]) -> Look | None:
+    try:
+        return look_with(details)
+    except Exception as error:  # of any kind: GCS is away; what is known without it is told
+        logger.debug("the cluster does not say what it has: %s", error)
+        return None
+
+
+def application_of(name: str, details: Mapping[str, Any], look: Look | None = None) -> Application:
+    """One application of Serve's instance details; `look` says what replicas wait for."""
     config = details.get("deployed_app_config") or {}
     args: Mapping[str, Any] = config.get("args") or {}
     deployments: Mapping[str, Any] = details.get("deployments") or {}
@@ -139,6 +160,12 @@ def application_of(name: str, details: Mapping[str, Any]) -> Application:
         replicas={deployment: _counts(found) for deployment, found in deployments.items()},
         waking=frozenset(name for name, found in deployments.items() if _is_waking(found)),
         leaving=dict(entry for found in deployments.values() for entry in _leaving(found)),
+        lacks="; ".join(
+            f"{deployment} has {why}"
+            for deployment, why in (waiting(look, name) if look is not None else {}).items()
+            if _is_short(deployments[deployment])
+        )
+        or None,
     )
 
 

@@ -26,6 +26,7 @@ from ray.core.generated.gcs_pb2 import (
 from ray.serve._private.constants import SERVE_CONTROLLER_NAME, SERVE_NAMESPACE
 
 from serve_app.scaling.room import Place, sets_held
+from serve_app.scaling.waiting import Left, lack
 
 _MAX_AGE_S: Final = 2.0
 _TIMEOUT_S: Final = 10.0
@@ -35,6 +36,10 @@ _STOPPING: Final = "STOPPING"
 _REPLICA: Final = "ServeReplica:"
 _GPU: Final = "GPU"
 _EPSILON: Final = 1e-6
+# Until then a replica without a node is one that has just been asked for.
+_PATIENCE_S: Final = 10.0
+# Within this time the process of a replica starts that a node has room for.
+_START_S: Final = 60.0
 # Its place is not counted on: the node is on its way out.
 _ALIVE: Final = (NodeStatus.RUNNING, NodeStatus.IDLE)
 
@@ -64,6 +69,7 @@ class Deployment:
     Attributes:
         running, stopping: replicas by node.
         coming: replicas that have no node yet, or whose node is not known yet.
+        waited_s: how long each of these has been asked for, as far as that is known.
     """
 
     resources: Resources
@@ -72,6 +78,7 @@ class Deployment:
     running: Mapping[str, int]
     stopping: Mapping[str, int]
     coming: int
+    waited_s: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +102,7 @@ def look_at(
     status: GetClusterStatusReply,
     details: Mapping[str, Any],
     actors: Iterable[ActorTableData] = (),
+    now_s: float | None = None,
 ) -> Look:
     """What GCS and Serve's controller say.
 
@@ -102,7 +110,9 @@ def look_at(
         status: of the cluster.
         details: of Serve's instance.
         actors: those that live.
+        now_s: of the clock; None: as it is.
     """
+    now_s = time.time() if now_s is None else now_s
     nodes: dict[str, Node] = {}
     taken = _taken_of_cards(actors, details)
     has_types = False
@@ -118,7 +128,7 @@ def look_at(
                     cards[card] = max(0.0, cards[card] - amount)
             nodes[node] = Node(total, used, dict(state.labels), tuple(cards))
     deployments = {
-        (application, name): _deployment(found)
+        (application, name): _deployment(found, now_s)
         for application, there in details.get("applications", {}).items()
         for name, found in (there.get("deployments") or {}).items()
     }
@@ -157,17 +167,15 @@ def _taken_of_cards(
     return taken
 
 
-def _deployment(found: Mapping[str, Any]) -> Deployment:
+def _deployment(found: Mapping[str, Any], now_s: float) -> Deployment:
     config = found.get("deployment_config") or {}
     options = config.get("ray_actor_options") or {}
     running: dict[str, int] = {}
     stopping: dict[str, int] = {}
-    coming = 0
+    coming = [replica for replica in found.get("replicas", ()) if _has_no_node(replica)]
     for replica in found.get("replicas", ()):
         node = replica.get("node_id")
-        if node is None:
-            coming += replica["state"] != _STOPPING
-        else:
+        if node is not None:
             counts = stopping if replica["state"] == _STOPPING else running
             counts[node] = counts.get(node, 0) + 1
     asked = {
@@ -182,8 +190,43 @@ def _deployment(found: Mapping[str, Any]) -> Deployment:
         per_node=config.get("max_replicas_per_node"),
         running=running,
         stopping=stopping,
-        coming=coming,
+        coming=len(coming),
+        waited_s=tuple(now_s - begun for one in coming if (begun := one.get("start_time_s"))),
     )
+
+
+def _has_no_node(replica: Mapping[str, Any]) -> bool:
+    return replica.get("node_id") is None and replica["state"] != _STOPPING
+
+
+def waiting(look: Look, application: str) -> dict[str, str]:
+    """Why replicas of an application have had no node for a while, by deployment, in one line."""
+    found = {}
+    for (owner, name), deployment in look.deployments.items():
+        longest_s = max(deployment.waited_s, default=0.0)
+        if owner != application or longest_s < _PATIENCE_S:
+            continue
+        why = lack(_place(look, deployment), _left(look))
+        if why is None:
+            if longest_s < _START_S:
+                continue
+            why = "a node has room, but Ray has sent it to another, or its process does not start"
+        elif look.grows:
+            why += "; an autoscaler adds a node, if it can"
+        late = sum(waited_s >= _PATIENCE_S for waited_s in deployment.waited_s)
+        count = sum(deployment.running.values()) + deployment.coming
+        found[name] = f"no place for {late} of {count} replicas: {why}"
+    return found
+
+
+def _left(look: Look) -> dict[str, Left]:
+    left = {}
+    for node, found in look.nodes.items():
+        free = {name: amount - found.used.get(name, 0.0) for name, amount in found.total.items()}
+        gpus = free.get(_GPU, 0.0)
+        cards = _cards(found.cards, gpus) if len(found.cards) > 1 else [gpus]
+        left[node] = Left(free, cards if found.total.get(_GPU) else [])
+    return left
 
 
 @dataclass(slots=True)
@@ -277,6 +320,10 @@ class Nodes:
         busy = {node for one in look.deployments.values() for node in one.running}
         return sets_held(free, places, max(most[name] for name in group), cards, busy)
 
+    def waiting(self, application: str) -> dict[str, str]:
+        """As `waiting`, by the last look; of no application before that."""
+        return {} if self._look is None else waiting(self._look, application)
+
     def renew(self) -> None:
         """Look again where the last look is old and none is under way."""
         now_s = time.monotonic()
@@ -309,19 +356,36 @@ class Nodes:
 
 def ask_cluster() -> Look:
     """From within Serve's controller, by another thread than that of its event loop."""
-    status = GetClusterStatusReply()
-    if not ray.is_initialized():
-        raise RuntimeError("this process has joined no cluster")
-    client = GcsClient(address=ray.get_runtime_context().gcs_address)
-    status.ParseFromString(client.get_cluster_status(timeout_s=_TIMEOUT_S))
+    status = _status()
     controller: Any = ray.get_actor(SERVE_CONTROLLER_NAME, namespace=SERVE_NAMESPACE)
     details: Any = ray.get(controller.get_serve_instance_details.remote(), timeout=_TIMEOUT_S)
+    return _look(status, details)
+
+
+def look_with(details: Mapping[str, Any]) -> Look:
+    """The same where Serve has just told its `details`."""
+    return _look(_status(), details)
+
+
+def _status() -> GetClusterStatusReply:
+    if not ray.is_initialized():
+        raise RuntimeError("this process has joined no cluster")
+    status = GetClusterStatusReply()
+    status.ParseFromString(_gcs().get_cluster_status(timeout_s=_TIMEOUT_S))
+    return status
+
+
+def _gcs() -> GcsClient:
+    return GcsClient(address=ray.get_runtime_context().gcs_address)
+
+
+def _look(status: GetClusterStatusReply, details: Mapping[str, Any]) -> Look:
     several = any(
         state.total_resources.get(_GPU, 0.0) > 1
         for state in status.cluster_resource_state.node_states
     )
     # Which card an actor has matters, and is told, only there.
-    return look_at(status, details, asyncio.run(_living(client)) if several else ())
+    return look_at(status, details, asyncio.run(_living(_gcs())) if several else ())
 
 
 async def _living(client: GcsClient) -> list[ActorTableData]:

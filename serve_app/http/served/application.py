@@ -28,6 +28,7 @@ class Application:
             embedded voice, may be another one, which is known when the model is there.
         leaving: replicas that are taken out of service, by id, and for how many seconds each may
             finish what it has.
+        lacks: what replicas wait for that have no node, where without them it is not whole.
     """
 
     name: str
@@ -41,6 +42,7 @@ class Application:
     is_named: bool = True
     waking: frozenset[str] = frozenset()
     leaving: Mapping[str, float] = field(default_factory=dict)
+    lacks: str | None = None
 
     def is_same_model(self, other: "Application") -> bool:
         """Whether both serve one checkpoint under one name, in whatever way."""

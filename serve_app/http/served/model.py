@@ -155,19 +155,21 @@ class Model:
         state: State
         reason: str | None = None
         if not self._warm_up.passed:
-            state, reason = "initializing", self._warm_up.reason
+            state, reason = "initializing", application.lacks or self._warm_up.reason
             if application.state == "starting":  # then it is what a replica has failed by
                 reason = application.reason or reason
             if application.state == "failed" and self.card is None:
                 state, reason = "unhealthy", application.reason or "it failed to start"
         elif dead:
-            state, reason = "unhealthy", f"no running replica of {', '.join(dead)}"
+            state = "unhealthy"
+            reason = _joined(f"no running replica of {', '.join(dead)}", application.lacks)
         elif application.state == "failed":
             state, reason = "degraded", application.reason
         elif absent:
-            state, reason = "degraded", f"waking up, requests wait: {', '.join(absent)}"
-        elif any(n["ready"] < n["total"] for n in needed.values()):
             state = "degraded"
+            reason = _joined(f"waking up, requests wait: {', '.join(absent)}", application.lacks)
+        elif any(n["ready"] < n["total"] for n in needed.values()):
+            state, reason = "degraded", application.lacks
         else:
             state = "healthy"
         return ModelStatus(
@@ -205,3 +207,7 @@ class Model:
         if self._passed is None:
             raise StageUnavailable("the model has not said yet what it serves")
         return self._passed(request, done)
+
+
+def _joined(*reasons: str | None) -> str:
+    return "; ".join(filter(None, reasons))

@@ -42,10 +42,10 @@ class Full:
         return None
 
 
-def stage(name, share, per_node=None):
+def stage(name, share, per_node=None, least=1):
     options = {} if per_node is None else {"max_replicas_per_node": per_node}
     return serve.deployment(
-        name=name, autoscaling_config=BOUNDS, **options,
+        name=name, autoscaling_config={**BOUNDS, "min_replicas": least}, **options,
         ray_actor_options={"num_cpus": 0.1, "num_gpus": share},
     )(type(name, (Full,), {}))
 
@@ -54,6 +54,7 @@ whole = stage("SpeechDecoder", 0.3).bind(
     stage("Talker", 0.5).bind(stage("CodePredictor", 0.2).bind())
 )
 large = stage("Fused", 0.6, 2).bind()
+many = stage("Fused", 0.6, 2, 3).bind()
 """
 DEPLOY = """
 import sys, ray
@@ -85,6 +86,7 @@ cluster.shutdown()
 WATCH = """
 import json, sys, time, ray
 from ray.core.generated.gcs_pb2 import ActorTableData
+from serve_app.deployments.ray_serve.applications import ask_serve
 ray.init(address=sys.argv[1], namespace="serve", log_to_driver=False)
 accessor = ray._private.state.state._connect_and_get_accessor()
 while True:
@@ -99,7 +101,9 @@ while True:
                 card = f"{actor.node_id.hex()}:{entry.resource_ids[0].index}"
                 cards.setdefault(card, []).append(actor.class_name.split(":")[-1])
     states = {n: [r["state"] == "RUNNING" for r in d["replicas"]] for n, d in found.items()}
+    application = ask_serve().get("tts")
     print(json.dumps({
+        "lacks": application.lacks if application else None,
         "running": {n: sum(each) for n, each in states.items()},
         "waiting": {n: len(each) - sum(each) for n, each in states.items()},
         "target": {n: d["target_num_replicas"] for n, d in found.items()},
@@ -113,6 +117,7 @@ class Watched:
     """A cluster with stages on it, and what is seen of them."""
 
     def __init__(self, folder: Path, mark: str, stages: str, nodes: int) -> None:
+        self._folder = folder
         (folder / "stages.py").write_text(STAGES, encoding="utf-8")
         environment = {
             **os.environ,
@@ -168,6 +173,12 @@ class Watched:
             assert time.monotonic() < end_s, self.seen[-1:]
             time.sleep(0.2)
 
+    def logged(self, what: str) -> list[str]:
+        """Lines of the log of Serve's controller."""
+        logs = self._folder.glob("ray/session_*/logs/serve/controller_*.log")
+        lines = [line for log in set(map(Path.resolve, logs)) for line in log.open()]
+        return [line for line in lines if what in line]
+
     def stays(self, sets: int, seconds: float = 12.0) -> None:
         """So many run, no more are asked for, and none waits."""
         looked = len(self.seen)
@@ -216,3 +227,21 @@ def test_what_is_left_of_two_cards_is_not_taken_for_a_third_and_the_next_node_is
     watched.wait(runs(4))
     watched.stays(4)
     assert watched.seen[-1]["cards"] == [["Fused"]] * 4
+
+
+def test_what_there_is_to_be_at_least_and_no_card_holds_is_said_until_a_node_comes(
+    cluster: Callable[[str, int], Watched],
+) -> None:
+    """Nothing is taken away and asked for again meanwhile."""
+    watched = cluster("many", 1)
+    why = "each takes 0.6 of a GPU, and none of the 2 GPUs has more than 0.4 left"
+    lacks = f"Fused has no place for 1 of 3 replicas: {why}"
+    watched.wait(lambda seen: seen["lacks"] == lacks)
+    looked = len(watched.seen)
+    time.sleep(25)  # longer than a lost node is waited for
+    for seen in watched.seen[looked:]:
+        assert (seen["running"], seen["waiting"]) == ({"Fused": 2}, {"Fused": 1})
+        assert (seen["target"], seen["lacks"]) == ({"Fused": 3}, lacks)
+    assert len(watched.logged(f"Fused of 'tts' has no place for 1 of 3 replicas: {why}")) == 1
+    watched.add_node()
+    watched.wait(lambda seen: seen["running"] == {"Fused": 4} and seen["lacks"] is None)

@@ -1,18 +1,20 @@
 """What `python -m serve_app check` finds, on this machine and on made-up ones."""
 
 import json
+import os
 import socket
 import tomllib
 from pathlib import Path
 
 import pytest
+import yaml
 from packaging.requirements import Requirement
 from packaging.version import Version
 
 from serve_app.__main__ import main
 from serve_app.check.command import look, report, verdict
 from serve_app.check.finding import Finding
-from serve_app.check.machine import gpus, machine
+from serve_app.check.machine import cards, gpus, machine
 from serve_app.check.packages import FLOORS, audio, packages
 from serve_app.check.surroundings import checkpoint, folders, keys, places, ports, ray
 from serve_app.config import Environment
@@ -91,6 +93,40 @@ def test_each_gpu_is_judged(tmp_path, output, status, expected):
 
 def test_no_driver_is_no_fault(tmp_path):
     assert states(gpus([str(tmp_path / "nvidia-smi")])) == ["note"]
+    assert cards([str(tmp_path / "nvidia-smi")]) == 0
+
+
+def test_more_replicas_than_the_gpus_hold_are_missed(tmp_path, monkeypatch, capsys):
+    program = tmp_path / "nvidia-smi"
+    program.write_text(
+        "#!/bin/sh\n[ $1 = --list-gpus ] && printf 'GPU 0: H (UUID: a)\\nGPU 1: H (UUID: b)\\n'\n"
+    )
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    config = yaml.safe_load((ROOT / "configs/serve.fused.yaml").read_text())
+    stated = {"min_replicas": 2, "target_ongoing_requests": 48}
+    fused = {"name": "Fused", "autoscaling_config": stated}
+    config["applications"][0]["deployments"] = [fused]
+    file = tmp_path / "serve.yaml"
+
+    def said() -> str:
+        file.write_text(yaml.safe_dump(config))
+        main(["check", str(file)])
+        lines = capsys.readouterr().out.splitlines()
+        return next((line for line in lines if "asks for" in line), "")
+
+    assert cards() == 2
+    assert said() == ""
+    stated["min_replicas"] = 3
+    asks = "Fused of 'tts' asks for 3 replicas of 1 GPU at least, and the 2 GPUs have room for 2"
+    assert said() == f"MISSING  gpu         {asks}"
+    # The cluster's are not this machine's.
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
+    assert said() == f"note     gpu         {asks}"
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
+    assert said().endswith("and the only GPU has room for 1")
 
 
 @pytest.mark.parametrize(

@@ -181,6 +181,18 @@ def test_one_replica_is_asked_for_whatever_nodes_seem_to_hold() -> None:
     assert set(application.run(60, 300)) == {2}
 
 
+def test_replicas_that_there_are_at_least_are_waited_for_without_a_change() -> None:
+    """A node is lost, and comes back: Serve would ask for them whatever is decided."""
+    application = Application(least=3, holds=3, is_seen=True)
+    application.run(60, 100)
+    for holds, streams in ((2, 100), (1, 400), (1, 0), (3, 100)):
+        application.holds = holds
+        assert set(application.run(400, streams)) == {3}
+        assert "bounds" not in application.reasons
+    application.holds = 5
+    assert max(application.run(60, 400)) == 5
+
+
 def test_no_more_ingresses_are_asked_for_than_nodes_hold() -> None:
     memory, count = Memory(), 1
     for second in range(60):

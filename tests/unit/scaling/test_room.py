@@ -1,11 +1,11 @@
 """How many sets of stages nodes hold."""
 
 import random
-from itertools import permutations
+from itertools import permutations, product
 
 import pytest
 
-from serve_app.scaling.room import Place, sets_held
+from serve_app.scaling.room import Place, left_out, sets_held
 
 EVERYWHERE = frozenset({"a", "b"})
 SPLIT = [
@@ -143,3 +143,39 @@ def test_replicas_of_which_there_are_more_than_of_others_keep_their_place() -> N
     second = Place({"CPU": 1.0}, EVERYWHERE, {"a": 1})
     assert sets_held({"a": {"CPU": 4.0}}, [first, second], 8) == 1
     assert sets_held({"a": {"CPU": 5.0}}, [first, second], 8) == 2
+
+
+@pytest.mark.parametrize(
+    ("gpus", "shares", "counts", "missing"),
+    [
+        (2, [0.6], [3], [1]),
+        (2, [0.5, 0.3, 0.2], [2, 2, 2], [0, 0, 0]),
+        # One of each first, the largest before the others.
+        (2, [0.3, 0.5, 0.2], [3, 3, 3], [1, 1, 1]),
+        (2, [0.6, 0.5], [2, 1], [1, 0]),
+        # Two models with a card each, and a third.
+        (2, [1.0, 1.0, 1.0], [1, 1, 1], [0, 0, 1]),
+        (1, [0.0, 1.0], [7, 1], [0, 0]),
+        (0, [0.1], [1], [1]),
+        (40, [0.6], [64], [24]),
+    ],
+)
+def test_of_what_is_asked_for_at_once_the_rest_is_left_out(
+    gpus: int, shares: list[float], counts: list[int], missing: list[int]
+) -> None:
+    assert left_out(gpus, shares, counts) == missing
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_nothing_is_left_out_that_could_be_put_somehow(seed: int) -> None:
+    chance = random.Random(seed)
+    gpus, stages = chance.randint(1, 3), chance.randint(1, 3)
+    shares = [chance.choice([0.2, 0.3, 0.35, 0.4, 0.5, 0.6, 0.7]) for _ in range(stages)]
+    counts = [chance.randint(1, 2) for _ in range(stages)]
+    wanted = [share for share, count in zip(shares, counts, strict=True) for _ in range(count)]
+    fits = any(
+        all(round(sum(card), 6) <= 1 for card in cards)
+        for at in product(range(gpus), repeat=len(wanted))
+        for cards in [[[s for s, a in zip(wanted, at, strict=True) if a == g] for g in range(gpus)]]
+    )
+    assert (not any(left_out(gpus, shares, counts))) is fits

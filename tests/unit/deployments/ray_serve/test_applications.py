@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from serve_app.deployments.ray_serve.applications import Following, application_of
+from serve_app.deployments.ray_serve.nodes import Deployment, Look, Node
 from serve_app.http.served.application import Application
 
 APPLICATIONS = {"tts": Application("tts", "Fused", "running")}
@@ -245,6 +246,21 @@ def test_what_may_sleep_is_waking_while_its_first_replica_starts(
     }
     found = application_of("a", details(deployments={"Fused": fused}))
     assert found.waking == ({"Fused"} if is_waking else frozenset())
+
+
+def test_what_replicas_wait_for_is_told_where_without_them_it_is_not_whole() -> None:
+    states = ("RUNNING", "STARTING")
+    fused = {"status": "UPDATING", "replicas": [replica(state) for state in states]}
+    had, asked = {"GPU": 1.0}, {"GPU": 0.6}
+    stage = Deployment(asked, {}, None, {"n": 1}, {}, coming=1, waited_s=(20.0,))
+    look = Look({"n": Node(had, asked, {})}, {("a", "Fused"): stage})
+    assert application_of("a", details(deployments={"Fused": fused}), look).lacks == (
+        "Fused has no place for 1 of 2 replicas: each takes 0.6 of a GPU, and the only GPU has 0.4"
+        " left"
+    )
+    # More for more load are not missed.
+    fused["status"] = "UPSCALING"
+    assert application_of("a", details(deployments={"Fused": fused}), look).lacks is None
 
 
 TRACEBACK = """The deployment failed to start 3 times in a row. Error:

@@ -12,7 +12,7 @@ from ray.core.generated.gcs_pb2 import ActorTableData
 
 from serve_app.app import make_plan
 from serve_app.config import AppConfig
-from serve_app.deployments.ray_serve.nodes import Look, Nodes, look_at
+from serve_app.deployments.ray_serve.nodes import Look, Nodes, look_at, waiting
 
 STAGES = {"Fused": 8}
 APART = {"Ingress": 8}
@@ -44,7 +44,7 @@ def status(
 def replica(node: str | None, state: str = "RUNNING", actor: str = "") -> dict[str, Any]:
     """As Serve tells of it; of one that has no node yet, without any."""
     known = {"node_id": node.encode().hex(), "actor_id": actor.encode().hex()} if node else {}
-    return {"state": state, **known}
+    return {"state": state, "start_time_s": 1000.0, **known}
 
 
 def actor(name: str, node: str, card: int, share: float, *, of_serve: bool = True) -> Any:
@@ -254,3 +254,31 @@ def test_cards_of_others_of_those_that_stop_and_of_nobody_known() -> None:
     for known in (both, new):
         look = look_at(nodes, known, [mine, actor("z", "a", 1, 0.5)])
         assert held(look)["Fused"] == 4
+
+
+def test_what_waits_for_a_card_is_told_with_what_the_cards_have() -> None:
+    stage = deployment(
+        *(replica("a", actor=name) for name in "xy"), replica(None, "STARTING"), cpus=1, gpus=0.6
+    )
+    cards = [actor("x", "a", 0, 0.6), actor("y", "a", 1, 0.6)]
+
+    def told(now_s: float, *more: Any, **changes: Any) -> dict[str, str]:
+        nodes = status(pair(free={"CPU": 62.0, "GPU": 0.8}, type="gpu"), *more, **changes)
+        return waiting(look_at(nodes, details(Fused=stage), cards, now_s), "tts")
+
+    why = "each takes 0.6 of a GPU, and none of the 2 GPUs has more than 0.4 left"
+    assert told(1020.0) == {"Fused": f"no place for 1 of 3 replicas: {why}"}
+    assert told(1005.0) == {}
+    assert told(1020.0, grows=True)["Fused"].endswith("; an autoscaler adds a node, if it can")
+    # With a node more one has room; Ray keeps it where it has sent it.
+    assert told(1020.0, gpu("b", type="gpu")) == {}
+    assert "Ray has sent it to another" in told(1070.0, gpu("b", type="gpu"))["Fused"]
+
+
+def test_of_a_replica_nobody_waits_for_nothing_is_told() -> None:
+    """One that stops, and one of which a new controller does not know when it was asked for."""
+    leaving = replica(None, "STOPPING")
+    unknown = {"state": "RECOVERING", "start_time_s": 0}
+    stage = deployment(replica("a"), leaving, unknown, cpus=6, gpus=1)
+    nodes = status(gpu("a", free={"CPU": 2.0, "GPU": 0.0}))
+    assert waiting(look_at(nodes, details(Fused=stage), now_s=2000.0), "tts") == {}

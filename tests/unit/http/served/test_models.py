@@ -415,6 +415,35 @@ def test_what_failed_to_start_says_why() -> None:
     asyncio.run(main())
 
 
+def test_what_the_cluster_has_too_little_of_is_said_with_what_comes_of_it() -> None:
+    why = "Talker has no place for 1 of 2 replicas: each takes a whole GPU"
+
+    async def main() -> None:
+        way = FakeWay(fake_card(name="own"))
+        way.there.clear()
+        server = Server(own=way)
+        for ready, state, reason in (
+            (0, "initializing", why),
+            (1, "degraded", why),
+            (0, "unhealthy", f"no running replica of Talker; {why}"),
+        ):
+            replicas = {"Fused": {"ready": 1, "total": 1}, "Talker": {"ready": ready, "total": 2}}
+            server.models.follow([application("own", replicas=replicas, lacks=why)])
+            if ready:
+                way.there.set()
+            await until(lambda: server.states() == {"own": state})  # noqa: B023
+            assert reasons(server) == {"own": reason}
+        server.models.close()
+        # What its replica has failed by counts for more.
+        failed = application("new", state="starting", reason="no memory", lacks=why)
+        server = Server(new=FakeWay(fake_card(name="new")))
+        server.models.follow([failed])
+        assert reasons(server) == {"new": "no memory"}
+        server.models.close()
+
+    asyncio.run(main())
+
+
 def test_what_a_replica_fails_by_is_said_while_serve_tries_again() -> None:
     async def main() -> None:
         way = FakeWay(fake_card(name="own"))
