@@ -5,8 +5,9 @@ import logging
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
-import h11
+import aiohttp
 import ray
+from yarl import URL
 
 # For all of it: who asks waits no longer, whatever the cluster is in.
 _TIMEOUT_S: Final = 3.0
@@ -17,7 +18,6 @@ _LONGEST_S: Final = 15.0
 # Who asks more often gets the same again: an agent hears of its processes less often still.
 _MAX_AGE_S: Final = 1.0
 _MAX_BYTES: Final = 32 << 20
-_PIECE_BYTES: Final = 1 << 16
 
 logger = logging.getLogger(__name__)
 
@@ -120,32 +120,17 @@ async def _text_of(host: str, port: int) -> str:
     """What an agent has; past any proxy of the environment, since this is the cluster's own.
 
     Raises:
-        OSError: it cannot be reached, says nothing for too long, or says that it has none.
-        h11.ProtocolError: it speaks no HTTP, or breaks off.
+        OSError, aiohttp.ClientError: it cannot be reached, speaks no HTTP, breaks off, says nothing
+            for too long, or says that it has none.
     """
-    async with asyncio.timeout(_LONGEST_S):
-        reader, writer = await asyncio.open_connection(host, port)
-        try:
-            return await _talk(reader, writer, f"{host}:{port}")
-        finally:
-            writer.transport.abort()
-
-
-async def _talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, host: str) -> str:
-    talk = h11.Connection(h11.CLIENT)
-    headers = [("Host", host), ("Connection", "close")]
-    writer.write(talk.send(h11.Request(method="GET", target="/metrics", headers=headers)) or b"")
-    writer.write(talk.send(h11.EndOfMessage()) or b"")
-    body = bytearray()
-    while len(body) < _MAX_BYTES:
-        match talk.next_event():
-            case h11.NEED_DATA:
-                talk.receive_data(await reader.read(_PIECE_BYTES))
-            case h11.Response() as response:
-                if response.status_code != 200:
-                    raise OSError(f"it answers {response.status_code}")
-            case h11.Data() as data:
-                body += data.data
-            case h11.EndOfMessage() | h11.ConnectionClosed():
+    url = URL.build(scheme="http", host=host, port=port, path="/metrics")
+    session = aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=_LONGEST_S))
+    async with session, session.get(url, allow_redirects=False) as response:
+        if response.status != 200:
+            raise OSError(f"it answers {response.status}")
+        body = bytearray()
+        async for piece in response.content.iter_any():
+            body += piece
+            if len(body) >= _MAX_BYTES:
                 break
     return body.decode("utf-8", "replace")

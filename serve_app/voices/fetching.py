@@ -15,7 +15,8 @@ from collections.abc import Awaitable, Callable, Collection, Sequence
 from typing import Final
 from urllib.parse import urlsplit
 
-import h11
+import aiohttp
+from yarl import URL
 
 from serve_app import __version__
 from serve_app.errors import InvalidRequest, Overloaded
@@ -26,7 +27,6 @@ Accepts = Callable[[str], bool]
 _TIMEOUT_S: Final = 15.0
 _CONNECT_S: Final = 5.0
 _PORT: Final = 443
-_READ_BYTES: Final = 1 << 16
 # Each is held in memory, and what names it takes only a few bytes.
 _AT_ONCE: Final = 16
 _MAX_URL_CHARS: Final = 2048
@@ -108,7 +108,7 @@ class Fetcher:
                 return await self._get(host, address, target, param)
         except TimeoutError as error:
             raise _failed(param, f"did not come within {self._timeout_s:g} s") from error
-        except (OSError, h11.ProtocolError, ssl.SSLError) as error:
+        except (OSError, aiohttp.ClientError) as error:
             raise _failed(param, "could not be fetched") from error
 
     def _checked(self, url: str, param: str) -> tuple[str, str]:
@@ -141,68 +141,47 @@ class Fetcher:
         return found[0]
 
     async def _get(self, host: str, address: str, target: str, param: str) -> bytes:
-        context = self._context or ssl.create_default_context()
-        async with asyncio.timeout(_CONNECT_S):
-            reader, writer = await asyncio.open_connection(
-                address, self._port, ssl=context, server_hostname=host
-            )
-        try:
-            return await self._exchange(reader, writer, host, target, param)
-        finally:
-            writer.transport.abort()
+        """What `host` has at `target`, asked at an address that needs no further look-up."""
+        place = f"[{address}]" if ":" in address else address
+        headers = {
+            "Host": host,
+            "User-Agent": f"qwen3-tts-serve/{__version__}",
+            "Accept": "audio/*",
+            "Accept-Encoding": "identity",
+        }
+        session = aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(force_close=True),
+            cookie_jar=aiohttp.DummyCookieJar(),
+            timeout=aiohttp.ClientTimeout(total=None, sock_connect=_CONNECT_S),
+            auto_decompress=False,
+        )
+        request = session.get(
+            URL(f"https://{place}:{self._port}{target}", encoded=True),
+            headers=headers,
+            allow_redirects=False,
+            ssl=self._context or True,
+            server_hostname=host,
+        )
+        async with session, request as response:
+            self._check(response, param)
+            body = bytearray()
+            async for piece in response.content.iter_any():
+                body += piece
+                if len(body) > self._max_bytes:
+                    raise self._too_large(param)
+        return bytes(body)
 
-    async def _exchange(
-        self,
-        reader: asyncio.StreamReader,
-        writer: asyncio.StreamWriter,
-        host: str,
-        target: str,
-        param: str,
-    ) -> bytes:
-        talk = h11.Connection(h11.CLIENT, max_incomplete_event_size=1 << 14)
-        headers = [
-            ("Host", host),
-            ("User-Agent", f"qwen3-tts-serve/{__version__}"),
-            ("Accept", "audio/*"),
-            ("Accept-Encoding", "identity"),
-            ("Connection", "close"),
-        ]
-        writer.write(talk.send(h11.Request(method="GET", target=target, headers=headers)) or b"")
-        writer.write(talk.send(h11.EndOfMessage()) or b"")
-        await writer.drain()
-        parts: list[bytes] = []
-        size = 0
-        while True:
-            match talk.next_event():
-                case h11.NEED_DATA:
-                    talk.receive_data(await reader.read(_READ_BYTES))
-                case h11.Response() as response:
-                    self._check(response, param)
-                case h11.Data() as data:
-                    size += len(data.data)
-                    if size > self._max_bytes:
-                        raise self._too_large(param)
-                    parts.append(bytes(data.data))
-                case h11.EndOfMessage():
-                    return b"".join(parts)
-                case h11.InformationalResponse():
-                    continue
-                case _:
-                    raise _failed(param, "broke off")
-
-    def _check(self, response: h11.Response, param: str) -> None:
-        if response.status_code != 200:
+    def _check(self, response: aiohttp.ClientResponse, param: str) -> None:
+        if response.status != 200:
             raise _failed(
                 param,
-                f"was answered with {response.status_code}; redirects are not followed"
-                if 300 <= response.status_code < 400
-                else f"was answered with {response.status_code}",
+                f"was answered with {response.status}; redirects are not followed"
+                if 300 <= response.status < 400
+                else f"was answered with {response.status}",
             )
-        fields = {bytes(name): bytes(value) for name, value in response.headers}
-        stated = fields.get(b"content-length", b"0")
-        if stated.isdigit() and int(stated[:20]) > self._max_bytes:
+        if (response.content_length or 0) > self._max_bytes:
             raise self._too_large(param)
-        if fields.get(b"content-encoding", b"identity") != b"identity":
+        if response.headers.get("Content-Encoding", "identity") != "identity":
             raise _failed(param, "came compressed")
 
     def _too_large(self, param: str) -> InvalidRequest:
