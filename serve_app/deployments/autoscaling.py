@@ -15,7 +15,7 @@ from ray.serve.config import AutoscalingContext
 from ray.serve.metrics import Counter, Gauge, Histogram
 
 from serve_app import metrics
-from serve_app.scaling.policy import APART, FRONT, Decision, Memory, decide
+from serve_app.scaling.policy import APART, FRONT, INGRESS, Decision, Memory, decide
 from serve_app.scaling.snapshot import Snapshot, StageLoad
 from serve_app.scaling.tuning import Tuning
 
@@ -87,6 +87,7 @@ def snapshot_of(contexts: Iterable[AutoscalingContext]) -> Snapshot:
     """What Serve knows of the deployments of an application, and what nodes have room for."""
     # Serve pickles by value what this module refers to, and there is one for all applications.
     from serve_app.deployments.ray_serve.nodes import NODES
+    from serve_app.deployments.ray_serve.refusals import ELSEWHERE
 
     at_s = 0.0
     application = ""
@@ -105,7 +106,10 @@ def snapshot_of(contexts: Iterable[AutoscalingContext]) -> Snapshot:
     most = {name: load.most for name, load in stages.items() if name != FRONT}
     sets = {name: count for name, count in most.items() if name not in APART}
     apart = {name: count for name, count in most.items() if name in APART}
-    return Snapshot(at_s, stages, NODES.holds(application, sets, apart))
+    if INGRESS in stages:
+        ELSEWHERE.note(application, stages[INGRESS].reports, at_s)
+    refused = ELSEWHERE.of(application, at_s)
+    return Snapshot(at_s, stages, NODES.holds(application, sets, apart), refused)
 
 
 def _reports(context: AutoscalingContext) -> tuple[dict[str, float], ...]:

@@ -72,7 +72,9 @@ class Ingress:
         self._drain = Drain()
         self._config = config
         self._info = info
-        self._recorder = CountedRefusals(ray_recorder())
+        self._recorder = CountedRefusals(
+            ray_recorder(), self._application, lambda: self._models.applications
+        )
         self._applications = Following(ask_serve)
         self._models = Models(
             self._catalog,

@@ -109,7 +109,8 @@ def decide(tuning: Tuning, memory: Memory, snapshot: Snapshot) -> tuple[Decision
     reason: Reason = "steady"
     inputs: dict[str, float] = {}
     if stages:
-        refused = _surely(known.get(INGRESS, StageLoad(0, 0)).total(names.REFUSED))
+        own = known[INGRESS].total(names.REFUSED) if INGRESS in known else 0.0
+        refused = _surely(own + snapshot.refused)
         count, reason, inputs, memory = _stages(tuning, memory, snapshot.at_s, stages, refused)
         targets = {name: max(load.least, min(count, load.most)) for name, load in stages.items()}
     if INGRESS in known:

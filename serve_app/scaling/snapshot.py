@@ -11,8 +11,9 @@ from dataclasses import asdict, dataclass, field
 RUNNING, WAITING, CAPACITY = "running", "waiting", "capacity"
 ARRIVALS, SERVICE = "arrivals_per_s", "service_s"
 FIRST_AUDIO, SLACK, KV = "first_audio_p95_s", "slack_p05_s", "kv_cache_usage"
-# Of an ingress.
+# Of an ingress: of its own application; of others' models, before the name of their application.
 REFUSED = "refused_per_s"
+REFUSED_OF = f"{REFUSED}/"
 # Over how many seconds a replica counts its arrivals, and keeps what it has seen.
 WINDOW_S = 10.0
 # Over how many seconds an ingress counts its refusals: a crowd before closed doors is to be seen at
@@ -56,11 +57,13 @@ class Snapshot:
 
     holds: replicas that the nodes there are have room for, those that run included; without
         deployments of which nobody knows, or for which the cluster grows.
+    refused: requests per second for these stages that ingresses of other applications refuse.
     """
 
     at_s: float
     stages: Mapping[str, StageLoad] = field(default_factory=dict)
     holds: Mapping[str, int] = field(default_factory=dict)
+    refused: float = 0.0
 
     def line(self) -> str:
         """One line of JSON, as it is logged and replayed."""
@@ -73,4 +76,4 @@ class Snapshot:
             name: StageLoad(**{**stage, "reports": tuple(stage["reports"])})
             for name, stage in data["stages"].items()
         }
-        return cls(data["at_s"], stages, data.get("holds", {}))
+        return cls(data["at_s"], stages, data.get("holds", {}), data.get("refused", 0.0))

@@ -137,7 +137,7 @@ RULES = (
     Rule("deployments.ray_serve.nodes", ("scaling",), (*HEAVY, *WEB)),
     Rule(
         "deployments.autoscaling",
-        (*BOTTOM, "scaling", "deployments.ray_serve.nodes"),
+        (*BOTTOM, "scaling", "deployments.ray_serve.nodes", "deployments.ray_serve.refusals"),
         (*HEAVY, *WEB),
     ),
     Rule("deployments.predictor_session", BOTTOM),

@@ -155,6 +155,12 @@ class Models:
             self._recorder.count(metrics.REFUSED_AT_INGRESS, model=name)
             raise error
 
+    @property
+    def applications(self) -> dict[str, str]:
+        """Of the models that have said their names, by these."""
+        models = self._models.values()
+        return {m.card.name: m.application.name for m in models if m.card is not None}
+
     def statuses(self) -> tuple[ModelStatus, ...]:
         """Of all, the default first."""
         order = {card.name: place for place, card in enumerate(self._catalog.cards)}

@@ -18,14 +18,14 @@ from serve_app.deployments.autoscaling import InProportion, snapshot_of
 
 
 def context(
-    name: str, replicas: int = 1, requests: float = 0.0, **report: float
+    name: str, replicas: int = 1, requests: float = 0.0, app: str = "tts", **report: float
 ) -> AutoscalingContext:
-    identity = DeploymentID(name=name, app_name="tts")
+    identity = DeploymentID(name=name, app_name=app)
     ids = [ReplicaID(f"r{number}", identity) for number in range(replicas)]
     return AutoscalingContext(
         deployment_id=identity,
         deployment_name=name,
-        app_name="tts",
+        app_name=app,
         current_num_replicas=replicas,
         target_num_replicas=replicas,
         running_replicas=ids,
@@ -77,6 +77,21 @@ def test_serve_can_make_it_of_the_shipped_configuration() -> None:
             "CodePredictor": 5,
         }
         assert state == {}
+
+
+def test_a_model_is_scaled_by_what_the_ingress_of_another_application_refuses_of_it() -> None:
+    """Its own replicas see only whom they have let in: full ones, and nobody who waits."""
+    front, model = InProportion(), InProportion()
+    told = {"refused_per_s": 0.0, "refused_per_s/voice": 200.0, "refused_per_s/other": 300.0}
+    targets: dict[Any, int | float] = {}
+    for second in range(10):
+        ingress = context("Ingress", app="front", **told)
+        fused = context("Fused", 1, 64.0, "voice", running=64.0, capacity=64.0, service_s=5.0)
+        ingress.current_time = fused.current_time = 1000.0 + second
+        front({ingress.deployment_id: ingress})
+        targets, _ = model({fused.deployment_id: fused})
+    # The streams that run, and who comes again each second: 247 at 48 each.
+    assert set(targets.values()) == {6}
 
 
 @pytest.fixture
