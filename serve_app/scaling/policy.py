@@ -75,6 +75,7 @@ class Memory:
         busy_s: when there was last a stream.
         ingress: (begin of a step, ingresses wanted in it).
         encoder_busy_s: when there was last a recording to encode.
+        capacity: streams of a replica, as one has last said.
         held: by deployment, (begin of a step, most replicas that nodes held in it).
     """
 
@@ -86,6 +87,7 @@ class Memory:
     busy_s: float | None = None
     ingress: tuple[tuple[float, int], ...] = ()
     encoder_busy_s: float | None = None
+    capacity: float | None = None
     held: Mapping[str, tuple[tuple[float, int], ...]] = field(default_factory=dict)
 
 
@@ -167,7 +169,9 @@ def _stages(
     if memory.goal is not None and now_s - memory.changed_s <= _FOLLOW_S:
         target = memory.goal
     ready = min(load.ready for load in stages.values())
-    capacity = carrier.worst(names.CAPACITY, low=True) or _CAPACITY
+    # Where none runs, what wakes up will carry as many as what went to sleep.
+    capacity = carrier.worst(names.CAPACITY, low=True) or memory.capacity or _CAPACITY
+    memory = replace(memory, capacity=capacity)
     # Serve sees what waits where nothing runs yet, the engines what has only just begun to wait.
     streams = max(
         carrier.total(names.RUNNING) + carrier.total(names.WAITING),

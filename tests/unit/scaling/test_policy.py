@@ -259,6 +259,14 @@ def test_a_spare_is_there_before_it_is_needed() -> None:
     assert application.run(10, 10)[-1] == 2
 
 
+def test_who_wakes_a_model_up_is_met_by_as_many_replicas_as_its_size_calls_for() -> None:
+    """None runs that could say how many streams one carries."""
+    application = Application(Tuning(zero_after_s=60.0, down_after_s=30.0), least=0, capacity=256)
+    application.run(30, 10)
+    assert application.run(400, 0)[-1] == 0
+    assert application.tick(180).targets["Talker"] == 1
+
+
 def test_what_nobody_asks_for_goes_to_zero_and_wakes_with_all_stages() -> None:
     application = Application(Tuning(zero_after_s=60.0, down_after_s=30.0), least=0)
     application.run(20, 10)
