@@ -26,6 +26,8 @@ _NO_SPARE_WORKERS: Final = ("RAY_prestart_worker_first_driver", "0")
 # By default Ray kills its workers while all programs together take more than 95 % of the memory, of
 # which ours take no more later than at their start: for a browser it would end every stream.
 _NO_MEMORY_WATCH: Final = ("RAY_memory_monitor_refresh_ms", "0")
+# Nor are they the first that the kernel kills where there is none left, whoever has taken it.
+_NO_SACRIFICE: Final = ("RAY_worker_oom_score_adjustment", "0")
 # By what the processes of a cluster know each other; without it Ray has a file in the home.
 _TOKEN: Final = "RAY_AUTH_TOKEN"
 # Hosts that gRPC, between the replicas, asks for no proxy.
@@ -48,6 +50,7 @@ def prepare_environment() -> None:
         os.environ.setdefault(*_NICENESS)
         os.environ.setdefault(*_NO_SPARE_WORKERS)
         os.environ.setdefault(*_NO_MEMORY_WATCH)
+        os.environ.setdefault(*_NO_SACRIFICE)
         if not environment.ray_token and not _has_home():
             os.environ[_TOKEN] = secrets.token_hex(32)
         hosts = filter(None, (environment.past_proxy, _OWN_HOSTS))

@@ -24,6 +24,7 @@ import pytest
 from websockets.sync.client import ClientConnection, connect
 
 from load_tests.loops.client import server_timings
+from load_tests.servers.processes import processes
 from serve_app.launch.keeper.proxies import STAND_IN
 from serve_app.models.checkpoint.embedded import embedded_checkpoint
 from tests.e2e import open_streams
@@ -128,6 +129,17 @@ def test_nothing_listens_beyond_this_machine(server: Server) -> None:
         open_ports += [f"{address} of {process.cmdline()[:3]}" for address in beyond]
     assert httpx.URL(server.url).port in listening
     assert not open_ports
+
+
+def test_no_stage_gives_way_to_other_programs(server: Server) -> None:
+    def standing(pid: int) -> tuple[int, str]:
+        killed_first = Path(f"/proc/{pid}/oom_score_adj").read_text()
+        return os.getpriority(os.PRIO_PROCESS, pid), killed_first
+
+    stages = [p for p in processes(p.pid for p in server.processes()) if p.kind != "raylet"]
+    assert {"ingress", "controller", "haproxy"} < {stage.kind for stage in stages}
+    own = standing(os.getpid())
+    assert [stage for stage in stages if standing(stage.pid) != own] == []
 
 
 def test_what_clears_temporary_folders_passes_its_own_by(server: Server) -> None:

@@ -12,6 +12,7 @@ from serve_app.launch.cluster import agent_port, prepare_environment
 NICENESS = "RAY_worker_niceness"
 SPARE = "RAY_prestart_worker_first_driver"
 MEMORY_WATCH = "RAY_memory_monitor_refresh_ms"
+SACRIFICE = "RAY_worker_oom_score_adjustment"
 AUTH = "RAY_AUTH_MODE"
 TOKEN = "RAY_AUTH_TOKEN"
 PAST_PROXY = "no_grpc_proxy"
@@ -22,6 +23,7 @@ NAMES = (
         NICENESS,
         SPARE,
         MEMORY_WATCH,
+        SACRIFICE,
         AUTH,
         *TOKENS,
         "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER",
@@ -43,6 +45,7 @@ def test_stages_of_an_own_cluster_do_not_give_way_to_other_programs(environment)
     assert os.environ[NICENESS] == "0"
     assert os.environ[SPARE] == "0"
     assert os.environ[MEMORY_WATCH] == "0"
+    assert os.environ[SACRIFICE] == "0"
 
 
 def test_a_niceness_that_was_asked_for_stays(environment) -> None:
@@ -90,6 +93,7 @@ def test_a_cluster_that_is_joined_is_left_as_it_is(environment) -> None:
     assert NICENESS not in os.environ
     assert SPARE not in os.environ
     assert MEMORY_WATCH not in os.environ
+    assert SACRIFICE not in os.environ
 
 
 def test_a_cluster_is_joined_with_the_token_that_there_is(environment, tmp_path) -> None:
