@@ -70,16 +70,19 @@ class InProportion:
         logger.debug("scaling snapshot %s", snapshot.line())
 
     def _tell_what_waits(self, contexts: Iterable[AutoscalingContext]) -> None:
-        """One line for each deployment that the cluster has too little for, when it changes: what
-        is there at least is not the policy's to choose.
+        """One line for each deployment that the cluster has too little for, when it changes, in the
+        terminal as well: what is there at least is not the policy's to choose.
         """
+        from serve_app.deployments.ray_serve import starts
         from serve_app.deployments.ray_serve.nodes import NODES
 
         application = next((context.app_name or "" for context in contexts), "")
         lacked = NODES.waiting(application)
         for name, why in lacked.items():
             if self._lacked.get(name) != why:
-                logger.warning("%s of %r has %s", name, application, why)
+                line = f"{name} of {application!r} has {why}"
+                logger.warning("%s", line)
+                starts.print_line(line)
         self._lacked = lacked
 
 

@@ -67,6 +67,7 @@ class Rule:
 
 
 _CHECKED = ("launch.haproxy", "launch.ports", "scaling.room")
+_OF_POLICY = ("nodes", "refusals", "starts")
 _STAGE = (*BOTTOM, "models.checkpoint", "models.layers", *FLAT)
 _FIRST_AUDIO = "models.speech_decoder.first_audio"
 _CONTRACT = "models.code_predictor.channel.contract"
@@ -137,7 +138,7 @@ RULES = (
     Rule("deployments.ray_serve.nodes", ("scaling",), (*HEAVY, *WEB)),
     Rule(
         "deployments.autoscaling",
-        (*BOTTOM, "scaling", "deployments.ray_serve.nodes", "deployments.ray_serve.refusals"),
+        (*BOTTOM, "scaling", *(f"deployments.ray_serve.{n}" for n in _OF_POLICY)),
         (*HEAVY, *WEB),
     ),
     Rule("deployments.predictor_session", BOTTOM),

@@ -56,8 +56,13 @@ def print_why(what: str, error: Exception) -> None:
     """Print that `what` does not start, as one line."""
     plain = isinstance(error, CheckpointError | ValueError)
     says = str(error) if plain else f"{type(error).__name__}: {error}"
-    line = f"{what} does not start: {' '.join(says.split())[:_LONGEST]}"
-    # Of `sys.stderr` Serve makes lines of its log, and its own `print` shows a tuple.
+    print_line(f"{what} does not start: {' '.join(says.split())[:_LONGEST]}")
+
+
+def print_line(line: str) -> None:
+    """Print it past Serve, which makes lines of its log of `sys.stderr`; its own `print` shows a
+    tuple.
+    """
     stream = sys.__stderr__ or sys.stderr
     stream.write(f"{line}\n")
     stream.flush()

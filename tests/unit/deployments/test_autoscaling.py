@@ -15,6 +15,7 @@ from ray.serve.config import AutoscalingContext, AutoscalingPolicy
 
 from serve_app import serve_config
 from serve_app.deployments.autoscaling import InProportion, snapshot_of
+from serve_app.deployments.ray_serve.nodes import NODES, Deployment, Look, Node
 
 
 def context(
@@ -126,6 +127,22 @@ def test_what_a_decision_goes_by_is_in_its_line(lines: pytest.LogCaptureFixture)
     # Where nobody says it, 0 s would read as listeners about to run dry.
     assert not {"first_audio_p95_s", "slack_p05_s", "kv"} & silent.keys()
     assert (known["first_audio_p95_s"], known["slack_p05_s"], known["kv"]) == (0.75, -0.5, 0.97)
+
+
+def test_what_nobody_has_room_for_is_said_once_in_the_terminal(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    stage = Deployment({"GPU": 0.6}, {}, None, {"n": 1}, {}, coming=1, waited_s=(20.0,))
+    node = Node({"GPU": 1.0}, {"GPU": 0.6}, {})
+    policy = InProportion()
+    for look in ({("tts", "Fused"): stage}, {("tts", "Fused"): stage}, {("other", "Fused"): stage}):
+        monkeypatch.setattr(NODES, "_look", Look({"n": node}, look))
+        fused = context("Fused", 1)
+        policy({fused.deployment_id: fused})
+    said = "Fused of 'tts' has no place for 1 of 2 replicas: each takes 0.6 of a GPU, and the"
+    assert [line for line in capfd.readouterr().err.splitlines() if "no place" in line] == [
+        f"{said} only GPU has 0.4 left"
+    ]
 
 
 def test_it_leaves_all_as_it_is_where_it_fails() -> None:
