@@ -34,6 +34,8 @@ _TEACHER_SHA256: Final = "6e742170d309016e5891a994e1ce1559c702a2ccd0075e67ef7157
 _NPM_PACKAGE: Final = "kokoro-js@1.2.1"
 _GLIBC: Final = (39, 38, 36, 35, 34, 31, 28, 27, 24, 17, 12, 5)
 _BLOCK: Final = 1 << 20
+# Most of a kit are weights of 8 bits: the best makes it a tenth smaller in six times as long.
+_PRESET: Final = 0
 
 
 class KitError(Exception):
@@ -99,7 +101,7 @@ def write(contents: Mapping[str, Path], out: Path, limit: int) -> list[Piece]:
     out.mkdir(parents=True, exist_ok=True)
     pieces = _Pieces(out, limit)
     with (
-        lzma.open(pieces, "wb") as packed,  # pyright: ignore[reportArgumentType, reportCallIssue]
+        lzma.open(pieces, "wb", preset=_PRESET) as packed,  # pyright: ignore[reportArgumentType, reportCallIssue]
         tarfile.open(fileobj=packed, mode="w|", dereference=True) as archive,
     ):
         for name, source in sorted(contents.items()):
