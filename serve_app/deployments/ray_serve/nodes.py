@@ -38,12 +38,11 @@ _GPU: Final = "GPU"
 _EPSILON: Final = 1e-6
 # Until then a replica without a node is one that has just been asked for.
 _PATIENCE_S: Final = 10.0
-# Within this time the process of a replica starts that a node has room for.
-_START_S: Final = 60.0
 # Its place is not counted on: the node is on its way out.
 _ALIVE: Final = (NodeStatus.RUNNING, NodeStatus.IDLE)
 
 Resources: TypeAlias = Mapping[str, float]
+Key: TypeAlias = tuple[tuple[str, float], ...]
 
 logger = logging.getLogger("ray.serve")
 
@@ -90,12 +89,15 @@ class Look:
         deployments: by application and name.
         grows: whether an autoscaler adds nodes for what finds none.
         refused: resources of requests for which it says that it cannot.
+        wanted: how many requests for the same resources nodes have put off. Those of processes that
+            are on their way have their place, though Serve does not know of it yet.
     """
 
     nodes: Mapping[str, Node]
     deployments: Mapping[tuple[str, str], Deployment]
     grows: bool = False
     refused: tuple[Resources, ...] = ()
+    wanted: Mapping[Key, int] = field(default_factory=dict)
 
 
 def look_at(
@@ -139,7 +141,16 @@ def look_at(
         deployments,
         grows=has_types and status.HasField("autoscaling_state"),
         refused=tuple(dict(r.resources_bundle) for r in scaler.infeasible_resource_requests),
+        wanted=_wanted(status),
     )
+
+
+def _wanted(status: GetClusterStatusReply) -> dict[Key, int]:
+    found: dict[Key, int] = {}
+    for pending in status.cluster_resource_state.pending_resource_requests:
+        key = _key(dict(pending.request.resources_bundle))
+        found[key] = found.get(key, 0) + pending.count
+    return found
 
 
 def _taken_of_cards(
@@ -203,17 +214,15 @@ def waiting(look: Look, application: str) -> dict[str, str]:
     """Why replicas of an application have had no node for a while, by deployment, in one line."""
     found = {}
     for (owner, name), deployment in look.deployments.items():
-        longest_s = max(deployment.waited_s, default=0.0)
-        if owner != application or longest_s < _PATIENCE_S:
+        late = sum(waited_s >= _PATIENCE_S for waited_s in deployment.waited_s)
+        late = min(late, look.wanted.get(_key(deployment.resources), 0))
+        if owner != application or not late:
             continue
         why = lack(_place(look, deployment), _left(look))
         if why is None:
-            if longest_s < _START_S:
-                continue
-            why = "a node has room, but Ray has sent it to another, or its process does not start"
+            why = "a node has room, but Ray has sent it to another"
         elif look.grows:
             why += "; an autoscaler adds a node, if it can"
-        late = sum(waited_s >= _PATIENCE_S for waited_s in deployment.waited_s)
         count = sum(deployment.running.values()) + deployment.coming
         found[name] = f"no place for {late} of {count} replicas: {why}"
     return found
@@ -245,7 +254,7 @@ class Nodes:
     _look: Look | None = None
     _others: Mapping[str, Resources] = field(default_factory=dict)
     _before: Mapping[str, Resources] | None = None
-    _refused_s: dict[tuple[tuple[str, float], ...], float] = field(default_factory=dict)
+    _refused_s: dict[Key, float] = field(default_factory=dict)
     _asked_s: float = float("-inf")
     _thread: threading.Thread | None = None
     _counted: dict[Any, dict[str, int]] = field(default_factory=dict)
@@ -445,6 +454,6 @@ def _subtract(
                 left[node][name] = left[node].get(name, 0.0) - amount * count
 
 
-def _key(resources: Resources) -> tuple[tuple[str, float], ...]:
+def _key(resources: Resources) -> Key:
     """What of a request is not Serve's own: that counts its replicas on a node as a resource."""
-    return tuple(sorted((n, amount) for n, amount in resources.items() if "node:" not in n))
+    return tuple(sorted((n, round(a, 4)) for n, a in resources.items() if "node:" not in n))

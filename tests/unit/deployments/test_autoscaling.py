@@ -136,7 +136,7 @@ def test_what_nobody_has_room_for_is_said_once_in_the_terminal(
     node = Node({"GPU": 1.0}, {"GPU": 0.6}, {})
     policy = InProportion()
     for look in ({("tts", "Fused"): stage}, {("tts", "Fused"): stage}, {("other", "Fused"): stage}):
-        monkeypatch.setattr(NODES, "_look", Look({"n": node}, look))
+        monkeypatch.setattr(NODES, "_look", Look({"n": node}, look, wanted={(("GPU", 0.6),): 1}))
         fused = context("Fused", 1)
         policy({fused.deployment_id: fused})
     said = "Fused of 'tts' has no place for 1 of 2 replicas: each takes 0.6 of a GPU, and the"

@@ -253,7 +253,8 @@ def test_what_replicas_wait_for_is_told_where_without_them_it_is_not_whole() -> 
     fused = {"status": "UPDATING", "replicas": [replica(state) for state in states]}
     had, asked = {"GPU": 1.0}, {"GPU": 0.6}
     stage = Deployment(asked, {}, None, {"n": 1}, {}, coming=1, waited_s=(20.0,))
-    look = Look({"n": Node(had, asked, {})}, {("a", "Fused"): stage})
+    wanted = {(("GPU", 0.6),): 1}
+    look = Look({"n": Node(had, asked, {})}, {("a", "Fused"): stage}, wanted=wanted)
     assert application_of("a", details(deployments={"Fused": fused}), look).lacks == (
         "Fused has no place for 1 of 2 replicas: each takes 0.6 of a GPU, and the only GPU has 0.4"
         " left"

@@ -19,10 +19,20 @@ APART = {"Ingress": 8}
 
 
 def status(
-    *nodes: Mapping[str, Any], grows: bool = False, refused: Mapping[str, float] | None = None
+    *nodes: Mapping[str, Any],
+    grows: bool = False,
+    refused: Mapping[str, float] | None = None,
+    wanted: Mapping[str, float] | None = None,
 ) -> GetClusterStatusReply:
-    """`nodes` have a name, what they have in all and what is free of it."""
+    """`nodes` have a name, what they have in all and what is free of it; of `wanted` there are two
+    requests that wait.
+    """
     reply = GetClusterStatusReply()
+    if wanted:
+        pending = reply.cluster_resource_state.pending_resource_requests.add()
+        pending.count = 2
+        for resource, amount in wanted.items():
+            pending.request.resources_bundle[resource] = amount
     for node in nodes:
         state = reply.cluster_resource_state.node_states.add()
         state.node_id = node["name"].encode()
@@ -262,17 +272,23 @@ def test_what_waits_for_a_card_is_told_with_what_the_cards_have() -> None:
     )
     cards = [actor("x", "a", 0, 0.6), actor("y", "a", 1, 0.6)]
 
-    def told(now_s: float, *more: Any, **changes: Any) -> dict[str, str]:
-        nodes = status(pair(free={"CPU": 62.0, "GPU": 0.8}, type="gpu"), *more, **changes)
+    asked = {"CPU": 1.0, "GPU": 0.6, "node:__internal_implicit_resource_tts:Fused": 0.5}
+
+    def told(now_s: float, *more: Any, wanted: Any = asked, **changes: Any) -> dict[str, str]:
+        nodes = status(
+            pair(free={"CPU": 62.0, "GPU": 0.8}, type="gpu"), *more, wanted=wanted, **changes
+        )
         return waiting(look_at(nodes, details(Fused=stage), cards, now_s), "tts")
 
     why = "each takes 0.6 of a GPU, and none of the 2 GPUs has more than 0.4 left"
     assert told(1020.0) == {"Fused": f"no place for 1 of 3 replicas: {why}"}
     assert told(1005.0) == {}
+    # Its process starts slowly, on a card that is no other's any more.
+    assert told(1020.0, wanted=None) == {}
+    assert told(1020.0, wanted={"CPU": 1.0, "GPU": 0.5}) == {}
     assert told(1020.0, grows=True)["Fused"].endswith("; an autoscaler adds a node, if it can")
     # With a node more one has room; Ray keeps it where it has sent it.
-    assert told(1020.0, gpu("b", type="gpu")) == {}
-    assert "Ray has sent it to another" in told(1070.0, gpu("b", type="gpu"))["Fused"]
+    assert "Ray has sent it to another" in told(1020.0, gpu("b", type="gpu"))["Fused"]
 
 
 def test_of_a_replica_nobody_waits_for_nothing_is_told() -> None:
@@ -280,5 +296,5 @@ def test_of_a_replica_nobody_waits_for_nothing_is_told() -> None:
     leaving = replica(None, "STOPPING")
     unknown = {"state": "RECOVERING", "start_time_s": 0}
     stage = deployment(replica("a"), leaving, unknown, cpus=6, gpus=1)
-    nodes = status(gpu("a", free={"CPU": 2.0, "GPU": 0.0}))
+    nodes = status(gpu("a", free={"CPU": 2.0, "GPU": 0.0}), wanted={"CPU": 6.0, "GPU": 1.0})
     assert waiting(look_at(nodes, details(Fused=stage), now_s=2000.0), "tts") == {}
