@@ -92,7 +92,10 @@ def connect() -> None:
         ray.init(address=address, namespace=_NAMESPACE)
     else:
         with agent_port(), own_session():
-            ray.init(address="local", namespace=_NAMESPACE)
+            try:
+                ray.init(address="local", namespace=_NAMESPACE)
+            except SystemExit as told:  # how Ray answers SIGTERM meanwhile: with status 1
+                raise KeyboardInterrupt from told
         # Sockets and settings, which whatever joins the cluster later still reads.
         keep_from_cleaners(Path(_node().get_session_dir_path()))
     signal.signal(signal.SIGTERM, interrupt)

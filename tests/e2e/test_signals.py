@@ -149,3 +149,14 @@ def test_a_signal_to_a_whole_server_that_starts_leaves_nothing_of_it(
     wait_until(lambda: not starting.pids(), LEFT_S, told=Left(starting))
     # Nobody has come back.
     assert obstacle("127.0.0.1", starting.port) is None
+
+
+def test_told_to_end_while_ray_starts_the_launcher_says_that_nothing_has_failed(
+    starting: Starting,
+) -> None:
+    """Ray by itself would end it with 1, which to Docker and Kubernetes is a failure."""
+    starting.wait_for("gcs")
+    starting.launcher.send_signal(signal.SIGTERM)
+    status = starting.launcher.wait(LEFT_S)
+    assert status == 0, starting.log.read_text()[-3000:]
+    wait_until(lambda: not starting.pids(), LEFT_S, told=Left(starting))
