@@ -5,6 +5,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -190,6 +191,20 @@ def test_no_volume_hides_what_the_image_has_and_every_cache_has_one() -> None:
     assert "".join(re.findall(r"XDG_DATA_HOME=(\S+)", image)) in volumes
 
 
+def test_whoever_a_cluster_has_it_run_as_can_write_where_it_must() -> None:
+    """OpenShift chooses a user, who is of group 0. Of all else nothing is the server's."""
+    image = (CLUSTER / "Dockerfile").read_text("utf-8")
+    compose = yaml.safe_load((CLUSTER / "compose.yaml").read_text("utf-8"))
+    (made,) = re.findall(r"mkdir -p (.*?) \\", image)
+    wanted = {volume.split(":")[1] for volume in compose["services"]["gpu"]["volumes"]}
+    wanted |= {*re.findall(r"TRITON_CACHE_DIR=(\S+)", image)}
+    assert {*made.split()} == wanted
+    assert f"chown tts:root {made} && chmod 2775 {made}\n" in image
+    assert len(re.findall(r"\b(?:chown|chgrp)\b", image)) == 1
+    (fill,) = re.findall(r"^RUN (.*kernel_cache fill)", image, re.MULTILINE)
+    assert fill.startswith("umask 002 && ")
+
+
 def test_rays_object_store_fits_the_shared_memory_of_a_container() -> None:
     """Else Ray keeps it in a file; half is left for what the stages share."""
     image = (CLUSTER / "Dockerfile").read_text("utf-8")
@@ -290,6 +305,30 @@ def test_the_image_for_cpus_has_what_the_setup_script_makes_and_no_more() -> Non
     image = (CLUSTER / "Dockerfile").read_text("utf-8")
     found = [re.findall(pattern, text)[0].split() for text in (setup, image)]
     assert found[0] == found[1] != []
+
+
+@pytest.mark.parametrize("extra", ["gpu", "cpu"])
+def test_packages_are_those_of_the_project_and_a_layer_of_their_own(extra: str) -> None:
+    """Or each change of the code has gigabytes installed, pushed and pulled again."""
+    image = (CLUSTER / "Dockerfile").read_text("utf-8")
+    stage = image.split(f"FROM base AS {extra}\n")[1].split("\nFROM ")[0]
+    (program,) = re.findall(r"python -c '(.*?)' > /tmp/needs", stage)
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=CLUSTER.parent,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    project = tomllib.loads((CLUSTER.parent / "pyproject.toml").read_text("utf-8"))["project"]
+    assert done.stdout.splitlines() == [
+        *project["dependencies"],
+        *project["optional-dependencies"][extra],
+    ]
+    order = ["--requirement /tmp/needs", "COPY serve_app", "pip install --compile --no-deps ."]
+    places = [stage.index(part) for part in order]
+    assert places == sorted(places)
+    assert not re.search("COPY .*serve_app", image.split("FROM base AS")[0])
 
 
 def test_the_image_has_what_the_probes_of_kuberay_call() -> None:
