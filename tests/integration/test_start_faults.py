@@ -13,6 +13,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -25,13 +26,19 @@ from load_tests.servers.server import MARK, marked
 from serve_app.config import MODEL_BUILDER
 from serve_app.models.checkpoint.embedded import embedded_checkpoint
 
+# Answers each line on stdin with one: a process for each look would take more of the machine than
+# what is looked at. Ends where Serve does not answer.
 STATUS = """
-import json, sys, ray
+import json, signal, sys, ray
 from ray import serve
+signal.alarm(120)
 ray.init(sys.argv[1], namespace="serve", log_to_driver=False)
-found = serve.status().applications.items()
-print(json.dumps({n: [a.status, a.message, *(d.message for d in a.deployments.values())]
-                  for n, a in found}))
+for _ in sys.stdin:
+    signal.alarm(120)
+    found = serve.status().applications.items()
+    print(json.dumps({n: [a.status, a.message, *(d.message for d in a.deployments.values())]
+                      for n, a in found}), flush=True)
+    signal.alarm(0)
 """
 GCS = re.compile(r"--gcs-address=([\w.:]+)")
 
@@ -63,15 +70,27 @@ class Run:
         end_s = time.monotonic() + within_s
         while not what(status := self.status()[application]):
             assert time.monotonic() < end_s, status
-            time.sleep(1.0)
+            time.sleep(0.5)
 
     def status(self) -> dict[str, list[str]]:
         """Of each application its status, its message and those of its deployments."""
-        command = [sys.executable, "-c", STATUS, self._address()]
-        done = subprocess.run(
-            command, env=self.environment, capture_output=True, text=True, timeout=120, check=True
+        observer = self._observer
+        assert observer.stdin is not None
+        assert observer.stdout is not None
+        observer.stdin.write("\n")
+        observer.stdin.flush()
+        # Ray itself prints as well.
+        return json.loads(next(line for line in observer.stdout if line.startswith("{")))
+
+    @cached_property
+    def _observer(self) -> "subprocess.Popen[str]":
+        return subprocess.Popen(
+            [sys.executable, "-c", STATUS, self._address()],
+            env=self.environment,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
         )
-        return json.loads(done.stdout.splitlines()[-1])
 
     def _address(self) -> str:
         """Of the cluster that it has started; there may be others on this machine."""
@@ -95,6 +114,8 @@ def run() -> Iterator[Callable[[dict[str, Any]], Run]]:
         def start(applications: dict[str, Any]) -> Run:
             config = yaml.safe_load((REPOSITORY / "configs/serve.yaml").read_text())
             config["proxy_location"] = "Disabled"
+            # For which `serve run` starts a proxy all the same: not where another server may be.
+            config["http_options"]["port"] = free_port()
             config["controller_options"]["runtime_env"]["env_vars"].pop("RAY_SERVE_ENABLE_HA_PROXY")
             config["applications"] = [
                 {
