@@ -10,7 +10,7 @@ import sys
 import tempfile
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -33,6 +33,8 @@ DRAIN_S = {"split": 3.0, "fused": 30.0}
 SPEECH = {"split": "SpeechDecoder", "fused": "Fused"}
 START_TIMEOUT_S = 420.0
 STOP_TIMEOUT_S = 60.0
+# Serve starts another HAProxy after three looks at one that has gone, by default half a minute.
+QUICK_LOOKS = {"RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "5"}
 # From the last stream to the end: enough for two busy cores, and far below `drain_s`.
 OVER_S = 15.0
 
@@ -89,7 +91,7 @@ def server(request: pytest.FixtureRequest) -> Iterator[Server]:
         config["applications"][0]["args"]["ingress"] = ingress
         path = Path(folder) / "serve.yaml"
         path.write_text(yaml.safe_dump(config))
-        yield from run_server(placement, Path(folder), request.config, path)
+        yield from run_server(placement, Path(folder), request.config, path, more=QUICK_LOOKS)
 
 
 def run_server(
@@ -98,8 +100,11 @@ def run_server(
     config: pytest.Config,
     serve_config: Path | None = None,
     application: str = "tts",
+    more: Mapping[str, str] | None = None,
 ) -> Iterator[Server]:
-    """A server, whose stages in `application` are the ones that are observed."""
+    """A server with `more` in its environment, whose stages in `application` are the ones that are
+    observed.
+    """
     port = free_port()
     log = folder / "server.log"
     mark = uuid.uuid4().hex
@@ -116,6 +121,7 @@ def run_server(
         "RAY_USAGE_STATS_ENABLED": "0",
         # As on a machine whose other programs have taken nearly all: nothing of ours is killed.
         "RAY_memory_usage_threshold": "0.01",
+        **(more or {}),
     }
     for name in ("TTS_MODEL", "TTS_REVISION", "RAY_ADDRESS"):
         environment.pop(name, None)
@@ -151,15 +157,18 @@ def run_server(
 
 def wait_until_ready(url: str, process: subprocess.Popen[bytes], log: Path) -> None:
     deadline = time.monotonic() + START_TIMEOUT_S
-    while time.monotonic() < deadline:
-        if process.poll() is not None:
-            pytest.fail(f"the server ended with {process.returncode}:\n{log.read_text()[-4000:]}")
-        try:
-            if httpx.get(f"{url}/ready", timeout=5).status_code == 200:
-                return
-        except httpx.HTTPError:
-            pass
-        time.sleep(0.25)
+    # Each `httpx.get` reads all certificates that there are, for 25 ms of a core.
+    with httpx.Client(timeout=5, headers={"connection": "close"}) as client:
+        while time.monotonic() < deadline:
+            if process.poll() is not None:
+                said = log.read_text()[-4000:]
+                pytest.fail(f"the server ended with {process.returncode}:\n{said}")
+            try:
+                if client.get(f"{url}/ready").status_code == 200:
+                    return
+            except httpx.HTTPError:
+                pass
+            time.sleep(0.25)
     replica_logs = sorted(log.parent.glob("ray/session_*/logs/serve/replica_*.log"))
     tails = "\n".join(f"--- {path.name}\n{path.read_text()[-2000:]}" for path in replica_logs)
     pytest.fail(f"not ready after {START_TIMEOUT_S:.0f} s:\n{log.read_text()[-4000:]}\n{tails}")

@@ -36,6 +36,10 @@ CLIENT_S = 60.0
 # Nor does Serve find out while a test runs who hangs: the streams have to.
 HEALTH_S = 120.0
 REPLACED_WITHIN_S = 240.0
+# A look at all processes takes tens of milliseconds of a core, which what starts can use.
+LOOK_S = 0.5
+# While a replica starts, clients rest between two streams, or they would have most of two cores.
+REST_S = 2.0
 # A resumed stream is decoded in other chunks, whose sums are rounded from another order.
 TOLERANCE_LSB = 2
 
@@ -92,6 +96,7 @@ class Load:
         self._url = f"{server.url}/v1/audio/speech"
         self._stopping = threading.Event()
         self._threads = [threading.Thread(target=self._ask) for _ in range(NUM_STREAMS)]
+        self._rest_s = 0.0
         self.sent = 0
         self.under_way = 0
         self.answers: list[bytes] = []
@@ -107,8 +112,14 @@ class Load:
         for thread in self._threads:
             thread.join()
 
-    def wait_for(self, condition: Callable[[], object], within_s: float = CLIENT_S) -> None:
-        wait_until(condition, within_s, told=self.failures)
+    def wait_for(self, condition: Callable[[], object]) -> None:
+        wait_until(condition, CLIENT_S, told=self.failures)
+
+    def wait_at_rest(self, condition: Callable[[], object]) -> None:
+        """For a replica that starts; each client goes on, but no more than it has to."""
+        self._rest_s = REST_S
+        wait_until(condition, REPLACED_WITHIN_S, every_s=LOOK_S, told=self.failures)
+        self._rest_s = 0.0
 
     def _ask(self) -> None:
         while not self._stopping.is_set():
@@ -124,6 +135,7 @@ class Load:
                     self.answers.append(data)
             except httpx.HTTPError as error:
                 self.failures.append(f"request {number}: {error!r}")
+            self._stopping.wait(self._rest_s)
 
 
 def ask(server: Server) -> bytes:
@@ -179,7 +191,7 @@ def survives_a_kill(pair: Server, victim: Callable[[Server], psutil.Process]) ->
     """No request fails because of it, and none waits for the replica that is gone."""
     with Load(pair) as load:
         # One that was stopped for too long may have been replaced meanwhile.
-        load.wait_for(lambda: all_ready(pair), REPLACED_WITHIN_S)
+        load.wait_at_rest(lambda: all_ready(pair))
         load.wait_for(lambda: len(load.answers) >= NUM_STREAMS)
         stages = {name for name in pair.replicas() if name != "Ingress"}
         before = {p.pid for name in stages for p in pair.replicas()[name]}
@@ -192,7 +204,7 @@ def survives_a_kill(pair: Server, victim: Callable[[Server], psutil.Process]) ->
             now = {p.pid for name in stages for p in pair.replicas()[name]}
             return len(now) == len(before) and now != before and all_ready(pair)
 
-        load.wait_for(replaced, REPLACED_WITHIN_S)
+        load.wait_at_rest(replaced)
         last = load.sent
         load.wait_for(lambda: load.under_way > last + NUM_STREAMS)
     same_as_undisturbed(pair, load)

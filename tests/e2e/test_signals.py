@@ -25,6 +25,8 @@ from tests.e2e.conftest import CONFIGS, REPOSITORY, free_port
 from tests.waiting import wait_until
 
 MOMENT_S = 240.0
+# Often enough for a moment; each look takes some milliseconds of what starts.
+LOOK_S = 0.1
 # Ray's workers notice by themselves that their node has gone.
 LEFT_S = 30.0
 
@@ -65,7 +67,7 @@ class Starting:
 
     def wait_for(self, kind: str) -> None:
         """Until there is a process of this kind."""
-        wait_until(lambda: kind in self._kinds(), MOMENT_S, told=self.log)
+        wait_until(lambda: kind in self._kinds(), MOMENT_S, every_s=LOOK_S, told=self.log)
 
     def _kinds(self) -> set[str]:
         kinds = {process.kind for process in processes(self.pids())}
@@ -75,7 +77,12 @@ class Starting:
 
     def wait_for_failure(self) -> None:
         self.wait_for("fused")
-        wait_until(lambda: "CheckpointError" in self.log.read_text(), MOMENT_S, told=self.log)
+        wait_until(
+            lambda: "CheckpointError" in self.log.read_text(),
+            MOMENT_S,
+            every_s=LOOK_S,
+            told=self.log,
+        )
 
     def signal_group(self, number: int) -> None:
         with suppress(ProcessLookupError):  # it ends by itself where stages do not start
