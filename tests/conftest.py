@@ -4,12 +4,14 @@ import os
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from serve_app.models.random_checkpoint.write import Eos, Size, write_checkpoint
 from serve_app.types import TaskType
+from tests import turns
 
 TESTS = Path(__file__).parent
 FOLDERS = ("unit", "parity", "integration", "gpu", "e2e")
@@ -43,6 +45,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     # An engine that starts makes vLLM look through all imported modules, and it stumbles over some
     # that the reference package brings: tests that use the reference come after those with engines.
     items.sort(key=lambda item: hasattr(getattr(item, "module", None), "Reference"))
+    # What takes longest begins first, or one worker would end with it long after the others.
+    items.sort(key=lambda item: turns.turn_of(item.nodeid))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    return turns.scheduler(config, log) if config.getoption("dist") == "loadfile" else None
 
 
 @pytest.fixture(scope="session")
