@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 import tomllib
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -370,6 +371,24 @@ def test_a_service_manager_gives_streams_their_time_and_starts_nothing_again_in_
     assert unit["RestartPreventExitStatus"] == "2"
     told = unit["Documentation"].removeprefix(f"file://{unit['WorkingDirectory']}/")
     assert (CLUSTER.parent / told).is_file()
+
+
+def test_the_image_is_sent_neither_environments_nor_byte_code_and_all_that_it_copies() -> None:
+    lines = (CLUSTER.parent / ".dockerignore").read_text("utf-8").splitlines()
+    ignored = [line for line in lines if not line.startswith("#")]
+    assert {".*", "**/__pycache__"} <= {*ignored}
+    patterns = [pattern.removeprefix("**/") for pattern in ignored]
+    tracked = run("git", "-C", str(CLUSTER.parent), "ls-files", "serve_app", "configs", "cluster")
+    if tracked.returncode == 0:
+        tops = {*tracked.stdout.split(), "pyproject.toml", "README.md", "LICENSE"}
+        assert len(tops) > 100
+        assert [
+            path
+            for path in tops
+            for part in path.split("/")[:1]
+            for pattern in patterns
+            if fnmatch(part, pattern)
+        ] == []
 
 
 def test_the_image_is_built_by_the_rules() -> None:
