@@ -21,14 +21,15 @@ serve:
 	@exec $(VENV)/python -m serve_app $(CONFIG)
 
 # Most tests take one core, so they run side by side: on two workers, and those that wait for clusters on a third
-# (tests/turns.py). Two real servers at a time: a third of the time that one starts or ends in is spent waiting.
+# (tests/turns.py). Real servers take all cores there are, one after the other; and a port that one is to have may be
+# taken by another that starts beside it.
 test:
 	@PYTHON="$(PYTHON)" scripts/setup-venv.sh dev
 ifdef PYTEST_ARGS
 	@$(TEST_ENV) $(VENV)/python -m pytest $(PYTEST_ARGS)
 else
 	@$(TEST_ENV) $(VENV)/python -m pytest -n 3 --dist loadfile tests/unit tests/integration tests/parity tests/gpu
-	@$(TEST_ENV) $(VENV)/python -m pytest -n 2 --dist loadfile tests/e2e
+	@$(TEST_ENV) $(VENV)/python -m pytest tests/e2e
 endif
 
 check:

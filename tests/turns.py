@@ -22,17 +22,7 @@ LONG: Final = (
     "tests/integration/kernel_cache/test_kernel_cache.py",
     "tests/integration/http/web/test_page.py",
 )
-# With real servers, the longest first.
-SERVERS: Final = (
-    "tests/e2e/test_kills.py",
-    "tests/e2e/test_clones.py",
-    "tests/e2e/test_deploy.py",
-    "tests/e2e/test_serving.py",
-    "tests/e2e/test_several.py",
-    "tests/e2e/test_long_texts.py",
-    "tests/e2e/test_signals.py",
-)
-_TURNS: Final = {file: turn for turn, file in enumerate((*CLUSTERS, *LONG, *SERVERS))}
+_TURNS: Final = {file: turn for turn, file in enumerate((*CLUSTERS, *LONG))}
 
 
 def turn_of(nodeid: str) -> int:

@@ -185,7 +185,12 @@ def deployed(tiny_checkpoint: TinyCheckpoint) -> Iterator[Deployed]:
                 environment,
                 haproxy.environment(folder, ports),
             )
-            wait_for(lambda: _answers(made.dashboard), (folder / "ray.log").read_text())
+
+            def answers() -> bool:
+                assert cluster.poll() is None, (folder / "ray.log").read_text()
+                return _answers(made.dashboard)
+
+            wait_for(answers, "the dashboard does not answer")
             made.deploy("voices", "design")
             for model in ("voices", "design"):
                 wait_for(lambda model=model: made.is_ready(model), model)

@@ -8,8 +8,6 @@ ROOT = Path(__file__).parents[2]
 
 
 def test_every_file_that_has_a_turn_is_there_once() -> None:
-    files = [*turns.CLUSTERS, *turns.LONG, *turns.SERVERS]
+    files = [*turns.CLUSTERS, *turns.LONG]
     assert [file for file in files if not (ROOT / file).is_file()] == []
     assert len(files) == len(set(files))
-    servers = {f"tests/e2e/{path.name}" for path in (ROOT / "tests" / "e2e").glob("test_*.py")}
-    assert servers == {*turns.SERVERS}
