@@ -1,5 +1,6 @@
 """A curve in one table per placement, as `docs/performance.md` has it, and what was aimed at."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
@@ -191,12 +192,14 @@ def _clients(rows: Sequence[Row]) -> list[str]:
     if empty is None or not others:
         return []
     most = max(row["audio_s_per_s"] or 0.0 for row in others)
-    late_s = max((row["client_lag_p99_s"] or 0.0 for row in others), default=0.0)
+    # None is known of a load that was over before the client first looked at its clock.
+    lags_s = [row["client_lag_p99_s"] for row in others]
+    late_s = max((s for s in lags_s if s is not None and not math.isnan(s)), default=None)
     times = (empty["audio_s_per_s"] or 0.0) / most if most else 0.0
     return [
         f"An empty server carried {empty['audio_s_per_s']:,.0f} audio-s/s to the same clients"
         f" ({empty['plan']}), {times:.0f} times the most of a real one; their own lag was"
-        f" {_ms(late_s)} ms at most (p99 of a load).",
+        f" {'-' if late_s is None else _ms(late_s)} ms at most (p99 of a load).",
         "",
     ]
 

@@ -1,5 +1,6 @@
 """The curve's arithmetic, and its clients against the server that has no model."""
 
+import math
 import re
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -196,7 +197,7 @@ def test_the_table_of_a_placement_has_all_loads_and_shows_what_is_missed() -> No
         curve_row("burst, 64 per GPU, 2", 1, first_p50_s=0.08),
         curve_row("1 -> 4 replicas", 4, ready_s={}),
         curve_row("closed, 64 per GPU", 4, audio_s_per_s=3000.0, dry_over_50_ms=2),
-        curve_row("burst, 64 per GPU, 1", 4, first_p95_s=None),
+        curve_row("burst, 64 per GPU, 1", 4, first_p95_s=None, client_lag_p99_s=math.nan),
         curve_row("loss of a replica", 4, **loss),
     ]
     said = "\n".join(summary.report(rows))
@@ -206,6 +207,7 @@ def test_the_table_of_a_placement_has_all_loads_and_shows_what_is_missed() -> No
     assert "**2 of 100 (closed, 64 per GPU, 4 GPUs)**" in said
     assert "noticed after 0.3 s, replaced after 14.0 s, throughput back at 95 % after -" in said
     assert "An empty server carried 32,000 audio-s/s" in said
+    assert "their own lag was 1 ms at most" in said
     assert "10 times the most" in said
 
 
