@@ -110,8 +110,13 @@ class DecoderSteps:
         self._build()
 
     def most_rows(self, size: int) -> int:
-        """The streams that a step of pieces of `size` frames can have by now."""
-        return self._graphs[size].largest
+        """The streams that a step of pieces of `size` frames can have by now.
+
+        Without a GPU they take as long together as one by one, and whoever has just begun waits for
+        all of them: there no step has more frames than the longest piece.
+        """
+        largest = self._graphs[size].largest
+        return largest if self.is_cuda else min(largest, max(1, self.sizes[-1] // size))
 
     def decode_first(self, slots: Tensor, codes: Tensor) -> Tensor:
         """Put the streams in `slots` [B] behind their first frame; capturable.

@@ -40,11 +40,25 @@ def test_streams_with_equal_frames_share_a_step(
     runner = make_runner()
     slots = [runner.acquire() for _ in range(4)]
     blocker = counting.hold(runner, slots[3], codes_of(9, 3))
+    futures = [runner.submit(slot, codes_of(i + 1, 1)) for i, slot in enumerate(slots[:3])]
+    counting.gate.set()
+    assert [future.result(10)[0] for future in futures] == [1000, 2000, 3000]
+    blocker.result(10)
+    assert counting.steps == [(9, 3), (1, 2, 3, 1)]
+
+
+def test_without_a_gpu_no_step_is_longer_than_the_longest_piece(
+    make_runner: MakeRunner, counting: CountingModel
+) -> None:
+    """Or who has just begun would wait for all who are far ahead, at once."""
+    runner = make_runner()
+    slots = [runner.acquire() for _ in range(4)]
+    blocker = counting.hold(runner, slots[3], codes_of(9, 3))
     futures = [runner.submit(slot, codes_of(i + 1, 2)) for i, slot in enumerate(slots[:3])]
     counting.gate.set()
     assert [future.result(10)[0] for future in futures] == [1000, 2000, 3000]
     blocker.result(10)
-    assert counting.steps == [(9, 3), (1, 2, 3, 2)]
+    assert counting.steps == [(9, 3), (1, 2, 2), (3, 2)]
 
 
 def test_first_audio_goes_first_then_who_runs_dry_soonest(
