@@ -34,31 +34,29 @@ def test_a_job_longer_than_the_longest_chunk_is_cut(
     assert 0 < runner.stats()["step_s"] < 10
 
 
+@pytest.mark.parametrize(
+    ("frames", "steps"),
+    [
+        pytest.param(1, [(1, 2, 3, 1)], id="all"),
+        # Without a GPU no step is longer than the longest piece, or who has just begun would wait
+        # for all who are far ahead, at once.
+        pytest.param(2, [(1, 2, 2), (3, 2)], id="as many as the longest piece has frames"),
+    ],
+)
 def test_streams_with_equal_frames_share_a_step(
-    make_runner: MakeRunner, counting: CountingModel
+    make_runner: MakeRunner,
+    counting: CountingModel,
+    frames: int,
+    steps: list[tuple[int, ...]],
 ) -> None:
     runner = make_runner()
     slots = [runner.acquire() for _ in range(4)]
     blocker = counting.hold(runner, slots[3], codes_of(9, 3))
-    futures = [runner.submit(slot, codes_of(i + 1, 1)) for i, slot in enumerate(slots[:3])]
+    futures = [runner.submit(slot, codes_of(i + 1, frames)) for i, slot in enumerate(slots[:3])]
     counting.gate.set()
     assert [future.result(10)[0] for future in futures] == [1000, 2000, 3000]
     blocker.result(10)
-    assert counting.steps == [(9, 3), (1, 2, 3, 1)]
-
-
-def test_without_a_gpu_no_step_is_longer_than_the_longest_piece(
-    make_runner: MakeRunner, counting: CountingModel
-) -> None:
-    """Or who has just begun would wait for all who are far ahead, at once."""
-    runner = make_runner()
-    slots = [runner.acquire() for _ in range(4)]
-    blocker = counting.hold(runner, slots[3], codes_of(9, 3))
-    futures = [runner.submit(slot, codes_of(i + 1, 2)) for i, slot in enumerate(slots[:3])]
-    counting.gate.set()
-    assert [future.result(10)[0] for future in futures] == [1000, 2000, 3000]
-    blocker.result(10)
-    assert counting.steps == [(9, 3), (1, 2, 2), (3, 2)]
+    assert counting.steps == [(9, 3), *steps]
 
 
 def test_first_audio_goes_first_then_who_runs_dry_soonest(
